@@ -1,0 +1,61 @@
+# Everything runs in .venv, made on the first call: `make demo`, `make test`, `make check`, `make proto`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+GEN := .venv-gen/bin
+PROTO_FILES := unroll_proto/v1/bundle.proto unroll_proto/v1/unroll.proto
+SERVICE_FILES := unroll_proto/v1/unroll.proto
+# aeon is data here, never imported: its wheel carries the JapaneseVowels files.
+AEON := aeon==1.6.0
+
+.PHONY: help setup demo test check lint types imports proto proto-check clean
+
+help: ## Lists the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: .venv/done ## Creates .venv with the four packages and the tools.
+
+.venv/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./export -e ./server -e ./client -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps $(AEON)
+	touch $@
+
+demo: .venv/done ## Trains, exports, serves, classifies and streams real data, and says what happened.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo.py
+
+test: .venv/done ## Runs every test.
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: lint types imports proto-check ## Linters, type checker, import rules, generated code.
+
+lint: .venv/done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/done
+	$(BIN)/mypy
+
+imports: .venv/done
+	PYTHONPATH=proto:export:server:client $(BIN)/lint-imports --no-cache
+
+proto: .venv-gen/done ## Generates the protobuf code again.
+	cd proto && PATH="$(CURDIR)/$(GEN):$$PATH" python -m grpc_tools.protoc -I . \
+	  -I "$$($(CURDIR)/$(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')" \
+	  --python_out=. --mypy_out=. $(PROTO_FILES)
+	cd proto && PATH="$(CURDIR)/$(GEN):$$PATH" python -m grpc_tools.protoc -I . \
+	  -I "$$($(CURDIR)/$(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')" \
+	  --grpc_python_out=. --mypy_grpc_out=only_async:. $(SERVICE_FILES)
+
+proto-check: proto
+	@test -z "$$(git status --porcelain -- 'proto/*_pb2*')" || \
+	  { git status --short -- 'proto/*_pb2*'; echo 'generated code differs: commit what make proto wrote'; exit 1; }
+
+.venv-gen/done: requirements-gen.txt
+	$(PYTHON) -m venv .venv-gen
+	$(GEN)/pip install --quiet -r requirements-gen.txt
+	touch $@
+
+clean: ## Removes the environments and what the demo made.
+	rm -rf .venv .venv-gen demo

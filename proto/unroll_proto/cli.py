@@ -1,0 +1,42 @@
+"""How every command of Unroll takes a default subcommand and reports an error: one clear line, exit code 2."""
+
+import sys
+from typing import NoReturn
+
+import click
+
+
+class DefaultGroup(click.Group):
+    """A group in which words that name no subcommand go to the subcommand `default`.
+
+    So that `unroll-export runs/jv --out models/jv` and `unroll-export verify models/jv/1` can live side by side.
+    """
+
+    default: str
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts the default subcommand's name before words that start with none."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+class InputError(click.ClickException):
+    """Something the user gave can't be used; the message is one line that names it."""
+
+    exit_code = 2
+
+
+def run(name: str, command: click.Command) -> NoReturn:
+    """Runs `command` as the process `name` and exits.
+
+    Exit codes: 0 done; 1 the command raised ClickException (work failed); 2 bad usage or input; 130 interrupted.
+    """
+    try:
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        click.echo(f"{name}: interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        click.echo(f"{name}: {error.format_message()}", err=True)
+        sys.exit(error.exit_code)

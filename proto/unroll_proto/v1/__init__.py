@@ -1,0 +1,1 @@
+"""Generated code of the protobuf package `unroll.v1`; `make proto` makes it again."""
