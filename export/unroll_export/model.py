@@ -62,7 +62,10 @@ class SimpleRNN(nn.Module):
         batch, time = x.shape[:2]
         states, _ = self.rnn((x - self.mean) / self.std)
         if lengths is None:
-            return self.fc(states[:, -1])
-        if lengths.shape != (batch,) or (batch and not (1 <= int(lengths.min()) <= int(lengths.max()) <= time)):
+            last = states[:, -1]
+        elif lengths.shape != (batch,) or (batch and not 1 <= int(lengths.min()) <= int(lengths.max()) <= time):
             raise ValueError(f"lengths: {batch} values from 1 to {time} expected, got {lengths.tolist()}")
-        return self.fc(states[torch.arange(batch, device=x.device), lengths.to(x.device) - 1])
+        else:
+            last = states[torch.arange(batch, device=x.device), lengths.to(x.device) - 1]
+        logits: Tensor = self.fc(last)
+        return logits
