@@ -1,0 +1,1 @@
+"""The gRPC server of Unroll: bundles, runtimes, engine, handlers."""

@@ -1,0 +1,52 @@
+"""The front of grpcio: grpc.aio's own server."""
+
+from collections.abc import Sequence
+
+import grpc.aio
+
+from unroll_server.errors import StartupError
+
+
+class GrpcioFront:
+    """A grpc.aio server.
+
+    Args:
+        listen: HOST:PORT; port 0 picks a free one.
+        interceptors: What stands before every handler, outermost first.
+        max_message_bytes: The largest request message; a larger one is RESOURCE_EXHAUSTED.
+
+    Attributes:
+        registry: What the generated `add_...Servicer_to_server` functions take.
+    """
+
+    def __init__(self, listen: str, interceptors: Sequence[grpc.aio.ServerInterceptor], max_message_bytes: int) -> None:
+        self._listen = listen
+        self.registry = grpc.aio.server(
+            interceptors=interceptors,
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                # Two servers that share a port by accident would each get half of the calls.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+
+    async def start(self) -> str:
+        """Listens and serves; returns HOST:PORT with the port that it got.
+
+        Raises:
+            StartupError: the address can't be listened on.
+        """
+        try:
+            port = self.registry.add_insecure_port(self._listen)
+        except RuntimeError:
+            raise StartupError(f"--listen: can't listen on {self._listen}; is the port in use?") from None
+        await self.registry.start()
+        return f"{self._listen.rpartition(':')[0]}:{port}"
+
+    async def stop(self, grace: float) -> None:
+        """Takes no new calls, and cancels those that are not done after `grace` seconds.
+
+        A second call with less grace cuts the first one short.
+        """
+        await self.registry.stop(grace)

@@ -1,0 +1,1 @@
+"""The gRPC services, a file each: decode, engine, encode."""

@@ -1,0 +1,99 @@
+"""unroll.v1.UnrollService."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
+from unroll_server.catalog import Catalog
+from unroll_server.codec import decode_batch, encode_batch
+from unroll_server.config import Limits
+from unroll_server.engine import Engine
+from unroll_server.errors import DrainingError
+from unroll_server.handlers.stream import Stream
+from unroll_server.models import Model
+
+
+class UnrollService(UnrollServiceServicer):
+    """The service over a catalog of models and the engine that runs them.
+
+    Args:
+        catalog: The models.
+        engine: What runs them.
+        limits: What one call may carry.
+    """
+
+    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits) -> None:
+        self._catalog = catalog
+        self._engine = engine
+        self._limits = limits
+        self._streams: set[Stream] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Ends every stream after what it has read, with a snapshot of each open sequence; refuses new calls."""
+        self._draining = True
+        for stream in self._streams:
+            stream.drain()
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
+        """See unroll.proto."""
+        self._refuse_when_draining()
+        version = request.version or max((snapshot.version for snapshot in request.initial_states), default=0)
+        model = self._catalog.find(request.model, version)
+        batch = decode_batch(request, model, self._limits)
+        await self._engine.classify(batch)
+        return encode_batch(batch, request)
+
+    async def Unroll(
+        self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
+    ) -> AsyncIterator[pb.UnrollResponse]:
+        """See unroll.proto."""
+        self._refuse_when_draining()
+        stream = Stream(self._catalog, self._engine, self._limits)
+        self._streams.add(stream)
+        try:
+            async with aclosing(stream.responses(request_iterator)) as responses:
+                async for response in responses:
+                    yield response
+        finally:
+            self._streams.remove(stream)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        """See unroll.proto."""
+        return pb.ListModelsResponse(models=[self._describe(model) for model in self._catalog.models])
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        """See unroll.proto."""
+        return pb.GetModelResponse(model=self._describe(self._catalog.find(request.model, request.version)))
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise DrainingError("the server is shutting down")
+
+    def _describe(self, model: Model) -> pb.Model:
+        spec, runtime, limits = model.spec, model.runtime, self._limits
+        return pb.Model(
+            name=spec.key.name,
+            version=spec.key.version,
+            architecture=spec.architecture,
+            input_size=spec.input_size,
+            hidden_size=spec.hidden_size,
+            output_size=spec.output_size,
+            num_layers=spec.num_layers,
+            class_labels=spec.class_labels,
+            feature_names=spec.feature_names,
+            runtime=runtime.name,
+            device=runtime.device,
+            artifact=runtime.artifact,
+            max_abs_diff=model.max_abs_diff,
+            bitwise=model.bitwise,
+            limits=pb.Limits(
+                max_sequences=limits.max_sequences,
+                max_steps=limits.max_steps,
+                max_open_sequences=limits.max_open_sequences,
+                max_message_bytes=limits.max_message_bytes,
+            ),
+            test_accuracy=model.test_accuracy,
+        )

@@ -1,0 +1,1 @@
+"""What runs a model: one file a library, the only files that import it."""
