@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,31 +14,28 @@ from unroll_server.config import Settings
 from unroll_server.errors import StartupError
 
 _POSITIVE = click.IntRange(min=1)
+_option = partial(click.option, show_envvar=True)
 
 
 @click.command(context_settings={"auto_envvar_prefix": "UNROLL", "show_default": True, "max_content_width": 100})
-@click.option("--models", type=click.Path(path_type=Path), required=True, help="Folder of NAME/VERSION/ bundles.")
-@click.option("--listen", default="127.0.0.1:50051", help="HOST:PORT to listen on; port 0 picks a free one.")
-@click.option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", help="What runs the models.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where they run.")
-@click.option("--max-lanes", type=_POSITIVE, default=64, help="Sequences in one tick of the engine.")
-@click.option("--tick-steps", type=_POSITIVE, default=16, help="Timesteps in one tick of the engine.")
-@click.option("--max-sequences", type=_POSITIVE, default=4096, help="Sequences in one Classify call.")
-@click.option("--max-steps", type=_POSITIVE, default=65536, help="Timesteps of one sequence, or of one chunk.")
-@click.option("--max-open-sequences", type=_POSITIVE, default=10000, help="Sequences open on one Unroll stream.")
-@click.option(
-    "--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=16 * 2**20, help="Bytes of one request."
-)
-@click.option("--max-queued-steps", type=_POSITIVE, default=4_000_000, help="Timesteps accepted and not yet answered.")
-@click.option(
+@_option("--models", type=click.Path(path_type=Path), required=True, help="Folder of NAME/VERSION/ bundles.")
+@_option("--listen", default="127.0.0.1:50051", help="HOST:PORT to listen on; port 0 picks a free one.")
+@_option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", help="What runs the models.")
+@_option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where they run.")
+@_option("--max-lanes", type=_POSITIVE, default=64, help="Sequences in one tick of the engine.")
+@_option("--tick-steps", type=_POSITIVE, default=16, help="Timesteps in one tick of the engine.")
+@_option("--max-sequences", type=_POSITIVE, default=4096, help="Sequences in one Classify call.")
+@_option("--max-steps", type=_POSITIVE, default=65536, help="Timesteps of one sequence, or of one chunk.")
+@_option("--max-open-sequences", type=_POSITIVE, default=10000, help="Sequences open on one Unroll stream.")
+@_option("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=16 * 2**20, help="Bytes of one request.")
+@_option("--max-queued-steps", type=_POSITIVE, default=4_000_000, help="Timesteps accepted and not yet answered.")
+@_option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=30.0,
     help="Seconds that calls in flight have to end after SIGTERM.",
 )
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least to log."
-)
+@_option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least to log.")
 def command(**options: Any) -> None:
     """Serves the models of a repository over gRPC, until SIGTERM or SIGINT drains it.
 

@@ -5,8 +5,7 @@ import logging
 import signal
 from collections.abc import Callable
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
@@ -15,12 +14,14 @@ from unroll_server.config import Settings
 from unroll_server.engine import Engine
 from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers.unroll import UnrollService
-from unroll_server.interceptors import CallsInFlight, StatusInterceptor
+from unroll_server.interceptors import EndlessCalls, StatusInterceptor
 from unroll_server.models import load_repository
 
 _log = logging.getLogger(__name__)
 
 SERVICE = unroll_pb2.DESCRIPTOR.services_by_name["UnrollService"].full_name
+LINGER = 1.0
+"""Seconds that a health watcher has to hear that the server drains."""
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
@@ -41,10 +42,10 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         tick_steps=settings.tick_steps,
         max_queued_steps=settings.max_queued_steps,
     )
-    calls = CallsInFlight(SERVICE)
-    front = GrpcioFront(settings.listen, [calls, StatusInterceptor()], settings.max_message_bytes)
+    endless = EndlessCalls(SERVICE)
+    front = GrpcioFront(settings.listen, [StatusInterceptor(), endless], settings.max_message_bytes)
     service = UnrollService(Catalog(models), engine, settings.limits)
-    checks = health.HealthServicer()
+    checks = health.aio.HealthServicer()
     unroll_pb2_grpc.add_UnrollServiceServicer_to_server(service, front.registry)
     health_pb2_grpc.add_HealthServicer_to_server(checks, front.registry)
     names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -56,16 +57,11 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         served = ", ".join(str(model.spec.key) for model in models)
         announce(f"serving {served} on {address} ({settings.runtime}, {settings.device})")
         await stop.wait()
-        _log.info("draining: %d calls in flight", calls.count)
+        _log.info("draining")
         await checks.enter_graceful_shutdown()
         service.drain()
-        stopping = asyncio.create_task(front.stop(settings.drain_timeout))
-        idle = asyncio.create_task(calls.idle())
-        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
-        # What is left open now is health watchers and the like, which never end by themselves.
-        await front.stop(0)
-        await stopping
-        idle.cancel()
+        endless.end(LINGER)
+        await front.stop(settings.drain_timeout)
     finally:
         engine.close()
 

@@ -12,6 +12,8 @@ from unroll_server.work import Batch
 
 SNAPSHOT_FORMAT = 1
 MAX_KEY_BYTES = 128
+MAX_STEP = 2**62
+"""Room for a sequence to go on: step numbers are uint64 on the wire."""
 
 _WIRE = np.dtype("<f4")
 
@@ -95,6 +97,8 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
     """
     if snapshot.format != SNAPSHOT_FORMAT:
         raise InvalidRequestError(f"{snapshot.format}, {SNAPSHOT_FORMAT} expected", f"{field}.format")
+    if snapshot.step > MAX_STEP:
+        raise InvalidRequestError(f"{snapshot.step}, at most {MAX_STEP}", f"{field}.step")
     theirs = f"{snapshot.model}/{snapshot.version} ({snapshot.architecture})"
     ours = f"{spec.key} ({spec.architecture})"
     if theirs != ours:

@@ -1,9 +1,9 @@
-"""What stands before every handler: the one table from domain errors to statuses, and the log of what failed."""
+"""What stands before every handler: the one table from domain errors to statuses, and the end of endless calls."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -11,7 +11,6 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from unroll_server.errors import (
     DrainingError,
@@ -35,7 +34,10 @@ STATUS = {
 }
 """The status of each domain error; docs/api.md explains them."""
 
+DETAILS = "grpc-status-details-bin"
+"""The trailer that carries the google.rpc.Status of a call."""
 PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer that tells a retrying client when to come again."""
 
 
 def status_of(error: RequestError) -> status_pb2.Status:
@@ -54,23 +56,23 @@ def status_of(error: RequestError) -> status_pb2.Status:
     return status
 
 
-class CallsInFlight(grpc.aio.ServerInterceptor):
-    """Counts the calls of one service that have begun and not ended.
+class EndlessCalls(grpc.aio.ServerInterceptor):
+    """Ends, when the server drains, the streams that never end by themselves: health watchers, reflection.
+
+    Without it a drain would wait for them as long as it may.
 
     Args:
-        service: Its full name.
+        service: Full name of the service whose calls do end; they are left alone.
     """
 
     def __init__(self, service: str) -> None:
-        self.count = 0
         self._prefix = f"/{service}/"
-        self._changed = asyncio.Event()
+        self._open: set[asyncio.Timeout] = set()
 
-    async def idle(self) -> None:
-        """Waits until no call is in flight."""
-        while self.count:
-            self._changed.clear()
-            await self._changed.wait()
+    def end(self, seconds: float) -> None:
+        """Lets the calls of now go on for so long, for a last word, and no longer."""
+        for timeout in self._open:
+            timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
     async def intercept_service(
         self,
@@ -79,38 +81,42 @@ class CallsInFlight(grpc.aio.ServerInterceptor):
     ) -> Any:
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(self._prefix):
+        if handler is None or handler_call_details.method.startswith(self._prefix):
             return handler
-        if handler.unary_unary:
-            return handler._replace(unary_unary=self._counted_unary(handler.unary_unary))
-        return handler._replace(stream_stream=self._counted_stream(handler.stream_stream))
+        if handler.unary_stream:
+            return handler._replace(unary_stream=self._bounded_writer(handler.unary_stream))
+        if handler.stream_stream:
+            return handler._replace(stream_stream=self._bounded_generator(handler.stream_stream))
+        return handler
 
-    def _counted_unary(self, behavior: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def call(request: Any, context: Any) -> Any:
-            with self._counted():
-                return await behavior(request, context)
+    def _bounded_writer(self, behavior: Callable[[Any, Any], Awaitable[None]]) -> Callable[[Any, Any], Awaitable[None]]:
+        async def call(request: Any, context: Any) -> None:
+            async with self._bounded():
+                await behavior(request, context)
 
         return call
 
-    def _counted_stream(
+    def _bounded_generator(
         self, behavior: Callable[[Any, Any], AsyncGenerator[Any, None]]
     ) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
-            with self._counted():
-                async with aclosing(behavior(requests, context)) as responses:
-                    async for response in responses:
-                        yield response
+            async with self._bounded(), aclosing(behavior(requests, context)) as responses:
+                async for response in responses:
+                    yield response
 
         return call
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self.count += 1
+    @asynccontextmanager
+    async def _bounded(self) -> AsyncIterator[None]:
+        timeout = asyncio.timeout(None)
+        self._open.add(timeout)
         try:
-            yield
+            async with timeout:
+                yield
+        except TimeoutError:
+            raise DrainingError("the server is shutting down") from None
         finally:
-            self.count -= 1
-            self._changed.set()
+            self._open.remove(timeout)
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
@@ -127,13 +133,16 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         if handler.unary_unary:
-            return handler._replace(unary_unary=_unary(handler.unary_unary, method))
+            return handler._replace(unary_unary=_coroutine(handler.unary_unary, method))
+        if handler.unary_stream:
+            # Only health's Watch, which writes to its context instead of yielding.
+            return handler._replace(unary_stream=_coroutine(handler.unary_stream, method))
         if handler.stream_stream:
             return handler._replace(stream_stream=_stream(handler.stream_stream, method))
         return handler
 
 
-def _unary(behavior: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+def _coroutine(behavior: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
         try:
             return await behavior(request, context)
@@ -163,6 +172,8 @@ async def _abort(error: Exception, context: Any, method: str) -> None:
     if not isinstance(error, RequestError):
         _log.error("%s failed", method, exc_info=error)
         error = InternalError("the server failed; its log has the cause")
+    status = status_of(error)
+    trailers: list[tuple[str, str | bytes]] = [(DETAILS, status.SerializeToString())]
     if isinstance(error, OverloadedError):
-        context.set_trailing_metadata(((PUSHBACK, str(int(error.retry_after * 1000))),))
-    await context.abort_with_status(rpc_status.to_status(status_of(error)))
+        trailers.append((PUSHBACK, str(int(error.retry_after * 1000))))
+    await context.abort(STATUS[type(error)], status.message, tuple(trailers))

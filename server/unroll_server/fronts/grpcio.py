@@ -45,8 +45,5 @@ class GrpcioFront:
         return f"{self._listen.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace: float) -> None:
-        """Takes no new calls, and cancels those that are not done after `grace` seconds.
-
-        A second call with less grace cuts the first one short.
-        """
+        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds."""
         await self.registry.stop(grace)

@@ -32,14 +32,13 @@ class UnrollService(UnrollServiceServicer):
         self._draining = False
 
     def drain(self) -> None:
-        """Ends every stream after what it has read, with a snapshot of each open sequence; refuses new calls."""
+        """Ends every stream after what it has read, with a snapshot of each open sequence; opens no new one."""
         self._draining = True
         for stream in self._streams:
             stream.drain()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See unroll.proto."""
-        self._refuse_when_draining()
         version = request.version or max((snapshot.version for snapshot in request.initial_states), default=0)
         model = self._catalog.find(request.model, version)
         batch = decode_batch(request, model, self._limits)
@@ -50,7 +49,8 @@ class UnrollService(UnrollServiceServicer):
         self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
     ) -> AsyncIterator[pb.UnrollResponse]:
         """See unroll.proto."""
-        self._refuse_when_draining()
+        if self._draining:
+            raise DrainingError("the server is shutting down")
         stream = Stream(self._catalog, self._engine, self._limits)
         self._streams.add(stream)
         try:
@@ -67,10 +67,6 @@ class UnrollService(UnrollServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """See unroll.proto."""
         return pb.GetModelResponse(model=self._describe(self._catalog.find(request.model, request.version)))
-
-    def _refuse_when_draining(self) -> None:
-        if self._draining:
-            raise DrainingError("the server is shutting down")
 
     def _describe(self, model: Model) -> pb.Model:
         spec, runtime, limits = model.spec, model.runtime, self._limits

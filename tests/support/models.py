@@ -1,0 +1,54 @@
+"""Models for tests of the server's rooms: random weights, in the runtime that serves them."""
+
+import numpy as np
+import torch
+
+from unroll_export import SimpleRNN
+from unroll_export.graphs.onnx_scan import build_onnx_scan
+from unroll_server.models import Model
+from unroll_server.runtimes.base import Runtime
+from unroll_server.runtimes.onnx import OnnxCpuRuntime
+from unroll_server.types import Float32Array, ModelKey, ModelSpec, State
+
+
+def random_network(features: int = 3, hidden: int = 8, outputs: int = 4, layers: int = 1, seed: int = 0) -> SimpleRNN:
+    """A network whose weights depend on nothing but the arguments."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = SimpleRNN(features, hidden, outputs, num_layers=layers).eval()
+        network.mean.uniform_(-1, 1)
+        network.std.uniform_(0.5, 2)
+    return network
+
+
+def served(network: SimpleRNN, name: str = "m", version: int = 1, runtime: Runtime | None = None) -> Model:
+    """The network as the server runs it."""
+    outputs = network.fc.out_features
+    spec = ModelSpec(
+        key=ModelKey(name, version),
+        architecture="simple_rnn",
+        input_size=network.rnn.input_size,
+        hidden_size=network.rnn.hidden_size,
+        output_size=outputs,
+        num_layers=network.rnn.num_layers,
+        class_labels=tuple(f"class {index}" for index in range(max(outputs, 2))),
+        feature_names=tuple(f"feature {index}" for index in range(network.rnn.input_size)),
+    )
+    runtime = runtime or OnnxCpuRuntime(build_onnx_scan(network))
+    return Model(spec, runtime, bitwise=runtime.bitwise, max_abs_diff=0.0, test_accuracy=None)
+
+
+def alone(model: Model, values: Float32Array, state: State | None) -> tuple[Float32Array, Float32Array, State]:
+    """Runs one sequence in one call of the runtime, past the engine.
+
+    Args:
+        model: The model.
+        values: [steps, input_size].
+        state: [num_layers, hidden_size] each; None is the zero state.
+
+    Returns:
+        logits [steps, output_size], states [steps, hidden_size], final state [num_layers, hidden_size] each.
+    """
+    initial = model.spec.zero_state(1) if state is None else tuple(array[:, np.newaxis] for array in state)
+    result = model.runtime.run(values[:, np.newaxis], initial)
+    return result.logits[:, 0], result.states[:, 0], tuple(array[:, 0] for array in result.final_state)

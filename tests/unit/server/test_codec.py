@@ -1,0 +1,157 @@
+"""The codec: what passes keeps its values, what does not names the field and the limit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from support.models import random_network, served
+
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server.codec import (
+    MAX_STEP,
+    classify,
+    decode_batch,
+    decode_chunk,
+    decode_snapshot,
+    encode,
+    encode_batch,
+    encode_snapshot,
+)
+from unroll_server.config import Limits
+from unroll_server.errors import InvalidRequestError, SequenceStateError
+from unroll_server.types import Float32Array
+
+MODEL = served(random_network(features=3, hidden=8, outputs=4, layers=2))
+SPEC = MODEL.spec
+LIMITS = Limits(max_sequences=5, max_steps=10, max_open_sequences=2, max_message_bytes=2**20)
+
+
+def request_of(lengths: list[int], values: Float32Array | None = None, **more: Any) -> pb.ClassifyRequest:
+    if values is None:
+        values = np.arange(sum(lengths) * SPEC.input_size, dtype=np.float32)
+    return pb.ClassifyRequest(model="m", lengths=lengths, values=values.tobytes(), **more)
+
+
+async def test_a_good_request_becomes_work_with_the_same_values() -> None:
+    batch = decode_batch(request_of([2, 3, 1], return_final_states=True), MODEL, LIMITS)
+    assert batch.offsets.tolist() == [0, 2, 5, 6]
+    assert batch.values.shape == (6, 3)
+    assert batch.values.ravel().tolist() == list(range(18))
+    assert batch.keeps_states
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "says"),
+    [
+        (request_of([]), "lengths", "0 sequences, 1 to 5"),
+        (request_of([1] * 6), "lengths", "6 sequences, 1 to 5"),
+        (request_of([1, 0, 2]), "lengths[1]", "0 timesteps, 1 to 10"),
+        (request_of([1, 11]), "lengths[1]", "11 timesteps, 1 to 10"),
+        (pb.ClassifyRequest(lengths=[2**32 - 1]), "lengths[0]", "4294967295 timesteps"),
+        (pb.ClassifyRequest(lengths=[2], values=b"\0" * 23), "values", "23 bytes, 24 expected"),
+        (pb.ClassifyRequest(lengths=[2], values=b"\0" * 16), "values", "2 timesteps of 3 float32"),
+        (request_of([1, 2], initial_states=[pb.Snapshot()]), "initial_states", "1 given, none or 2"),
+    ],
+)
+async def test_a_wrong_request_names_field_and_limit(request_: pb.ClassifyRequest, field: str, says: str) -> None:
+    with pytest.raises(InvalidRequestError, match=says) as caught:
+        decode_batch(request_, MODEL, LIMITS)
+    assert caught.value.field == field
+
+
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=5), st.data())
+def test_a_value_that_is_not_finite_is_found_where_it_is(lengths: list[int], data: st.DataObject) -> None:
+    values = np.zeros((sum(lengths), SPEC.input_size), np.float32)
+    sequence = data.draw(st.integers(0, len(lengths) - 1))
+    step = data.draw(st.integers(0, lengths[sequence] - 1))
+    feature = data.draw(st.integers(0, SPEC.input_size - 1))
+    values[sum(lengths[:sequence]) + step, feature] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_batch(request_of(lengths, values), MODEL, LIMITS)
+    assert caught.value.description == f"sequence {sequence}, step {step}, feature {feature} is not finite"
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [(0, "0 bytes, 1 to 10 timesteps of 12 bytes"), (13, "13 bytes"), (132, "132 bytes, 1 to 10")]
+)
+def test_a_wrong_chunk_names_the_limit(size: int, says: str) -> None:
+    with pytest.raises(InvalidRequestError, match=says):
+        decode_chunk(pb.Chunk(values=bytes(size)), SPEC, LIMITS)
+
+
+def test_a_chunk_with_nan_is_refused() -> None:
+    values = np.zeros((4, 3), np.float32)
+    values[2, 1] = np.nan
+    with pytest.raises(InvalidRequestError, match="step 2 of the chunk, feature 1"):
+        decode_chunk(pb.Chunk(values=values.tobytes()), SPEC, LIMITS)
+
+
+@given(npst.arrays(np.float32, (2, 8), elements=st.floats(-1, 1, width=32)), st.integers(0, MAX_STEP))
+def test_a_snapshot_comes_back_with_its_bits(state: Float32Array, step: int) -> None:
+    snapshot = pb.Snapshot.FromString(encode_snapshot(SPEC, step, (state,)).SerializeToString())
+    assert snapshot.step == step
+    (again,) = decode_snapshot(snapshot, SPEC, "state")
+    assert again.tobytes() == state.tobytes()
+    assert again.shape == state.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"format": 2}, InvalidRequestError, "s.format: 2, 1 expected"),
+        ({"step": 2**63}, InvalidRequestError, f"s.step: {2**63}, at most {MAX_STEP}"),
+        ({"model": "other"}, SequenceStateError, r"of other/1 \(simple_rnn\), the request is for m/1 \(simple_rnn\)"),
+        ({"version": 7}, SequenceStateError, "of m/7 .* for m/1"),
+        ({"architecture": "lstm"}, SequenceStateError, r"m/1 \(lstm\)"),
+        ({"state": []}, InvalidRequestError, "0 state tensors, 1 expected"),
+        ({"state": [b"\0" * 4]}, InvalidRequestError, r"s.state\[0\]: 4 bytes, 64 expected: float32 \[2, 8\]"),
+        ({"state": [np.full(16, np.nan, np.float32).tobytes()]}, InvalidRequestError, "not finite"),
+    ],
+)
+def test_a_wrong_snapshot_says_what_is_wrong(change: dict[str, Any], error: type[Exception], says: str) -> None:
+    good = encode_snapshot(SPEC, 3, None)
+    fields = {name: getattr(good, name) for name in ("format", "model", "version", "architecture", "step", "state")}
+    with pytest.raises(error, match=says):
+        decode_snapshot(pb.Snapshot(**{**fields, **change}), SPEC, "s")
+
+
+@given(npst.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-80, 80, width=32)))
+def test_probabilities_and_classes_are_pytorch_s(logits: Float32Array) -> None:
+    probabilities, indices = classify(logits)
+    wide = torch.from_numpy(logits).double()
+    if logits.shape[1] == 1:
+        positive = torch.sigmoid(wide)
+        expected = torch.cat([1 - positive, positive], dim=1)
+        assert indices.tolist() == (logits[:, 0] > 0).astype(int).tolist()
+    else:
+        expected = torch.softmax(wide, dim=1)
+        assert indices.tolist() == logits.argmax(axis=1).tolist()
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-6, atol=1e-7)
+
+
+@given(npst.arrays(np.float32, st.tuples(st.integers(2, 40), st.integers(1, 9)), elements=st.floats(-9, 9, width=32)))
+def test_a_row_s_probabilities_have_the_same_bits_alone(logits: Float32Array) -> None:
+    together, _ = classify(logits)
+    for row in range(len(logits)):
+        apart, _ = classify(logits[row : row + 1])
+        assert apart.tobytes() == together[row : row + 1].tobytes()
+
+
+async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() -> None:
+    request = request_of(
+        [2, 3], return_final_states=True, initial_states=[encode_snapshot(SPEC, 40, None), pb.Snapshot()]
+    )
+    batch = decode_batch(request, MODEL, LIMITS)
+    batch.logits[:] = [[0, 3, 0, 0], [0, 0, 0, 5]]
+    batch.final_states[0] = (np.zeros((2, 8), np.float32),)
+    response = encode_batch(batch, request)
+    assert [snapshot.step for snapshot in response.final_states] == [42, 3]
+    assert list(response.labels) == ["class 1", "class 3"]
+    assert list(response.label_indices) == [1, 3]
+    assert np.frombuffer(response.logits, "<f4").tolist() == batch.logits.ravel().tolist()
+    assert encode(batch.logits) == response.logits
