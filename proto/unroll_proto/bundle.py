@@ -51,9 +51,7 @@ class BundleError(Exception):
 def check_name(name: str) -> None:
     """Raises BundleError where `name` can't be a model's name."""
     if not _NAME.fullmatch(name):
-        raise BundleError(
-            f"model name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
-        )
+        raise BundleError(f"model name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
 
 
 def sha256_of(path: Path) -> str:
@@ -129,9 +127,7 @@ def verify_bundle(path: Path) -> tuple[pb.BundleManifest, pb.ParityReport]:
     report = _parse(contents[pb.ARTIFACT_KIND_PARITY], pb.ParityReport(), file)
     _require(report.format == FORMAT, file, f"format {report.format}, {FORMAT} expected")
     _require((report.name, report.version) == (manifest.name, manifest.version), file, "is another model's proof")
-    _require(
-        0 < report.tolerance <= TOLERANCE, file, f"tolerance {report.tolerance}, at most {TOLERANCE} expected"
-    )
+    _require(0 < report.tolerance <= TOLERANCE, file, f"tolerance {report.tolerance}, at most {TOLERANCE} expected")
     for kind in MODEL_KINDS:
         proofs = [proof for proof in report.proofs if proof.kind == kind]
         _require(len(proofs) == 1, file, f"{len(proofs)} proofs of {FILES[kind]}, 1 expected")

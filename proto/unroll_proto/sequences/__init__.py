@@ -1,0 +1,22 @@
+"""Sequence files: Parquet, JSON Lines, npz and .ts, read one sequence at a time and checked on the way.
+
+Parquet and JSON Lines have the columns `sequence` (a list of timesteps, each a list of numbers), and optionally
+`label` (string or integer), `split` ("train", "validation" or "test") and `id` (string or integer). An npz has the
+arrays `values` [total steps, features] and `lengths`, and optionally `labels`, `splits` and `ids`. A .ts file is
+the text format of the UCR and UEA archives. A missing or null label, split or id is no error: the label and the
+split are then None, and the id is the sequence's index.
+"""
+
+from unroll_proto.sequences.reading import SUFFIXES, count_sequences, read_sequences
+from unroll_proto.sequences.types import SPLITS, Sequence, SequenceError
+from unroll_proto.sequences.writing import write_sequences
+
+__all__ = [
+    "SPLITS",
+    "SUFFIXES",
+    "Sequence",
+    "SequenceError",
+    "count_sequences",
+    "read_sequences",
+    "write_sequences",
+]

@@ -1,0 +1,108 @@
+"""Checks that every format shares: finite numbers, one feature count, known splits, plain labels."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_proto.sequences.types import SPLITS, SequenceError
+
+SEQUENCE, LABEL, SPLIT, ID = "sequence", "label", "split", "id"
+
+
+def to_float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Copies numbers of any dtype into a new C-contiguous float32 array; what doesn't fit becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(values, dtype=np.float32, order="C", copy=True)
+
+
+def first_non_finite(values: NDArray[np.float32]) -> int | None:
+    """Flat index of the first NaN or infinity, or None."""
+    # A finite sum proves all terms finite, without a temporary array; anything else is looked at closely.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()):
+            return None
+    bad = np.flatnonzero(~np.isfinite(values.reshape(-1)))
+    return int(bad[0]) if bad.size else None
+
+
+def describe_non_finite(value: float, index: str) -> str:
+    """Says what is wrong with a number that is no finite float32; `index` is where it stands, as in "[3][0]"."""
+    if np.isfinite(value):
+        return f"{index} is {value:g}, which is too large for float32"
+    return f"{index} is {value:g}, a finite number expected"
+
+
+class SequenceChecks:
+    """Checks sequences one by one, and that all of a file have the same number of features."""
+
+    def __init__(self, path: Path, column: str | None = SEQUENCE) -> None:
+        self._path = path
+        self._column = column
+        self._features: int | None = None
+
+    def fail(self, what: str, row: int | None = None) -> SequenceError:
+        """The error to raise for the values of `row`."""
+        return SequenceError(self._path, what, row=row, column=self._column)
+
+    def features(self, count: int, row: int, step: int = 0) -> None:
+        """Holds the number of features of a timestep against what came before.
+
+        Raises:
+            SequenceError: it is 0, or another one.
+        """
+        at = f"[{step}] has " if step else ""
+        if count == 0:
+            raise self.fail(f"{at}no features", row)
+        if self._features is None:
+            self._features = count
+        elif count != self._features:
+            before = "[0]" if step else "the rows before"
+            raise self.fail(f"{at}{count} features, {self._features} expected as in {before}", row)
+
+    def values(self, values: NDArray[np.generic], row: int) -> NDArray[np.float32]:
+        """Checks the numbers of one sequence.
+
+        Args:
+            values: [steps, features], any integer or float dtype.
+            row: 1-based position in the file.
+
+        Returns:
+            The values as a new float32 array.
+
+        Raises:
+            SequenceError: no steps, no or other features than before, or a number that is no finite float32.
+        """
+        if len(values) == 0:
+            raise self.fail("an empty sequence", row)
+        self.features(values.shape[1], row)
+        converted = to_float32(values)
+        bad = first_non_finite(converted)
+        if bad is not None:
+            step, feature = divmod(bad, values.shape[1])
+            raise self.fail(describe_non_finite(float(values[step, feature]), f"[{step}][{feature}]"), row)
+        return converted
+
+
+def check_split(path: Path, split: object, row: int) -> str | None:
+    """Passes a split's name on.
+
+    Raises:
+        SequenceError: it is none of the three.
+    """
+    if split is None or (isinstance(split, str) and split in SPLITS):
+        return split
+    raise SequenceError(path, f"{split!r} is none of {', '.join(SPLITS)}", row=row, column=SPLIT)
+
+
+def check_name(path: Path, value: object, row: int, column: str) -> str | None:
+    """Passes a label or id on as a string.
+
+    Raises:
+        SequenceError: it is neither a string nor an integer.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(value)
+    raise SequenceError(path, f"a string or an integer expected, got {value!r:.60}", row=row, column=column)

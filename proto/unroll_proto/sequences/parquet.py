@@ -1,0 +1,175 @@
+"""Parquet: batches of rows read column by column, and turned into numpy through Arrow's own buffers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from unroll_proto.sequences.checks import (
+    ID,
+    LABEL,
+    SEQUENCE,
+    SPLIT,
+    SequenceChecks,
+    check_split,
+    describe_non_finite,
+    first_non_finite,
+    to_float32,
+)
+from unroll_proto.sequences.types import Sequence, SequenceError
+
+# Numbers decoded at a time: 8 MiB as float64, whatever the row groups of the file.
+BATCH_VALUES = 1 << 20
+MAX_BATCH_ROWS = 16384
+
+
+def read_parquet(path: Path) -> Iterator[Sequence]:
+    """Reads batches of rows of the known columns only; `row` is the 1-based row of the file."""
+    checks = SequenceChecks(path)
+    row = 1
+    try:
+        # Without a buffer size, a whole column of a row group is held in memory.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            columns = _columns(path, file.schema_arrow)
+            for batch in file.iter_batches(_batch_rows(file), columns=columns):
+                yield from _sequences(path, batch, checks, row)
+                row += batch.num_rows
+    except pa.ArrowException as error:
+        raise SequenceError(path, f"no readable Parquet: {error}") from None
+
+
+def count_parquet(path: Path) -> int:
+    """Counts the rows by the file's metadata."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except pa.ArrowException as error:
+        raise SequenceError(path, f"no readable Parquet: {error}") from None
+
+
+def _columns(path: Path, schema: pa.Schema) -> list[str]:
+    """Names the columns to read, once their types are known to be good."""
+    found = []
+    for name in (SEQUENCE, LABEL, SPLIT, ID):
+        fields = schema.get_all_field_indices(name)
+        if len(fields) > 1:
+            raise SequenceError(path, f"there are {len(fields)} of it", column=name)
+        if not fields:
+            continue
+        kind = schema.field(name).type
+        if name == SEQUENCE and not _is_sequence(kind):
+            raise SequenceError(path, f"a list of lists of numbers expected, got {kind}", column=name)
+        if name == SPLIT and not (_is_text(kind) or pa.types.is_null(kind)):
+            raise SequenceError(path, f"strings expected, got {kind}", column=name)
+        if name in (LABEL, ID) and not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise SequenceError(path, f"strings or integers expected, got {kind}", column=name)
+        found.append(name)
+    if SEQUENCE not in found:
+        raise SequenceError(path, f"missing; the columns are {schema.names!r:.200}", column=SEQUENCE)
+    return found
+
+
+def _is_sequence(kind: pa.DataType) -> bool:
+    if not (_is_list(kind) and _is_list(kind.value_type)):
+        return False
+    number = kind.value_type.value_type
+    return bool(pa.types.is_floating(number) or pa.types.is_integer(number))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _batch_rows(file: pq.ParquetFile) -> int:
+    """Rows to decode at a time, by the row group with the longest rows."""
+    rows = MAX_BATCH_ROWS
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        for position in range(group.num_columns):
+            column = group.column(position)
+            if column.path_in_schema.split(".")[0] == SEQUENCE and column.num_values:
+                rows = min(rows, BATCH_VALUES * group.num_rows // column.num_values)
+    return max(rows, 1)
+
+
+def _sequences(path: Path, batch: pa.RecordBatch, checks: SequenceChecks, first_row: int) -> Iterator[Sequence]:
+    values, lengths = _ragged(batch.column(SEQUENCE), checks, first_row)
+    names = {name: _strings(batch, name) for name in (ID, LABEL, SPLIT)}
+    ends = np.cumsum(lengths).tolist()
+    start = 0
+    columns = zip(ends, names[ID], names[LABEL], names[SPLIT], strict=True)
+    for row, (end, name, label, split) in enumerate(columns, first_row):
+        if split is not None:
+            check_split(path, split, row)
+        yield Sequence(str(row - 1) if name is None else name, values[start:end], label, split, row)
+        start = end
+
+
+def _strings(batch: pa.RecordBatch, name: str) -> list[str | None]:
+    if name not in batch.schema.names:
+        return [None] * batch.num_rows
+    strings: list[str | None] = batch.column(name).cast(pa.string()).to_pylist()
+    return strings
+
+
+def _ragged(column: pa.Array, checks: SequenceChecks, first_row: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Turns a column of sequences into one array [total steps, features] and the lengths [rows], all checked."""
+    if column.null_count:
+        raise checks.fail("null, a list of lists of numbers expected", first_row + _first(column.is_null()))
+    steps, lengths = _unnest(column)
+    empty = np.flatnonzero(lengths == 0)
+    if empty.size:
+        raise checks.fail("an empty sequence", first_row + int(empty[0]))
+    ends = np.cumsum(lengths)
+
+    def place(step: int) -> tuple[int, int]:
+        """Row and step within it of a step of the batch."""
+        row = int(np.searchsorted(ends, step, side="right"))
+        return first_row + row, step - int(ends[row] - lengths[row])
+
+    if steps.null_count:
+        row, step = place(_first(steps.is_null()))
+        raise checks.fail(f"[{step}] is null, a list of numbers expected", row)
+    numbers, widths = _unnest(steps)
+    if not len(widths):
+        return np.empty((0, 0), np.float32), lengths
+    checks.features(int(widths[0]), first_row)
+    other = np.flatnonzero(widths != widths[0])
+    if other.size:
+        row, step = place(int(other[0]))
+        checks.features(int(widths[other[0]]), row, step)
+    width = int(widths[0])
+    if numbers.null_count:
+        at, feature = divmod(_first(numbers.is_null()), width)
+        row, step = place(at)
+        raise checks.fail(f"[{step}][{feature}] is null, a number expected", row)
+    source = numbers.to_numpy(zero_copy_only=False)
+    values = to_float32(source)
+    bad = first_non_finite(values)
+    if bad is not None:
+        at, feature = divmod(bad, width)
+        row, step = place(at)
+        raise checks.fail(describe_non_finite(float(source[bad]), f"[{step}][{feature}]"), row)
+    return values.reshape(-1, width), lengths
+
+
+def _unnest(lists: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Takes one level of lists away: the items end to end, and the length of each list. No list is null."""
+    if pa.types.is_fixed_size_list(lists.type):
+        return lists.flatten(), np.full(len(lists), lists.type.list_size, np.int64)
+    offsets: NDArray[Any] = lists.offsets.to_numpy()
+    first, last = int(offsets[0]), int(offsets[-1])
+    return lists.values.slice(first, last - first), np.diff(offsets).astype(np.int64)
+
+
+def _first(mask: pa.BooleanArray) -> int:
+    return int(np.flatnonzero(mask.to_numpy(zero_copy_only=False))[0])

@@ -1,0 +1,73 @@
+"""Reading a sequence file of any format, chosen by its suffix."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+from unroll_proto.sequences.jsonl import read_jsonl
+from unroll_proto.sequences.npz import count_npz, read_npz
+from unroll_proto.sequences.parquet import count_parquet, read_parquet
+from unroll_proto.sequences.ts import read_ts
+from unroll_proto.sequences.types import Sequence, SequenceError
+
+_READERS: Final[dict[str, Callable[[Path], Iterator[Sequence]]]] = {
+    ".parquet": read_parquet,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".npz": read_npz,
+    ".ts": read_ts,
+}
+_COUNTERS: Final[dict[str, Callable[[Path], int]]] = {".parquet": count_parquet, ".npz": count_npz}
+
+SUFFIXES: Final = tuple(_READERS)
+
+T = TypeVar("T")
+
+
+def read_sequences(path: Path) -> Iterator[Sequence]:
+    """Reads a file's sequences one by one, in its order.
+
+    Memory doesn't grow with the file, except for npz, whose arrays are loaded.
+
+    Args:
+        path: A .parquet, .jsonl, .ndjson, .npz or .ts file.
+
+    Yields:
+        Every sequence, checked; all have the same number of features. A file can hold none.
+
+    Raises:
+        SequenceError: the file or something in it can't be used, as soon as the reading gets there.
+    """
+    reader = _for_suffix(path, _READERS)
+    assert reader is not None
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise SequenceError(path, _reason(error)) from None
+
+
+def count_sequences(path: Path) -> int | None:
+    """Counts a file's sequences where that is cheap, from what Parquet and npz say of themselves; else None.
+
+    Raises:
+        SequenceError: the file can't be read.
+    """
+    _for_suffix(path, _READERS)
+    counter = _for_suffix(path, _COUNTERS, known=SUFFIXES)
+    try:
+        return None if counter is None else counter(path)
+    except OSError as error:
+        raise SequenceError(path, _reason(error)) from None
+
+
+def _for_suffix(path: Path, by_suffix: dict[str, T], known: tuple[str, ...] = ()) -> T | None:
+    suffix = path.suffix.lower()
+    if suffix not in by_suffix and suffix not in known:
+        *most, last = SUFFIXES
+        raise SequenceError(path, f"a file of kind {', '.join(most)} or {last} expected")
+    return by_suffix.get(suffix)
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else str(error)

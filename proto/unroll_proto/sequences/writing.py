@@ -1,0 +1,127 @@
+"""Writing sequence files of every format that is read; complete or not at all."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unroll_proto.files import replacing
+from unroll_proto.sequences.types import Sequence, SequenceError
+
+GROUP_ROWS = 4096
+
+
+def write_sequences(path: Path, sequences: Iterable[Sequence]) -> int:
+    """Writes a .parquet, .jsonl, .ndjson, .npz or .ts file; npz and .ts hold all sequences in memory meanwhile.
+
+    Labels and ids are written as strings. A .ts file has no room for splits and ids, and takes labels of all
+    sequences or of none, free of spaces and ':'.
+
+    Returns:
+        How many sequences there were.
+
+    Raises:
+        SequenceError: the suffix is unknown, or the format can't hold the sequences.
+    """
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise SequenceError(path, f"a file of kind {', '.join(_WRITERS)} expected")
+    count = 0
+
+    def counted() -> Iterator[Sequence]:
+        nonlocal count
+        for count, sequence in enumerate(sequences, 1):  # noqa: B007 (the count outlives the loop)
+            yield sequence
+
+    with replacing(path) as file:
+        writer(path, file, counted())
+    return count
+
+
+def _write_jsonl(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
+    for sequence in sequences:
+        # float64 of a float32 prints digits that read back to the same float32.
+        record: dict[str, Any] = {"id": sequence.id, "sequence": sequence.values.tolist()}
+        if sequence.label is not None:
+            record["label"] = sequence.label
+        if sequence.split is not None:
+            record["split"] = sequence.split
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def _write_parquet(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
+    text = pa.string()
+    nested = pa.list_(pa.list_(pa.float32()))
+    schema = pa.schema([("id", text), ("sequence", nested), ("label", text), ("split", text)])
+    source = iter(sequences)
+    with pq.ParquetWriter(file, schema) as writer:
+        while group := list(islice(source, GROUP_ROWS)):
+            steps = [len(sequence.values) for sequence in group]
+            values = np.concatenate([sequence.values for sequence in group])
+            starts = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+            inner = pa.ListArray.from_arrays(pa.array(starts), pa.array(values.reshape(-1)))
+            outer = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *steps]), pa.int32()), inner)
+            columns = [
+                pa.array([sequence.id for sequence in group], text),
+                outer,
+                pa.array([sequence.label for sequence in group], text),
+                pa.array([sequence.split for sequence in group], text),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _write_npz(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
+    group = list(sequences)
+    arrays: dict[str, Any] = {
+        "values": np.concatenate([sequence.values for sequence in group]) if group else np.empty((0, 1), np.float32),
+        "lengths": np.array([len(sequence.values) for sequence in group], dtype=np.int64),
+        "ids": np.array([sequence.id for sequence in group], dtype=str),
+        # An empty split stands for none.
+        "splits": np.array([sequence.split or "" for sequence in group], dtype=str),
+    }
+    labels = [sequence.label for sequence in group if sequence.label is not None]
+    if labels and len(labels) != len(group):
+        raise SequenceError(path, "some sequences have a label and some don't")
+    if labels:
+        arrays["labels"] = np.array(labels, dtype=str)
+    np.savez_compressed(file, **arrays)
+
+
+def _write_ts(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
+    group = list(sequences)
+    labels = {sequence.label for sequence in group}
+    names = sorted(label for label in labels if label is not None)
+    if names and None in labels:
+        raise SequenceError(path, "some sequences have a label and some don't")
+    for name in names:
+        if not name or ":" in name or name != "".join(name.split()):
+            raise SequenceError(path, f"a label of a .ts file has no spaces and no ':', got {name!r}")
+    dimensions = group[0].values.shape[1] if group else 1
+    lines = [
+        f"@problemName {'_'.join(path.stem.split())}",
+        "@timeStamps false",
+        "@missing false",
+        f"@univariate {str(dimensions == 1).lower()}",
+        f"@dimensions {dimensions}",
+        f"@equalLength {str(len({len(sequence.values) for sequence in group}) == 1).lower()}",
+        " ".join(["@classLabel true", *names]) if names else "@classLabel false",
+        "@data",
+    ]
+    for sequence in group:
+        features = [",".join(map(repr, feature)) for feature in sequence.values.T.tolist()]
+        lines.append(":".join([*features, *([] if sequence.label is None else [sequence.label])]))
+    file.write(("\n".join(lines) + "\n").encode())
+
+
+_WRITERS: Final[dict[str, Callable[[Path, IO[bytes], Iterable[Sequence]], None]]] = {
+    ".parquet": _write_parquet,
+    ".jsonl": _write_jsonl,
+    ".ndjson": _write_jsonl,
+    ".npz": _write_npz,
+    ".ts": _write_ts,
+}
