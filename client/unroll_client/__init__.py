@@ -1,0 +1,55 @@
+"""Client library of Unroll: classify batches of sequences, stream hidden states, keep and resume them.
+
+    with Client("localhost:50051") as client:
+        result = client.classify([first, second])        # arrays [steps, features] of any lengths
+        result.labels, result.probabilities, result.logits
+        with client.unroll() as sequence:
+            steps = sequence.send(chunk)                 # steps.states: float32 [steps, hidden_size]
+            sequence.snapshot().save("state.bin")
+
+`AsyncClient` has the same methods for asyncio.
+"""
+
+from unroll_client._async_client import AsyncClient
+from unroll_client._client import Client, SyncSequence
+from unroll_client._errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    FieldViolation,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerDraining,
+    Unauthenticated,
+    Unavailable,
+    UnrollError,
+)
+from unroll_client._sequence import AsyncSequence
+from unroll_client._snapshot import Snapshot
+from unroll_client._types import Classification, Limits, ModelInfo, Steps
+
+__all__ = [
+    "AsyncClient",
+    "AsyncSequence",
+    "Classification",
+    "Client",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "FieldViolation",
+    "Internal",
+    "InvalidArgument",
+    "Limits",
+    "ModelInfo",
+    "NotFound",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "ServerDraining",
+    "Snapshot",
+    "Steps",
+    "SyncSequence",
+    "Unauthenticated",
+    "Unavailable",
+    "UnrollError",
+]

@@ -1,0 +1,153 @@
+"""What a sequence waits for: one answer a message, which for a chunk comes in one piece or several."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_client._arrays import FLOAT32, join, unpack
+from unroll_client._errors import DeadlineExceeded, Internal, UnrollError
+from unroll_client._types import ModelInfo, Steps
+from unroll_proto.v1 import unroll_pb2 as pb
+
+# Of a chunk message besides the values: key and framing.
+_ENVELOPE_BYTES = 256
+
+
+class Message(Enum):
+    """The messages of a sequence, by the event that answers them."""
+
+    OPEN = "opened"
+    CHUNK = "steps"
+    SNAPSHOT = "snapshot"
+    CLOSE = "closed"
+
+
+class Answer:
+    """The answer to one message, filled by the stream's reader and awaited by one caller.
+
+    Attributes:
+        message: What was sent.
+        first_step: Number of a chunk's first timestep.
+        doomed: A message before it was refused, so that it will be as well.
+    """
+
+    def __init__(self, message: Message, first_step: int, count: int) -> None:
+        self.message = message
+        self.first_step = first_step
+        self.doomed = False
+        self._next_step = first_step
+        self._missing = count if message is Message.CHUNK else 1
+        self._received: deque[pb.UnrollResponse] = deque()
+        self._error: UnrollError | None = None
+        self._arrived = asyncio.Event()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has come."""
+        return not self._missing
+
+    @property
+    def drained(self) -> bool:
+        """Whether all of it has come and been taken."""
+        return self.complete and not self._received
+
+    @property
+    def refused(self) -> bool:
+        """Whether it failed."""
+        return self._error is not None
+
+    def take(self, response: pb.UnrollResponse) -> bool:
+        """Adds what the server sent; False where that is no part of this answer."""
+        if response.WhichOneof("event") != self.message.value:
+            return False
+        if self.message is Message.CHUNK:
+            steps = response.steps
+            if steps.first_step != self._next_step or not 1 <= steps.count <= self._missing:
+                return False
+            self._next_step += steps.count
+            self._missing -= steps.count
+        else:
+            self._missing = 0
+        self._received.append(response)
+        self._arrived.set()
+        return True
+
+    def fail(self, error: UnrollError) -> None:
+        """Ends it; what came before can still be taken."""
+        self._error = error
+        self._arrived.set()
+
+    async def next(self, timeout: float | None) -> pb.UnrollResponse:  # noqa: ASYNC109 (becomes DeadlineExceeded)
+        """Waits for the next piece.
+
+        Raises:
+            DeadlineExceeded: it didn't come within `timeout` seconds.
+            UnrollError: it won't come.
+        """
+        if not self._received and self._error is None:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._arrived.wait()
+            except TimeoutError:
+                raise DeadlineExceeded(f"no '{self.message.value}' within {timeout:g} s") from None
+        if self._received:
+            response = self._received.popleft()
+            if not self._received and self._error is None:
+                self._arrived.clear()
+            return response
+        assert self._error is not None
+        raise self._error
+
+
+def decode_steps(message: pb.Steps, opening: pb.OpenSequence, every: int, info: ModelInfo) -> Steps:
+    """Reads a run of steps.
+
+    Raises:
+        Internal: it doesn't hold as many numbers as it should.
+    """
+    first, end = message.first_step, message.first_step + message.count
+    # Step s is reported where s + 1 divides by `every`: the first such is the next multiple of it, less one.
+    steps = np.arange(-(-(first + 1) // every) * every - 1, end, every, dtype=np.int64)
+    try:
+        return Steps(
+            first_step=first,
+            count=message.count,
+            steps=steps,
+            states=unpack(message.states, len(steps), info.hidden_size) if opening.return_states else None,
+            logits=unpack(message.logits, len(steps), info.output_size) if opening.return_logits else None,
+        )
+    except ValueError as error:
+        raise Internal(f"the server's answer can't be read: {error}") from None
+
+
+def joined(parts: list[Steps]) -> Steps:
+    """Makes one run of steps of several that follow each other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Steps(
+        first_step=parts[0].first_step,
+        count=sum(part.count for part in parts),
+        steps=np.concatenate([part.steps for part in parts]),
+        states=_joined([part.states for part in parts]),
+        logits=_joined([part.logits for part in parts]),
+    )
+
+
+def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    arrays = [part for part in parts if part is not None]
+    return join(arrays) if arrays else None
+
+
+def cut(values: NDArray[np.float32], info: ModelInfo) -> list[NDArray[np.float32]]:
+    """Cuts a chunk into parts that the server's limits let through."""
+    limits = info.limits
+    most = limits.max_steps or len(values)
+    if limits.max_message_bytes:
+        most = min(most, (limits.max_message_bytes - _ENVELOPE_BYTES) // (FLOAT32.itemsize * info.input_size))
+    most = max(most, 1)
+    return [values[start : start + most] for start in range(0, len(values), most)]

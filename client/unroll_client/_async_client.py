@@ -1,0 +1,268 @@
+"""AsyncClient: the one body of code behind both clients."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from collections.abc import Sequence as Listing
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+from numpy.typing import ArrayLike
+
+from unroll_client._channel import Connection
+from unroll_client._classify import Batch, classify
+from unroll_client._errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable, from_rpc_error
+from unroll_client._sequence import AsyncSequence
+from unroll_client._snapshot import Snapshot
+from unroll_client._stream import SharedStream
+from unroll_client._types import Classification, ModelInfo
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
+
+DEFAULT_TARGET = "localhost:50051"
+DEFAULT_TIMEOUT = 30.0
+
+ResponseT = TypeVar("ResponseT")
+
+
+class AsyncClient:
+    """Calls Unroll servers, on one asyncio event loop; an async context manager.
+
+    The connection is made by the first call. Calls that change nothing on the server (all but streams) are tried
+    again, with growing pauses, when a server is not there or goes away, and when it says when to come again.
+
+    Args:
+        target: "host:port", or any gRPC target. A name with several addresses is balanced over all of them.
+        model: The model for calls that name none; "" stands for the only one that is served.
+        timeout: Seconds that a call may take in all, with its retries; of a stream, the wait for one answer.
+            `math.inf` for no limit.
+        wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
+        tls: Encrypt, trusting the system's authorities; also implied by the next two.
+        root_certificates: PEM of the authorities to trust instead.
+        certificate: PEM of the client's own certificate chain and key, for mutual TLS.
+        server_name: Name to expect in the server's certificate, where it is not the target's host.
+        token: Sent as a bearer token with every call.
+        metadata: Further metadata of every call, as pairs.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        model: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+        wait_for_ready: bool = False,
+        tls: bool = False,
+        root_certificates: bytes | None = None,
+        certificate: tuple[bytes, bytes] | None = None,
+        server_name: str | None = None,
+        token: str | None = None,
+        metadata: Listing[tuple[str, str]] = (),
+    ) -> None:
+        self._connection = Connection(target, tls, root_certificates, certificate, server_name, token, tuple(metadata))
+        self._metadata = self._connection.call_metadata()
+        self._model = model
+        self._timeout = timeout
+        self._wait_for_ready = wait_for_ready
+        self._channel: grpc.aio.Channel | None = None
+        self._opened: UnrollServiceStub | None = None
+        self._streams: list[SharedStream] = []
+        self._models: dict[tuple[str, int], ModelInfo] = {}
+        self._closed = False
+
+    async def classify(
+        self,
+        sequences: Listing[ArrayLike],
+        *,
+        model: str | None = None,
+        version: int = 0,
+        initial_states: Listing[Snapshot | None] | None = None,
+        return_final_states: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 (the deadline that the server is told)
+    ) -> Classification:
+        """Classifies sequences, each from the logits of its own last timestep.
+
+        What is over the server's limits for one RPC goes as several.
+
+        Args:
+            sequences: Arrays [steps, features] of any numeric dtype, of any lengths; they are sent as float32. None
+                at all give an empty result.
+            model: Model name; the client's where absent.
+            version: Model version; 0 picks the newest.
+            initial_states: One a sequence: a snapshot to go on from, or None for the zero state.
+            return_final_states: Also give each sequence's state after its last timestep.
+            timeout: Seconds in all; the client's where absent.
+
+        Returns:
+            One label, row of probabilities and row of logits a sequence, in their order.
+
+        Raises:
+            InvalidArgument: a sequence can't be used or is over a limit; `fields` names it.
+            NotFound: no such model or version.
+            FailedPrecondition: a snapshot is of another model or version.
+            DeadlineExceeded, ResourceExhausted, Unavailable, UnrollError: as they say.
+        """
+        deadline = self._deadline(timeout)
+        name = self._model if model is None else model
+        batch = Batch.make(sequences, initial_states, return_final_states)
+        info = await self._info(name, version, deadline)
+
+        async def call(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+            return await self._call(self._stub().Classify, request, deadline)
+
+        try:
+            return await classify(batch, name, version, info, call)
+        except (InvalidArgument, NotFound):
+            # What is remembered of the model may be what is wrong.
+            self._models.clear()
+            raise
+
+    def unroll(
+        self,
+        model: str | None = None,
+        *,
+        version: int = 0,
+        snapshot: Snapshot | None = None,
+        states: bool = True,
+        logits: bool = False,
+        every: int = 1,
+        timeout: float | None = None,
+    ) -> AsyncSequence:
+        """Begins a sequence whose timesteps are sent, and answered, as they come.
+
+        All sequences of a client share one RPC. Use it as `async with client.unroll() as sequence`.
+
+        Args:
+            model: Model name; where absent, the snapshot's, or else the client's.
+            version: Model version; 0 picks the snapshot's, or else the newest.
+            snapshot: State to go on from; absent, the sequence begins at its zero state, step 0.
+            states: Report the last layer's hidden state after each step.
+            logits: Report each step's logits.
+            every: Report every n-th step only: those whose count of consumed steps divides by n.
+            timeout: Seconds to wait for one answer; the client's where absent.
+
+        Raises:
+            InvalidArgument: `every` is less than 1.
+        """
+        if every < 1:
+            raise InvalidArgument(f"every: {every}, 1 or more expected")
+        name = (snapshot.model if snapshot else self._model) if model is None else model
+        opening = pb.OpenSequence(
+            model=name,
+            version=version,
+            initial_state=snapshot.to_proto() if snapshot else None,
+            return_states=states,
+            return_logits=logits,
+            every=every,
+        )
+        wait = self._timeout if timeout is None else timeout
+        return AsyncSequence(self, opening, None if math.isinf(wait) else wait)
+
+    async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:  # noqa: ASYNC109 (as above)
+        """Every model version that is served, by name and version.
+
+        Raises:
+            UnrollError: the call failed.
+        """
+        answer = await self._call(self._stub().ListModels, pb.ListModelsRequest(), self._deadline(timeout))
+        return [ModelInfo.from_proto(model) for model in answer.models]
+
+    async def model(
+        self,
+        name: str | None = None,
+        version: int = 0,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 (as above)
+    ) -> ModelInfo:
+        """One served model version.
+
+        Args:
+            name: Model name; the client's where absent.
+            version: Model version; 0 picks the newest.
+            timeout: Seconds; the client's where absent.
+
+        Raises:
+            NotFound: no such model or version.
+            UnrollError: the call failed.
+        """
+        request = pb.GetModelRequest(model=self._model if name is None else name, version=version)
+        answer = await self._call(self._stub().GetModel, request, self._deadline(timeout))
+        info = ModelInfo.from_proto(answer.model)
+        self._models[request.model, version] = self._models[info.name, info.version] = info
+        return info
+
+    async def close(self) -> None:
+        """Ends all that is under way, and the connections; what still waits fails with Unavailable."""
+        self._closed = True
+        await asyncio.gather(*(stream.close() for stream in self._streams))
+        self._streams.clear()
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # For the sequences of this client.
+
+    def shared_stream(self) -> SharedStream:
+        """The RPC on which new sequences are opened; a new one where there is none or it is lost."""
+        self._streams = [stream for stream in self._streams if not stream.ended]
+        for stream in self._streams:
+            if stream.usable:
+                return stream
+        call = self._stub().Unroll(metadata=self._metadata, wait_for_ready=self._wait_for_ready)
+        self._streams.append(SharedStream(call))
+        return self._streams[-1]
+
+    async def known_model(self, name: str, version: int) -> ModelInfo:
+        """One served model version, from memory where it was asked for before."""
+        return await self._info(name, version, self._deadline(None))
+
+    async def _info(self, name: str, version: int, deadline: float) -> ModelInfo:
+        known = self._models.get((name, version))
+        return known or await self.model(name, version, timeout=deadline - time.monotonic())
+
+    def _stub(self) -> UnrollServiceStub:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        if self._opened is None:
+            # Not before the first call: a channel belongs to the event loop that runs when it is made.
+            self._channel = self._connection.open()
+            self._opened = UnrollServiceStub(self._channel)
+        return self._opened
+
+    def _deadline(self, timeout: float | None) -> float:
+        return time.monotonic() + (self._timeout if timeout is None else timeout)
+
+    async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float) -> ResponseT:
+        """Makes one RPC, and makes it again where the server is full and says when to come again."""
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return await method(
+                    request,
+                    timeout=None if math.isinf(left) else max(left, 0.0),
+                    metadata=self._metadata,
+                    wait_for_ready=self._wait_for_ready,
+                )
+            except grpc.aio.AioRpcError as failure:
+                error = from_rpc_error(failure)
+                pause = error.retry_after if isinstance(error, ResourceExhausted) else None
+                if pause is None or pause >= left:
+                    raise error from failure
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._closed and not (task and task.cancelling()):
+                    raise Unavailable("the client was closed") from None
+                raise
+            await asyncio.sleep(pause)

@@ -1,0 +1,257 @@
+"""Client and SyncSequence: the blocking face of AsyncClient and AsyncSequence, driven on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Coroutine, Generator
+from collections.abc import Sequence as Listing
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from numpy.typing import ArrayLike
+
+from unroll_client._async_client import DEFAULT_TARGET, DEFAULT_TIMEOUT, AsyncClient
+from unroll_client._sequence import AsyncSequence
+from unroll_client._snapshot import Snapshot
+from unroll_client._types import Classification, ModelInfo, Steps
+
+T = TypeVar("T")
+
+
+class _LoopThread:
+    """An event loop on a daemon thread, for callers of other threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._serve, name="unroll-client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine and waits for its result; an interrupt of the wait cancels it."""
+        with self._lock:
+            if self._stopped:
+                work.close()
+                raise RuntimeError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise RuntimeError("the client was closed") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self, last: Coroutine[Any, Any, None]) -> None:
+        """Runs `last`, then ends the loop and the thread; does nothing when called again."""
+        with self._lock:
+            if self._stopped:
+                last.close()
+                return
+            self._stopped = True
+        future = asyncio.run_coroutine_threadsafe(self._finish(last), self._loop)
+        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    async def _finish(self, last: Coroutine[Any, Any, None]) -> None:
+        await last
+        mine = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not mine]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+
+def _shut_down(thread: _LoopThread, client: AsyncClient) -> None:
+    thread.stop(client.close())
+
+
+class SyncSequence:
+    """One sequence that a server computes step by step; made by `Client.unroll`.
+
+    A context manager: leaving it closes the sequence. The methods are those of `AsyncSequence`, blocking.
+    """
+
+    def __init__(self, thread: _LoopThread, sequence: AsyncSequence) -> None:
+        self._thread = thread
+        self._sequence = sequence
+
+    @property
+    def step(self) -> int:
+        """Number of the next timestep to send."""
+        return self._sequence.step
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self._sequence.model
+
+    @property
+    def version(self) -> int:
+        """Model version that the sequence stays on until it ends."""
+        return self._sequence.version
+
+    def send(self, chunk: ArrayLike) -> Steps:
+        """Sends the next timesteps [steps, features] and waits for all of their answer; see `AsyncSequence.send`."""
+        return self._thread.run(self._sequence.send(chunk))
+
+    def stream(self, chunk: ArrayLike) -> Generator[Steps]:
+        """Sends the next timesteps and gives their answers as they are computed; see `AsyncSequence.stream`."""
+        answers = self._sequence.stream(chunk)
+        try:
+            while (steps := self._thread.run(_next(answers))) is not None:
+                yield steps
+        finally:
+            # A client that is closed has ended the answers as well.
+            with suppress(RuntimeError):
+                self._thread.run(answers.aclose())
+
+    def snapshot(self) -> Snapshot:
+        """Asks for the state after every chunk sent before; see `AsyncSequence.snapshot`."""
+        return self._thread.run(self._sequence.snapshot())
+
+    def close(self) -> Snapshot:
+        """Ends the sequence and returns its last state; see `AsyncSequence.close`."""
+        return self._thread.run(self._sequence.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closing the client before its sequences is no error.
+        with suppress(RuntimeError):
+            self._thread.run(self._sequence.__aexit__(kind, error, trace))
+
+
+class Client:
+    """Calls Unroll servers; usable from many threads, and a context manager.
+
+    The arguments and methods are those of `AsyncClient`, blocking. A thread of its own does the work.
+
+    Args:
+        target: "host:port", or any gRPC target.
+        model: The model for calls that name none; "" stands for the only one that is served.
+        timeout: Seconds that a call may take in all; of a stream, the wait for one answer.
+        wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
+        tls: Encrypt, trusting the system's authorities.
+        root_certificates: PEM of the authorities to trust instead.
+        certificate: PEM of the client's own certificate chain and key.
+        server_name: Name to expect in the server's certificate.
+        token: Sent as a bearer token with every call.
+        metadata: Further metadata of every call, as pairs.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        model: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+        wait_for_ready: bool = False,
+        tls: bool = False,
+        root_certificates: bytes | None = None,
+        certificate: tuple[bytes, bytes] | None = None,
+        server_name: str | None = None,
+        token: str | None = None,
+        metadata: Listing[tuple[str, str]] = (),
+    ) -> None:
+        self._client = AsyncClient(
+            target,
+            model=model,
+            timeout=timeout,
+            wait_for_ready=wait_for_ready,
+            tls=tls,
+            root_certificates=root_certificates,
+            certificate=certificate,
+            server_name=server_name,
+            token=token,
+            metadata=metadata,
+        )
+        self._thread = _LoopThread()
+        # Also when the client is dropped, and at the end of the process, while threads still run.
+        self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._client)
+
+    def classify(
+        self,
+        sequences: Listing[ArrayLike],
+        *,
+        model: str | None = None,
+        version: int = 0,
+        initial_states: Listing[Snapshot | None] | None = None,
+        return_final_states: bool = False,
+        timeout: float | None = None,
+    ) -> Classification:
+        """Classifies sequences [steps, features], each from its own last timestep; see `AsyncClient.classify`."""
+        return self._thread.run(
+            self._client.classify(
+                sequences,
+                model=model,
+                version=version,
+                initial_states=initial_states,
+                return_final_states=return_final_states,
+                timeout=timeout,
+            )
+        )
+
+    def unroll(
+        self,
+        model: str | None = None,
+        *,
+        version: int = 0,
+        snapshot: Snapshot | None = None,
+        states: bool = True,
+        logits: bool = False,
+        every: int = 1,
+        timeout: float | None = None,
+    ) -> SyncSequence:
+        """Opens a sequence whose timesteps are sent, and answered, as they come; see `AsyncClient.unroll`."""
+        sequence = self._client.unroll(
+            model,
+            version=version,
+            snapshot=snapshot,
+            states=states,
+            logits=logits,
+            every=every,
+            timeout=timeout,
+        )
+        return SyncSequence(self._thread, self._thread.run(sequence.open()))
+
+    def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
+        """Every model version that is served; see `AsyncClient.models`."""
+        return self._thread.run(self._client.models(timeout=timeout))
+
+    def model(self, name: str | None = None, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
+        """One served model version; see `AsyncClient.model`."""
+        return self._thread.run(self._client.model(name, version, timeout=timeout))
+
+    def close(self) -> None:
+        """Ends all that is under way, the connections and the thread; further calls raise RuntimeError."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+async def _next(answers: Any) -> Steps | None:
+    return await anext(answers, None)

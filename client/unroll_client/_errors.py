@@ -1,0 +1,187 @@
+"""What a call can raise, and how a gRPC status becomes one of these.
+
+UnrollError
+├── InvalidArgument (ValueError)         what was sent can't be used; `fields` says which part
+├── NotFound (LookupError)               no such model or version
+├── FailedPrecondition                   not in this state: a snapshot of another model, a gap in the steps
+├── ResourceExhausted                    over a limit or no room now; `retry_after` says when to come again
+├── DeadlineExceeded (TimeoutError)      no answer within the timeout
+├── PermissionDenied, Unauthenticated    not allowed, or not known
+├── Internal                             the server's fault
+└── Unavailable (ConnectionError)        no server, or it went away
+    └── ServerDraining                   it is shutting down and gave back the sequence: `snapshot`
+"""
+
+# ruff: noqa: N818 (the names are those of gRPC's statuses)
+from __future__ import annotations
+
+from collections.abc import Sequence as Listing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+if TYPE_CHECKING:
+    from unroll_client._snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One part of a request that can't be used, and why."""
+
+    field: str
+    description: str
+
+
+class UnrollError(Exception):
+    """A call failed.
+
+    Attributes:
+        code: gRPC status code.
+        message: One line.
+        fields: The parts of the request at fault, where known.
+        retry_after: Seconds after which the server wants to be asked again, where it said so.
+    """
+
+    code = grpc.StatusCode.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        fields: Listing[FieldViolation] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.fields = tuple(fields)
+        self.retry_after = retry_after
+
+
+class InvalidArgument(UnrollError, ValueError):
+    """What was sent can't be used; `fields` names the parts."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(UnrollError, LookupError):
+    """The server has no such model, or not that version of it."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class FailedPrecondition(UnrollError):
+    """The request doesn't fit the state of things, as a snapshot of another model."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class ResourceExhausted(UnrollError):
+    """Over a limit, or no room now."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class DeadlineExceeded(UnrollError, TimeoutError):
+    """There was no answer within the timeout."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class PermissionDenied(UnrollError):
+    """The caller is known and not allowed to do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class Unauthenticated(UnrollError):
+    """The server wants a valid token or certificate."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Internal(UnrollError):
+    """The server failed in a way that is its own fault."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+class Unavailable(UnrollError, ConnectionError):
+    """There is no server, or it went away; another try can help."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class ServerDraining(Unavailable):
+    """The server is shutting down and gave the sequence back.
+
+    Attributes:
+        snapshot: The sequence after its last answered step: `unroll(snapshot=...)` goes on from it anywhere.
+    """
+
+    def __init__(self, message: str, snapshot: Snapshot) -> None:
+        super().__init__(message)
+        self.snapshot = snapshot
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message, self.snapshot), self.__dict__
+
+
+_BY_CODE: dict[grpc.StatusCode, type[UnrollError]] = {
+    kind.code: kind
+    for kind in (
+        InvalidArgument,
+        NotFound,
+        FailedPrecondition,
+        ResourceExhausted,
+        DeadlineExceeded,
+        PermissionDenied,
+        Unauthenticated,
+        Internal,
+        Unavailable,
+    )
+}
+_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_DETAILS = "grpc-status-details-bin"
+# What grpc.aio makes of a stream's status, for good, when a write fails before the true status has come.
+_WRITE_FAILED = "Internal error from Core"
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> UnrollError:
+    """Makes an exception of a failed RPC, with what its trailing metadata says in detail."""
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
+        return Unavailable("the connection broke off")
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS and isinstance(value, bytes):
+            try:
+                status.ParseFromString(value)
+            except DecodeError:
+                status.Clear()
+    return _make(error.code(), error.details() or "", status)
+
+
+def from_status(status: status_pb2.Status) -> UnrollError:
+    """Makes an exception of a status that came inside of a stream."""
+    return _make(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+
+
+def _make(code: grpc.StatusCode, message: str, status: status_pb2.Status) -> UnrollError:
+    fields: list[FieldViolation] = []
+    retry_after = None
+    bad_request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        try:
+            if detail.Unpack(bad_request):
+                fields += [FieldViolation(each.field, each.description) for each in bad_request.field_violations]
+            elif detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+        except DecodeError:
+            continue
+    kind = _BY_CODE.get(code, UnrollError)
+    line = " ".join(message.split()) or code.name
+    return kind(line, code=code, fields=fields, retry_after=retry_after)

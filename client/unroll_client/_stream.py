@@ -1,0 +1,144 @@
+"""The one bidirectional RPC that carries all sequences of a client: one task writes, one reads and hands out."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from typing import Protocol
+
+import grpc
+
+from unroll_client._errors import Unavailable, UnrollError, from_rpc_error
+from unroll_proto.v1 import unroll_pb2 as pb
+
+Call = grpc.aio.StreamStreamCall[pb.UnrollRequest, pb.UnrollResponse]
+
+# Messages that wait to be written; who has more to send waits.
+OUTBOX = 64
+
+
+class Route(Protocol):
+    """A sequence of the stream, as the stream sees it."""
+
+    def receive(self, response: pb.UnrollResponse) -> None:
+        """Takes one answer."""
+
+    def lose(self, error: UnrollError) -> None:
+        """Takes note that there will be no more answers."""
+
+
+class SharedStream:
+    """One Unroll RPC, on the running event loop.
+
+    Its tasks are the only ones that touch the RPC: grpc.aio cancels an RPC when a read or write of it is
+    cancelled, and one caller's cancellation must not end the others' sequences.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._routes: dict[str, Route] = {}
+        self._keys = 0
+        self._outbox: deque[pb.UnrollRequest] = deque()
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._retired = False
+        self._ended: UnrollError | None = None
+        self._tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
+
+    @property
+    def usable(self) -> bool:
+        """Whether new sequences can be opened on it."""
+        return self._ended is None and not self._retired
+
+    @property
+    def ended(self) -> bool:
+        """Whether the RPC is over."""
+        return self._ended is not None
+
+    def retire(self) -> None:
+        """Takes no new sequences, since the server is leaving; those that are open go on."""
+        self._retired = True
+
+    def register(self, route: Route) -> str:
+        """Adds a sequence and returns its key."""
+        self._keys += 1
+        key = str(self._keys)
+        self._routes[key] = route
+        return key
+
+    def release(self, key: str) -> None:
+        """Takes a sequence out; answers that still come for it are dropped."""
+        self._routes.pop(key, None)
+
+    async def room(self) -> None:
+        """Waits until there is room for one more message.
+
+        Raises:
+            UnrollError: the stream ended.
+        """
+        while self._ended is None and not self._room.is_set():
+            await self._room.wait()
+        if self._ended is not None:
+            raise copy.copy(self._ended)
+
+    def put(self, message: pb.UnrollRequest) -> None:
+        """Hands a message to the writer, without waiting."""
+        if self._ended is None:
+            self._outbox.append(message)
+            self._filled.set()
+            if len(self._outbox) >= OUTBOX:
+                self._room.clear()
+
+    async def close(self) -> None:
+        """Ends the RPC; sequences that are open fail."""
+        self._end(Unavailable("the client was closed"))
+        self._call.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _write(self) -> None:
+        while self._ended is None:
+            if not self._outbox:
+                self._filled.clear()
+                await self._filled.wait()
+                continue
+            message = self._outbox.popleft()
+            if len(self._outbox) < OUTBOX:
+                self._room.set()
+            try:
+                await self._call.write(message)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # The reader learns why.
+
+    async def _read(self) -> None:
+        error: UnrollError = Unavailable("the server ended the stream")
+        try:
+            # Not by read(): after a write that failed, it gives up on answers that are here already.
+            async for response in self._call:
+                route = self._routes.get(response.key)
+                if route is None:
+                    continue
+                try:
+                    route.receive(response)
+                except UnrollError as bad:
+                    route.lose(bad)
+        except grpc.aio.AioRpcError as failure:
+            error = from_rpc_error(failure)
+            if failure.code() is grpc.StatusCode.CANCELLED:
+                error = Unavailable(f"the stream was cancelled: {error.message}")
+        except asyncio.CancelledError:
+            error = Unavailable("the stream was cancelled")
+        finally:
+            self._end(error)
+
+    def _end(self, error: UnrollError) -> None:
+        if self._ended is not None:
+            return
+        self._ended = error
+        self._outbox.clear()
+        self._filled.set()
+        self._room.set()
+        routes, self._routes = self._routes, {}
+        for route in routes.values():
+            route.lose(copy.copy(error))

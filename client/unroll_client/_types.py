@@ -1,0 +1,144 @@
+"""The values that calls return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_client._snapshot import Snapshot
+from unroll_proto.v1 import unroll_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one RPC may carry.
+
+    Attributes:
+        max_sequences: Sequences of one Classify RPC; `classify` splits what is more.
+        max_steps: Timesteps of one sequence of Classify, or of one chunk of a stream.
+        max_open_sequences: Sequences open on one stream.
+        max_message_bytes: Bytes of one request message; `classify` splits what is more.
+    """
+
+    max_sequences: int
+    max_steps: int
+    max_open_sequences: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One served model version.
+
+    Attributes:
+        name: Model name.
+        version: 1 or more.
+        architecture: Kind of network, as "simple_rnn".
+        input_size: Features of one timestep.
+        hidden_size: Width of the hidden state of one layer.
+        output_size: Logits of one timestep; 1 for a binary model.
+        num_layers: Stacked layers.
+        class_labels: Class names by index: `output_size` of them, or 2 where that is 1.
+        feature_names: Names of the input features.
+        runtime: "onnx" or "torchscript".
+        device: "cpu" or "cuda".
+        artifact: File of the bundle that is run.
+        max_abs_diff: Largest absolute difference from eager PyTorch that the bundle's proof measured.
+        bitwise: Whether the same bits are promised alone, batched, chunked, streamed and resumed.
+        limits: What one RPC may carry.
+        test_accuracy: Share of the test split classified correctly, 0 to 1; None where there was none.
+    """
+
+    name: str
+    version: int
+    architecture: str
+    input_size: int
+    hidden_size: int
+    output_size: int
+    num_layers: int
+    class_labels: tuple[str, ...]
+    feature_names: tuple[str, ...]
+    runtime: str
+    device: str
+    artifact: str
+    max_abs_diff: float
+    bitwise: bool
+    limits: Limits
+    test_accuracy: float | None
+
+    @classmethod
+    def from_proto(cls, model: pb.Model) -> ModelInfo:
+        """Takes a message of the wire over."""
+        return cls(
+            name=model.name,
+            version=model.version,
+            architecture=model.architecture,
+            input_size=model.input_size,
+            hidden_size=model.hidden_size,
+            output_size=model.output_size,
+            num_layers=model.num_layers,
+            class_labels=tuple(model.class_labels),
+            feature_names=tuple(model.feature_names),
+            runtime=model.runtime,
+            device=model.device,
+            artifact=model.artifact,
+            max_abs_diff=model.max_abs_diff,
+            bitwise=model.bitwise,
+            limits=Limits(
+                max_sequences=model.limits.max_sequences,
+                max_steps=model.limits.max_steps,
+                max_open_sequences=model.limits.max_open_sequences,
+                max_message_bytes=model.limits.max_message_bytes,
+            ),
+            test_accuracy=model.test_accuracy if model.HasField("test_accuracy") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classification:
+    """The classes of a batch of sequences, in the order in which they were given.
+
+    Attributes:
+        labels: Most probable class of each sequence.
+        label_indices: int64 [n], its index in the model's `class_labels`.
+        probabilities: float32 [n, classes].
+        logits: float32 [n, output_size], of each sequence's last timestep.
+        final_states: The state after each sequence's last timestep where asked for, else None.
+        model: Name of the model that answered.
+        version: Its version, the same for all sequences.
+    """
+
+    labels: list[str]
+    label_indices: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    final_states: tuple[Snapshot, ...] | None
+    model: str
+    version: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """What was computed for the timesteps `first_step` to `first_step + count - 1` of a sequence.
+
+    Attributes:
+        first_step: Number of the first timestep, counted from 0 at the beginning of the sequence.
+        count: Timesteps that were computed.
+        steps: int64 [reported], the numbers of those that are reported: every one, or every n-th as asked for.
+        states: float32 [reported, hidden_size], the last layer's hidden state after each; None if not asked for.
+        logits: float32 [reported, output_size]; None if not asked for.
+    """
+
+    first_step: int
+    count: int
+    steps: NDArray[np.int64]
+    states: NDArray[np.float32] | None
+    logits: NDArray[np.float32] | None
+
+    def __len__(self) -> int:
+        return len(self.steps)

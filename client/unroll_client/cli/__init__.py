@@ -1,0 +1,36 @@
+"""`unroll`: the command line of the client."""
+
+from typing import NoReturn
+
+import click
+
+from unroll_client.cli.classify import classify_command
+from unroll_client.cli.models import models_command
+from unroll_client.cli.stream import stream_command
+from unroll_proto import cli
+
+
+@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="unroll-client")
+def command() -> None:
+    """Calls an Unroll server: see its models, classify files of sequences, watch hidden states.
+
+    \b
+    Examples:
+      unroll models
+      unroll classify utterances.parquet --model jv -o classes.parquet
+      unroll stream utterances.parquet --model jv --index 3
+
+    Files of sequences are Parquet, JSON Lines, npz or .ts. Exit codes: 0 done, 1 the server or the work failed,
+    2 the command line or the input can't be used.
+    """  # noqa: D301 (click's mark for a paragraph that is not wrapped)
+
+
+command.add_command(models_command)
+command.add_command(classify_command)
+command.add_command(stream_command)
+
+
+def main() -> NoReturn:
+    """Entry point of `unroll`."""
+    cli.run("unroll", command)

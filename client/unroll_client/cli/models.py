@@ -1,0 +1,50 @@
+"""`unroll models`: what the server serves."""
+
+import asyncio
+import dataclasses
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from unroll_client._types import ModelInfo
+from unroll_client.cli.options import Server, one_line_errors, server_options
+
+
+@click.command("models", short_help="Lists what the server serves.")
+@server_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all that the server says of each.")
+def models_command(as_json: bool, **options: object) -> None:
+    """Lists every model version that the server serves."""
+    server = Server(**options)  # type: ignore[arg-type] # click has checked the types
+    with one_line_errors(server):
+        models = asyncio.run(_models(server))
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(model) for model in models], indent=2, ensure_ascii=False))
+    else:
+        Console(markup=False).print(_table(models))
+
+
+async def _models(server: Server) -> list[ModelInfo]:
+    async with server.client() as client:
+        return await client.models()
+
+
+def _table(models: list[ModelInfo]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "version", "network", "sizes", "runtime", "max diff", "accuracy"):
+        is_number = name in ("version", "max diff", "accuracy")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    for model in models:
+        layers = f" x{model.num_layers}" if model.num_layers > 1 else ""
+        table.add_row(
+            model.name,
+            str(model.version),
+            model.architecture + layers,
+            f"{model.input_size} > {model.hidden_size} > {model.output_size}",
+            f"{model.runtime} {model.device}",
+            f"{model.max_abs_diff:.1e}",
+            "-" if model.test_accuracy is None else f"{model.test_accuracy:.4f}",
+        )
+    return table

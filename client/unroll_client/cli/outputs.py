@@ -1,0 +1,196 @@
+"""Where the classes go: Parquet, JSON Lines or CSV files, or lines on the terminal."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from unroll_client._errors import UnrollError
+from unroll_client._types import Classification
+from unroll_proto.cli import InputError
+from unroll_proto.files import replacing
+
+COLUMNS: Final = ("id", "label", "probability", "probabilities", "logits")
+# Rows of one Parquet row group: large enough to compress well, small enough to hold.
+GROUP_ROWS = 1 << 16
+
+
+class Output(Protocol):
+    """Takes batches in order."""
+
+    def write(self, ids: list[str], result: Classification) -> None:
+        """Writes one batch: ids [n] and what was computed for them."""
+
+    def finish(self) -> None:
+        """Writes what is held back."""
+
+
+class ParquetOutput:
+    """Parquet with the columns COLUMNS, written a row group at a time."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        numbers = pa.list_(pa.float32())
+        types = (pa.string(), pa.string(), pa.float32(), numbers, numbers)
+        self._schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+        self._writer = pq.ParquetWriter(file, self._schema)
+        self._held: list[Any] = []
+        self._rows = 0
+
+    def write(self, ids: list[str], result: Classification) -> None:
+        """Holds the batch until there are rows for a group."""
+        columns = [
+            pa.array(ids, pa.string()),
+            pa.array(result.labels, pa.string()),
+            pa.array(top_probabilities(result)),
+            _lists(result.probabilities),
+            _lists(result.logits),
+        ]
+        self._held.append(pa.record_batch(columns, schema=self._schema))
+        self._rows += len(ids)
+        if self._rows >= GROUP_ROWS:
+            self._flush()
+
+    def finish(self) -> None:
+        """Writes the last group and the footer."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=self._rows)
+        self._held, self._rows = [], 0
+
+
+class JsonLinesOutput:
+    """One JSON object a line with the keys COLUMNS."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, ids: list[str], result: Classification) -> None:
+        """Writes a line a sequence."""
+        lines = [
+            json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n" for row in _rows(ids, result)
+        ]
+        self._file.write("".join(lines).encode())
+
+    def finish(self) -> None:
+        """Flushes."""
+        self._file.flush()
+
+
+class CsvOutput:
+    """CSV with a header line; lists are JSON arrays."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._writer.writerow(COLUMNS)
+
+    def write(self, ids: list[str], result: Classification) -> None:
+        """Writes a line a sequence."""
+        self._writer.writerows(
+            (name, label, probability, json.dumps(probabilities), json.dumps(logits))
+            for name, label, probability, probabilities, logits in _rows(ids, result)
+        )
+
+    def finish(self) -> None:
+        """Flushes, and leaves the file open for whoever opened it."""
+        self._text.flush()
+        self._text.detach()
+
+
+class TerminalOutput:
+    """A line a sequence, for people: id, label, probability."""
+
+    def __init__(self) -> None:
+        click.echo(f"{'id':<20} {'label':<20} probability")
+
+    def write(self, ids: list[str], result: Classification) -> None:
+        """Prints."""
+        rows = zip(ids, result.labels, top_probabilities(result).tolist(), strict=True)
+        click.echo("\n".join(f"{name:<20} {label:<20} {probability:.4f}" for name, label, probability in rows))
+
+    def finish(self) -> None:
+        """There is nothing to do."""
+
+
+_FILES: Final[dict[str, Callable[[IO[bytes]], Output]]] = {
+    ".parquet": ParquetOutput,
+    ".jsonl": JsonLinesOutput,
+    ".ndjson": JsonLinesOutput,
+    ".csv": CsvOutput,
+}
+
+
+def to_file(path: Path) -> AbstractContextManager[Output]:
+    """An output that is at `path` once the context is left without an exception, and else never.
+
+    Raises:
+        InputError: its suffix is unknown, or no file can be made there.
+    """
+    kind = _FILES.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"{path}: a name that ends in {', '.join(_FILES)} expected")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    return _opened(path, kind)
+
+
+@contextmanager
+def _opened(path: Path, kind: Callable[[IO[bytes]], Output]) -> Iterator[Output]:
+    try:
+        with replacing(path) as file:
+            output = kind(file)
+            try:
+                yield output
+            except BaseException:
+                # A writer that is dropped unfinished complains about it where nobody can catch it.
+                with suppress(Exception):
+                    output.finish()
+                raise
+            output.finish()
+    except UnrollError:
+        raise  # Some of these are OSErrors as well.
+    except OSError as error:
+        raise click.ClickException(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+
+@contextmanager
+def to_terminal(as_json: bool) -> Iterator[Output]:
+    """An output on standard output: lines for people, or JSON Lines."""
+    output = JsonLinesOutput(sys.stdout.buffer) if as_json else TerminalOutput()
+    yield output
+    output.finish()
+
+
+def top_probabilities(result: Classification) -> NDArray[np.float32]:
+    """float32 [n]: the probability of each sequence's label."""
+    return np.take_along_axis(result.probabilities, result.label_indices[:, np.newaxis], axis=1)[:, 0]
+
+
+def _rows(ids: list[str], result: Classification) -> Iterator[tuple[str, str, float, list[float], list[float]]]:
+    return zip(
+        ids,
+        result.labels,
+        top_probabilities(result).tolist(),
+        result.probabilities.tolist(),
+        result.logits.tolist(),
+        strict=True,
+    )
+
+
+def _lists(values: NDArray[np.float32]) -> Any:
+    rows, width = values.shape
+    offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else np.zeros(rows + 1, np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))

@@ -1,0 +1,100 @@
+"""How good the classes are, where the file says what they should be."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from unroll_client._types import Classification
+
+# More columns than this can't be taken in at a glance.
+MATRIX_CLASSES = 16
+
+
+class Score:
+    """Counts what was said of each class.
+
+    Attributes:
+        counts: int64 [classes + 1, classes]: sequences by true class and by said class. The last row holds those
+            whose true class the model doesn't know.
+        unlabelled: Sequences whose true class the file doesn't say.
+    """
+
+    def __init__(self, class_labels: tuple[str, ...]) -> None:
+        self._labels = class_labels
+        self._index = {label: index for index, label in enumerate(class_labels)}
+        self.counts = np.zeros((len(class_labels) + 1, len(class_labels)), np.int64)
+        self.unlabelled = 0
+
+    def add(self, labels: Sequence[str | None], result: Classification) -> None:
+        """Counts a batch: true labels [n], None where the file has none."""
+        said = result.label_indices
+        unknown = len(self._labels)
+        true = np.fromiter(
+            (-1 if label is None else self._index.get(label, unknown) for label in labels), np.int64, len(labels)
+        )
+        known = true >= 0
+        self.unlabelled += int(len(labels) - known.sum())
+        np.add.at(self.counts, (true[known], said[known]), 1)
+
+    @property
+    def labelled(self) -> int:
+        """Sequences counted."""
+        return int(self.counts.sum())
+
+    @property
+    def correct(self) -> int:
+        """Sequences whose class was said right."""
+        return int(np.trace(self.counts[:-1]))
+
+    def summary(self) -> str:
+        """Accuracy in one line."""
+        line = f"accuracy {self.correct / self.labelled:.4f}: {self.correct} of {self.labelled} sequences"
+        if self.unlabelled:
+            line += f", {self.unlabelled} without a label"
+        if unknown := int(self.counts[-1].sum()):
+            line += f", {unknown} of a class that the model doesn't know"
+        return line
+
+    def table(self, width: int) -> RenderableType:
+        """The confusion matrix; where it would be wider than `width` characters, a line a class."""
+        labels = [*self._labels, "(unknown)"] if self.counts[-1].any() else list(self._labels)
+        cell = max(len(label) for label in (*self._labels, str(self.counts.max())))
+        name = max(len(label) for label in (*labels, "true \\ said"))
+        if len(self._labels) > MATRIX_CLASSES or name + len(self._labels) * (cell + 2) > width:
+            return self._by_class()
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("true \\ said", no_wrap=True)
+        for label in self._labels:
+            table.add_column(Text(label), justify="right", no_wrap=True, min_width=cell)
+        for index, label in enumerate(labels):
+            row = [
+                f"[bold]{count}[/]" if index == said else str(count) if count else "[dim].[/]"
+                for said, count in enumerate(self.counts[index].tolist())
+            ]
+            table.add_row(Text(label), *row)
+        return table
+
+    def _by_class(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("class", overflow="fold")
+        for heading in ("sequences", "recall", "precision"):
+            table.add_column(heading, justify="right")
+        table.add_column("most often taken for", overflow="fold")
+        said = self.counts.sum(axis=0)
+        for index, label in enumerate(self._labels):
+            row = self.counts[index]
+            right, total = int(row[index]), int(row.sum())
+            others = row.copy()
+            others[index] = 0
+            worst = int(others.argmax())
+            table.add_row(
+                Text(label),
+                str(total),
+                f"{right / total:.4f}" if total else "-",
+                f"{right / said[index]:.4f}" if said[index] else "-",
+                Text(f"{self._labels[worst]} ({others[worst]})" if others[worst] else "-"),
+            )
+        return table

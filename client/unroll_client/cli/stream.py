@@ -1,0 +1,133 @@
+"""`unroll stream`: the hidden state of one sequence after each timestep, as it is computed."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from shutil import get_terminal_size
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_client._types import ModelInfo, Steps
+from unroll_client.cli.options import Server, one_line_errors, server_options
+from unroll_proto.cli import InputError
+from unroll_proto.sequences import Sequence, SequenceError, read_sequences
+
+Show = Callable[[Steps], None]
+
+
+@click.command("stream", short_help="Shows one sequence's hidden state after each timestep.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", default="", metavar="NAME", help="Model to ask; needless where only one is served.")
+@click.option("--model-version", type=click.IntRange(min=1), metavar="N", help="Its version.  [default: the newest]")
+@click.option(
+    "--index", type=click.IntRange(min=0), default=0, show_default=True, help="Which sequence of FILE, from 0."
+)
+@click.option("--chunk", type=click.IntRange(min=1), default=1, show_default=True, help="Timesteps to send at a time.")
+@click.option(
+    "--every", type=click.IntRange(1, 2**32 - 1), default=1, show_default=True, help="Show every n-th step only."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="Lines for people, or JSON Lines with the whole state and the logits.",
+)
+@server_options
+def stream_command(
+    file: Path,
+    model: str,
+    model_version: int | None,
+    index: int,
+    chunk: int,
+    every: int,
+    form: str,
+    **options: object,
+) -> None:
+    """Streams one sequence of FILE to the server and shows its hidden state after each step, as it comes.
+
+    The table shows, for each step, the class that is most probable so far, its probability, the length of the state
+    vector, and the first of its components.
+    """
+    server = Server(**options)  # type: ignore[arg-type] # click has checked the types
+    with one_line_errors(server):
+        sequence = _sequence(file, index)
+        summary = asyncio.run(_stream(server, file, sequence, model, model_version or 0, chunk, every, form))
+    click.echo(summary, err=True)
+
+
+def _sequence(file: Path, index: int) -> Sequence:
+    found = None
+    count = 0
+    for count, sequence in enumerate(islice(read_sequences(file), index + 1), 1):  # noqa: B007 (used after the loop)
+        found = sequence
+    if found is None or count <= index:
+        raise InputError(f"--index: {index}, but {file} has {count} sequences")
+    return found
+
+
+async def _stream(
+    server: Server,
+    file: Path,
+    sequence: Sequence,
+    name: str,
+    version: int,
+    chunk: int,
+    every: int,
+    form: str,
+) -> str:
+    async with server.client() as client:
+        model = await client.model(name, version)
+        if sequence.values.shape[1] != model.input_size:
+            what = f"{sequence.values.shape[1]} features, model {model.name} has {model.input_size}"
+            raise SequenceError(file, what, row=sequence.row, column="sequence")
+        show = _json_lines if form == "jsonl" else _table(model)
+        async with client.unroll(model.name, version=model.version, logits=True, every=every) as stream:
+            for start in range(0, len(sequence.values), chunk):
+                async for steps in stream.stream(sequence.values[start : start + chunk]):
+                    show(steps)
+        truth = "" if sequence.label is None else f", label in the file: {sequence.label}"
+        return f"sequence {sequence.id}: {stream.step} steps by {model.name} version {model.version}{truth}"
+
+
+def _json_lines(steps: Steps) -> None:
+    assert steps.states is not None
+    assert steps.logits is not None
+    rows = zip(steps.steps.tolist(), steps.states.tolist(), steps.logits.tolist(), strict=True)
+    for step, state, logits in rows:
+        click.echo(json.dumps({"step": step, "state": state, "logits": logits}))
+
+
+def _table(model: ModelInfo) -> Show:
+    width = max(len("label"), *(len(label) for label in model.class_labels))
+    shown = min(model.hidden_size, max(1, (get_terminal_size().columns - width - 28) // 7))
+    more = " ..." if shown < model.hidden_size else ""
+    click.echo(f"{'step':>6}  {'label':<{width}}  {'prob':>6}  {'|h|':>7}  h[0:{shown}]")
+
+    def show(steps: Steps) -> None:
+        assert steps.states is not None
+        assert steps.logits is not None
+        for step, state, logits in zip(steps.steps.tolist(), steps.states, steps.logits, strict=True):
+            probabilities = _probabilities(logits)
+            best = int(probabilities.argmax())
+            components = "".join(f"{value:+7.3f}" for value in state[:shown])
+            click.echo(
+                f"{step:>6}  {model.class_labels[best]:<{width}}  {probabilities[best]:>6.4f}"
+                f"  {np.linalg.norm(state):>7.3f} {components}{more}"
+            )
+
+    return show
+
+
+def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64 [classes] of one step: softmax, or with a single logit the probabilities that its sigmoid gives."""
+    wide = logits.astype(np.float64)
+    if len(wide) == 1:
+        wide = np.array([0.0, wide[0]])
+    exponentials = np.exp(wide - wide.max())
+    return np.asarray(exponentials / exponentials.sum())

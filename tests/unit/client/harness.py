@@ -1,0 +1,102 @@
+"""Servers in this process, each on an event loop and a port of its own, that tests can break at will."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from support.models import random_network, served
+
+from unroll_proto.v1 import unroll_pb2_grpc
+from unroll_server.catalog import Catalog
+from unroll_server.config import Limits
+from unroll_server.engine import Engine
+from unroll_server.fronts.grpcio import GrpcioFront
+from unroll_server.handlers.unroll import UnrollService
+from unroll_server.interceptors import StatusInterceptor
+from unroll_server.models import Model
+
+T = TypeVar("T")
+
+LIMITS = Limits(max_sequences=8, max_steps=64, max_open_sequences=100, max_message_bytes=4096)
+MODEL = served(random_network(), "m")
+TWO_LAYERS = served(random_network(layers=2), "deep")
+BINARY = served(random_network(outputs=1), "binary")
+
+
+class LoopThread:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+class LocalServer:
+    """The service over models of random weights.
+
+    Attributes:
+        address: HOST:PORT.
+    """
+
+    def __init__(self, *models: Model, limits: Limits = LIMITS, port: int = 0, queued: int = 10**6) -> None:
+        self._thread = LoopThread()
+        self._open = True
+        self.address = self._thread.run(self._start(models, limits, port, queued))
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def drain(self) -> None:
+        """Ends all streams as a server does that is told to stop, and takes no new calls."""
+        self._thread.loop.call_soon_threadsafe(self._service.drain)
+
+    def stop(self) -> None:
+        """Breaks every call off and goes away."""
+        if self._open:
+            self._open = False
+            self._thread.run(self._front.stop(0))
+            self._thread.stop()
+            self._engine.close()
+
+    async def _start(self, models: tuple[Model, ...], limits: Limits, port: int, queued: int) -> str:
+        self._engine = Engine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
+        self._service = UnrollService(Catalog(models), self._engine, limits)
+        self._front = GrpcioFront(f"127.0.0.1:{port}", [StatusInterceptor()], limits.max_message_bytes)
+        unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, self._front.registry)
+        return await self._front.start()
+
+
+class ScriptedServer:
+    """A server of any servicer, for answers that the real one doesn't give.
+
+    Attributes:
+        address: HOST:PORT.
+    """
+
+    def __init__(self, servicer: unroll_pb2_grpc.UnrollServiceServicer) -> None:
+        self._thread = LoopThread()
+        self.address = self._thread.run(self._start(servicer))
+
+    def stop(self) -> None:
+        self._thread.run(self._server.stop(0))
+        self._thread.stop()
+
+    async def _start(self, servicer: unroll_pb2_grpc.UnrollServiceServicer) -> str:
+        self._server = grpc.aio.server()
+        unroll_pb2_grpc.add_UnrollServiceServicer_to_server(servicer, self._server)
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        return f"127.0.0.1:{port}"

@@ -1,0 +1,276 @@
+"""classify: one result whatever the limits and the splitting, and errors that name the sequence."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.models import alone, random_network, served
+from unit.client.harness import BINARY, LIMITS, MODEL, TWO_LAYERS, LocalServer
+
+from unroll_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
+from unroll_server.models import Model
+
+MODELS = {"m": MODEL, "deep": TWO_LAYERS, "binary": BINARY}
+
+
+def random_sequences(lengths: list[int], seed: int = 0) -> list[NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(length, 3)).astype(np.float32) for length in lengths]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, LIMITS.max_steps), max_size=40), st.sampled_from(sorted(MODELS)))
+async def test_however_it_is_split_the_bits_are_those_of_each_alone(
+    address: str, lengths: list[int], name: str
+) -> None:
+    sequences = random_sequences(lengths)
+    model = MODELS[name]
+    async with AsyncClient(address, model=name) as client:
+        result = await client.classify(sequences, return_final_states=True)
+    assert (result.model, result.version, len(result)) == (name, 1, len(lengths))
+    assert result.probabilities.shape == (len(lengths), len(model.spec.class_labels))
+    assert result.logits.shape == (len(lengths), model.spec.output_size)
+    assert result.final_states is not None
+    assert len(result.final_states) == len(lengths)
+    for index, sequence in enumerate(sequences):
+        logits, _, (final,) = alone(model, sequence, None)
+        assert result.logits[index].tobytes() == logits[-1].tobytes()
+        snapshot = result.final_states[index]
+        assert (snapshot.model, snapshot.version, snapshot.step) == (name, 1, len(sequence))
+        assert snapshot.state[0].shape == final.shape
+        assert snapshot.state[0].tobytes() == final.tobytes()
+        assert result.labels[index] == model.spec.class_labels[result.label_indices[index]]
+        assert result.probabilities[index].argmax() == result.label_indices[index]
+    np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+async def test_sequences_go_on_from_their_states(address: str) -> None:
+    whole = random_sequences([20] * 12)
+    async with AsyncClient(address, model="deep") as client:
+        expected = await client.classify(whole, return_final_states=True)
+        begun = await client.classify([sequence[:7] for sequence in whole[::2]], return_final_states=True)
+        assert begun.final_states is not None
+        states = [state for begun_state in begun.final_states for state in (begun_state, None)]
+        rest = [sequence[7:] if index % 2 == 0 else sequence for index, sequence in enumerate(whole)]
+        result = await client.classify(rest, initial_states=states, return_final_states=True)
+        assert result.logits.tobytes() == expected.logits.tobytes()
+        assert result.final_states == expected.final_states
+        with pytest.raises(InvalidArgument, match="initial_states: 1 states for 12 sequences"):
+            await client.classify(whole, initial_states=[None])
+        with pytest.raises(FailedPrecondition, match="deep/1"):
+            await client.classify(whole[:1], model="m", initial_states=states[:1])
+
+
+async def test_without_final_states_there_are_none(address: str) -> None:
+    async with AsyncClient(address) as client:
+        assert (await client.classify(random_sequences([3]), model="m")).final_states is None
+
+
+async def test_over_a_limit_alone(address: str) -> None:
+    good = random_sequences([5] * 3)
+    async with AsyncClient(address, model="m") as client:
+        with pytest.raises(InvalidArgument) as caught:
+            await client.classify([*good, np.ones((LIMITS.max_steps + 1, 3))])
+        assert caught.value.fields[0].field == "sequences[3]"
+        assert str(LIMITS.max_steps) in caught.value.message
+
+
+def test_over_the_size_of_a_message(start: Callable[..., LocalServer]) -> None:
+    wide = served(random_network(features=100), "wide")
+    with Client(start(wide).address) as client:
+        assert len(client.classify([np.ones((8, 100))] * 5)) == 5
+        with pytest.raises(InvalidArgument, match=r"sequences\[1\]: .* bytes, the server takes messages of 4096"):
+            client.classify([np.ones((8, 100)), np.ones((16, 100))])
+
+
+async def test_errors_of_the_server_keep_their_fields(address: str) -> None:
+    async with AsyncClient(address) as client:
+        with pytest.raises(NotFound, match="served are binary, deep, m") as unknown:
+            await client.classify(random_sequences([3]), model="nosuch")
+        assert [field.field for field in unknown.value.fields] == ["model"]
+        with pytest.raises(NotFound) as version:
+            await client.classify(random_sequences([3]), model="m", version=9)
+        assert [field.field for field in version.value.fields] == ["version"]
+        with pytest.raises(InvalidArgument) as ambiguous:
+            await client.classify(random_sequences([3]))
+        assert [field.field for field in ambiguous.value.fields] == ["model"]
+        with pytest.raises(InvalidArgument) as features:
+            await client.classify([np.ones((3, 4))], model="m")
+        assert features.value.fields
+
+
+async def test_no_server() -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        with pytest.raises(Unavailable):
+            await client.models()
+
+
+def test_the_only_model_needs_no_name(start: Callable[..., LocalServer]) -> None:
+    with Client(start(MODEL).address) as client:
+        assert client.classify(random_sequences([4])).model == "m"
+        assert client.model().name == "m"
+        assert client.classify([]).probabilities.shape == (0, 4)
+
+
+def test_a_server_that_comes_back_is_found(start: Callable[..., LocalServer]) -> None:
+    first = start(MODEL)
+    with Client(first.address, wait_for_ready=True) as client:
+        before = client.classify(random_sequences([4, 5]))
+        first.stop()
+        start(MODEL, port=first.port)
+        after = client.classify(random_sequences([4, 5]))
+    assert after.logits.tobytes() == before.logits.tobytes()
+
+
+async def test_a_full_server_is_asked_again_when_it_says(start: Callable[..., LocalServer]) -> None:
+    server = start(MODEL, queued=300)
+    async with AsyncClient(server.address) as client:
+        # Of 4 calls of 240 steps each, there is room for one at a time.
+        results = await asyncio.gather(*(client.classify(random_sequences([60] * 4)) for _ in range(4)))
+    assert len({result.logits.tobytes() for result in results}) == 1
+
+
+class Scripted(UnrollServiceServicer):
+    """Answers zeros, from the version that `versions` says next; never, when there is none left."""
+
+    def __init__(self, versions: list[int], spoil: Callable[[pb.ClassifyResponse], None] | None = None) -> None:
+        self.versions = versions
+        self.asked: list[tuple[int, int]] = []
+        self.spoil = spoil
+        self.reached = threading.Event()
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        count = len(request.lengths)
+        self.asked.append((request.version, count))
+        self.reached.set()
+        if not self.versions and not request.version:
+            await asyncio.Event().wait()
+        version = request.version or self.versions.pop(0)
+        zeros = np.zeros((count, 2), "<f4").tobytes()
+        answer = pb.ClassifyResponse(
+            model="m",
+            version=version,
+            logits=zeros,
+            probabilities=zeros,
+            label_indices=[0] * count,
+            labels=[f"v{version}"] * count,
+        )
+        if self.spoil:
+            self.spoil(answer)
+        return answer
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        limits = pb.Limits(max_sequences=2, max_steps=10, max_message_bytes=10_000)
+        model = pb.Model(name="m", version=1, input_size=3, output_size=2, class_labels=["a", "b"], limits=limits)
+        return pb.GetModelResponse(model=model)
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+
+async def test_one_version_answers_all_parts(script: Callable[[UnrollServiceServicer], str]) -> None:
+    servicer = Scripted(versions=[1, 2, 1])
+    async with AsyncClient(script(servicer)) as client:
+        result = await client.classify(random_sequences([2] * 5))
+    assert result.version == 2
+    assert result.labels == ["v2"] * 5
+    assert sorted(version for version, _ in servicer.asked) == [0, 0, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda answer: setattr(answer, "logits", b"123"),
+        lambda answer: setattr(answer, "probabilities", b""),
+        lambda answer: answer.labels.append("x"),
+        lambda answer: answer.label_indices.pop(),
+    ],
+)
+async def test_an_answer_that_cannot_be_is_internal(
+    script: Callable[[UnrollServiceServicer], str], spoil: Callable[[pb.ClassifyResponse], None]
+) -> None:
+    async with AsyncClient(script(Scripted(versions=[1], spoil=spoil))) as client:
+        with pytest.raises(Internal):
+            await client.classify(random_sequences([2]))
+
+
+async def test_a_timeout_is_for_the_whole_call(script: Callable[[UnrollServiceServicer], str]) -> None:
+    async with AsyncClient(script(Scripted(versions=[]))) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.classify(random_sequences([2] * 6), timeout=0.2)
+
+
+async def test_closing_ends_what_waits(script: Callable[[UnrollServiceServicer], str]) -> None:
+    servicer = Scripted(versions=[])
+    client = AsyncClient(script(servicer))
+    waiting = asyncio.create_task(client.classify(random_sequences([2])))
+    await asyncio.to_thread(servicer.reached.wait)
+    await client.close()
+    with pytest.raises(Unavailable, match="the client was closed"):
+        await waiting
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        await client.models()
+
+
+async def test_cancelling_a_call_is_no_error_of_ours(script: Callable[[UnrollServiceServicer], str]) -> None:
+    servicer = Scripted(versions=[])
+    async with AsyncClient(script(servicer)) as client:
+        waiting = asyncio.create_task(client.classify(random_sequences([2])))
+        await asyncio.to_thread(servicer.reached.wait)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+def test_models_are_described(address: str) -> None:
+    with Client(address) as client:
+        models = client.models()
+        assert [model.name for model in models] == ["binary", "deep", "m"]
+        assert models[1] == client.model("deep") == client.model("deep", 1)
+    described: Model = TWO_LAYERS
+    deep = models[1]
+    assert (deep.input_size, deep.hidden_size, deep.output_size, deep.num_layers) == (3, 8, 4, 2)
+    assert deep.class_labels == described.spec.class_labels
+    assert deep.limits.max_sequences == LIMITS.max_sequences
+    assert deep.test_accuracy is None
+
+
+async def test_token_and_metadata_go_with_every_call(script: Callable[[UnrollServiceServicer], str]) -> None:
+    seen: list[dict[str, str]] = []
+
+    class Watching(Scripted):
+        async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+            seen.append(dict(context.invocation_metadata()))
+            return await super().Classify(request, context)
+
+        async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+            seen.append(dict(context.invocation_metadata()))
+            return await super().GetModel(request, context)
+
+    address = script(Watching(versions=[1]))
+    async with AsyncClient(address, token="secret", metadata=[("x-request-id", "7")]) as client:  # noqa: S106 (a test's)
+        await client.classify(random_sequences([2]))
+    assert len(seen) == 2
+    for metadata in seen:
+        assert metadata["authorization"] == "Bearer secret"
+        assert metadata["x-request-id"] == "7"

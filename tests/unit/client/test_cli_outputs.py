@@ -1,0 +1,142 @@
+"""Outputs: every format says the same, and a file is there whole or not at all."""
+
+import csv
+import errno
+import gc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from unroll_client import Classification, Unavailable
+from unroll_client.cli import outputs
+from unroll_client.cli.outputs import COLUMNS, to_file, to_terminal
+from unroll_proto.cli import InputError
+
+SUFFIXES = [".parquet", ".jsonl", ".ndjson", ".csv"]
+
+
+def classification(seed: int, count: int, classes: int = 3) -> Classification:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, classes)).astype(np.float32)
+    probabilities = rng.random((count, classes), dtype=np.float32)
+    indices = probabilities.argmax(axis=1)
+    labels = [f'class "{index}", ä' for index in indices]
+    return Classification(labels, indices, probabilities, logits, None, "jv", 1)
+
+
+def expected_rows(parts: list[tuple[list[str], Classification]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": ids[index],
+            "label": result.labels[index],
+            "probability": float(result.probabilities[index].max()),
+            "probabilities": result.probabilities[index].tolist(),
+            "logits": result.logits[index].tolist(),
+        }
+        for ids, result in parts
+        for index in range(len(ids))
+    ]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Reads an output as its users would; numbers are compared as exact float32."""
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix != ".csv":
+            return [json.loads(line) for line in file]
+        return [
+            {
+                **row,
+                "probability": float(row["probability"]),
+                "probabilities": json.loads(row["probabilities"]),
+                "logits": json.loads(row["logits"]),
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("counts", [[], [1], [5, 3, 5]])
+def test_what_is_written(tmp_path: Path, suffix: str, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "GROUP_ROWS", 6)
+    path = tmp_path / f"out{suffix}"
+    parts = [
+        ([f"{seed},{row}" for row in range(count)], classification(seed, count)) for seed, count in enumerate(counts)
+    ]
+    with to_file(path) as output:
+        for ids, result in parts:
+            output.write(ids, result)
+        assert not path.exists()
+    rows = rows_of(path)
+    assert rows == expected_rows(parts)
+    assert all(tuple(row) == COLUMNS for row in rows)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o444
+
+
+def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "GROUP_ROWS", 6)
+    with to_file(tmp_path / "out.parquet") as output:
+        for seed in range(4):
+            output.write(list("abcde"), classification(seed, 5))
+    metadata = pq.read_metadata(tmp_path / "out.parquet")
+    assert [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)] == [10, 10]
+
+
+def write_and_fail(path: Path) -> None:
+    with to_file(path) as output:
+        output.write(["a"], classification(0, 1))
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_failure_leaves_what_was_there(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        write_and_fail(path)
+    gc.collect()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    for name, what in (
+        ("out.xls", "a name that ends in"),
+        ("no/out.csv", "there is no folder"),
+        ("folder.csv", "is a f"),
+    ):
+        with pytest.raises(InputError, match=what):
+            to_file(tmp_path / name)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(click.ClickException) as caught, to_file(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a temporary name")
+    assert caught.value.message == f"{path}: no space left on device"
+    assert caught.value.exit_code == 1
+
+
+def test_an_error_of_the_server_is_none_of_the_file(tmp_path: Path) -> None:
+    # Unavailable is an OSError as well.
+    with pytest.raises(Unavailable), to_file(tmp_path / "out.jsonl"):
+        raise Unavailable("gone")
+
+
+def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    with to_terminal(as_json=False) as output:
+        output.write(["first", "second"], classification(1, 2))
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["id", "label", "probability"]
+    assert first.startswith("first ")
+    assert second.startswith("second ")

@@ -1,0 +1,160 @@
+"""The pipeline: everything once and in order, in batches of bounded size, and no more of the file than is asked for."""
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.client.harness import LIMITS, MODEL, LocalServer
+
+from unroll_client import AsyncClient, Unavailable
+from unroll_client.cli import pipeline
+from unroll_client.cli.pipeline import batches, classified
+from unroll_proto.sequences import Sequence, SequenceError
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
+
+PATH = Path("file.parquet")
+
+
+def numbered(lengths: list[int], features: int = 3) -> Iterator[Sequence]:
+    rng = np.random.default_rng(0)
+    for index, length in enumerate(lengths):
+        values = rng.normal(size=(length, features)).astype(np.float32)
+        yield Sequence(str(index), values, f"label {index}", None, index + 1)
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 9), st.integers(1, 200))
+def test_batches_hold_everything_once_in_order_and_little(lengths: list[int], most: int, values: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "BATCH_SEQUENCES", most)
+        patch.setattr(pipeline, "BATCH_VALUES", values)
+        made = list(batches(numbered(lengths)))
+    assert [name for batch in made for name in batch.ids] == [str(index) for index in range(len(lengths))]
+    assert [row for batch in made for row in batch.rows] == list(range(1, len(lengths) + 1))
+    assert [len(array) for batch in made for array in batch.arrays] == lengths
+    for batch in made:
+        assert 1 <= len(batch) <= most
+        assert len(batch) == 1 or sum(array.size for array in batch.arrays) <= values
+
+
+async def test_results_come_in_order_and_the_file_is_read_as_needed(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 5)
+    taken = 0
+
+    def watched() -> Iterator[Sequence]:
+        nonlocal taken
+        for sequence in numbered([1 + index % 40 for index in range(200)]):
+            taken += 1
+            yield sequence
+
+    seen: list[str] = []
+    async with AsyncClient(address) as client:
+        model = await client.model("m")
+        expected = await client.classify([sequence.values for sequence in numbered([9] * 5)], model="m")
+        async for batch, result in classified(client, model, PATH, batches(watched())):
+            # One batch ahead in the reader, the others asked for.
+            assert taken <= len(seen) + 5 * (pipeline.IN_FLIGHT + 1) + 1
+            assert len(result) == len(batch) == 5
+            seen += batch.ids
+        source = batches(numbered([9] * 5))
+        async for _, result in classified(client, model, PATH, source):
+            assert result.logits.tobytes() == expected.logits.tobytes()
+    assert seen == [str(index) for index in range(200)]
+
+
+class Zeros(UnrollServiceServicer):
+    """Answers zeros, at once."""
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        count = len(request.lengths)
+        zeros = bytes(4 * count)
+        return pb.ClassifyResponse(
+            model="m",
+            version=1,
+            logits=zeros,
+            probabilities=zeros,
+            label_indices=[0] * count,
+            labels=["a"] * count,
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        limits = pb.Limits(max_sequences=10_000, max_steps=10_000, max_message_bytes=4_000_000)
+        model = pb.Model(name="m", version=1, input_size=3, output_size=1, class_labels=["a"], limits=limits)
+        return pb.GetModelResponse(model=model)
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+
+async def test_memory_does_not_grow_with_the_file(script: Callable[[UnrollServiceServicer], str]) -> None:
+    count = 0
+    async with AsyncClient(script(Zeros())) as client:
+        model = await client.model()
+        # 200 MB of values, 2 MiB a batch.
+        source = batches(Sequence(str(index), np.ones((2000, 3), np.float32)) for index in range(8000))
+        tracemalloc.start()
+        try:
+            async for batch, _ in classified(client, model, PATH, source):
+                count += len(batch)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert count == 8000
+    assert peak < 60e6
+
+
+async def test_what_the_server_refuses_is_named_by_its_row(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 4)
+    lengths = [5] * 10 + [LIMITS.max_steps + 1] + [5] * 3
+    async with AsyncClient(address) as client:
+        model = await client.model("m")
+        with pytest.raises(SequenceError, match=r"file\.parquet: row 11: column 'sequence': 65 steps, .* 64"):
+            await drained(client, numbered(lengths))
+        with pytest.raises(SequenceError, match=r"row 1: column 'sequence': 4 features, model m has 3"):
+            await drained(client, numbered([5], features=4))
+        assert model.name == "m"
+
+
+async def drained(client: AsyncClient, sequences: Iterator[Sequence]) -> None:
+    async with aclosing(classified(client, await client.model("m"), PATH, batches(sequences))) as results:
+        async for _ in results:
+            pass
+
+
+async def test_a_bad_row_ends_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 4)
+
+    def broken() -> Iterator[Sequence]:
+        yield from numbered([5] * 30)
+        raise SequenceError(PATH, "no good", row=31)
+
+    async with AsyncClient(address) as client:
+        with pytest.raises(SequenceError, match="row 31: no good"):
+            await drained(client, broken())
+
+
+async def test_a_server_that_goes_away_ends_it(
+    start: Callable[..., LocalServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 4)
+    server = start(MODEL)
+
+    def stopping() -> Iterator[Sequence]:
+        yield from numbered([5] * 40)
+        server.stop()
+        yield from numbered([5] * 40)
+
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(Unavailable):
+            await drained(client, stopping())

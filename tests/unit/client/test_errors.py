@@ -1,0 +1,110 @@
+"""Errors: each status is its own exception, and its details survive the way."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+import unroll_client
+from unroll_client import FieldViolation, ServerDraining, Snapshot, Unavailable, UnrollError
+from unroll_client._errors import from_rpc_error, from_status
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
+
+KINDS = [
+    kind
+    for kind in vars(unroll_client).values()
+    if isinstance(kind, type) and issubclass(kind, UnrollError) and kind not in (UnrollError, ServerDraining)
+]
+
+
+def detailed(code: grpc.StatusCode) -> status_pb2.Status:
+    status = status_pb2.Status(code=code.value[0], message="first line\nsecond line")
+    violation = error_details_pb2.BadRequest.FieldViolation(field="lengths[3]", description="0 timesteps")
+    status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(nanos=250_000_000)))
+    status.details.add().Pack(error_details_pb2.DebugInfo(detail="not for us"))
+    return status
+
+
+def rpc_error(code: grpc.StatusCode, message: str, *trailing: tuple[str, Any]) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), message)
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode))
+def test_every_status(code: grpc.StatusCode) -> None:
+    status = detailed(code)
+    trailing = ("grpc-status-details-bin", status.SerializeToString())
+    for error in (from_status(status), from_rpc_error(rpc_error(code, status.message, trailing))):
+        kinds = [kind for kind in KINDS if kind.code is code]
+        assert type(error) is (kinds[0] if kinds else UnrollError)
+        assert error.code is code
+        assert str(error) == error.message == "first line second line"
+        assert error.fields == (FieldViolation("lengths[3]", "0 timesteps"),)
+        assert error.retry_after == 0.25
+
+
+def test_details_that_cannot_be_read_are_no_second_error() -> None:
+    broken = status_pb2.Status(code=3)
+    broken.details.add(type_url="type.googleapis.com/google.rpc.BadRequest", value=b"\xff")
+    for data in (b"\xff\xff", broken.SerializeToString()):
+        error = from_rpc_error(rpc_error(grpc.StatusCode.NOT_FOUND, "", ("grpc-status-details-bin", data)))
+        assert (type(error).__name__, str(error), error.fields) == ("NotFound", "NOT_FOUND", ())
+
+
+def test_errors_are_also_what_python_calls_them() -> None:
+    assert issubclass(unroll_client.InvalidArgument, ValueError)
+    assert issubclass(unroll_client.NotFound, LookupError)
+    assert issubclass(unroll_client.DeadlineExceeded, TimeoutError)
+    assert issubclass(Unavailable, ConnectionError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_can_be_copied_and_pickled(kind: type[UnrollError]) -> None:
+    error = kind("what", fields=[FieldViolation("a", "b")], retry_after=2.0)
+    for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):  # noqa: S301 (our own bytes)
+        assert type(again) is kind
+        assert (str(again), again.code, again.fields, again.retry_after) == ("what", error.code, error.fields, 2.0)
+
+
+def test_a_drained_sequence_can_be_copied_and_pickled() -> None:
+    error = ServerDraining("leaving", Snapshot("jv", 1, "simple_rnn", 5, (b"\0\0\0\0",)))
+    for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):  # noqa: S301 (our own bytes)
+        assert (str(again), again.snapshot) == ("leaving", error.snapshot)
+
+
+class Refusing(UnrollServiceServicer):
+    """Refuses everything with details, and counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        self.calls += 1
+        status = detailed(grpc.StatusCode.PERMISSION_DENIED)
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, status.message)
+        raise AssertionError
+
+    async def Classify(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+
+def test_details_over_the_wire(script: Callable[[UnrollServiceServicer], str]) -> None:
+    servicer = Refusing()
+    with unroll_client.Client(script(servicer)) as client, pytest.raises(unroll_client.PermissionDenied) as caught:
+        client.model("jv")
+    assert caught.value.fields == (FieldViolation("lengths[3]", "0 timesteps"),)
+    # Only what another try can cure is tried again.
+    assert servicer.calls == 1

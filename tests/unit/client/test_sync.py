@@ -1,0 +1,141 @@
+"""Client: the blocking face, from many threads, and gone without a trace when it is closed or dropped."""
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.models import alone
+from unit.client.harness import MODEL, LocalServer
+
+from unroll_client import Client, InvalidArgument, ServerDraining, SyncSequence, Unavailable
+
+
+def random_values(steps: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(steps, 3)).astype(np.float32)
+
+
+def send_for_ever(sequence: SyncSequence) -> None:
+    while True:
+        sequence.send(random_values(1))
+
+
+def client_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "unroll-client"]
+
+
+def test_all_of_it_blocking(address: str) -> None:
+    values = random_values(30)
+    logits, states, _ = alone(MODEL, values, None)
+    with Client(address, model="m") as client:
+        assert client.classify([values]).logits[0].tobytes() == logits[-1].tobytes()
+        with client.unroll(logits=True) as sequence:
+            first = sequence.send(values[:10])
+            parts = list(sequence.stream(values[10:]))
+            snapshot = sequence.snapshot()
+            assert (sequence.model, sequence.version, sequence.step) == ("m", 1, 30)
+        got = [part.states for part in [first, *parts] if part.states is not None]
+        assert np.concatenate(got).tobytes() == states.tobytes()
+        assert sequence.close() == snapshot
+        with client.unroll(snapshot=snapshot) as again:
+            for part in again.stream(values):
+                assert part.first_step == 30
+                break
+            assert again.send(values).first_step == 60
+
+
+def test_many_threads_share_a_client(address: str) -> None:
+    def work(seed: int) -> None:
+        values = random_values(25, seed)
+        logits, states, _ = alone(MODEL, values, None)
+        for _ in range(3):
+            assert client.classify([values] * 3).logits[2].tobytes() == logits[-1].tobytes()
+            with client.unroll() as sequence:
+                answer = sequence.send(values)
+            assert answer.states is not None
+            assert answer.states.tobytes() == states.tobytes()
+
+    with Client(address, model="m") as client, ThreadPoolExecutor(12) as pool:
+        list(pool.map(work, range(24)))
+    assert not client_threads()
+
+
+def test_closed_is_closed(address: str) -> None:
+    client = Client(address, model="m")
+    sequence = client.unroll()
+    stream = sequence.stream(random_values(60))
+    next(stream)
+    client.close()
+    client.close()
+    assert not client_threads()
+    stream.close()
+    for call in (client.models, client.unroll, sequence.snapshot, lambda: sequence.send(random_values(1))):
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            call()
+    with sequence:
+        pass
+
+
+def test_a_client_that_is_dropped_ends_its_thread(address: str) -> None:
+    client = Client(address)
+    client.models()
+    assert client_threads()
+    del client
+    gc.collect()
+    assert not client_threads()
+
+
+def test_a_closed_client_fails_calls_of_other_threads(start: Callable[..., LocalServer]) -> None:
+    server = start(MODEL)
+    client = Client(server.address, wait_for_ready=True)
+    client.models()
+    server.stop()
+    with ThreadPoolExecutor(1) as pool:
+        # There is no server to answer, and the client waits for one.
+        waiting = pool.submit(client.models)
+        while not waiting.running():
+            threading.Event().wait(0.001)
+        client.close()
+        with pytest.raises((Unavailable, RuntimeError), match="clos"):
+            waiting.result(30)
+
+
+def test_errors_are_the_same(start: Callable[..., LocalServer]) -> None:
+    server = start(MODEL)
+    with Client(server.address) as client:
+        with pytest.raises(InvalidArgument, match=r"sequences\[0\]"):
+            client.classify([np.ones(3)])
+        with client.unroll() as sequence:
+            server.drain()
+            with pytest.raises(ServerDraining) as caught:
+                send_for_ever(sequence)
+        assert caught.value.snapshot.model == "m"
+
+
+@pytest.mark.parametrize("ending", ["client.close()", "del client", "pass", "raise SystemExit"])
+def test_a_process_ends_quietly(address: str, ending: str) -> None:
+    program = f"""
+import numpy as np
+from unroll_client import Client
+client = Client({address!r}, model="m")
+client.classify([np.ones((4, 3))])
+sequence = client.unroll()
+sequence.send(np.ones((4, 3)))
+{ending}
+"""
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_library_needs_neither_torch_nor_the_file_formats() -> None:
+    program = (
+        "import sys, unroll_client; print({'torch', 'onnxruntime', 'pyarrow', 'rich', 'click'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
