@@ -18,6 +18,8 @@ MAX_UNANSWERED = 256
 """Messages of one stream that are read and not yet answered; past it the stream is not read."""
 MAX_UNSENT = 64
 """Answers of one stream that wait for a slow reader; past it its sequences wait."""
+LINGER = 1.0
+"""Seconds that a draining stream listens to a caller that has not half-closed it."""
 
 
 class _Slot:
@@ -50,14 +52,12 @@ class Stream:
         self._open = 0
         self._unanswered = asyncio.Semaphore(MAX_UNANSWERED)
         self._out: asyncio.Queue[pb.UnrollResponse | Exception | None] = asyncio.Queue(MAX_UNSENT)
-        self._reader: asyncio.Task[None] | None = None
-        self._draining = False
+        self._serving: set[asyncio.Task[None]] = set()
+        self._draining = asyncio.Event()
 
     def drain(self) -> None:
-        """Stops reading. What was read is answered, then every open sequence ends with its snapshot."""
-        self._draining = True
-        if self._reader:
-            self._reader.cancel()
+        """Takes no more messages. What was read is answered, then every open sequence ends with its snapshot."""
+        self._draining.set()
 
     async def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
         """Yields the answers until the caller has half-closed and all it sent is answered, or the stream drains."""
@@ -75,22 +75,38 @@ class Stream:
         failure: Exception | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._reader = tasks.create_task(self._read(requests, tasks))
-            if self._draining:
-                for key, slot in self._slots.items():
-                    if slot.sequence:
-                        await self._out.put(_closed(key, slot.sequence, pb.SequenceClosed.REASON_DRAINING))
+                reader = tasks.create_task(self._read(requests, tasks))
+                draining = tasks.create_task(self._draining.wait())
+                await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
+                if self._draining.is_set():
+                    await self._say_goodbye()
+                    # A caller whose write fails may never see the answers that are under way to it (grpc.aio drops
+                    # them), so it is listened to until it has heard.
+                    await asyncio.wait({reader}, timeout=LINGER)
+                    reader.cancel()
+                draining.cancel()
         except Exception as error:
             failure = error
         await self._out.put(failure)
 
+    async def _say_goodbye(self) -> None:
+        if self._serving:
+            await asyncio.wait(self._serving)
+        for key, slot in self._slots.items():
+            if slot.sequence:
+                await self._out.put(_closed(key, slot.sequence, pb.SequenceClosed.REASON_DRAINING))
+
     async def _read(self, requests: AsyncIterator[pb.UnrollRequest], tasks: asyncio.TaskGroup) -> None:
         async for request in requests:
+            if self._draining.is_set():
+                continue
             slot = self._slots.setdefault(request.key, _Slot())
             slot.pending.append(request)
             if not slot.busy:
                 slot.busy = True
-                tasks.create_task(self._serve(request.key, slot))
+                task = tasks.create_task(self._serve(request.key, slot))
+                self._serving.add(task)
+                task.add_done_callback(self._serving.discard)
             await self._unanswered.acquire()
 
     async def _serve(self, key: str, slot: _Slot) -> None:
