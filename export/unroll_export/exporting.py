@@ -1,0 +1,155 @@
+"""From a training run to a bundle version: artifacts, proof, manifest, and then its place in the model folder."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version as version_of
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TypeAlias
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from safetensors.torch import save
+
+from unroll_export.bundle_writer import Draft, VersionTaken
+from unroll_export.graphs.onnx_rnn import build_onnx_rnn
+from unroll_export.graphs.onnx_scan import build_onnx_scan
+from unroll_export.graphs.tensors import input_shapes, output_shapes, specs
+from unroll_export.graphs.torchscript import build_torchscript
+from unroll_export.model import SimpleRNN
+from unroll_export.parity.cases import Plan
+from unroll_export.parity.gate import prove
+from unroll_export.runs import SUMMARY, RunError, TrainedRun
+from unroll_proto import bundle
+from unroll_proto.v1 import bundle_pb2 as pb
+
+Kind: TypeAlias = "pb.ArtifactKind.ValueType"
+
+ARCHITECTURE = "simple_rnn"
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "protobuf", "safetensors", "torch", "unroll-export", "unroll-proto")
+
+BUILDERS: dict[Kind, Callable[[SimpleRNN], bytes]] = {
+    pb.ARTIFACT_KIND_ONNX_RNN: build_onnx_rnn,
+    pb.ARTIFACT_KIND_ONNX_SCAN: build_onnx_scan,
+    pb.ARTIFACT_KIND_TORCHSCRIPT: build_torchscript,
+}
+"""What makes each model artifact."""
+
+
+class Exported(NamedTuple):
+    """A bundle version that was written."""
+
+    path: Path
+    proofs: list[pb.ArtifactProof]
+
+
+def export_run(run: TrainedRun, out: Path, on_case: Callable[[Plan], None] = lambda _: None) -> Exported:
+    """Writes `run` as the next version of the model folder `out`, whose name is the model's.
+
+    Args:
+        run: A finished training run.
+        out: The model folder; made where it is missing.
+        on_case: Called with each case of the proof before it is run.
+
+    Raises:
+        BundleError: `out` can't be a model folder, or the bundle would not be one that a server takes.
+        ParityError: an artifact doesn't compute what eager PyTorch computes. Nothing is left behind.
+        RunError: the run's summary lacks something that a manifest says.
+        OSError: `out` can't be written to.
+    """
+    name = out.absolute().name
+    bundle.check_name(name)
+    if (out / bundle.MANIFEST).exists():
+        raise bundle.BundleError(f"{out}: is a version of a bundle; the folder above it is the model's")
+    training = _training_summary(run.summary)
+    model = run.model.eval()
+    with Draft(out) as draft:
+        draft.write(bundle.WEIGHTS, save({key: value.contiguous() for key, value in model.state_dict().items()}))
+        for kind, build in BUILDERS.items():
+            draft.write(bundle.FILES[kind], build(model))
+        written = {kind: (draft.path / bundle.FILES[kind]).read_bytes() for kind in BUILDERS}
+        proofs = prove(model, written, training.longest_sequence, on_case)
+        while True:
+            manifest = _manifest(run, name, draft.next_version(), training)
+            _describe(draft, manifest, proofs)
+            try:
+                return Exported(draft.publish(manifest.version), proofs)
+            except VersionTaken:
+                continue
+
+
+def cpu_name() -> str:
+    """Model name of the processor, or its architecture where the system doesn't tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def artifact_shapes(model: SimpleRNN, kind: Kind) -> tuple[list[pb.TensorSpec], list[pb.TensorSpec]]:
+    """Inputs and outputs of a model artifact as its manifest states them."""
+    time_major = kind == pb.ARTIFACT_KIND_ONNX_SCAN
+    return specs(input_shapes(model, time_major)), specs(output_shapes(model, time_major))
+
+
+def _describe(draft: Draft, manifest: pb.BundleManifest, proofs: Sequence[pb.ArtifactProof]) -> None:
+    """Writes the proof and the manifest, and checks the bundle as a server will."""
+    report = pb.ParityReport(
+        format=bundle.FORMAT,
+        name=manifest.name,
+        version=manifest.version,
+        tolerance=bundle.TOLERANCE,
+        proofs=proofs,
+        libraries=dict(manifest.libraries),
+        cpu=cpu_name(),
+        created=manifest.created,
+    )
+    draft.write(bundle.PARITY, bundle.to_json(report).encode())
+    for artifact in manifest.artifacts:
+        file = draft.path / artifact.file
+        artifact.sha256 = bundle.sha256_of(file)
+        artifact.size_bytes = file.stat().st_size
+    draft.write(bundle.MANIFEST, bundle.to_json(manifest).encode())
+    bundle.verify_bundle(draft.path)
+
+
+def _manifest(run: TrainedRun, name: str, version: int, training: pb.TrainingSummary) -> pb.BundleManifest:
+    """Everything but the artifacts' checksums and sizes."""
+    rnn = run.model.rnn
+    artifacts = []
+    for kind, file in bundle.FILES.items():
+        inputs, outputs = artifact_shapes(run.model, kind) if kind in BUILDERS else ([], [])
+        artifacts.append(pb.Artifact(kind=kind, file=file, inputs=inputs, outputs=outputs))
+    created = Timestamp()
+    created.GetCurrentTime()
+    return pb.BundleManifest(
+        format=bundle.FORMAT,
+        name=name,
+        version=version,
+        architecture=ARCHITECTURE,
+        input_size=rnn.input_size,
+        hidden_size=rnn.hidden_size,
+        output_size=run.model.fc.out_features,
+        num_layers=rnn.num_layers,
+        class_labels=run.class_labels,
+        feature_names=run.feature_names,
+        artifacts=artifacts,
+        created=created,
+        libraries={"python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES},
+        training=training,
+    )
+
+
+def _training_summary(summary: Mapping[str, Any]) -> pb.TrainingSummary:
+    try:
+        return pb.TrainingSummary(
+            data=PurePath(summary["data"]).name,
+            data_sha256=summary["data_sha256"],
+            seed=summary["seed"],
+            epochs=summary["epochs"],
+            training_sequences=summary["training_sequences"],
+            longest_sequence=summary["longest_sequence"],
+            test_accuracy=summary.get("test_accuracy"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{SUMMARY}: missing or of the wrong type: {error}") from error

@@ -1,0 +1,75 @@
+"""`model.ts`: a SimpleRNN as TorchScript, batch-major.
+
+TorchScript is deprecated upstream since torch 2.11, and says so at every call. It stays supported here for programs
+that load it; the one place that silences the notice is `quiet`.
+"""
+
+import copy
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+
+from unroll_export.model import SimpleRNN
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the deprecation notice of torch.jit, and nothing else, inside the block."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        yield
+
+
+class Unrolled(nn.Module):
+    """SimpleRNN.unroll as a module's `forward`, under the tensor names of the artifacts."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: SimpleRNN) -> None:
+        super().__init__()
+        self.rnn = model.rnn
+        self.fc = model.fc
+        self.register_buffer("mean", model.mean)
+        self.register_buffer("std", model.std)
+
+    def forward(self, input: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: A002
+        """Gives `logits`, `states`, `final_state`; shapes as SimpleRNN.unroll has them."""
+        states, final_state = self.rnn((input - self.mean) / self.std, initial_state)
+        return self.fc(states), states, final_state
+
+
+def build_torchscript(model: SimpleRNN) -> bytes:
+    """Serializes `model` as TorchScript, in eval mode and without gradients.
+
+    Traced, since what torch.jit.script writes depends on Python's hash seed. Nothing is lost: there is no control flow
+    but nn.RNN's checks of its arguments, and batch and time stay dynamic. Equal models give equal bytes, once a
+    process: after that torch gives its types other names.
+    """
+    detached = copy.deepcopy(model).eval().requires_grad_(False)
+    rnn = detached.rnn
+    example = (torch.zeros(2, 3, rnn.input_size), torch.zeros(rnn.num_layers, 2, rnn.hidden_size))
+    buffer = io.BytesIO()
+    with quiet():
+        warnings.simplefilter("ignore", TracerWarning)  # of those checks
+        traced = torch.jit.trace(Unrolled(detached), example, check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, buffer)
+    return buffer.getvalue()
+
+
+def load_torchscript(content: bytes) -> torch.jit.ScriptModule:
+    """Loads TorchScript onto the CPU.
+
+    Raises:
+        RuntimeError: the content is not TorchScript.
+    """
+    with quiet():
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            io.BytesIO(content), map_location="cpu"
+        )
+    return module

@@ -1,0 +1,77 @@
+"""How two computations of the same are set side by side: their differences, and values whose bits differ."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_export.graphs.tensors import OUTPUTS
+from unroll_export.parity.cases import Case
+from unroll_export.parity.runners import Float32Array, Outputs, ParityError, Runner
+
+
+def step_differences(got: Outputs, expected: Outputs) -> Float32Array:
+    """Largest absolute difference of logits and states at every step of every row.
+
+    Returns:
+        [batch, time]; that of the final state counts for the last step; NaN where a value is not a number.
+
+    Raises:
+        ParityError: an output has another shape or dtype than is expected.
+    """
+    check_alike(got, expected)
+    logits = np.abs(got.logits - expected.logits).max(axis=2)
+    states = np.abs(got.states - expected.states).max(axis=2)
+    differences: Float32Array = np.maximum(logits, states)
+    final = np.abs(got.final_state - expected.final_state).max(axis=(0, 2))
+    differences[:, -1] = np.maximum(differences[:, -1], final)
+    return differences
+
+
+def differing_values(got: Outputs, expected: Outputs) -> int:
+    """Count of values whose bits differ, over all outputs; -0 and 0 differ, the same NaN doesn't.
+
+    Raises:
+        ParityError: an output has another shape or dtype than is expected.
+    """
+    check_alike(got, expected)
+    return sum(int(np.count_nonzero(_bits(a) != _bits(b))) for a, b in zip(got, expected, strict=True))
+
+
+def check_alike(got: Outputs, expected: Outputs) -> None:
+    """Raises ParityError where an output has another shape or dtype than is expected."""
+    for name, a, b in zip(OUTPUTS, got, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise ParityError(f"{name} is {a.dtype} {a.shape}, expected {b.dtype} {b.shape}")
+
+
+def run_cut(runner: Runner, case: Case) -> Outputs:
+    """Computes a case in its second way: groups of rows apart, chunks of time one by one with the state carried."""
+    groups = []
+    for rows in case.groups:
+        state, chunks = case.initial_state[:, rows], []
+        for steps in case.chunks:
+            chunks.append(runner.run(case.x[rows, steps], state))
+            state = chunks[-1].final_state
+        groups.append(joined_in_time(chunks))
+    return Outputs(
+        logits=np.concatenate([group.logits for group in groups]),
+        states=np.concatenate([group.states for group in groups]),
+        final_state=np.concatenate([group.final_state for group in groups], axis=1),
+    )
+
+
+def joined_in_time(chunks: list[Outputs]) -> Outputs:
+    """The outputs of consecutive chunks as one call gives them."""
+    return Outputs(
+        logits=np.concatenate([chunk.logits for chunk in chunks], axis=1),
+        states=np.concatenate([chunk.states for chunk in chunks], axis=1),
+        final_state=chunks[-1].final_state,
+    )
+
+
+def first_steps(outputs: Outputs, count: int, final_state: Float32Array) -> Outputs:
+    """The first steps of `outputs`, with the state after them, which they don't hold themselves."""
+    return Outputs(outputs.logits[:, :count], outputs.states[:, :count], final_state)
+
+
+def _bits(array: Float32Array) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(array).view(np.uint32)

@@ -1,0 +1,55 @@
+"""Proves a bundle again, on the machine at hand and with the libraries at hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from unroll_export.exporting import ARCHITECTURE, artifact_shapes
+from unroll_export.model import SimpleRNN
+from unroll_export.parity.cases import Plan
+from unroll_export.parity.gate import prove
+from unroll_proto import bundle
+from unroll_proto.v1 import bundle_pb2 as pb
+
+
+def verify(path: Path, on_case: Callable[[Plan], None] = lambda _: None) -> list[pb.ArtifactProof]:
+    """Checks the bundle at `path` in full: checksums, its own proof, and a new proof of the very files.
+
+    Raises:
+        BundleError: the bundle is not whole, or contradicts itself.
+        ParityError: an artifact doesn't compute here what eager PyTorch computes here.
+    """
+    manifest, _ = bundle.verify_bundle(path)
+    model = _eager_model(path, manifest)
+    contents = {}
+    for kind in bundle.MODEL_KINDS:
+        artifact = bundle.artifact_of(manifest, kind)
+        if (list(artifact.inputs), list(artifact.outputs)) != artifact_shapes(model, kind):
+            raise bundle.BundleError(f"{path / bundle.MANIFEST}: {artifact.file} has other tensors than its sizes say")
+        contents[kind] = bundle.read_artifact(path, artifact)
+    return prove(model, contents, manifest.training.longest_sequence, on_case)
+
+
+def _eager_model(path: Path, manifest: pb.BundleManifest) -> SimpleRNN:
+    """The network of `weights.safetensors`, in eval mode."""
+    file = path / bundle.WEIGHTS
+    if manifest.architecture != ARCHITECTURE:
+        raise bundle.BundleError(f"{path / bundle.MANIFEST}: architecture {manifest.architecture!r} is not known")
+    sizes = (manifest.input_size, manifest.hidden_size, manifest.output_size, manifest.num_layers)
+    content = bundle.read_artifact(path, bundle.artifact_of(manifest, pb.ARTIFACT_KIND_WEIGHTS))
+    try:
+        weights = load(content)
+    except SafetensorError as error:
+        raise bundle.BundleError(f"{file}: not readable as safetensors: {error}") from error
+    if len(weights) != len(SimpleRNN(1, 1, 1).state_dict()) + 4 * (manifest.num_layers - 1):
+        raise bundle.BundleError(f"{file}: {len(weights)} tensors don't make {manifest.num_layers} layers")
+    with torch.device("meta"):  # sizes out of a file: nothing is allocated before they are found right
+        expected = {name: (value.dtype, value.shape) for name, value in SimpleRNN(*sizes).state_dict().items()}
+    if {name: (value.dtype, value.shape) for name, value in weights.items()} != expected:
+        raise bundle.BundleError(f"{file}: names, types or shapes are not those of the manifest's sizes")
+    model = SimpleRNN(*sizes)
+    model.load_state_dict(weights)
+    return model.eval()
