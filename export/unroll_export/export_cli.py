@@ -31,14 +31,9 @@ Without the proof nothing is written.
 
 
 class ExportGroup(cli.DefaultGroup):
-    """`unroll-export`: its help shows the options of the default subcommand, which stands for the whole."""
+    """`unroll-export`, with and without the name of its default subcommand."""
 
     default = "run"
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the default subcommand's options, then the subcommands."""
-        click.Command.format_options(self.commands[self.default], ctx, formatter)
-        self.format_commands(ctx, formatter)
 
 
 @click.group(cls=ExportGroup, invoke_without_command=True, help=HELP)

@@ -20,6 +20,11 @@ class DefaultGroup(click.Group):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the default subcommand's options, since its words can do without its name; then the subcommands."""
+        click.Command.format_options(self.commands[self.default], ctx, formatter)
+        self.format_commands(ctx, formatter)
+
 
 class InputError(click.ClickException):
     """Something the user gave can't be used; the message is one line that names it."""

@@ -1,0 +1,220 @@
+"""The command `unroll-train`: trains a SimpleRNN into a run folder, and draws a run's report."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unroll_export import experiment, sources
+from unroll_export.datasets import Dataset
+from unroll_export.runs import REPORT, RunError
+from unroll_export.training import Hyperparameters, TrainingError
+from unroll_proto import cli
+from unroll_proto.sequences import SUFFIXES, SequenceError
+
+DEFAULTS = Hyperparameters()
+DATA = f"{sources.JAPANESE_VOWELS}, {sources.RECALL} or a file ({', '.join(SUFFIXES)})"
+
+
+class FiniteRange(click.FloatRange):
+    """A range of floats that neither NaN nor infinity is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Converts as FloatRange does, which lets NaN through."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class TrainGroup(cli.DefaultGroup):
+    """`unroll-train`, with and without the name of its default subcommand."""
+
+    default = "train"
+
+
+HELP = """Trains a SimpleRNN on labelled sequences.
+
+\b
+  unroll-train --data japanese-vowels --out runs/jv
+  unroll-train --data FILE --out runs/mine
+  unroll-train report runs/jv
+
+A file holds the columns `sequence` and `label`, and optionally `split` (train, validation, test) and `id`. Where it has
+no test or no validation sequences, some of the training sequences are held out, the same share of every class. Two
+classes make a binary model: one logit, whose positive class is the second label. Training stops early on the validation
+sequences and goes back to the best weights; the test sequences are only judged at the end.
+"""
+
+
+@click.group(cls=TrainGroup, invoke_without_command=True, context_settings={"show_default": True}, help=HELP)
+@click.pass_context
+def group(ctx: click.Context) -> None:
+    """The command; see HELP."""
+    if ctx.invoked_subcommand is None:
+        raise click.UsageError(f"--data is missing: {DATA}")
+
+
+@group.command(short_help="Trains a model: what happens without a subcommand.")
+@click.option("--data", required=True, metavar="NAME|FILE", help=f"What to train on: {DATA}.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, with the same options.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--test-data", type=click.Path(path_type=Path), help="File whose sequences are the test split.")
+@click.option("--lag", type=click.IntRange(min=1), default=5, help="Steps of noise to carry the class over (recall).")
+@click.option("--hidden-size", type=click.IntRange(min=1), default=DEFAULTS.hidden_size)
+@click.option("--num-layers", type=click.IntRange(min=1), default=DEFAULTS.num_layers)
+@click.option("--epochs", type=click.IntRange(min=1), default=DEFAULTS.epochs, help="Most epochs.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULTS.batch_size)
+@click.option(
+    "--lr",
+    "learning_rate",
+    type=FiniteRange(min=0, min_open=True),
+    default=DEFAULTS.learning_rate,
+    help="Of AdamW; falls to 0 over --epochs.",
+)
+@click.option("--weight-decay", type=FiniteRange(min=0), default=DEFAULTS.weight_decay)
+@click.option(
+    "--clip", type=FiniteRange(min=0, min_open=True), default=DEFAULTS.clip, help="Largest norm of the gradient."
+)
+@click.option(
+    "--input-noise",
+    type=FiniteRange(min=0),
+    default=DEFAULTS.input_noise,
+    help="Noise on training inputs, in standard deviations of each feature.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=DEFAULTS.patience,
+    help="Epochs without a lower validation loss after which training stops.",
+)
+@click.option(
+    "--validation-fraction",
+    type=FiniteRange(min=0, max=1, max_open=True),
+    default=DEFAULTS.validation_fraction,
+    help="Held out of the training sequences for early stopping, where the file has no such split; 0: no stopping.",
+)
+@click.option(
+    "--test-fraction",
+    type=FiniteRange(min=0, max=1, max_open=True),
+    default=DEFAULTS.test_fraction,
+    help="Held out of a file's training sequences as its test split, where it has none; 0: no test split.",
+)
+@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=DEFAULTS.seed)
+@click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, help="Of torch.")
+def train(
+    data: str, out: Path, resume: bool, overwrite: bool, test_data: Path | None, lag: int, **settings: Any
+) -> None:
+    """Trains a model; this is what `unroll-train` does without a subcommand."""
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    hyperparameters = Hyperparameters(**settings)
+    torch.set_num_threads(hyperparameters.threads)
+    torch.use_deterministic_algorithms(True)
+    start: experiment.Start = "resume" if resume else "overwrite" if overwrite else "new"
+    try:
+        dataset = _load(data, test_data, lag, hyperparameters)
+        with _progress(hyperparameters.epochs) as on_epoch:
+            summary = experiment.run(dataset, hyperparameters, out, start, on_epoch)
+    except (SequenceError, sources.DataMissingError, RunError) as error:
+        raise cli.InputError(str(error)) from error
+    except TrainingError as error:
+        raise click.ClickException(f"{out}: {error}") from error
+    except OSError as error:
+        raise cli.InputError(f"{error.filename or out}: {(error.strerror or str(error)).lower()}") from error
+    judged = summary["splits"][summary["judged_on"]]
+    click.echo(
+        f"{out}: {summary['judged_on']} accuracy {summary['accuracy']:.4f} on {judged['sequences']} sequences, "
+        f"weights of epoch {summary['best_epoch']} of {summary['epochs']}"
+    )
+
+
+@group.command(short_help="Draws a run as one PNG.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help=f"PNG to write.  [default: RUN/{REPORT}]",
+)
+def report(run: Path, output: Path | None) -> None:
+    """Draws loss, accuracy, confusion matrix and gradient flow of the run folder RUN as one PNG."""
+    # matplotlib takes a second to import, which training need not wait for.
+    from unroll_export.report import write_report
+
+    output = output or run / REPORT
+    try:
+        write_report(run, output)
+    except RunError as error:
+        raise cli.InputError(str(error)) from error
+    except OSError as error:
+        raise cli.InputError(f"{error.filename or output}: {(error.strerror or str(error)).lower()}") from error
+    click.echo(str(output))
+
+
+def main() -> NoReturn:
+    """Runs `unroll-train` and exits."""
+    cli.run("unroll-train", group)
+
+
+def _load(data: str, test_data: Path | None, lag: int, settings: Hyperparameters) -> Dataset:
+    built_in = data in (sources.JAPANESE_VOWELS, sources.RECALL)
+    given = click.get_current_context().get_parameter_source("lag")
+    if data != sources.RECALL and given is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"--lag goes with --data {sources.RECALL}")
+    if built_in and test_data is not None:
+        raise click.UsageError("--test-data goes with a file")
+    if data == sources.JAPANESE_VOWELS:
+        return sources.japanese_vowels(validation=settings.validation_fraction, seed=settings.seed)
+    if data == sources.RECALL:
+        return sources.recall(lag=lag, seed=settings.seed)
+    path = Path(data)
+    if not path.exists() and not path.suffix:
+        raise click.UsageError(f"--data: {data!r} is no file; expected {DATA}")
+    return sources.from_file(
+        path,
+        test_data,
+        validation=settings.validation_fraction,
+        test=settings.test_fraction,
+        seed=settings.seed,
+    )
+
+
+def _describe(figures: dict[str, float]) -> str:
+    text = f"loss {figures['train_loss']:.4f}, accuracy {figures['train_accuracy']:.4f}"
+    if "validation_loss" in figures:
+        text += f"; validation {figures['validation_loss']:.4f}, {figures['validation_accuracy']:.4f}"
+    return text
+
+
+@contextmanager
+def _progress(epochs: int) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Shows the epochs on standard error: a bar on a terminal, else a line every tenth epoch."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield (
+            lambda figures: (
+                click.echo(f"epoch {figures['epoch']} of {epochs}: {_describe(figures)}", err=True)
+                if figures["epoch"] % 10 == 0
+                else None
+            )
+        )
+        return
+    columns = (
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=epochs)
+        yield lambda figures: progress.update(task, completed=int(figures["epoch"]), description=_describe(figures))

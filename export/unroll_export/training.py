@@ -1,0 +1,226 @@
+"""Training by backpropagation through time: epochs, early stopping, and all the state that an epoch leaves behind."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unroll_export import gradient_flow
+from unroll_export.datasets import Dataset
+from unroll_export.gradient_flow import GradientFlow
+from unroll_export.metrics import evaluate, loss_of, predict
+from unroll_export.model import SimpleRNN
+
+# The gradient flow is measured on as many training sequences as have so many timesteps, padding included.
+FLOW_STEPS = 8192
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What decides, together with the data, every bit of the trained weights.
+
+    Attributes:
+        hidden_size: Width of the hidden state of one layer.
+        num_layers: Stacked recurrent layers.
+        epochs: Most epochs; the learning rate falls to 0 over them, along half a cosine.
+        batch_size: Sequences of one step of the optimizer.
+        learning_rate: Of AdamW, at the start.
+        weight_decay: Of AdamW.
+        clip: Largest norm of the gradient of all weights together.
+        input_noise: Standard deviation of the normal noise added to training inputs, in those of each feature.
+        patience: Epochs without a lower validation loss after which training stops.
+        validation_fraction: Share of the training sequences held out for early stopping; 0 trains for all epochs.
+        test_fraction: Share held out as the test split where the data has none.
+        seed: Of the first weights, the held-out sequences, the order of the batches and the noise.
+        threads: Of torch; sums may round differently with another number of them.
+    """
+
+    hidden_size: int = 128
+    num_layers: int = 1
+    epochs: int = 150
+    batch_size: int = 16
+    learning_rate: float = 0.002
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    input_noise: float = 0.5
+    patience: int = 40
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    seed: int = 0
+    threads: int = 1
+
+
+class Trainer:
+    """A training run between two epochs.
+
+    `state()` and `restore()` carry everything that decides what follows, so that a run that was killed ends with the
+    same bits as one that was not. The global random state of torch is neither read nor changed.
+
+    Args:
+        data: What to train on.
+        settings: How; `threads` is for the caller to set.
+
+    Attributes:
+        epoch: Epochs done.
+        best_epoch: The epoch with the lowest validation loss so far; the last one where there is no validation part.
+        history: The figures of each epoch.
+        flows: The gradient flow before training and after epochs 1, 2, 5, 10, 20, 50...
+    """
+
+    def __init__(self, data: Dataset, settings: Hyperparameters) -> None:
+        self.data = data
+        self.settings = settings
+        self.classes = len(data.class_labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = SimpleRNN(
+                len(data.feature_names),
+                settings.hidden_size,
+                1 if self.classes == 2 else self.classes,
+                settings.num_layers,
+            )
+        mean, std = data.standardization()
+        self.model.mean.copy_(mean)
+        self.model.std.copy_(std)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.random = torch.Generator().manual_seed(settings.seed)
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_loss = math.inf
+        self.best_weights = self._weights()
+        self.history: list[dict[str, float]] = []
+        self.flows: list[GradientFlow] = [self._measure_flow(0)]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the epochs are used up or the patience is."""
+        waited = self.epoch - self.best_epoch
+        return self.epoch >= self.settings.epochs or waited >= self.settings.patience
+
+    def run_epoch(self) -> dict[str, float]:
+        """Trains on every training sequence once and judges the result on the validation part.
+
+        Returns:
+            The figures of the epoch, which `history` has too. Loss and accuracy of the training part are those of
+            the batches as they were trained on, noise included.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite.
+        """
+        order = torch.randperm(len(self.data.train), generator=self.random)
+        batches = [order[i : i + self.settings.batch_size] for i in range(0, len(order), self.settings.batch_size)]
+        loss = norm = 0.0
+        correct = 0
+        self.model.train()
+        for i, indices in enumerate(batches):
+            learning_rate = self._learning_rate(self.epoch + i / len(batches))
+            batch_loss, batch_norm, hits = self._step(self.data.train.batch(indices), learning_rate)
+            loss += batch_loss * len(indices) / len(order)
+            norm += batch_norm / len(batches)
+            correct += hits
+        self.model.eval()
+        self.epoch += 1
+        figures = {
+            "epoch": self.epoch,
+            "train_loss": loss,
+            "train_accuracy": correct / len(order),
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+        }
+        self._judge(figures)
+        self.history.append(figures)
+        if _is_milestone(self.epoch):
+            self.flows.append(self._measure_flow(self.epoch))
+        return figures
+
+    def finish(self) -> SimpleRNN:
+        """Goes back to the best weights, whose gradient flow becomes the last one, and gives them in eval mode."""
+        self.model.load_state_dict(self.best_weights)
+        self.flows.append(self._measure_flow(self.best_epoch))
+        return self.model.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes with an epoch, as tensors and plain values."""
+        return {
+            "epoch": self.epoch,
+            "weights": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.random.get_state(),
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss,
+            "best_weights": self.best_weights,
+            "history": self.history,
+            "flows": [flow.as_json() for flow in self.flows],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was taken from a run with the same data and hyperparameters."""
+        self.epoch = state["epoch"]
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.random.set_state(state["random"])
+        self.best_epoch = state["best_epoch"]
+        self.best_loss = state["best_loss"]
+        self.best_weights = state["best_weights"]
+        self.history = state["history"]
+        self.flows = [GradientFlow(**flow) for flow in state["flows"]]
+
+    def _step(self, batch: tuple[Tensor, Tensor, Tensor], learning_rate: float) -> tuple[float, float, int]:
+        """One step of the optimizer; gives the loss, the gradient's norm before clipping, and the hits."""
+        x, lengths, labels = batch
+        if self.settings.input_noise:
+            noise = torch.randn(x.shape, generator=self.random)
+            x = x + self.settings.input_noise * self.model.std * noise
+        logits = self.model(x, lengths)
+        loss = loss_of(logits, labels)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        loss = loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise TrainingError(
+                f"epoch {self.epoch + 1}: the loss is {float(loss):g} and its gradient's norm {float(norm):g}: "
+                "training diverged; a lower --lr may help"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        return float(loss), float(norm), int((predict(logits) == labels).sum())
+
+    def _judge(self, figures: dict[str, float]) -> None:
+        """Adds the validation figures, and keeps the weights if they are the best so far."""
+        if len(self.data.validation):
+            validation = evaluate(self.model, self.data.validation, self.classes)
+            figures |= {"validation_loss": validation.loss, "validation_accuracy": validation.accuracy}
+            if not validation.loss < self.best_loss:
+                return
+            self.best_loss = validation.loss
+        self.best_epoch = self.epoch
+        self.best_weights = self._weights()
+
+    def _measure_flow(self, epoch: int) -> GradientFlow:
+        """Measures the gradient flow on some training sequences, the same ones each time."""
+        count = min(max(8, FLOW_STEPS // self.data.longest_sequence), len(self.data.train))
+        indices = torch.linspace(0, len(self.data.train) - 1, count).long()
+        return gradient_flow.measure(self.model, self.data.train.batch(indices), epoch)
+
+    def _learning_rate(self, epochs: float) -> float:
+        return self.settings.learning_rate * (1 + math.cos(math.pi * epochs / self.settings.epochs)) / 2
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+
+def _is_milestone(epoch: int) -> bool:
+    """Whether the epoch is 1, 2 or 5 times a power of ten."""
+    while epoch % 10 == 0:
+        epoch //= 10
+    return epoch in (1, 2, 5)
