@@ -8,7 +8,7 @@ SERVICE_FILES := unroll_proto/v1/unroll.proto
 # aeon is data here, never imported: its wheel carries the JapaneseVowels files.
 AEON := aeon==1.6.0
 
-.PHONY: help setup demo test check lint types imports proto proto-check clean
+.PHONY: help setup demo test bench check lint types imports proto proto-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ demo: .venv/done ## Trains, exports, serves, classifies and streams real data, a
 
 test: .venv/done ## Runs every test.
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: .venv/done ## Measures the forms of a network side by side; quote its ratios.
+	PYTHONPATH=tests $(BIN)/python tests/bench/forms.py
 
 check: lint types imports proto-check ## Linters, type checker, import rules, generated code.
 

@@ -16,6 +16,20 @@ def repository(bundle_root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle_root, tmp_path / "models"))
 
 
+@pytest.fixture(scope="module")
+def exported(bundle_root: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of two versions of `jv` and one of `other`."""
+    root = Path(shutil.copytree(bundle_root, tmp_path_factory.mktemp("several") / "models"))
+    run("unroll-export", run_folder, "--out", root / "jv")
+    run("unroll-export", run_folder, "--out", root / "other")
+    return root
+
+
+@pytest.fixture
+def several(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "models"))
+
+
 def spoil(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -38,24 +52,17 @@ def test_a_server_with_nothing_that_it_trusts_does_not_start(repository: Path) -
 
 
 @pytest.mark.parametrize("spoilt", ["manifest.json", "parity.json", "model.scan.onnx", "weights.safetensors"])
-async def test_a_bad_version_is_refused_and_the_good_one_serves(
-    repository: Path, run_folder: Path, tmp_path: Path, spoilt: str
-) -> None:
-    run("unroll-export", run_folder, "--out", repository / "jv")
-    spoil(repository / "jv" / "2" / spoilt)
-    with ServerProcess(repository, tmp_path / "log") as process:
-        assert await served_by(process) == [("jv", 1)]
+async def test_a_bad_version_is_refused_and_the_good_one_serves(several: Path, tmp_path: Path, spoilt: str) -> None:
+    spoil(several / "jv" / "2" / spoilt)
+    with ServerProcess(several, tmp_path / "log") as process:
+        assert await served_by(process) == [("jv", 1), ("other", 1)]
         assert process.stop() == 0
         assert "refused" in process.log
         assert spoilt in process.log
 
 
-async def test_versions_live_side_by_side_and_the_newest_is_the_default(
-    repository: Path, run_folder: Path, tmp_path: Path
-) -> None:
-    run("unroll-export", run_folder, "--out", repository / "jv")
-    run("unroll-export", run_folder, "--out", repository / "other")
-    with ServerProcess(repository, tmp_path / "log") as process:
+async def test_versions_live_side_by_side_and_the_newest_is_the_default(several: Path, tmp_path: Path) -> None:
+    with ServerProcess(several, tmp_path / "log") as process:
         assert await served_by(process) == [("jv", 1), ("jv", 2), ("other", 1)]
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)
