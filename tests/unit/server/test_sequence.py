@@ -1,0 +1,83 @@
+"""One open sequence: whatever is sent again, every chunk counts once and every answer keeps its bits."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.models import alone, random_network, served
+
+from unroll_server.engine import Engine
+from unroll_server.errors import SequenceStateError
+from unroll_server.sequence import REPEATABLE, Sequence
+from unroll_server.types import Float32Array
+
+MODEL = served(random_network())
+
+
+def values_of(steps: int) -> Float32Array:
+    return np.random.default_rng(steps).normal(size=(steps, MODEL.spec.input_size)).astype(np.float32)
+
+
+def new_engine() -> Engine:
+    return Engine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6)
+
+
+async def answer(sequence: Sequence, first_step: int, values: Float32Array) -> Float32Array:
+    parts = [part.states async for part in sequence.run(first_step, values)]
+    return np.concatenate([part for part in parts if part is not None])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=10),
+    repeats=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=8),
+)
+def test_chunks_sent_again_are_answered_the_same_and_applied_once(
+    sizes: list[int], repeats: list[tuple[int, int]]
+) -> None:
+    values = values_of(sum(sizes))
+    _, expected, final = alone(MODEL, values, None)
+    begins = [sum(sizes[:index]) for index in range(len(sizes))]
+
+    async def check() -> None:
+        engine = new_engine()
+        try:
+            sequence = Sequence(engine, MODEL, 0, None, every=1, states=True, logits=False)
+            for index, (begin, size) in enumerate(zip(begins, sizes, strict=True)):
+                chunks = [begin, *(begins[again] for when, again in repeats if when == index and again <= index)]
+                for first in chunks:
+                    count = sizes[begins.index(first)]
+                    got = await answer(sequence, first, values[first : first + count])
+                    assert got.tobytes() == expected[first : first + count].tobytes()
+                assert sequence.step == begin + size
+            assert sequence.state is not None
+            assert sequence.state[0].tobytes() == final[0].tobytes()
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    asyncio.run(check())
+
+
+async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and_change_nothing() -> None:
+    engine = new_engine()
+    try:
+        sequence = Sequence(engine, MODEL, 0, None, every=1, states=True, logits=False)
+        values = values_of(2 * (REPEATABLE + 2))
+        for first in range(0, len(values), 2):
+            await answer(sequence, first, values[first : first + 2])
+        step, state = sequence.step, sequence.state
+        wrong = [
+            (step + 1, values[:2], f"goes on at step {step}"),
+            (step - 1, values[:2], f"goes on at step {step}"),
+            (step - 2, values[:2], "in a chunk of other values"),
+            (step - 2, values[-2:-1], "in a chunk of other values"),
+            (0, values[:2], f"again one of the last {REPEATABLE} chunks"),
+        ]
+        for first, chunk, says in wrong:
+            with pytest.raises(SequenceStateError, match=says):
+                await answer(sequence, first, chunk)
+        assert (sequence.step, sequence.state) == (step, state)
+    finally:
+        await asyncio.to_thread(engine.close)
