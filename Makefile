@@ -5,6 +5,9 @@ BIN := .venv/bin
 GEN := .venv-gen/bin
 PROTO_FILES := unroll_proto/v1/bundle.proto unroll_proto/v1/unroll.proto
 SERVICE_FILES := unroll_proto/v1/unroll.proto
+# Run in proto/, so that a .proto file's path is the Python path; googleapis has google/rpc/status.proto.
+GOOGLEAPIS = $(shell $(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
+PROTOC = PATH="$(CURDIR)/$(GEN):$$PATH" python -m grpc_tools.protoc -I . -I $(GOOGLEAPIS)
 # aeon is data here, never imported: its wheel carries the JapaneseVowels files.
 AEON := aeon==1.6.0
 
@@ -44,12 +47,8 @@ imports: .venv/done
 	PYTHONPATH=proto:export:server:client $(BIN)/lint-imports --no-cache
 
 proto: .venv-gen/done ## Generates the protobuf code again.
-	cd proto && PATH="$(CURDIR)/$(GEN):$$PATH" python -m grpc_tools.protoc -I . \
-	  -I "$$($(CURDIR)/$(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')" \
-	  --python_out=. --mypy_out=. $(PROTO_FILES)
-	cd proto && PATH="$(CURDIR)/$(GEN):$$PATH" python -m grpc_tools.protoc -I . \
-	  -I "$$($(CURDIR)/$(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')" \
-	  --grpc_python_out=. --mypy_grpc_out=only_async:. $(SERVICE_FILES)
+	cd proto && $(PROTOC) --python_out=. --mypy_out=. $(PROTO_FILES)
+	cd proto && $(PROTOC) --grpc_python_out=. --mypy_grpc_out=only_async:. $(SERVICE_FILES)
 
 proto-check: proto
 	@test -z "$$(git status --porcelain -- 'proto/*_pb2*')" || \
