@@ -86,10 +86,11 @@ class Lanes:
         for column in reversed(range(count)):
             lane = self.lanes[column]
             ran = min(steps, lane.end - lane.position)
-            begin = lane.position - int(lane.work.offsets[lane.index])
-            event = lane.work.steps_done(begin, result.logits[:ran, column], result.states[:ran, column])
-            if event is not None:
-                emit(lane.work, event)
+            if lane.work.interactive:
+                begin = lane.position - int(lane.work.offsets[lane.index])
+                event = lane.work.steps_done(begin, result.logits[:ran, column], result.states[:ran, column])
+                if event is not None:
+                    emit(lane.work, event)
             lane.position += ran
             if lane.position == lane.end:
                 state = self._end_state(lane, column, ran, steps, result)

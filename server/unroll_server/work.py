@@ -25,7 +25,7 @@ class Work(ABC):
         offsets: int64 [sequences + 1], where each sequence begins in `values`.
         initial_states: One a sequence; None is the zero state.
         keeps_states: Whether a sequence's state after its last step is wanted.
-        interactive: Whether somebody waits for each step; such work goes before bulk.
+        interactive: Whether somebody waits for each step: such work goes before bulk, and is told of every tick.
         cancelled: Set by the event loop when the caller has left; the engine then drops what is not yet computed.
     """
 
@@ -57,7 +57,7 @@ class Work(ABC):
         return len(self.values)
 
     def steps_done(self, position: int, logits: Float32Array, states: Float32Array) -> object | None:
-        """Takes what a tick computed for one sequence, on the engine's thread.
+        """Takes what a tick computed for one sequence of interactive work, on the engine's thread.
 
         Args:
             position: Where in `values` the steps begin.
