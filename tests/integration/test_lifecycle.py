@@ -1,0 +1,105 @@
+"""A server process from start to end: settings, ports, callers that vanish, drains."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support import wire
+from support.processes import ServerProcess, run
+
+from unroll_proto.sequences import Sequence
+from unroll_proto.v1 import unroll_pb2 as pb
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence], number: signal.Signals
+) -> None:
+    values = vowels[0].values
+    with ServerProcess(bundle_root, tmp_path / "log") as process:
+        async with grpc.aio.insecure_channel(process.address) as channel:
+            stub = wire.stub_of(channel)
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            stream = stub.Unroll()
+            for request in (wire.open_request("a"), wire.chunk_request("a", 0, values[:5]), wire.open_request("b")):
+                await stream.write(request)
+            seen = [await stream.read() for _ in range(3)]
+            assert all(isinstance(response, pb.UnrollResponse) for response in seen)
+            in_flight = asyncio.ensure_future(stub.Classify(wire.classify_request([np.zeros((60000, 12), np.float32)])))
+            # One connection keeps the order of its calls: once this one is answered, the long one has begun.
+            await stub.GetModel(pb.GetModelRequest())
+            process.signal(number)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            rest = []
+            while isinstance(response := await stream.read(), pb.UnrollResponse):
+                rest.append(response)
+            assert await stream.code() == grpc.StatusCode.OK
+            assert {response.key: response.closed.snapshot.step for response in rest} == {"a": 5, "b": 0}
+            assert {response.closed.reason for response in rest} == {pb.SequenceClosed.REASON_DRAINING}
+            assert (await in_flight).labels
+            assert process.wait() == 0
+    # Elsewhere, the sequence goes on from its snapshot to the same end.
+    snapshot = next(response.closed.snapshot for response in rest if response.key == "a")
+    with ServerProcess(bundle_root, tmp_path / "log2") as other:
+        async with grpc.aio.insecure_channel(other.address) as channel:
+            stub = wire.stub_of(channel)
+            answer = await stub.Classify(wire.classify_request([values[5:]], initial_states=[snapshot]))
+            assert answer.logits == (await stub.Classify(wire.classify_request([values]))).logits
+
+
+async def test_a_caller_that_vanishes_takes_nothing_with_it(server: ServerProcess, vowels: list[Sequence]) -> None:
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = wire.stub_of(channel)
+        expected = await stub.Classify(wire.classify_request([vowels[0].values]))
+        async with grpc.aio.insecure_channel(server.address) as doomed:
+            stream = wire.stub_of(doomed).Unroll()
+            await stream.write(wire.open_request("a"))
+            for step in range(0, 40000, 10000):
+                await stream.write(wire.chunk_request("a", step, np.zeros((10000, 12), np.float32)))
+            await stream.read()
+            stream.cancel()
+        assert await stub.Classify(wire.classify_request([vowels[0].values])) == expected
+
+
+def test_settings_come_from_the_environment_too(bundle_root: Path, tmp_path: Path) -> None:
+    with ServerProcess(bundle_root, tmp_path / "log", env={"UNROLL_MAX_SEQUENCES": "7"}) as process:
+        with grpc.insecure_channel(process.address) as channel:
+            get = channel.unary_unary(
+                "/unroll.v1.UnrollService/GetModel",
+                request_serializer=pb.GetModelRequest.SerializeToString,
+                response_deserializer=pb.GetModelResponse.FromString,
+            )
+            assert get(pb.GetModelRequest(model="jv"), timeout=10).model.limits.max_sequences == 7
+        assert process.stop() == 0
+
+
+def test_a_port_in_use_ends_the_start_with_one_line(server: ServerProcess, bundle_root: Path) -> None:
+    done = run("unroll-serve", "--models", bundle_root, "--listen", server.address, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"unroll-serve: --listen: can't listen on {server.address}")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--models", "/nowhere"], "--models: /nowhere is not a folder"),
+        (["--listen", "nonsense"], "--listen: 'nonsense' is not HOST:PORT"),
+        (["--max-lanes", "0"], "--max-lanes"),
+        (["--runtime", "tensorflow"], "--runtime"),
+        (["--device", "cuda"], "--device cuda"),
+    ],
+)
+def test_a_bad_setting_ends_the_start_with_one_line(bundle_root: Path, options: list[str], says: str) -> None:
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    done = run("unroll-serve", "--models", bundle_root, *options, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert says in done.stderr

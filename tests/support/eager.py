@@ -1,0 +1,13 @@
+"""Eager PyTorch on one sequence, to hold answers against."""
+
+import torch
+
+from support import wire
+from unroll_export.runs import TrainedRun
+
+
+def eager(run: TrainedRun, values: wire.Array) -> tuple[wire.Array, wire.Array]:
+    """Logits [steps, classes] and states [steps, hidden] of one sequence by eager PyTorch."""
+    with torch.inference_mode():
+        logits, states, _ = run.model.unroll(torch.from_numpy(values)[None])
+    return logits[0].numpy(), states[0].numpy()
