@@ -1,0 +1,293 @@
+"""docker-compose.yml on a real engine: trains, serves, balances, loses a replica, drains; the bits stay the same."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from unroll_client import Client, ServerDraining
+from unroll_export import SimpleRNN
+from unroll_proto.bundle import MANIFEST, TOLERANCE, WEIGHTS, verify_bundle
+from unroll_proto.sequences import Sequence
+
+pytestmark = pytest.mark.compose
+
+REPOSITORY = Path(__file__).parents[2]
+PATIENCE = 1800.0
+"""Seconds for the longest step, building every image; what takes longer is stuck."""
+
+REPEATS = 24
+
+Array = NDArray[np.float32]
+
+INSIDE = """
+import importlib.util, json, os, pathlib, shutil
+def writable(path):
+    try:
+        pathlib.Path(path, "probe").touch()
+    except OSError:
+        return False
+    return True
+print(json.dumps({
+    "uid": os.getuid(),
+    "capabilities": int(pathlib.Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16),
+    "writable": [path for path in ("/", "/opt/unroll", "/models", "/tmp") if writable(path)],
+    "modules": [name for name in ("torch", "onnx", "unroll_export") if importlib.util.find_spec(name)],
+    "compilers": [name for name in ("cc", "gcc", "clang") if shutil.which(name)],
+}))
+"""
+
+
+def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
+    """Runs a command to its end, which must be a good one, and returns what it printed on standard output."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env=env, stdin=subprocess.DEVNULL, check=False
+    )
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def compose_command() -> list[str]:
+    """The compose that this machine has; skips where there is none, or no engine to run it on."""
+    if shutil.which("docker") is None:
+        pytest.skip("no docker command")
+    engine = subprocess.run(
+        ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False
+    )
+    if engine.returncode:
+        pytest.skip(f"no Docker engine answers: {engine.stderr.strip()}")
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
+            return command
+    pytest.skip("neither `docker compose` nor docker-compose is here")
+
+
+def inspect(container: str, what: str) -> str:
+    """What the engine knows of a container, by a Go template."""
+    return output_of("docker", "inspect", "--format", what, container).strip()
+
+
+def received_by(container: str) -> int:
+    """Bytes that have come to a container over the network."""
+    return int(output_of("docker", "exec", container, "cat", "/sys/class/net/eth0/statistics/rx_bytes"))
+
+
+class Deployment:
+    """docker-compose.yml under a project name, and on a port, of its own."""
+
+    def __init__(self, command: list[str], data: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        self.address = f"localhost:{port}"
+        self.data = data
+        name = f"unroll-test-{secrets.token_hex(4)}"
+        self._command = [*command, "--project-directory", str(REPOSITORY), "--project-name", name]
+        self._env = {**os.environ, "UNROLL_PORT": str(port), "UNROLL_DATA": str(data)}
+
+    def compose(self, *arguments: str) -> str:
+        return output_of(*self._command, *arguments, env=self._env)
+
+    def up(self, replicas: int = 1) -> None:
+        """Returns once the replicas are healthy, which the gateway waits for, and calls get through."""
+        try:
+            self.compose("up", "--detach", "--scale", f"server={replicas}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.compose('logs')}") from None
+        deadline = time.monotonic() + PATIENCE
+        while len(self.live_replicas()) < replicas:
+            assert time.monotonic() < deadline, self.compose("logs")
+        with Client(self.address, wait_for_ready=True) as client:
+            client.models()
+
+    def live_replicas(self) -> list[str]:
+        """Container ids of the servers that run and are healthy."""
+        ids = self.compose("ps", "--quiet", "server").split()
+        return [container for container in ids if inspect(container, "{{.State.Health.Status}}") == "healthy"]
+
+    def container(self, service: str) -> str:
+        """Id of the only container of a service, ended or not."""
+        (container,) = self.compose("ps", "--all", "--quiet", service).split()
+        return container
+
+    def classify_in_container(self, file: str) -> Array:
+        """Classifies a file of `data` with the client's container; returns the logits [sequences, classes]."""
+        self.compose("run", "--rm", "-T", "client", "classify", file, "--model", "jv", "-o", "out.parquet")
+        table = pq.read_table(self.data / "out.parquet")
+        return np.array(table["logits"].to_pylist(), np.float32)
+
+    def down(self) -> None:
+        self.compose("--profile", "client", "down", "--volumes", "--remove-orphans", "--rmi", "local")
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    data = tmp_path_factory.mktemp("data")
+    if os.geteuid() == 0:
+        # Not root's, so that the owner of what the client's container writes tells something.
+        os.chown(data, 4321, 4321)
+    deployment = Deployment(compose_command(), data)
+    try:
+        deployment.compose("build", "train", "server", "gateway", "client")
+        deployment.up()
+        yield deployment
+    finally:
+        deployment.down()
+
+
+@pytest.fixture(scope="module")
+def values(vowels: list[Sequence]) -> list[Array]:
+    return [sequence.values for sequence in vowels]
+
+
+@pytest.fixture(scope="module")
+def file(deployment: Deployment, values: list[Array]) -> str:
+    """A file of `data` with every sequence REPEATS times: enough calls to share among replicas."""
+    name = "sequences.npz"
+    lengths = np.array([len(sequence) for sequence in values] * REPEATS)
+    np.savez(deployment.data / name, values=np.concatenate(values * REPEATS), lengths=lengths)
+    return name
+
+
+@pytest.fixture(scope="module")
+def served(deployment: Deployment, values: list[Array]) -> Array:
+    """Logits [sequences, classes] of one call to one replica, through the published port."""
+    deployment.up()
+    with Client(deployment.address, model="jv") as client:
+        return client.classify(values).logits
+
+
+@pytest.fixture(scope="module")
+def bundle(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that is served, out of its volume."""
+    path = tmp_path_factory.mktemp("bundle") / "1"
+    output_of("docker", "cp", f"{deployment.container('train')}:/models/jv/1", path)
+    return path
+
+
+def test_serves_what_eager_pytorch_computes(
+    bundle: Path, served: Array, deployment: Deployment, vowels: list[Sequence]
+) -> None:
+    manifest, _ = verify_bundle(bundle)
+    network = SimpleRNN(manifest.input_size, manifest.hidden_size, manifest.output_size, manifest.num_layers)
+    network.load_state_dict(load_file(bundle / WEIGHTS))
+    network.eval()
+    with torch.inference_mode():
+        eager = np.concatenate([network(torch.from_numpy(sequence.values)[None]).numpy() for sequence in vowels])
+    assert np.abs(served - eager).max() <= TOLERANCE
+    with Client(deployment.address, model="jv") as client:
+        labels = client.classify([sequence.values for sequence in vowels]).labels
+    assert labels == [manifest.class_labels[index] for index in eager.argmax(axis=1)]
+    accuracy = np.mean([label == sequence.label for label, sequence in zip(labels, vowels, strict=True)])
+    assert accuracy > 0.95
+
+
+def test_the_server_has_nothing_that_it_does_not_need(deployment: Deployment) -> None:
+    deployment.up()
+    server, train = deployment.container("server"), deployment.container("train")
+    inside = json.loads(output_of("docker", "exec", server, "python", "-c", INSIDE))
+    assert inside == {"uid": 10001, "capabilities": 0, "writable": [], "modules": [], "compilers": []}
+    assert (
+        inspect(server, "{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.SecurityOpt}}") == "true [no-new-privileges:true]"
+    )
+    assert inspect(server, "{{.HostConfig.RestartPolicy.Name}}") == "unless-stopped"
+    assert int(inspect(server, "{{.HostConfig.Memory}}")) > 0
+    sizes = [int(inspect(inspect(container, "{{.Image}}"), "{{.Size}}")) for container in (server, train)]
+    assert sizes[1] - sizes[0] > 500e6, "torch alone takes more than that"
+
+
+def test_what_is_trained_stays(deployment: Deployment, bundle: Path) -> None:
+    deployment.compose("down")
+    deployment.up()
+    train = deployment.container("train")
+    assert inspect(train, "{{.State.ExitCode}}") == "0"
+    assert "/models/jv/1 is there already" in output_of("docker", "logs", train)
+    manifest = output_of("docker", "exec", deployment.container("server"), "cat", "/models/jv/1/manifest.json")
+    assert manifest == (bundle / MANIFEST).read_text()
+    assert output_of("docker", "exec", deployment.container("server"), "ls", "/models/jv").split() == ["1"]
+
+
+def test_the_client_container_classifies_a_file(deployment: Deployment, file: str, served: Array) -> None:
+    logits = deployment.classify_in_container(file)
+    assert logits.tobytes() == np.tile(served, (REPEATS, 1)).tobytes()
+    owner = deployment.data.stat()
+    output = (deployment.data / "out.parquet").stat()
+    assert (output.st_uid, output.st_gid) == (owner.st_uid, owner.st_gid)
+
+
+def test_replicas_share_the_calls_and_give_the_same_bits(
+    deployment: Deployment, file: str, values: list[Array], served: Array
+) -> None:
+    deployment.up(replicas=2)
+    replicas = deployment.live_replicas()
+    sent = (deployment.data / file).stat().st_size
+
+    before = [received_by(replica) for replica in replicas]
+    logits = deployment.classify_in_container(file)
+    between = [received_by(replica) for replica in replicas]
+    assert logits.tobytes() == np.tile(served, (REPEATS, 1)).tobytes()
+    assert min(np.subtract(between, before)) > sent / 8, "the client's container balances by DNS"
+
+    with Client(deployment.address, model="jv") as client:
+        for _ in range(REPEATS):
+            assert client.classify(values).logits.tobytes() == served.tobytes()
+        one_by_one = np.concatenate([client.classify([sequence]).logits for sequence in values])
+    after = [received_by(replica) for replica in replicas]
+    assert one_by_one.tobytes() == served.tobytes()
+    assert min(np.subtract(after, between)) > sent / 8, "the gateway balances too"
+
+
+def test_calls_go_on_when_a_replica_is_killed(
+    deployment: Deployment, file: str, values: list[Array], served: Array
+) -> None:
+    deployment.up(replicas=2)
+    with Client(deployment.address, model="jv") as client:
+        client.classify(values)
+        killed, left = deployment.live_replicas()
+        output_of("docker", "kill", killed)
+        for _ in range(50):
+            assert client.classify(values[:20]).logits.tobytes() == served[:20].tobytes()
+    assert deployment.classify_in_container(file).tobytes() == np.tile(served, (REPEATS, 1)).tobytes()
+    assert deployment.live_replicas() == [left]
+
+
+def test_sigterm_drains_a_replica_and_its_streams_go_on_elsewhere(deployment: Deployment, values: list[Array]) -> None:
+    deployment.up(replicas=2)
+    sequence = max(values, key=len)
+    with Client(deployment.address, model="jv") as client, client.unroll() as whole:
+        expected = whole.send(sequence).states
+    assert expected is not None
+    # A client has one connection, and the gateway spreads streams over the replicas.
+    clients = [Client(deployment.address, model="jv") for _ in range(4)]
+    try:
+        streams = [client.unroll() for client in clients]
+        starts = [stream.send(sequence[:5]).states for stream in streams]
+        stopped = deployment.live_replicas()[0]
+        output_of("docker", "stop", "--time", "60", stopped)
+        assert inspect(stopped, "{{.State.ExitCode}}") == "0"
+        moved = 0
+        for client, stream, start in zip(clients, streams, starts, strict=True):
+            try:
+                rest = stream.send(sequence[5:]).states
+            except ServerDraining as drained:
+                moved += 1
+                with client.unroll(snapshot=drained.snapshot) as resumed:
+                    rest = resumed.send(sequence[5:]).states
+            assert start is not None
+            assert rest is not None
+            assert np.concatenate([start, rest]).tobytes() == expected.tobytes()
+        assert 0 < moved < len(clients)
+    finally:
+        for client in clients:
+            client.close()

@@ -1,0 +1,202 @@
+"""The distributions in fresh environments: what each brings along, what it must not, and that it works by itself."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import processes
+from support.processes import ServerProcess
+
+from unroll_client import Client
+from unroll_proto.sequences import Sequence
+
+pytestmark = pytest.mark.packaging
+
+REPOSITORY = Path(__file__).parents[2]
+DISTRIBUTIONS = ("proto", "export", "server", "client")
+OURS = {f"unroll-{name}" for name in DISTRIBUTIONS}
+
+INSTALLED = """
+import importlib.metadata, json
+print(json.dumps({each.name: each.version for each in importlib.metadata.distributions()}))
+"""
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+failed = {}
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        failed[module.name] = error.name
+print(json.dumps(failed))
+"""
+
+
+def finished(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, out of reach of the environment that the tests run in."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+
+
+def output_of(*command: str | Path) -> str:
+    done = finished(*command)
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with some of the distributions, installed as README says."""
+
+    bin: Path
+
+    @classmethod
+    def make(cls, path: Path, *distributions: str) -> "Environment":
+        output_of(sys.executable, "-m", "venv", path)
+        sources = [REPOSITORY / name for name in distributions]
+        output_of(
+            path / "bin" / "pip", "install", "--quiet", "--no-compile", "-c", REPOSITORY / "constraints.txt", *sources
+        )
+        return cls(path / "bin")
+
+    def installed(self) -> dict[str, str]:
+        """Version of every distribution but pip and setuptools, which `venv` brings."""
+        found: dict[str, str] = json.loads(output_of(self.bin / "python", "-c", INSTALLED))
+        return {canonical(name): version for name, version in found.items() if name not in ("pip", "setuptools")}
+
+    def import_failures(self, package: str) -> dict[str, str]:
+        """Modules of a package that can't be imported, with the name of what they miss."""
+        failures: dict[str, str] = json.loads(output_of(self.bin / "python", "-c", IMPORT_ALL, package))
+        return failures
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("wheels")
+    sources = [REPOSITORY / name for name in DISTRIBUTIONS]
+    output_of(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, *sources)
+    return {wheel.name.split("-")[0]: wheel for wheel in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def client_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment.make(tmp_path_factory.mktemp("client") / "venv", "proto", "client")
+
+
+@pytest.fixture(scope="module")
+def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment.make(tmp_path_factory.mktemp("server") / "venv", "proto", "server")
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    """constraints.txt: version by name."""
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonical(name): version for name, version in pairs}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_wheel_holds_every_file_of_its_package(wheels: dict[str, Path], name: str) -> None:
+    package = f"unroll_{name}"
+    folder = REPOSITORY / name
+    files = {
+        file.relative_to(folder).as_posix()
+        for file in (folder / package).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    with zipfile.ZipFile(wheels[package]) as wheel:
+        held = {entry for entry in wheel.namelist() if ".dist-info/" not in entry}
+    assert held == files
+    assert f"{package}/py.typed" in held
+
+
+def test_the_contracts_come_with_their_sources_and_the_generated_code(wheels: dict[str, Path]) -> None:
+    with zipfile.ZipFile(wheels["unroll_proto"]) as wheel:
+        held = {entry.removeprefix("unroll_proto/v1/") for entry in wheel.namelist()}
+    for contract in ("bundle", "unroll"):
+        assert {f"{contract}.proto", f"{contract}_pb2.py", f"{contract}_pb2.pyi"} <= held
+    assert {"unroll_pb2_grpc.py", "unroll_pb2_grpc.pyi"} <= held
+
+
+def test_the_client_needs_no_model_runtime(client_environment: Environment, pins: dict[str, str]) -> None:
+    installed = client_environment.installed()
+    assert installed.keys() & OURS == {"unroll-proto", "unroll-client"}
+    assert not installed.keys() & {"torch", "onnx", "onnxruntime"}
+    assert {name: version for name, version in installed.items() if name not in OURS} == {
+        name: pins.get(name) for name in installed.keys() - OURS
+    }
+    assert client_environment.import_failures("unroll_client") == {}
+    assert client_environment.import_failures("unroll_proto") == {}
+    assert "classify" in output_of(client_environment.bin / "unroll", "--help")
+
+
+def test_the_client_works_by_itself(
+    client_environment: Environment, server: ServerProcess, vowels: list[Sequence], tmp_path: Path
+) -> None:
+    source, target = tmp_path / "sequences.npz", tmp_path / "classes.jsonl"
+    arrays = [sequence.values for sequence in vowels]
+    np.savez(source, values=np.concatenate(arrays), lengths=[len(array) for array in arrays])
+    unroll = client_environment.bin / "unroll"
+    output_of(unroll, "classify", source, "--model", "jv", "--server", server.address, "-o", target)
+    with Client(server.address) as client:
+        expected = client.classify(arrays, model="jv")
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["label"] for row in rows] == expected.labels
+    assert np.array([row["logits"] for row in rows], np.float32).tobytes() == expected.logits.tobytes()
+
+
+def test_the_server_needs_no_torch(server_environment: Environment, pins: dict[str, str]) -> None:
+    installed = server_environment.installed()
+    assert installed.keys() & OURS == {"unroll-proto", "unroll-server"}
+    assert not installed.keys() & {"torch", "onnx"}
+    assert {name: version for name, version in installed.items() if name not in OURS} == {
+        name: pins.get(name) for name in installed.keys() - OURS
+    }
+    assert server_environment.import_failures("unroll_server") == {"unroll_server.runtimes.torchscript": "torch"}
+    assert "--models" in output_of(server_environment.bin / "unroll-serve", "--help")
+
+
+def test_the_server_works_by_itself(
+    server_environment: Environment,
+    server: ServerProcess,
+    bundle_root: Path,
+    vowels: list[Sequence],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arrays = [sequence.values for sequence in vowels]
+    check = (server_environment.bin / "python", "-m", "unroll_server.healthcheck")
+    monkeypatch.setattr(processes, "BIN", server_environment.bin)
+    with ServerProcess(bundle_root, tmp_path / "log") as alone:
+        with Client(alone.address) as client, Client(server.address) as other:
+            mine, expected = client.classify(arrays, model="jv"), other.classify(arrays, model="jv")
+        assert mine.logits.tobytes() == expected.logits.tobytes()
+        assert output_of(*check, alone.address) == f"{alone.address}: SERVING\n"
+        assert output_of(*check, alone.address, "--service", "unroll.v1.UnrollService").endswith(": SERVING\n")
+        unknown = finished(*check, alone.address, "--service", "none.such")
+        assert (unknown.returncode, unknown.stdout) == (1, "")
+        assert unknown.stderr.startswith(f"healthcheck: {alone.address}: NOT_FOUND")
+        assert alone.stop() == 0, alone.log
+        gone = finished(*check, alone.address)
+        assert (gone.returncode, len(gone.stderr.splitlines())) == (1, 1)
+        assert gone.stderr.startswith(f"healthcheck: {alone.address}: UNAVAILABLE")
+
+
+def test_what_an_environment_lacks_is_said_in_one_line(server_environment: Environment, bundle_root: Path) -> None:
+    done = finished(server_environment.bin / "unroll-serve", "--models", bundle_root, "--runtime", "torchscript")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "torch" in done.stderr
