@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from unroll_client import Client, ServerDraining
+from unroll_client import Client, ServerDraining, Snapshot
 from unroll_export import SimpleRNN
 from unroll_proto.bundle import MANIFEST, TOLERANCE, WEIGHTS, verify_bundle
 from unroll_proto.sequences import Sequence
@@ -100,16 +100,16 @@ class Deployment:
         return output_of(*self._command, *arguments, env=self._env)
 
     def up(self, replicas: int = 1) -> None:
-        """Returns once the replicas are healthy, which the gateway waits for, and calls get through."""
+        """Returns once calls get through and that many replicas are healthy."""
         try:
             self.compose("up", "--detach", "--scale", f"server={replicas}")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.compose('logs')}") from None
+        with Client(self.address) as client:
+            client.models()
         deadline = time.monotonic() + PATIENCE
         while len(self.live_replicas()) < replicas:
             assert time.monotonic() < deadline, self.compose("logs")
-        with Client(self.address, wait_for_ready=True) as client:
-            client.models()
 
     def live_replicas(self) -> list[str]:
         """Container ids of the servers that run and are healthy."""
@@ -129,6 +129,14 @@ class Deployment:
 
     def down(self) -> None:
         self.compose("--profile", "client", "down", "--volumes", "--remove-orphans", "--rmi", "local")
+
+
+def states_of(address: str, values: Array, snapshot: Snapshot | None = None) -> Array:
+    """Hidden states [steps, hidden_size] of a stream of its own."""
+    with Client(address, model="jv") as client, client.unroll(snapshot=snapshot) as stream:
+        states = stream.send(values).states
+    assert states is not None
+    return states
 
 
 @pytest.fixture(scope="module")
@@ -248,26 +256,31 @@ def test_replicas_share_the_calls_and_give_the_same_bits(
     assert min(np.subtract(after, between)) > sent / 8, "the gateway balances too"
 
 
-def test_calls_go_on_when_a_replica_is_killed(
-    deployment: Deployment, file: str, values: list[Array], served: Array
+@pytest.mark.parametrize("fault", ["killed", "cut off"])
+def test_calls_go_on_when_a_replica_is_lost(
+    deployment: Deployment, file: str, values: list[Array], served: Array, fault: str
 ) -> None:
     deployment.up(replicas=2)
+    lost, left = deployment.live_replicas()
     with Client(deployment.address, model="jv") as client:
         client.classify(values)
-        killed, left = deployment.live_replicas()
-        output_of("docker", "kill", killed)
+        if fault == "killed":
+            output_of("docker", "kill", lost)
+        else:
+            # Nothing is closed: packets to it just vanish.
+            network = inspect(left, "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}")
+            output_of("docker", "network", "disconnect", network, lost)
         for _ in range(50):
             assert client.classify(values[:20]).logits.tobytes() == served[:20].tobytes()
     assert deployment.classify_in_container(file).tobytes() == np.tile(served, (REPEATS, 1)).tobytes()
+    output_of("docker", "rm", "--force", lost)
     assert deployment.live_replicas() == [left]
 
 
 def test_sigterm_drains_a_replica_and_its_streams_go_on_elsewhere(deployment: Deployment, values: list[Array]) -> None:
     deployment.up(replicas=2)
     sequence = max(values, key=len)
-    with Client(deployment.address, model="jv") as client, client.unroll() as whole:
-        expected = whole.send(sequence).states
-    assert expected is not None
+    expected = states_of(deployment.address, sequence)
     # A client has one connection, and the gateway spreads streams over the replicas.
     clients = [Client(deployment.address, model="jv") for _ in range(4)]
     try:
@@ -277,13 +290,12 @@ def test_sigterm_drains_a_replica_and_its_streams_go_on_elsewhere(deployment: De
         output_of("docker", "stop", "--time", "60", stopped)
         assert inspect(stopped, "{{.State.ExitCode}}") == "0"
         moved = 0
-        for client, stream, start in zip(clients, streams, starts, strict=True):
+        for stream, start in zip(streams, starts, strict=True):
             try:
                 rest = stream.send(sequence[5:]).states
             except ServerDraining as drained:
                 moved += 1
-                with client.unroll(snapshot=drained.snapshot) as resumed:
-                    rest = resumed.send(sequence[5:]).states
+                rest = states_of(deployment.address, sequence[5:], drained.snapshot)
             assert start is not None
             assert rest is not None
             assert np.concatenate([start, rest]).tobytes() == expected.tobytes()
@@ -291,3 +303,20 @@ def test_sigterm_drains_a_replica_and_its_streams_go_on_elsewhere(deployment: De
     finally:
         for client in clients:
             client.close()
+
+
+def test_a_stop_of_everything_gives_streams_back(deployment: Deployment, values: list[Array]) -> None:
+    deployment.up()
+    sequence = max(values, key=len)
+    expected = states_of(deployment.address, sequence)
+    with Client(deployment.address, model="jv") as client:
+        stream = client.unroll()
+        stream.send(sequence[:5])
+        deployment.compose("stop")
+        with pytest.raises(ServerDraining) as drained:
+            stream.send(sequence[5:])
+    assert inspect(deployment.container("server"), "{{.State.ExitCode}}") == "0"
+    assert inspect(deployment.container("gateway"), "{{.State.ExitCode}}") == "0"
+    deployment.up()
+    rest = states_of(deployment.address, sequence[5:], drained.value.snapshot)
+    assert rest.tobytes() == expected[5:].tobytes()
