@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import processes
 from support.processes import ServerProcess
 
 from unroll_client import Client
@@ -176,12 +175,10 @@ def test_the_server_works_by_itself(
     bundle_root: Path,
     vowels: list[Sequence],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arrays = [sequence.values for sequence in vowels]
     check = (server_environment.bin / "python", "-m", "unroll_server.healthcheck")
-    monkeypatch.setattr(processes, "BIN", server_environment.bin)
-    with ServerProcess(bundle_root, tmp_path / "log") as alone:
+    with ServerProcess(bundle_root, tmp_path / "log", executables=server_environment.bin) as alone:
         with Client(alone.address) as client, Client(server.address) as other:
             mine, expected = client.classify(arrays, model="jv"), other.classify(arrays, model="jv")
         assert mine.logits.tobytes() == expected.logits.tobytes()

@@ -36,16 +36,25 @@ def run(
 class ServerProcess:
     """A running `unroll-serve` on a free port of the loopback interface.
 
+    Args:
+        models: The model repository.
+        log: File that takes what it logs.
+        options: Further options.
+        env: Variables beside the tests' own.
+        executables: Folder of the environment to run it from.
+
     Attributes:
         address: HOST:PORT.
         announcement: The line that it printed when it was ready.
     """
 
-    def __init__(self, models: Path, log: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, models: Path, log: Path, *options: str, env: Mapping[str, str] | None = None, executables: Path = BIN
+    ) -> None:
         self._log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [BIN / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0", *options],
+                [executables / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0", *options],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env={**os.environ, **(env or {})},
