@@ -97,7 +97,7 @@ def _loader(runtime: str, device: str) -> Callable[[VerifiedBundle], Model]:
         except (BundleError, StartupError):
             raise
         except Exception as error:  # each library raises types of its own for a graph that it can't load
-            raise BundleError(f"{bundle.path}: {' '.join(str(error).split())[:500]}") from error
+            raise BundleError(f"{bundle.path}: {_one_line(error)}") from error
         training = bundle.manifest.training
         return Model(
             spec=bundle.spec,
@@ -108,6 +108,10 @@ def _loader(runtime: str, device: str) -> Callable[[VerifiedBundle], Model]:
         )
 
     return load
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _warm_up(model: Model, max_lanes: int) -> Model:
@@ -122,7 +126,7 @@ def _warm_up(model: Model, max_lanes: int) -> Model:
             same &= part.states.tobytes() == whole.states[:, :lanes].tobytes()
             same &= part.logits.tobytes() == whole.logits[:, :lanes].tobytes()
     except Exception as error:  # as above: a graph that loads can still fail to run
-        raise BundleError(f"{spec.key} does not run: {' '.join(str(error).split())[:500]}") from error
+        raise BundleError(f"{spec.key} does not run: {_one_line(error)}") from error
     if model.bitwise and not same:
         _log.warning("%s: this machine does not give the same bits at every batch size", spec.key)
         return replace(model, bitwise=False)

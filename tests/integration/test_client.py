@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.eager import TOLERANCE
 from support.processes import ServerProcess
 
 from unroll_client import AsyncClient, AsyncSequence, Client, InvalidArgument, ServerDraining, Snapshot, Unavailable
 from unroll_export.runs import TrainedRun
 from unroll_proto.sequences import Sequence
-
-TOLERANCE = 1e-5
 
 Float32Array = NDArray[np.float32]
 

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from support import wire
+from support.eager import TOLERANCE
 from support.processes import ServerProcess, run
 
 from unroll_export.runs import TrainedRun, load_run
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
-
-TOLERANCE = 1e-5
 
 RUNTIMES = [
     pytest.param("onnx", "cpu", id="onnx-cpu"),

@@ -12,11 +12,10 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from support import wire
-from support.eager import eager
+from support.eager import TOLERANCE, eager
 from support.processes import ServerProcess
 
 from unroll_export.runs import TrainedRun
-from unroll_proto.bundle import TOLERANCE
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub

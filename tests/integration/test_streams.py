@@ -9,11 +9,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import wire
-from support.eager import eager
+from support.eager import TOLERANCE, eager
 from support.processes import ServerProcess
 
 from unroll_export.runs import TrainedRun
-from unroll_proto.bundle import TOLERANCE
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub

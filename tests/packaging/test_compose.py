@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.compose import Array, Deployment, compose_command, inspect, output_of, received_by
+from support.eager import TOLERANCE
 
 from unroll_client import Client, ServerDraining, Snapshot
 from unroll_export import SimpleRNN
-from unroll_proto.bundle import MANIFEST, TOLERANCE, WEIGHTS, verify_bundle
+from unroll_proto.bundle import MANIFEST, WEIGHTS, verify_bundle
 from unroll_proto.sequences import Sequence
 
 pytestmark = pytest.mark.compose

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.eager import TOLERANCE
 from support.models import random_network
 
 from unroll_export import SimpleRNN
@@ -23,7 +24,6 @@ Outputs = tuple[Array, Array, Array]
 
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 40), st.integers(1, 17), st.integers(1, 3))
 SEEDS = st.integers(0, 2**32 - 1)
-TOLERANCE = 1e-5
 
 
 def session(model: bytes) -> Any:

@@ -5,6 +5,9 @@ import torch
 from support import wire
 from unroll_export.runs import TrainedRun
 
+TOLERANCE = 1e-5
+"""What the promise says of any difference from eager PyTorch; written here, so that the code can't move it."""
+
 
 def eager(run: TrainedRun, values: wire.Array) -> tuple[wire.Array, wire.Array]:
     """Logits [steps, classes] and states [steps, hidden] of one sequence by eager PyTorch."""
