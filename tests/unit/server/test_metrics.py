@@ -1,0 +1,161 @@
+"""What is counted comes out, summed over workers, those that died included."""
+
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from bisect import bisect_left
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from unroll_server.errors import StartupError
+from unroll_server.metrics import LANES, QUEUE_SECONDS, TICK_SECONDS, Metrics, Workers, served
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parsed(text: str) -> Samples:
+    """The samples of an exposition, by name and labels."""
+    families = text_string_to_metric_families(text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def samples_of(*collectors: Collector) -> Samples:
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    return parsed(generate_latest(registry).decode())
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+def test_a_tick_is_counted_in_every_figure() -> None:
+    metrics = Metrics()
+    jv = metrics.of("jv/1")
+    jv.tick(lanes=3, steps=16, real_steps=40, seconds=0.0004)
+    jv.tick(lanes=64, steps=16, real_steps=1024, seconds=2.0)
+    jv.dropped("expired", 2)
+    jv.dropped("cancelled", 5)
+    jv.waited(0.0)
+    samples = samples_of(metrics)
+    assert samples[key("unroll_ticks_total", model="jv/1")] == 2
+    assert samples[key("unroll_steps_total", model="jv/1", kind="real")] == 1064
+    assert samples[key("unroll_steps_total", model="jv/1", kind="computed")] == 67 * 16
+    assert samples[key("unroll_dropped_sequences_total", model="jv/1", cause="expired")] == 2
+    assert samples[key("unroll_dropped_sequences_total", model="jv/1", cause="cancelled")] == 5
+    assert samples[key("unroll_tick_seconds_sum", model="jv/1")] == pytest.approx(2.0004)
+    assert samples[key("unroll_tick_seconds_count", model="jv/1")] == 2
+    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="0.00025")] == 0
+    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="0.0005")] == 1
+    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="1.0")] == 1
+    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="+Inf")] == 2
+    assert samples[key("unroll_tick_lanes_sum", model="jv/1")] == 67
+    assert samples[key("unroll_tick_lanes_bucket", model="jv/1", le="64.0")] == 2
+    assert samples[key("unroll_queue_seconds_bucket", model="jv/1", le="0.0001")] == 1
+
+
+def test_a_model_has_one_set_of_figures() -> None:
+    metrics = Metrics()
+    assert metrics.of("a") is metrics.of("a")
+    assert metrics.of("a") is not metrics.of("b")
+
+
+def test_an_unknown_cause_is_refused() -> None:
+    with pytest.raises(KeyError):
+        Metrics().of("a").dropped("bored", 1)
+
+
+seconds = st.one_of(st.floats(0, 20), st.sampled_from(TICK_SECONDS + QUEUE_SECONDS))
+ticks = st.tuples(st.integers(1, 2000), st.integers(1, 64), seconds)
+models = st.sampled_from(["jv/1", "jv/2", "..", "a b/%2F", "ü"])
+
+
+@given(
+    lives=st.lists(st.tuples(st.integers(0, 3), st.lists(st.tuples(models, ticks, seconds), max_size=8)), max_size=8)
+)
+def test_the_sum_over_workers_and_their_lives(
+    lives: list[tuple[int, list[tuple[str, tuple[int, int, float], float]]]],
+) -> None:
+    expected: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()
+    with TemporaryDirectory() as folder:
+        for worker, events in lives:
+            # A worker that takes a dead one's place goes on in the same files.
+            metrics = Metrics(Path(folder), worker)
+            for model, (lanes, steps, took), waited in events:
+                metrics.of(model).tick(lanes, steps, lanes * steps // 2, took)
+                metrics.of(model).waited(waited)
+                expected[key("unroll_ticks_total", model=model)] += 1
+                expected[key("unroll_steps_total", model=model, kind="computed")] += lanes * steps
+                expected[key("unroll_steps_total", model=model, kind="real")] += lanes * steps // 2
+                for name, bounds, value in (
+                    ("unroll_tick_seconds", TICK_SECONDS, took),
+                    ("unroll_tick_lanes", LANES, lanes),
+                    ("unroll_queue_seconds", QUEUE_SECONDS, waited),
+                ):
+                    expected[key(f"{name}_count", model=model)] += 1
+                    for bound in bounds[bisect_left(bounds, value) :]:
+                        expected[key(f"{name}_bucket", model=model, le=str(bound))] += 1
+        samples = samples_of(Metrics(Path(folder)))
+    assert {name: samples[name] for name in expected} == expected
+    assert {labels for _, labels in samples if not dict(labels).keys() - {"model"}} == {
+        frozenset({("model", model)}) for _, events in lives for model, *_ in events
+    }
+
+
+def test_what_a_killed_worker_counted_stays(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from unroll_server.metrics import Metrics;"
+        "Metrics(Path(sys.argv[1]), 1).of('jv/1').tick(2, 8, 9, 0.001); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == -9
+    Metrics(tmp_path, 1).of("jv/1").tick(2, 8, 10, 0.001)
+    samples = samples_of(Metrics(tmp_path))
+    assert samples[key("unroll_steps_total", model="jv/1", kind="real")] == 19
+
+
+def test_processes_have_figures_while_they_live() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        workers = Workers(lambda: {0: os.getpid(), 1: process.pid}, lambda: 3)
+        samples = samples_of(workers)
+        for worker in ("0", "1"):
+            assert samples[key("process_resident_memory_bytes", worker=worker)] > 1e6
+            assert key("process_cpu_seconds_total", worker=worker) in samples
+        process.communicate()
+    samples = samples_of(workers)
+    assert key("process_resident_memory_bytes", worker="0") in samples
+    assert key("process_resident_memory_bytes", worker="1") not in samples
+    assert samples[key("unroll_worker_restarts_total")] == 3
+
+
+def test_prometheus_gets_them_over_http(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    metrics.of("jv/1").tick(1, 1, 1, 0.1)
+    with caplog.at_level("INFO"), served(("127.0.0.1", 0), metrics):
+        url = caplog.messages[-1].removeprefix("metrics on ")
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
+            assert answer.headers["Content-Type"].startswith("text/plain")
+            assert parsed(answer.read().decode())[key("unroll_ticks_total", model="jv/1")] == 1
+
+
+def test_an_address_in_use_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = pytest.raises(StartupError, match=f"--metrics: can't listen on 127.0.0.1:{port}")
+        with refused, served(("127.0.0.1", port), Metrics()):
+            raise AssertionError
+
+
+def test_nothing_is_served_where_nobody_asks() -> None:
+    with served(None, Metrics()):
+        pass
