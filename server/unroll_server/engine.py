@@ -1,24 +1,34 @@
-"""The engine: takes work on the event loop, runs it in ticks on a thread of its own, hands the results back.
+"""The engine: takes work on the event loop, has it run, and hands the results back.
 
-A tick runs K timesteps of up to `max_lanes` sequences of one model. Sequences join and leave between ticks, each at
-its own length; there is no timer, what is ready runs. Compare cellular batching (Gao et al., "Low latency RNN
-inference with cellular batching", EuroSys 2018) and iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
+Ticks that are short run on the event loop itself, at once: handing a tick to a thread and back costs about as much as
+a short one takes. What is longer runs on a thread, so the event loop never waits for a model. The core belongs to one
+of the two at a time.
 """
 
 import asyncio
-import logging
+import contextlib
+import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
-from unroll_server.errors import InternalError, OverloadedError, RequestError
-from unroll_server.lanes import Lanes
+from unroll_server.core import Core, Events
+from unroll_server.errors import OverloadedError, RequestError
+from unroll_server.metrics import Metrics
 from unroll_server.models import Model
-from unroll_server.scheduler import Queue, tick_steps
-from unroll_server.work import Batch, Stretch, Work
+from unroll_server.work import Batch, Work
 
-_log = logging.getLogger(__name__)
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+INLINE = 250e-6 if _cores() > 1 else 1e-3
+"""Seconds of ticks that the event loop may run itself before it goes on. More where there is no second core: then a
+thread takes as much from the event loop as the tick does."""
 
 
 class Engine:
@@ -26,23 +36,33 @@ class Engine:
 
     Args:
         models: What can be run.
-        max_lanes: Sequences in one tick, at most.
+        max_lanes: Sequences of one class, streams or bulk, in one tick, at most.
         tick_steps: Timesteps in one tick, at most.
         max_queued_steps: Timesteps accepted and not yet answered, over all models; work beyond it is refused.
+        metrics: Counts what is done.
     """
 
-    def __init__(self, models: Sequence[Model], *, max_lanes: int, tick_steps: int, max_queued_steps: int) -> None:
-        self._max_steps = tick_steps
+    def __init__(
+        self,
+        models: Sequence[Model],
+        *,
+        max_lanes: int,
+        tick_steps: int,
+        max_queued_steps: int,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._max_queued_steps = max_queued_steps
         self._queued_steps = 0
         self._loop = asyncio.get_running_loop()
-        self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        # From here on, of the engine's thread alone.
-        self._lanes = {model: Lanes(model, max_lanes, tick_steps) for model in models}
-        self._waiting: dict[Model, Queue[Work]] = {model: Queue() for model in models}
-        self._rotation = deque(models)
-        self._events: list[tuple[Work, object]] = []
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._core = Core(models, max_lanes, tick_steps, metrics or Metrics())
+        # Work that has come, or whose caller has left, since the core's owner looked last.
+        self._inbox: deque[Work] = deque()
+        self._planned = False
+        # Whether the core is the thread's. Set on the loop, cleared on the thread.
+        self._threaded = False
+        self._closed = False
+        self._handover: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run_on_thread, name="engine", daemon=True)
         self._thread.start()
 
     async def classify(self, batch: Batch) -> None:
@@ -50,104 +70,108 @@ class Engine:
 
         Raises:
             OverloadedError: the queue is full.
+            ExpiredError: the deadline passed before it ran.
             InternalError: the runtime failed.
         """
-        with _Admitted(self, batch):
+        self.start(batch)
+        try:
             await batch.wait()
+        finally:
+            self.end(batch)
 
-    def stream(self, stretch: Stretch) -> "_Admitted":
-        """Runs `stretch` for as long as the returned context is open; its progress is read from it meanwhile.
+    def start(self, work: Work) -> None:
+        """Queues work; `end` must be called when it is over or its caller leaves.
 
         Raises:
-            OverloadedError: the queue is full, on entering the context.
+            OverloadedError: the queue is full.
         """
-        return _Admitted(self, stretch)
-
-    def close(self) -> None:
-        """Ends the engine's thread after its current tick. Work that is not yet done never will be."""
-        self._inbox.put(None)
-        self._thread.join()
-
-    def _submit(self, work: Work) -> None:
         if self._queued_steps and self._queued_steps + work.steps > self._max_queued_steps:
             raise OverloadedError(f"{self._queued_steps} timesteps are queued, {self._max_queued_steps} at most", 1.0)
         self._queued_steps += work.steps
-        self._inbox.put(work)
+        self._send(work)
 
-    def _end(self, work: Work) -> None:
-        # The thread looks at this flag before each tick; work that is done has left it already.
-        work.cancelled = True
+    def end(self, work: Work) -> None:
+        """Takes work off the books; what of it is not yet computed is dropped, and nothing more of it delivered."""
         self._queued_steps -= work.steps
+        if not work.over:
+            work.cancelled = True
+            self._send(work)
 
-    def _run(self) -> None:
-        while self._take_inbox():
-            for _ in range(len(self._rotation)):
-                model = self._rotation[0]
-                self._rotation.rotate(-1)
-                if self._tick(model):
-                    break
+    def close(self) -> None:
+        """Ends the engine's thread after its current tick. Work that is not yet done never will be."""
+        self._closed = True
+        self._handover.put(None)
+        self._thread.join()
 
-    def _take_inbox(self) -> bool:
-        """Queues the work that has come in, waiting for some where there is nothing to do; False at the end."""
-        busy = any(lanes.lanes for lanes in self._lanes.values()) or any(self._waiting.values())
-        try:
-            while True:
-                work = self._inbox.get(block=not busy)
-                if work is None:
-                    return False
-                self._waiting[work.model].add(work)
-                busy = True
-        except queue.Empty:
-            return True
+    def _send(self, work: Work) -> None:
+        self._inbox.append(work)
+        # The thread looks into the inbox once more after it has cleared its flag, so nothing is left lying.
+        if not self._planned and not self._threaded:
+            self._planned = True
+            self._loop.call_soon(self._run_on_loop)
 
-    def _tick(self, model: Model) -> bool:
-        """Runs the next tick of a model; False where it had nothing to run."""
-        lanes = self._lanes[model]
-        lanes.drop_cancelled()
-        for work, index in self._waiting[model].take(lanes.free):
-            lanes.join(work, index)
-        if not lanes.lanes:
-            return False
-        remaining = [lane.end - lane.position for lane in lanes.lanes]
-        exact = [
-            steps
-            for lane, steps in zip(lanes.lanes, remaining, strict=True)
-            if lane.work.keeps_states and not model.states_are_state
-        ]
-        steps = tick_steps(self._max_steps, remaining, exact)
-        try:
-            lanes.scatter(steps, model.runtime.run(*lanes.gather(steps)), self._emit)
-        except Exception:
-            _log.exception("%s: a tick of %d lanes failed", model.spec.key, len(lanes.lanes))
-            for work in lanes.clear():
-                self._emit(work, InternalError("the model's runtime failed"))
-        if self._events:
-            self._loop.call_soon_threadsafe(self._deliver, self._events)
-            self._events = []
-        return True
+    def _take_inbox(self) -> None:
+        now = time.monotonic()
+        while self._inbox:
+            work = self._inbox.popleft()
+            if work.arrived:
+                self._core.cancel(work)
+            else:
+                self._core.add(work, now)
 
-    def _emit(self, work: Work, event: object) -> None:
-        self._events.append((work, event))
+    def _run_on_loop(self) -> None:
+        """Runs ticks for as long as they are short, then leaves the core to the thread."""
+        self._planned = False
+        # What is delivered while this runs may plan it again, before it leaves the core to the thread.
+        if self._threaded or self._closed:
+            return
+        begin = time.monotonic()
+        while True:
+            self._take_inbox()
+            now = time.monotonic()
+            seconds = self._core.prepare(now)
+            if seconds is None:
+                self._deliver(self._core.events())
+                return
+            if now - begin + seconds > INLINE:
+                break
+            self._core.run()
+            self._deliver(self._core.events())
+        self._threaded = True
+        self._handover.put(None)
+
+    def _run_on_thread(self) -> None:
+        """Whenever the core is left to this thread, runs it until there is nothing to do."""
+        while True:
+            self._handover.get()
+            idle = False
+            while not idle and not self._closed:
+                self._take_inbox()
+                idle = self._core.prepare(time.monotonic()) is None
+                if not idle:
+                    self._core.run()
+                if events := self._core.events():
+                    self._call_soon(self._deliver, events)
+            if self._closed:
+                return
+            self._threaded = False
+            self._call_soon(self._resume)
+
+    def _call_soon(self, *call: Any) -> None:
+        # Once the loop is closed nobody is left to hear.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(*call)
+
+    def _resume(self) -> None:
+        """Takes up what came in while the thread was about to stop."""
+        if self._inbox and not self._planned and not self._threaded:
+            self._planned = True
+            self._run_on_loop()
 
     @staticmethod
-    def _deliver(events: list[tuple[Work, object]]) -> None:
+    def _deliver(events: Events) -> None:
         for work, event in events:
             if isinstance(event, RequestError):
-                work.cancelled = True
                 work.fail(event)
-            else:
+            elif not work.cancelled:
                 work.deliver(event)
-
-
-class _Admitted:
-    """Work in the engine's care: counted against the queue's limit, and dropped when the caller leaves the block."""
-
-    def __init__(self, engine: Engine, work: Work) -> None:
-        self._engine = engine
-        self._work = work
-
-    def __enter__(self) -> None:
-        self._engine._submit(self._work)
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._engine._end(self._work)

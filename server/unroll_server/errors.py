@@ -39,6 +39,10 @@ class OverloadedError(RequestError):
         self.retry_after = retry_after
 
 
+class ExpiredError(RequestError):
+    """The caller's deadline passed before the work could be done."""
+
+
 class DrainingError(RequestError):
     """The server is shutting down and takes no new work."""
 

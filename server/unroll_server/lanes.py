@@ -1,115 +1,282 @@
-"""The sequences of one model that are in flight: one lane each, state rows in a dense prefix of one array."""
+"""The sequences of one model that are in flight: a lane each, in a dense prefix of preallocated arrays.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Lane i of a tick is column i of the arrays. A lane's next values lie in a region of its own; one vectorized operation
+gathers a tick's input from the regions, and one reads the last steps of all lanes that ended from its result.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from unroll_server.classes import classify
 from unroll_server.models import Model
 from unroll_server.runtimes.base import TickResult
+from unroll_server.scheduler import Slice
 from unroll_server.types import Float32Array, State
-from unroll_server.work import Work
+from unroll_server.work import Ends, Work
 
 Emit = Callable[[Work, object], None]
 """Takes something that a work has to deliver."""
 
+_ALIGNMENT = 64
+_REGION_STEPS = 128
+"""Timesteps of a lane's region: most sequences fit, a longer one is copied into it piece by piece."""
 
-@dataclass(eq=False, slots=True)
-class Lane:
-    """One sequence in flight: `index` of `work`, with the rows of `work.values` from `position` to `end` to run."""
-
-    work: Work
-    index: int
-    position: int
-    end: int
+# Rows of the table of lanes: the sequence's index in its work; steps left to run; the row of the regions that the next
+# step is in; the first row of the lane's region; whether somebody waits for each step; whether the tick must end where
+# the lane does.
+_INDEX, _LEFT, _ROW, _REGION, _INTERACTIVE, _EXACT = range(6)
 
 
 class Lanes:
     """The lanes of one model.
 
-    Lane i of a tick is `lanes[i]`, its state column i of the state arrays. A lane that leaves gives its place to the
-    last one, so that the columns in use stay a prefix and no tick has to gather states.
-
     Args:
         model: What runs them.
-        max_lanes: The most at a time.
+        capacity: The most lanes at a time.
         max_steps: The most timesteps of a tick.
+
+    Attributes:
+        count: Lanes in use.
+        interactive: Those of them that run interactive work.
     """
 
-    def __init__(self, model: Model, max_lanes: int, max_steps: int) -> None:
+    def __init__(self, model: Model, capacity: int, max_steps: int) -> None:
         self.model = model
-        self.lanes: list[Lane] = []
-        self._max_lanes = max_lanes
-        self._state = model.spec.zero_state(max_lanes)
-        self._input = np.zeros(max_steps * max_lanes * model.spec.input_size, np.float32)
+        self.count = 0
+        self.interactive = 0
+        self._exact = 0
+        self._long = 0
+        features = model.spec.input_size
+        self._region = max(_REGION_STEPS, max_steps)
+        self._regions = _aligned((capacity * self._region, features))
+        self._input = _aligned((max_steps * capacity, features))
+        self._steps = np.arange(max_steps)[:, np.newaxis]
+        self._state = tuple(_aligned((layers, capacity, size)) for layers, size in model.spec.state_shapes)
+        self._table = np.zeros((6, capacity), np.int64)
+        self._table[_REGION] = np.arange(capacity) * self._region
+        self._works: list[Work | None] = []  # by column; None where a lane left
+        self._holes: list[int] = []
 
     @property
-    def free(self) -> int:
-        """Lanes that are free."""
-        return self._max_lanes - len(self.lanes)
+    def remaining(self) -> NDArray[np.int64]:
+        """Steps that each lane still has to run; of settled lanes."""
+        return self._table[_LEFT, : self.count]
 
-    def join(self, work: Work, index: int) -> None:
-        """Puts sequence `index` of `work` into a free lane."""
-        column = len(self.lanes)
-        self.lanes.append(Lane(work, index, int(work.offsets[index]), int(work.offsets[index + 1])))
-        initial = work.initial_states[index]
-        for number, array in enumerate(self._state):
-            array[:, column] = 0 if initial is None else initial[number]
+    @property
+    def shortest_interactive(self) -> int | None:
+        """The fewest steps left to a lane of interactive work; None without any."""
+        return self._shortest(_INTERACTIVE) if self.interactive else None
+
+    @property
+    def shortest_exact(self) -> int | None:
+        """The fewest steps left to a lane whose last state is wanted and can't be read in mid-tick; None without."""
+        return self._shortest(_EXACT) if self._exact else None
+
+    def _shortest(self, kind: int) -> int:
+        return int(self.remaining[self._table[kind, : self.count] != 0].min())
+
+    def join(self, slices: Sequence[Slice[Work]]) -> None:
+        """Puts sequences into free lanes."""
+        count = sum(number for _, _, number in slices)
+        columns = [self._holes.pop() for _ in range(min(count, len(self._holes)))]
+        columns += range(len(self._works), len(self._works) + count - len(columns))
+        self._works += [None] * (columns[-1] + 1 - len(self._works))
+        self.count += count
+        chosen = np.array(columns)
+        for array in self._state:
+            array[:, chosen] = 0
+        table = self._table
+        rows = table[_REGION, chosen]
+        table[_ROW, chosen] = rows
+        begin = 0
+        for work, first, number in slices:
+            end = begin + number
+            if number == 1:
+                table[_INDEX, columns[begin]] = first
+            else:
+                table[_INDEX, chosen[begin:end]] = np.arange(first, first + number)
+            for column in columns[begin:end]:
+                self._works[column] = work
+            table[_LEFT, chosen[begin:end]] = self._copy_in(work, first, number, rows[begin:end])
+            if work.interactive or work.keeps_states or work.initial_state:
+                self._join_special(work, first, chosen[begin:end])
+            begin = end
+
+    def _copy_in(self, work: Work, first: int, number: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Copies the values of sequences to the regions that begin at `rows`; returns the sequences' lengths."""
+        offsets = work.offsets[first : first + number + 1]
+        lengths = np.diff(offsets)
+        length = int(lengths[0])
+        if number > 1 and length <= self._region and (lengths == length).all():
+            block = work.values[offsets[0] : offsets[-1]].reshape(number, length, -1)
+            regions = self._regions.reshape(-1, self._region, block.shape[2])
+            regions[rows // self._region, :length] = block
+            return lengths
+        for row, (begin, end) in zip(rows.tolist(), itertools.pairwise(offsets.tolist()), strict=True):
+            if end - begin > self._region:
+                self._long += 1
+                end = begin + self._region
+            self._regions[row : row + end - begin] = work.values[begin:end]
+        return lengths
+
+    def _join_special(self, work: Work, first: int, columns: NDArray[np.int64]) -> None:
+        """What only some lanes need."""
+        count = len(columns)
+        if work.interactive:
+            self.interactive += count
+            self._table[_INTERACTIVE, columns] = 1
+        if work.keeps_states and not self.model.states_are_state:
+            self._exact += count
+            self._table[_EXACT, columns] = 1
+        if work.initial_state:
+            for array, initial in zip(self._state, work.initial_state, strict=True):
+                array[:, columns] = initial[:, first : first + count]
 
     def drop_cancelled(self) -> None:
         """Frees the lanes whose caller has left."""
-        for column in reversed(range(len(self.lanes))):
-            if self.lanes[column].work.cancelled:
-                self._leave(column)
+        self._free([column for column, work in enumerate(self._works) if work and work.cancelled])
 
-    def clear(self) -> list[Work]:
+    def clear(self) -> Iterable[Work]:
         """Frees every lane and returns the works that had one."""
-        works = list({lane.work: None for lane in self.lanes})
-        self.lanes.clear()
+        works = {work: None for work in self._works if work}
+        self._works.clear()
+        self._holes.clear()
+        self._table[_INTERACTIVE:] = 0
+        self.count = self.interactive = self._exact = self._long = 0
         return works
 
-    def gather(self, steps: int) -> tuple[Float32Array, State]:
-        """The input of a tick: the next `steps` timesteps of every lane, zeros after a lane's end, and the states."""
-        count, features = len(self.lanes), self.model.spec.input_size
-        x = self._input[: steps * count * features].reshape(steps, count, features)
-        for column, lane in enumerate(self.lanes):
-            rows = lane.work.values[lane.position : min(lane.position + steps, lane.end)]
-            x[: len(rows), column] = rows
-            x[len(rows) :, column] = 0
-        return x, tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
+    def settle(self) -> None:
+        """Lets the last lanes take the places of those that left, where no new one did: a dense prefix again."""
+        if not self._holes:
+            return
+        movers = [column for column in range(self.count, len(self._works)) if self._works[column]]
+        holes = [column for column in self._holes if column < self.count]
+        for hole, column in zip(holes, movers, strict=True):
+            self._works[hole] = self._works[column]
+        del self._works[self.count :]
+        self._holes.clear()
+        if holes:
+            regions = self._table[_REGION, holes]
+            self._table[:, holes] = self._table[:, movers]
+            # The values stay where they are: the lanes change regions.
+            self._table[_REGION, movers] = regions
+            self._table[_INTERACTIVE:, movers] = 0
+            for array in self._state:
+                array[:, holes] = array[:, movers]
 
-    def scatter(self, steps: int, result: TickResult, emit: Emit) -> None:
-        """Takes the result of a tick: reports it, moves every lane on, and frees those at their end."""
-        count = len(self.lanes)
+    def gather(self, steps: int) -> tuple[Float32Array, State]:
+        """The input of a tick, [steps, lanes, features], and the states of the lanes, which are settled.
+
+        After a lane's end come values of others, which nothing that is reported depends on.
+        """
+        count = self.count
+        if self._long:
+            self._refill(steps)
+        x = self._input[: steps * count]
+        rows = self._table[_ROW, :count] + self._steps[:steps]
+        # Clipped: past the last region there is nothing, and what is read there is not reported.
+        np.take(self._regions, rows.reshape(-1), axis=0, out=x, mode="clip")
+        states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
+        return x.reshape(steps, count, -1), states
+
+    def scatter(self, steps: int, result: TickResult, emit: Emit) -> int:
+        """Takes the result of a tick: reports it, moves every lane on, and frees those at their end.
+
+        Returns:
+            How many of the computed timesteps belonged to sequences.
+        """
+        count = self.count
         for array, final in zip(self._state, result.final_state, strict=True):
             array[:, :count] = final
-        for column in reversed(range(count)):
-            lane = self.lanes[column]
-            ran = min(steps, lane.end - lane.position)
-            if lane.work.interactive:
-                begin = lane.position - int(lane.work.offsets[lane.index])
-                event = lane.work.steps_done(begin, result.logits[:ran, column], result.states[:ran, column])
-                if event is not None:
-                    emit(lane.work, event)
-            lane.position += ran
-            if lane.position == lane.end:
-                state = self._end_state(lane, column, ran, steps, result)
-                event = lane.work.lane_done(lane.index, result.logits[ran - 1, column], state)
-                if event is not None:
-                    emit(lane.work, event)
-                self._leave(column)
+        if self.interactive:
+            self._report(steps, result, emit)
+        left = self._table[_LEFT, :count]
+        left -= steps
+        self._table[_ROW, :count] += steps
+        ended = np.flatnonzero(left <= 0)
+        if not len(ended):
+            return count * steps
+        over = left[ended]
+        self._end(ended, steps - 1 + over, result, emit)
+        return count * steps + int(over.sum())
 
-    def _end_state(self, lane: Lane, column: int, ran: int, steps: int, result: TickResult) -> State | None:
-        if not lane.work.keeps_states:
-            return None
-        if ran < steps:
-            # The tick ran past this lane's end, which it may do only where the layer's states are the whole state.
-            return (result.states[ran - 1, column][np.newaxis].copy(),)
-        return tuple(array[:, column].copy() for array in self._state)
+    def _refill(self, steps: int) -> None:
+        """Copies on the values of the lanes that have too few in their region for the next tick."""
+        table = self._table[:, : self.count]
+        needed = table[_ROW] + np.minimum(table[_LEFT], steps) - table[_REGION]
+        for column in np.flatnonzero(needed > self._region).tolist():
+            work = self._works[column]
+            assert work is not None
+            index, left, _, row = table[:4, column].tolist()
+            begin = int(work.offsets[index + 1]) - left
+            length = min(left, self._region)
+            self._regions[row : row + length] = work.values[begin : begin + length]
+            table[_ROW, column] = row
+            self._long -= length == left
 
-    def _leave(self, column: int) -> None:
-        last = self.lanes.pop()
-        if column < len(self.lanes):
-            self.lanes[column] = last
-            for array in self._state:
-                array[:, column] = array[:, len(self.lanes)]
+    def _report(self, steps: int, result: TickResult, emit: Emit) -> None:
+        """Tells interactive work of its steps."""
+        columns = np.flatnonzero(self._table[_INTERACTIVE, : self.count])
+        for column, left in zip(columns.tolist(), self._table[_LEFT, columns].tolist(), strict=True):
+            work = self._works[column]
+            assert work is not None
+            ran = min(steps, left)
+            event = work.steps_done(result.logits[:ran, column], result.states[:ran, column])
+            if event is not None:
+                emit(work, event)
+
+    def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult, emit: Emit) -> None:
+        """Hands the last steps of ended lanes, at rows `last` of the result, to their works, and frees the lanes."""
+        columns = ended.tolist()
+        groups: dict[Work, list[int]] = {}
+        for place, column in enumerate(columns):
+            work = self._works[column]
+            assert work is not None
+            if work in groups:
+                groups[work].append(place)
+            else:
+                groups[work] = [place]
+        logits = result.logits[last, ended]
+        probabilities, labels = classify(logits)
+        kept: State | None = None
+        if any(work.keeps_states for work in groups):
+            if self.model.states_are_state:
+                kept = (result.states[last, ended][np.newaxis],)
+            else:
+                # The tick ended with every lane whose state is wanted; the others' are not looked at.
+                kept = tuple(array[:, ended] for array in self._state)
+        indices = self._table[_INDEX, ended]
+        for work, places in groups.items():
+            # The lanes of a work mostly stand side by side: a slice costs less than a selection.
+            begin, end = places[0], places[-1] + 1
+            chosen = slice(begin, end) if end - begin == len(places) else places
+            state = tuple(array[:, chosen] for array in kept) if kept and work.keeps_states else None
+            event = work.lanes_done(indices[chosen], Ends(logits[chosen], probabilities[chosen], labels[chosen], state))
+            if event is not None:
+                emit(work, event)
+        self._free(columns)
+
+    def _free(self, columns: list[int]) -> None:
+        for column in columns:
+            self._works[column] = None
+        self._holes += columns
+        self.count -= len(columns)
+        if self.interactive or self._exact:
+            special = self._table[_INTERACTIVE:, columns]
+            self._table[_INTERACTIVE:, columns] = 0
+            self.interactive -= int(special[0].sum())
+            self._exact -= int(special[1].sum())
+        if self._long:
+            _, left, row, region, *_ = self._table[:, columns]
+            self._long -= int((row + left > region + self._region).sum())
+
+
+def _aligned(shape: tuple[int, ...]) -> Float32Array:
+    """Zeros that begin at a cache line."""
+    size = int(np.prod(shape))
+    raw = np.zeros(4 * size + _ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % _ALIGNMENT
+    return raw[begin : begin + 4 * size].view(np.float32).reshape(shape)

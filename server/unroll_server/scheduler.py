@@ -1,14 +1,29 @@
-"""What runs in the next tick. Pure policy: no threads, no clock, no arrays."""
+"""What runs in the next tick. Pure policy: no threads, no arrays of values, and the clock is passed in."""
 
-from collections import deque
-from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+import heapq
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+PATIENCE = 60.0
+"""Seconds: work without a deadline is ordered as if it had this one, so that deadlines never starve it."""
+CALM = 0.05
+"""Seconds without a stream's step after which bulk ticks may be long again."""
+ALERT_SECONDS = 250e-6
+"""How long a tick may take while streams are active, where it has more than one step: the next step of a stream
+waits no longer than that."""
 
 
 class Queued(Protocol):
-    """What the scheduler must know of work; see work.Work."""
+    """What the scheduler must know of work, and keeps in it; see work.Work."""
 
     cancelled: bool
+    deadline: float
+    taken: int
+    arrived: float
 
     @property
     def interactive(self) -> bool:
@@ -23,61 +38,147 @@ class Queued(Protocol):
 
 WorkT = TypeVar("WorkT", bound=Queued)
 
-BULK_TURN = 4
-"""While both wait, one of so many free lanes goes to bulk work, so that it never starves."""
+
+class Slice(NamedTuple, Generic[WorkT]):
+    """Sequences `first` to `first + number - 1` of `work`, which leave the queue together."""
+
+    work: WorkT
+    first: int
+    number: int
 
 
 class Queue(Generic[WorkT]):
-    """Work of one model that waits for lanes: interactive before bulk, by arrival within a class."""
+    """Work of one model that waits for lanes, by class: within one, earliest deadline first, then arrival.
 
-    def __init__(self) -> None:
-        self._interactive: deque[WorkT] = deque()
-        self._bulk: deque[WorkT] = deque()
-        # Sequences already taken of the work at the head of each class.
-        self._taken = {True: 0, False: 0}
-        self._turn = 0
+    Args:
+        lanes: Sequences of one class in flight, at most. There is room for a quarter more of both together, so
+            neither class can take all lanes: a stream's step need not wait for a long bulk sequence to end, and bulk
+            is never starved.
+        drop: Told of work that is not run, with the cause, "expired" or "cancelled".
+    """
 
-    def add(self, work: WorkT) -> None:
-        """Queues all sequences of `work`."""
-        (self._interactive if work.interactive else self._bulk).append(work)
+    def __init__(self, lanes: int, drop: Callable[[WorkT, str], None]) -> None:
+        self.capacity = capacity_of(lanes)
+        self._limit = lanes
+        self._drop = drop
+        self._interactive: list[tuple[float, int, WorkT]] = []
+        self._bulk: list[tuple[float, int, WorkT]] = []
+        self._arrivals = 0
+        self._cancelled = 0
 
-    def __bool__(self) -> bool:
-        """Whether anything waits."""
-        return bool(self._interactive or self._bulk)
+    def __len__(self) -> int:
+        """Works that wait, cancelled ones among them."""
+        return len(self._interactive) + len(self._bulk)
 
-    def take(self, free: int) -> list[tuple[WorkT, int]]:
-        """Takes up to `free` sequences, each as its work and its index there; cancelled work is dropped."""
-        taken: list[tuple[WorkT, int]] = []
-        while len(taken) < free and self:
-            queue = self._next_class()
-            work = queue[0]
-            index = self._taken[work.interactive]
-            if not work.cancelled:
-                taken.append((work, index))
-                index += 1
-            if work.cancelled or index == work.size:
-                queue.popleft()
-                index = 0
-            self._taken[work.interactive] = index
+    @property
+    def interactive_waits(self) -> bool:
+        """Whether a stream's step waits."""
+        return bool(self._interactive)
+
+    def add(self, work: WorkT, now: float) -> None:
+        """Queues all sequences of `work` at time `now`."""
+        work.arrived = now
+        self._arrivals += 1
+        entry = (min(work.deadline, now + PATIENCE), self._arrivals, work)
+        heapq.heappush(self._interactive if work.interactive else self._bulk, entry)
+
+    def cancel(self) -> None:
+        """Notes that a work has been cancelled; where most of what waits is, it is swept out."""
+        self._cancelled += 1
+        if self._cancelled > 64 and 2 * self._cancelled > len(self):
+            for heap in (self._interactive, self._bulk):
+                left = [entry for entry in heap if entry[2].cancelled]
+                heap[:] = [entry for entry in heap if not entry[2].cancelled]
+                heapq.heapify(heap)
+                for _, _, work in left:
+                    self._drop(work, "cancelled")
+            self._cancelled = 0
+
+    def take(self, now: float, interactive: int, bulk: int) -> list[Slice[WorkT]]:
+        """Takes what may join the lanes; drops what is cancelled or expired.
+
+        Args:
+            now: Time.
+            interactive: Lanes of streams in flight.
+            bulk: Lanes of bulk work in flight.
+        """
+        taken: list[Slice[WorkT]] = []
+        if self._interactive:
+            room = min(self._limit - interactive, self.capacity - interactive - bulk)
+            interactive += self._take(self._interactive, room, now, taken)
+        if self._bulk:
+            self._take(self._bulk, min(self._limit - bulk, self.capacity - interactive - bulk), now, taken)
         return taken
 
-    def _next_class(self) -> deque[WorkT]:
-        if not self._interactive or not self._bulk:
-            return self._interactive or self._bulk
-        self._turn = (self._turn + 1) % BULK_TURN
-        return self._bulk if self._turn == 0 else self._interactive
+    def _take(self, heap: list[tuple[float, int, WorkT]], room: int, now: float, taken: list[Slice[WorkT]]) -> int:
+        begin = room
+        while heap and room > 0:
+            work = heap[0][2]
+            if work.cancelled or work.deadline <= now:
+                heapq.heappop(heap)
+                self._drop(work, "cancelled" if work.cancelled else "expired")
+                continue
+            first = work.taken
+            count = min(room, work.size - first)
+            taken.append(Slice(work, first, count))
+            work.taken += count
+            room -= count
+            if work.taken == work.size:
+                heapq.heappop(heap)
+        return begin - room
 
 
-def tick_steps(limit: int, remaining: Iterable[int], exact: Iterable[int]) -> int:
+def capacity_of(lanes: int) -> int:
+    """Lanes of both classes together, where each class may have `lanes`."""
+    return lanes + (lanes + 3) // 4
+
+
+class TickCost(NamedTuple):
+    """What a tick costs, fitted to measurements: `fixed + (step + lane * lanes) * steps` seconds."""
+
+    fixed: float
+    step: float
+    lane: float
+
+    def seconds(self, lanes: int, steps: int) -> float:
+        """Seconds that a tick is expected to take."""
+        return self.fixed + (self.step + self.lane * lanes) * steps
+
+
+def tick_steps(
+    limit: int, cost: TickCost, remaining: NDArray[np.int64], *, interactive: int | None, exact: int | None, alert: bool
+) -> int:
     """Chooses how many timesteps the next tick runs.
+
+    A short tick pays its fixed cost for few steps, a long one computes padding after the ends of short lanes: the
+    length with the most real timesteps a second is chosen, and less where somebody waits.
 
     Args:
         limit: The most that a tick may run.
-        remaining: Steps that each lane still has to run; at least one lane.
-        exact: Those of them at whose end the tick must end: where the state after a lane's last step can't be read
-            from the middle of a tick.
-
-    Returns:
-        As many as `limit` allows, no more than the longest lane has, and none past the end of an exact one.
+        cost: What ticks cost.
+        remaining: Steps that each lane still has to run, 1 or more each; at least one lane.
+        interactive: The fewest steps that a stream's lane has left, so that it hears at once; None without such lanes.
+        exact: The end that a tick must not pass: the fewest steps left to a lane whose state can't be read from the
+            middle of a tick; None without such lanes.
+        alert: Whether streams are active, so that the next step of one may come at any time.
     """
-    return min(limit, max(remaining), *exact)
+    lanes = len(remaining)
+    limit = min(limit, interactive or limit, exact or limit, int(remaining.max()))
+    if alert:
+        limit = min(limit, int((ALERT_SECONDS - cost.fixed) / (cost.step + cost.lane * lanes)))
+    if limit <= 1:
+        return 1
+    lengths, rates = _lengths(limit, lanes, cost)
+    best = (np.minimum(lengths, remaining).sum(axis=1) * rates).argmax()
+    return int(lengths[best, 0])
+
+
+_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Lengths of ticks that are weighed, beside the longest that is possible."""
+
+
+@lru_cache(1024)
+def _lengths(limit: int, lanes: int, cost: TickCost) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The lengths to weigh, [lengths, 1], and how many ticks of each fit into a second."""
+    lengths = np.array([length for length in _LENGTHS if length < limit] + [limit])
+    return lengths[:, np.newaxis], 1 / (cost.fixed + (cost.step + cost.lane * lanes) * lengths)

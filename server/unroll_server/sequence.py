@@ -2,18 +2,38 @@
 
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from unroll_server.engine import Engine
-from unroll_server.errors import SequenceStateError
+from unroll_server.errors import RequestError, SequenceStateError
 from unroll_server.models import Model
 from unroll_server.types import Float32Array, State
-from unroll_server.work import Progress, Stretch
+from unroll_server.work import Stretch
 
-REPEATABLE = 16
-"""Chunks of a sequence that can be answered again: the latest ones."""
+REPEATABLE = 256
+"""Chunks of a stream that can be answered again: the latest ones, over all its sequences."""
+PIECE = 256
+"""Timesteps of a chunk that the engine is given at a time: so much at most is computed for a slow reader in advance."""
+
+
+class Reader(Protocol):
+    """Who hears what is computed for a chunk, on the event loop."""
+
+    def progressed(self, step: int, count: int, logits: Float32Array, states: Float32Array) -> None:
+        """Steps `step` to `step + count - 1` are computed: logits [count, output_size], states [count, hidden_size]."""
+        ...
+
+    def paused(self) -> None:
+        """A piece is computed and the chunk has more: `Sequence.resume` goes on."""
+        ...
+
+    def finished(self) -> None:
+        """The chunk is answered and applied."""
+        ...
+
+    def failed(self, error: RequestError) -> None:
+        """The chunk failed; the sequence is as it was before it."""
+        ...
 
 
 class _Applied(NamedTuple):
@@ -23,35 +43,122 @@ class _Applied(NamedTuple):
     state: State | None  # before the chunk
 
 
+class Repeatable:
+    """Which sequences of a stream applied its latest chunks; older ones are forgotten."""
+
+    __slots__ = ("_latest",)
+
+    def __init__(self) -> None:
+        self._latest: deque[Sequence] = deque()
+
+    def add(self, sequence: "Sequence") -> None:
+        """Notes that `sequence` applied a chunk."""
+        self._latest.append(sequence)
+        if len(self._latest) > REPEATABLE:
+            self._latest.popleft().forget()
+
+
+class _Running:
+    """A chunk on its way through the engine, piece by piece; the listener of its stretches."""
+
+    __slots__ = (
+        "begin",
+        "checksum",
+        "first_step",
+        "position",
+        "reader",
+        "repeats",
+        "sequence",
+        "state",
+        "stretch",
+        "values",
+    )
+
+    def __init__(
+        self,
+        sequence: "Sequence",
+        first_step: int,
+        values: Float32Array,
+        checksum: int,
+        state: State | None,
+        reader: Reader,
+    ) -> None:
+        self.sequence = sequence
+        self.first_step = first_step
+        self.values = values
+        self.checksum = checksum
+        self.begin = state
+        self.state = state
+        self.reader = reader
+        self.repeats = first_step != sequence.step
+        self.position = 0
+        self.stretch: Stretch | None = None
+
+    def go_on(self) -> None:
+        piece = self.values[self.position : self.position + PIECE] if len(self.values) > PIECE else self.values
+        stretch = Stretch(self.sequence.model, piece, self.state, self)
+        self.sequence.engine.start(stretch)
+        self.stretch = stretch
+
+    def leave(self) -> None:
+        if self.stretch is not None:
+            self.sequence.engine.end(self.stretch)
+            self.stretch = None
+
+    def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
+        """See work.Listener."""
+        step = self.first_step + self.position
+        self.position += count
+        self.reader.progressed(step, count, logits, states)
+
+    def finished(self, state: State) -> None:
+        """See work.Listener."""
+        self.leave()
+        self.state = state
+        if self.position < len(self.values):
+            self.reader.paused()
+        else:
+            self.sequence._apply(self)
+            self.reader.finished()
+
+    def failed(self, error: RequestError) -> None:
+        """See work.Listener."""
+        self.leave()
+        self.sequence._running = None
+        self.reader.failed(error)
+
+
 class Sequence:
-    """A sequence between two chunks. Its methods run one after another.
+    """A sequence on a stream. One chunk runs at a time.
 
     Args:
         engine: Runs it.
         model: The model version that it stays on.
         step: Timesteps consumed.
-        state: After them; None is the zero state.
-        every: Reports the steps s with (s + 1) % every == 0.
-        states: Whether to report hidden states.
-        logits: Whether to report logits.
+        state: After them, [num_layers, hidden_size] each; None is the zero state.
+        repeatable: The stream's latest chunks.
     """
 
-    __slots__ = ("_applied", "_engine", "every", "logits", "model", "state", "states", "step")
+    __slots__ = ("_applied", "_repeatable", "_running", "engine", "model", "state", "step")
 
-    def __init__(
-        self, engine: Engine, model: Model, step: int, state: State | None, *, every: int, states: bool, logits: bool
-    ) -> None:
-        self._engine = engine
-        self._applied: deque[_Applied] = deque(maxlen=REPEATABLE)
+    def __init__(self, engine: Engine, model: Model, step: int, state: State | None, repeatable: Repeatable) -> None:
+        self.engine = engine
         self.model = model
         self.step = step
         self.state = state
-        self.every = every
-        self.states = states
-        self.logits = logits
+        self._repeatable = repeatable
+        self._applied: list[_Applied] | None = None
+        self._running: _Running | None = None
 
-    async def run(self, first_step: int, values: Float32Array) -> AsyncGenerator[Progress, None]:
-        """Applies a chunk, and yields what is computed as it is.
+    def forget(self) -> None:
+        """Forgets the oldest chunk that could be answered again."""
+        if self._applied:
+            del self._applied[0]
+        # An idle sequence costs its state alone.
+        self._applied = self._applied or None
+
+    def start(self, first_step: int, values: Float32Array, reader: Reader) -> None:
+        """Begins to apply a chunk; `reader` hears how it gets on.
 
         A chunk that was applied before is computed again from the state that it began with, so its answer has the
         same bits, and the sequence stays where it is.
@@ -59,32 +166,57 @@ class Sequence:
         Args:
             first_step: Number of the chunk's first step.
             values: [steps, input_size], 1 step or more.
+            reader: Who hears.
 
         Raises:
             SequenceStateError: the chunk is neither the next one nor one of the latest.
+            OverloadedError: the engine's queue is full.
         """
         checksum = zlib.crc32(values.data)
-        repeats = first_step != self.step
-        state = self._state_before(first_step, len(values), checksum) if repeats else self.state
-        stretch = Stretch(
-            self.model, values, state, first_step=first_step, every=self.every, states=self.states, logits=self.logits
-        )
-        with self._engine.stream(stretch):
-            async with aclosing(stretch.progress()) as parts:
-                async for progress in parts:
-                    yield progress
-        if not repeats:
-            self._applied.append(_Applied(first_step, len(values), checksum, state))
-            self.state = stretch.final_state
-            self.step += len(values)
+        state = self.state if first_step == self.step else self._state_before(first_step, len(values), checksum)
+        running = _Running(self, first_step, values, checksum, state, reader)
+        running.go_on()
+        self._running = running
+
+    def resume(self) -> None:
+        """Goes on with a chunk that has paused.
+
+        Raises:
+            OverloadedError: the engine's queue is full; the sequence is as it was before the chunk.
+        """
+        assert self._running is not None
+        try:
+            self._running.go_on()
+        except RequestError:
+            self._running = None
+            raise
+
+    def leave(self) -> None:
+        """Drops the chunk that runs, if any; its reader hears no more."""
+        if self._running:
+            self._running.leave()
+            self._running = None
+
+    def _apply(self, running: _Running) -> None:
+        self._running = None
+        if running.repeats:
+            return
+        applied = _Applied(running.first_step, len(running.values), running.checksum, running.begin)
+        if self._applied is None:
+            self._applied = []
+        self._applied.append(applied)
+        self._repeatable.add(self)
+        self.state = running.state
+        self.step += applied.steps
 
     def _state_before(self, first_step: int, steps: int, checksum: int) -> State | None:
-        for applied in self._applied:
+        latest = self._applied or ()
+        for applied in latest:
             if applied.first_step == first_step:
                 if (applied.steps, applied.checksum) == (steps, checksum):
                     return applied.state
                 problem = f"step {first_step} was sent before, in a chunk of other values"
                 raise SequenceStateError(problem, "chunk.first_step")
-        repeatable = f" or again one of the last {len(self._applied)} chunks" if self._applied else ""
+        repeatable = f" or again one of the last {len(latest)} chunks" if latest else ""
         problem = f"{first_step}, the sequence goes on at step {self.step}{repeatable}"
         raise SequenceStateError(problem, "chunk.first_step")

@@ -1,12 +1,11 @@
 """What the engine is asked to do, and how what it computed comes back.
 
-The engine's thread calls `steps_done` and `lane_done`; what they return is handed to `deliver` on the event loop.
+Whoever runs a tick calls `steps_done` and `lanes_done`; what they return is handed to `deliver` on the event loop.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +22,28 @@ class Work(ABC):
         model: What runs them.
         values: [total_steps, input_size], the sequences end to end; only read.
         offsets: int64 [sequences + 1], where each sequence begins in `values`.
-        initial_states: One a sequence; None is the zero state.
+        initial_state: [num_layers, sequences, hidden_size] each, before the first steps; None is the zero state.
         keeps_states: Whether a sequence's state after its last step is wanted.
+        deadline: On the engine's clock, in seconds: work that is still queued then is dropped; infinite where none.
         interactive: Whether somebody waits for each step: such work goes before bulk, and is told of every tick.
         cancelled: Set by the event loop when the caller has left; the engine then drops what is not yet computed.
+        over: Set by the event loop when the work is answered or has failed.
+        taken: Sequences that have left the queue.
+        arrived: On the engine's clock, when it was queued; 0 before.
     """
 
+    __slots__ = (
+        "arrived",
+        "cancelled",
+        "deadline",
+        "initial_state",
+        "keeps_states",
+        "model",
+        "offsets",
+        "over",
+        "taken",
+        "values",
+    )
     interactive: bool
 
     def __init__(
@@ -36,15 +51,20 @@ class Work(ABC):
         model: Model,
         values: Float32Array,
         offsets: NDArray[np.int64],
-        initial_states: Sequence[State | None],
+        initial_state: State | None,
         keeps_states: bool,
+        deadline: float,
     ) -> None:
         self.model = model
         self.values = values
         self.offsets = offsets
-        self.initial_states = initial_states
+        self.initial_state = initial_state
         self.keeps_states = keeps_states
+        self.deadline = deadline
         self.cancelled = False
+        self.over = False
+        self.taken = 0
+        self.arrived = 0.0
 
     @property
     def size(self) -> int:
@@ -56,43 +76,57 @@ class Work(ABC):
         """Timesteps of all sequences."""
         return len(self.values)
 
-    def steps_done(self, position: int, logits: Float32Array, states: Float32Array) -> object | None:
-        """Takes what a tick computed for one sequence of interactive work, on the engine's thread.
+    def steps_done(self, logits: Float32Array, states: Float32Array) -> object | None:
+        """Takes what a tick computed for the next steps of interactive work.
 
         Args:
-            position: Where in `values` the steps begin.
-            logits: [count, output_size], a view that lives until this returns.
-            states: [count, hidden_size], a view that lives until this returns.
+            logits: [count, output_size], a view of the tick's result, which is written to by nobody.
+            states: [count, hidden_size], likewise.
         """
         return None
 
     @abstractmethod
-    def lane_done(self, index: int, logits: Float32Array, state: State | None) -> object | None:
-        """Takes the end of sequence `index`, on the engine's thread.
+    def lanes_done(self, indices: NDArray[np.int64], ends: "Ends") -> object | None:
+        """Takes the ends of sequences.
 
         Args:
-            index: The sequence.
-            logits: [output_size] of its last step, a view that lives until this returns.
-            state: After its last step, where `keeps_states`; a copy.
+            indices: The sequences, int64 [count].
+            ends: Their last steps.
         """
 
     @abstractmethod
     def deliver(self, event: object) -> None:
-        """Takes, on the event loop, what `steps_done` or `lane_done` returned."""
+        """Takes, on the event loop, what `steps_done` or `lanes_done` returned."""
 
     @abstractmethod
     def fail(self, error: RequestError) -> None:
         """Ends the work with an error, on the event loop. Calls after the first do nothing."""
 
 
+class Ends(NamedTuple):
+    """The last steps of sequences, a row each."""
+
+    logits: Float32Array
+    """[count, output_size]."""
+    probabilities: Float32Array
+    """[count, classes]."""
+    labels: NDArray[np.intp]
+    """[count], the index of the most probable class."""
+    state: State | None
+    """[num_layers, count, hidden_size] each, where wanted."""
+
+
 class Batch(Work):
-    """Sequences to classify: the logits of each one's last step, answered together.
+    """Sequences to classify: what each one's last step says, answered together.
 
     Attributes:
-        logits: [sequences, output_size], complete once `wait` has returned.
-        final_states: One a sequence where `keeps_states`, else all None.
+        logits: [sequences, output_size]; this and the following are complete once `wait` has returned.
+        probabilities: [sequences, classes].
+        labels: [sequences], the index of the most probable class.
+        final_state: [num_layers, sequences, hidden_size] each where `keeps_states`, else None.
     """
 
+    __slots__ = ("_done", "_missing", "final_state", "labels", "logits", "probabilities")
     interactive = False
 
     def __init__(
@@ -100,29 +134,46 @@ class Batch(Work):
         model: Model,
         values: Float32Array,
         offsets: NDArray[np.int64],
-        initial_states: Sequence[State | None],
-        keeps_states: bool,
+        initial_state: State | None = None,
+        keeps_states: bool = False,
+        deadline: float = float("inf"),
     ) -> None:
-        super().__init__(model, values, offsets, initial_states, keeps_states)
-        self.logits = np.empty((self.size, model.spec.output_size), np.float32)
-        self.final_states: list[State | None] = [None] * self.size
-        self._missing = self.size
+        super().__init__(model, values, offsets, initial_state, keeps_states, deadline)
+        self.logits: Float32Array
+        self.probabilities: Float32Array
+        self.labels: NDArray[np.intp]
+        self.final_state: State | None = None
+        self._missing = len(offsets) - 1
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def lane_done(self, index: int, logits: Float32Array, state: State | None) -> object | None:
+    def lanes_done(self, indices: NDArray[np.int64], ends: Ends) -> object | None:
         """See Work."""
-        self.logits[index] = logits
-        self.final_states[index] = state
-        self._missing -= 1
-        return self if self._missing == 0 else None
+        size = self.size
+        if size == 1:
+            self.logits, self.probabilities, self.labels, self.final_state = ends
+            return self
+        if self._missing == size:
+            self.logits = np.empty((size, *ends.logits.shape[1:]), np.float32)
+            self.probabilities = np.empty((size, *ends.probabilities.shape[1:]), np.float32)
+            self.labels = np.empty(size, np.intp)
+            self.final_state = self.model.spec.zero_state(size) if self.keeps_states else None
+        self.logits[indices] = ends.logits
+        self.probabilities[indices] = ends.probabilities
+        self.labels[indices] = ends.labels
+        for kept, state in zip(self.final_state or (), ends.state or (), strict=True):
+            kept[:, indices] = state
+        self._missing -= len(indices)
+        return None if self._missing else self
 
     def deliver(self, event: object) -> None:
         """See Work."""
+        self.over = True
         if not self._done.done():
             self._done.set_result(None)
 
     def fail(self, error: RequestError) -> None:
         """See Work."""
+        self.over = True
         if not self._done.done():
             self._done.set_exception(error)
 
@@ -131,84 +182,63 @@ class Batch(Work):
         await self._done
 
 
-class Progress(NamedTuple):
-    """What was computed for consecutive steps of a stretch."""
+class Listener(Protocol):
+    """Who hears how a stretch gets on, on the event loop."""
 
-    offset: int
-    """Steps of the stretch before these."""
-    steps: int
-    states: Float32Array | None
-    """[reported, hidden_size], where wanted."""
-    logits: Float32Array | None
-    """[reported, output_size], where wanted."""
+    def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
+        """The next `count` steps are computed: logits [count, output_size], states [count, hidden_size], views."""
+        ...
+
+    def finished(self, state: State) -> None:
+        """All steps are computed: the state after the last one, [num_layers, hidden_size] each."""
+        ...
+
+    def failed(self, error: RequestError) -> None:
+        """The stretch failed; no more will be heard of it."""
+        ...
 
 
 class Stretch(Work):
-    """Consecutive steps of one sequence, answered as they are computed.
+    """Consecutive steps of one sequence, reported as they are computed."""
 
-    Attributes:
-        final_state: After the last step, once `progress` has ended.
-    """
-
+    __slots__ = ("_listener",)
     interactive = True
 
-    def __init__(
-        self,
-        model: Model,
-        values: Float32Array,
-        state: State | None,
-        *,
-        first_step: int,
-        every: int,
-        states: bool,
-        logits: bool,
-    ) -> None:
-        """Args as of Work, and what to report.
+    def __init__(self, model: Model, values: Float32Array, state: State | None, listener: Listener) -> None:
+        """Args as of Work.
 
         Args:
             model: What runs them.
-            values: [steps, input_size].
-            state: Before the first step.
-            first_step: Number of the first step in its sequence.
-            every: Reports the steps s with (s + 1) % every == 0.
-            states: Whether to report hidden states.
-            logits: Whether to report logits.
+            values: [steps, input_size], 1 step or more.
+            state: Before the first step, [num_layers, hidden_size] each.
+            listener: Who is told.
         """
-        offsets = np.array([0, len(values)], np.int64)
-        super().__init__(model, values, offsets, [state], keeps_states=True)
-        self.final_state: State | None = None
-        self._skip = every - 1 - first_step % every
-        self._every = every
-        self._states = states
-        self._logits = logits
-        self._events: asyncio.Queue[Progress | RequestError | None] = asyncio.Queue()
+        initial = None if state is None else tuple(array[:, np.newaxis] for array in state)
+        offsets = np.array((0, len(values)), np.int64)
+        super().__init__(model, values, offsets, initial, keeps_states=True, deadline=float("inf"))
+        self._listener = listener
 
-    def steps_done(self, position: int, logits: Float32Array, states: Float32Array) -> object | None:
+    def steps_done(self, logits: Float32Array, states: Float32Array) -> object | None:
         """See Work."""
-        reported = slice((self._skip - position) % self._every, None, self._every)
-        return Progress(
-            position,
-            len(states),
-            states[reported].copy() if self._states else None,
-            logits[reported].copy() if self._logits else None,
-        )
+        return logits, states
 
-    def lane_done(self, index: int, logits: Float32Array, state: State | None) -> object | None:
+    def lanes_done(self, indices: NDArray[np.int64], ends: Ends) -> object | None:
         """See Work."""
-        self.final_state = state
-        return self
+        assert ends.state is not None
+        # Copied: the sequence keeps it, and must not keep the whole tick with it.
+        return [array[:, 0].copy() for array in ends.state]
 
     def deliver(self, event: object) -> None:
         """See Work."""
-        self._events.put_nowait(event if isinstance(event, Progress) else None)
+        if isinstance(event, tuple):
+            logits, states = event
+            self._listener.progressed(len(states), logits, states)
+        elif isinstance(event, list):
+            self.over = True
+            self._listener.finished(tuple(event))
 
     def fail(self, error: RequestError) -> None:
         """See Work."""
-        self._events.put_nowait(error)
-
-    async def progress(self) -> AsyncGenerator[Progress, None]:
-        """Yields what is computed, in order, until every step is; raises what the work failed with."""
-        while (event := await self._events.get()) is not None:
-            if isinstance(event, RequestError):
-                raise event
-            yield event
+        if not self.over:
+            self.over = True
+            self._listener.failed(error)

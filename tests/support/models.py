@@ -8,6 +8,7 @@ from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_server.models import Model
 from unroll_server.runtimes.base import Runtime
 from unroll_server.runtimes.onnx import OnnxCpuRuntime
+from unroll_server.scheduler import TickCost
 from unroll_server.types import Float32Array, ModelKey, ModelSpec, State
 
 
@@ -35,7 +36,8 @@ def served(network: SimpleRNN, name: str = "m", version: int = 1, runtime: Runti
         feature_names=tuple(f"feature {index}" for index in range(network.rnn.input_size)),
     )
     runtime = runtime or OnnxCpuRuntime(build_onnx_scan(network))
-    return Model(spec, runtime, bitwise=runtime.bitwise, max_abs_diff=0.0, test_accuracy=None)
+    cost = TickCost(30e-6, 3e-6, 0.2e-6)
+    return Model(spec, runtime, bitwise=runtime.bitwise, max_abs_diff=0.0, test_accuracy=None, cost=cost)
 
 
 def alone(model: Model, values: Float32Array, state: State | None) -> tuple[Float32Array, Float32Array, State]:

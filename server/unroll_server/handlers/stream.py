@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.catalog import Catalog
@@ -12,7 +11,8 @@ from unroll_server.config import Limits
 from unroll_server.engine import Engine
 from unroll_server.errors import InvalidRequestError, RequestError, SequenceStateError
 from unroll_server.interceptors import status_of
-from unroll_server.sequence import Sequence
+from unroll_server.sequence import Repeatable, Sequence
+from unroll_server.types import Float32Array
 
 MAX_UNANSWERED = 256
 """Messages of one stream that are read and not yet answered; past it the stream is not read."""
@@ -23,20 +23,55 @@ LINGER = 1.0
 
 
 class _Slot:
-    """What a key stands for: its sequence, if open, and the messages that wait for it."""
+    """What a key stands for: its sequence, if open, what it is to report, and the messages that wait for it.
 
-    __slots__ = ("busy", "pending", "sequence")
+    It is the reader of its sequence's chunks. While it is busy, a chunk runs.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("busy", "every", "key", "logits", "pending", "sequence", "states", "stream")
+
+    def __init__(self, stream: "Stream", key: str) -> None:
+        self.stream = stream
+        self.key = key
         self.sequence: Sequence | None = None
-        self.pending: deque[pb.UnrollRequest] = deque()
+        self.pending: deque[pb.UnrollRequest] | None = None
         self.busy = False
+        self.every = 1
+        self.states = False
+        self.logits = False
+
+    def progressed(self, step: int, count: int, logits: Float32Array, states: Float32Array) -> None:
+        """See sequence.Reader."""
+        if self.every > 1:
+            # Reported are the steps s with (s + 1) % every == 0.
+            reported = slice(self.every - 1 - step % self.every, None, self.every)
+            logits, states = logits[reported], states[reported]
+        steps = pb.Steps(first_step=step, count=count)
+        if self.states:
+            steps.states = encode(states)
+        if self.logits:
+            steps.logits = encode(logits)
+        self.stream.send(pb.UnrollResponse(key=self.key, steps=steps))
+
+    def paused(self) -> None:
+        """See sequence.Reader."""
+        self.stream.when_there_is_room(self)
+
+    def finished(self) -> None:
+        """See sequence.Reader."""
+        self.stream.answered(self)
+
+    def failed(self, error: RequestError) -> None:
+        """See sequence.Reader."""
+        self.stream.send(pb.UnrollResponse(key=self.key, error=status_of(error)))
+        self.stream.answered(self)
 
 
 class Stream:
     """Reads the requests of one call and yields the responses.
 
-    An idle sequence costs its state and no task: a task runs for a key only while it has messages to answer.
+    An idle sequence costs its state and little else: there is no task for it, and while a message of it is answered
+    there is none either, the engine calls back.
 
     Args:
         catalog: The models.
@@ -50,9 +85,13 @@ class Stream:
         self._limits = limits
         self._slots: dict[str, _Slot] = {}
         self._open = 0
-        self._unanswered = asyncio.Semaphore(MAX_UNANSWERED)
-        self._out: asyncio.Queue[pb.UnrollResponse | Exception | None] = asyncio.Queue(MAX_UNSENT)
-        self._serving: set[asyncio.Task[None]] = set()
+        self._repeatable = Repeatable()
+        self._unanswered = 0
+        self._out: deque[pb.UnrollResponse] = deque()
+        self._held: deque[_Slot] = deque()
+        # Set whenever what it stands for may have changed.
+        self._written = asyncio.Event()
+        self._fewer = asyncio.Event()
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -62,103 +101,149 @@ class Stream:
     async def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
         """Yields the answers until the caller has half-closed and all it sent is answered, or the stream drains."""
         runner = asyncio.create_task(self._run(requests))
+        runner.add_done_callback(lambda _: self._written.set())
+        out = self._out
         try:
-            while isinstance(item := await self._out.get(), pb.UnrollResponse):
-                yield item
-            if item:
-                raise item
+            while True:
+                while out:
+                    yield out.popleft()
+                    if len(out) == MAX_UNSENT - 1:
+                        self._go_on()
+                if runner.done():
+                    break
+                self._written.clear()
+                await self._written.wait()
+            runner.result()
         finally:
             runner.cancel()
             await asyncio.gather(runner, return_exceptions=True)
+            for slot in self._slots.values():
+                if slot.sequence:
+                    slot.sequence.leave()
+
+    def send(self, response: pb.UnrollResponse) -> None:
+        """Puts an answer into the caller's queue."""
+        self._out.append(response)
+        self._written.set()
+
+    def when_there_is_room(self, slot: _Slot) -> None:
+        """Goes on with the chunk of `slot`, at once or when the caller has read more."""
+        if len(self._out) < MAX_UNSENT:
+            self._resume(slot)
+        else:
+            self._held.append(slot)
+
+    def answered(self, slot: _Slot) -> None:
+        """Goes on with the next message of `slot`, whose chunk is answered."""
+        slot.busy = False
+        self._unanswered -= 1
+        self._fewer.set()
+        self._serve(slot)
 
     async def _run(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
-        failure: Exception | None = None
+        reader = asyncio.create_task(self._read(requests))
+        draining = asyncio.create_task(self._draining.wait())
         try:
-            async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._read(requests, tasks))
-                draining = tasks.create_task(self._draining.wait())
-                await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
-                if self._draining.is_set():
-                    await self._say_goodbye()
-                    # A caller whose write fails may never see the answers that are under way to it (grpc.aio drops
-                    # them), so it is listened to until it has heard.
-                    await asyncio.wait({reader}, timeout=LINGER)
-                    reader.cancel()
-                draining.cancel()
-        except Exception as error:
-            failure = error
-        await self._out.put(failure)
+            await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                reader.result()
+            while self._unanswered:
+                self._fewer.clear()
+                await self._fewer.wait()
+            if self._draining.is_set():
+                for slot in self._slots.values():
+                    if slot.sequence:
+                        self.send(_closed(slot.key, slot.sequence, pb.SequenceClosed.REASON_DRAINING))
+                # A caller whose write fails may never see the answers that are under way to it (grpc.aio drops them),
+                # so it is listened to until it has heard.
+                await asyncio.wait({reader}, timeout=LINGER)
+        finally:
+            reader.cancel()
+            draining.cancel()
+            await asyncio.gather(reader, draining, return_exceptions=True)
 
-    async def _say_goodbye(self) -> None:
-        if self._serving:
-            await asyncio.wait(self._serving)
-        for key, slot in self._slots.items():
-            if slot.sequence:
-                await self._out.put(_closed(key, slot.sequence, pb.SequenceClosed.REASON_DRAINING))
-
-    async def _read(self, requests: AsyncIterator[pb.UnrollRequest], tasks: asyncio.TaskGroup) -> None:
+    async def _read(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
         async for request in requests:
             if self._draining.is_set():
                 continue
-            slot = self._slots.setdefault(request.key, _Slot())
+            key = request.key
+            slot = self._slots.get(key)
+            if slot is None:
+                slot = self._slots[key] = _Slot(self, key)
+            self._unanswered += 1
+            if slot.pending is None:
+                slot.pending = deque()
             slot.pending.append(request)
             if not slot.busy:
-                slot.busy = True
-                task = tasks.create_task(self._serve(request.key, slot))
-                self._serving.add(task)
-                task.add_done_callback(self._serving.discard)
-            await self._unanswered.acquire()
+                self._serve(slot)
+            while self._unanswered >= MAX_UNANSWERED or len(self._out) >= MAX_UNSENT:
+                self._fewer.clear()
+                await self._fewer.wait()
 
-    async def _serve(self, key: str, slot: _Slot) -> None:
-        """Answers the messages of a key until none waits."""
-        while slot.pending:
+    def _serve(self, slot: _Slot) -> None:
+        """Answers the messages of a slot until a chunk runs or none waits."""
+        while slot.pending and not slot.busy:
             request = slot.pending.popleft()
             try:
-                async with aclosing(self._answer(key, slot, request)) as responses:
-                    async for response in responses:
-                        await self._out.put(response)
+                slot.busy = self._answer(slot, request)
             except RequestError as error:
-                await self._out.put(pb.UnrollResponse(key=key, error=status_of(error)))
-            self._unanswered.release()
-        slot.busy = False
-        if not slot.sequence:
-            del self._slots[key]
+                self.send(pb.UnrollResponse(key=slot.key, error=status_of(error)))
+            if not slot.busy:
+                self._unanswered -= 1
+                self._fewer.set()
+        if not slot.busy:
+            slot.pending = None
+            if not slot.sequence:
+                self._slots.pop(slot.key, None)
 
-    async def _answer(
-        self, key: str, slot: _Slot, request: pb.UnrollRequest
-    ) -> AsyncGenerator[pb.UnrollResponse, None]:
-        if not 1 <= len(key.encode()) <= MAX_KEY_BYTES:
-            raise InvalidRequestError(f"{len(key.encode())} bytes, 1 to {MAX_KEY_BYTES} allowed", "key")
-        action = request.WhichOneof("action")
+    def _go_on(self) -> None:
+        while self._held and len(self._out) < MAX_UNSENT:
+            self._resume(self._held.popleft())
+        self._fewer.set()
+
+    def _resume(self, slot: _Slot) -> None:
+        assert slot.sequence is not None
+        try:
+            slot.sequence.resume()
+        except RequestError as error:
+            slot.failed(error)
+
+    def _answer(self, slot: _Slot, request: pb.UnrollRequest) -> bool:
+        """Answers a message; True where that is still to come."""
+        key, action = slot.key, request.WhichOneof("action")
         if action == "open":
-            slot.sequence = self._opened(slot, request.open)
-            spec = slot.sequence.model.spec
-            opened = pb.SequenceOpened(model=spec.key.name, version=spec.key.version, step=slot.sequence.step)
-            yield pb.UnrollResponse(key=key, opened=opened)
-            return
-        if action is None:
-            raise InvalidRequestError("one of open, chunk, take_snapshot, close expected", "action")
-        sequence = slot.sequence
-        if sequence is None:
+            self._check_key(key)
+            sequence = slot.sequence = self._opened(slot, request.open)
+            spec = sequence.model.spec
+            opened = pb.SequenceOpened(model=spec.key.name, version=spec.key.version, step=sequence.step)
+            self.send(pb.UnrollResponse(key=key, opened=opened))
+            return False
+        if slot.sequence is None:
+            self._check_key(key)
+            if action is None:
+                raise InvalidRequestError("one of open, chunk, take_snapshot, close expected", "action")
             raise SequenceStateError(f"no sequence {key!r} is open on this stream", "key")
+        sequence = slot.sequence
         if action == "chunk":
             chunk = request.chunk
-            values = decode_chunk(chunk, sequence.model.spec, self._limits)
-            async with aclosing(sequence.run(chunk.first_step, values)) as progress:
-                async for part in progress:
-                    steps = pb.Steps(first_step=chunk.first_step + part.offset, count=part.steps)
-                    if part.states is not None:
-                        steps.states = encode(part.states)
-                    if part.logits is not None:
-                        steps.logits = encode(part.logits)
-                    yield pb.UnrollResponse(key=key, steps=steps)
-        elif action == "take_snapshot":
+            values = decode_chunk(chunk.values, sequence.model.spec, self._limits)
+            sequence.start(chunk.first_step, values, slot)
+            return True
+        if action == "take_snapshot":
             snapshot = encode_snapshot(sequence.model.spec, sequence.step, sequence.state)
-            yield pb.UnrollResponse(key=key, snapshot=snapshot)
-        else:
+            self.send(pb.UnrollResponse(key=key, snapshot=snapshot))
+        elif action == "close":
             slot.sequence = None
             self._open -= 1
-            yield _closed(key, sequence, pb.SequenceClosed.REASON_CLOSED)
+            self.send(_closed(key, sequence, pb.SequenceClosed.REASON_CLOSED))
+        else:
+            raise InvalidRequestError("one of open, chunk, take_snapshot, close expected", "action")
+        return False
+
+    @staticmethod
+    def _check_key(key: str) -> None:
+        if not 1 <= len(key.encode()) <= MAX_KEY_BYTES:
+            raise InvalidRequestError(f"{len(key.encode())} bytes, 1 to {MAX_KEY_BYTES} allowed", "key")
 
     def _opened(self, slot: _Slot, request: pb.OpenSequence) -> Sequence:
         if slot.sequence:
@@ -171,15 +256,10 @@ class Stream:
         model = self._catalog.find(request.model, version, "open.model")
         state = decode_snapshot(request.initial_state, model.spec, "open.initial_state") if resumes else None
         self._open += 1
-        return Sequence(
-            self._engine,
-            model,
-            request.initial_state.step,
-            state,
-            every=request.every or 1,
-            states=request.return_states,
-            logits=request.return_logits,
-        )
+        slot.every = request.every or 1
+        slot.states = request.return_states
+        slot.logits = request.return_logits
+        return Sequence(self._engine, model, request.initial_state.step, state, self._repeatable)
 
 
 def _closed(key: str, sequence: Sequence, reason: "pb.SequenceClosed.Reason.ValueType") -> pb.UnrollResponse:

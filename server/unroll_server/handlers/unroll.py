@@ -1,5 +1,7 @@
 """unroll.v1.UnrollService."""
 
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -41,7 +43,9 @@ class UnrollService(UnrollServiceServicer):
         """See unroll.proto."""
         version = request.version or max((snapshot.version for snapshot in request.initial_states), default=0)
         model = self._catalog.find(request.model, version)
-        batch = decode_batch(request, model, self._limits)
+        remaining = context.time_remaining()
+        deadline = math.inf if remaining is None else time.monotonic() + remaining
+        batch = decode_batch(request, model, self._limits, deadline)
         await self._engine.classify(batch)
         return encode_batch(batch, request)
 
@@ -92,4 +96,14 @@ class UnrollService(UnrollServiceServicer):
                 max_message_bytes=limits.max_message_bytes,
             ),
             test_accuracy=model.test_accuracy,
+            forms=[
+                pb.FormTiming(
+                    artifact=timing.artifact,
+                    lanes=timing.lanes,
+                    microseconds_per_step=timing.seconds_per_step * 1e6,
+                    same_bits=timing.same_bits,
+                    chosen=timing.chosen,
+                )
+                for timing in model.timings
+            ],
         )

@@ -49,6 +49,26 @@ class OnnxCpuRuntime:
         return TickResult(logits, states, (final,))
 
 
+class OnnxOperatorRuntime:
+    """Runs the RNN operator on one core. Within the tolerance of eager PyTorch, not to the bit.
+
+    Args:
+        model: Content of `model.onnx`.
+    """
+
+    name = "onnx"
+    device = "cpu"
+    artifact = bundle.ONNX_RNN
+    bitwise = False
+
+    def __init__(self, model: bytes) -> None:
+        self._session = onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+
+    def run(self, x: Float32Array, state: State) -> TickResult:
+        """See Runtime.run."""
+        return _run_batch_major(self._session, x, state)
+
+
 class OnnxCudaRuntime:
     """Runs the RNN operator, which CUDA hands to cuDNN. Within the tolerance of eager PyTorch, not to the bit.
 
@@ -75,6 +95,10 @@ class OnnxCudaRuntime:
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
-        feeds = {"input": np.ascontiguousarray(x.transpose(1, 0, 2)), "initial_state": state[0]}
-        logits, states, final = self._session.run(_OUTPUTS, feeds)
-        return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), (final,))
+        return _run_batch_major(self._session, x, state)
+
+
+def _run_batch_major(session: onnxruntime.InferenceSession, x: Float32Array, state: State) -> TickResult:
+    feeds = {"input": np.ascontiguousarray(x.transpose(1, 0, 2)), "initial_state": state[0]}
+    logits, states, final = session.run(_OUTPUTS, feeds)
+    return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), (final,))

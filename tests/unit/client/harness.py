@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -43,16 +44,32 @@ class LoopThread:
         self.loop.close()
 
 
+class Counting(grpc.aio.ServerInterceptor):
+    """Counts the calls of each method."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        self.calls[details.method.rpartition("/")[2]] += 1
+        return await continuation(details)
+
+
 class LocalServer:
     """The service over models of random weights.
 
     Attributes:
         address: HOST:PORT.
+        calls: How often each method was called.
     """
 
     def __init__(self, *models: Model, limits: Limits = LIMITS, port: int = 0, queued: int = 10**6) -> None:
         self._thread = LoopThread()
         self._open = True
+        self._counting = Counting()
+        self.calls = self._counting.calls
         self.address = self._thread.run(self._start(models, limits, port, queued))
 
     @property
@@ -74,7 +91,7 @@ class LocalServer:
     async def _start(self, models: tuple[Model, ...], limits: Limits, port: int, queued: int) -> str:
         self._engine = Engine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
         self._service = UnrollService(Catalog(models), self._engine, limits)
-        self._front = GrpcioFront(f"127.0.0.1:{port}", [StatusInterceptor()], limits.max_message_bytes)
+        self._front = GrpcioFront(f"127.0.0.1:{port}", [self._counting, StatusInterceptor()], limits.max_message_bytes)
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, self._front.registry)
         return await self._front.start()
 

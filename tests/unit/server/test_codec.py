@@ -4,16 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from support.models import random_network, served
 
 from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server.classes import classify
 from unroll_server.codec import (
     MAX_STEP,
-    classify,
     decode_batch,
     decode_chunk,
     decode_snapshot,
@@ -24,6 +23,7 @@ from unroll_server.codec import (
 from unroll_server.config import Limits
 from unroll_server.errors import InvalidRequestError, SequenceStateError
 from unroll_server.types import Float32Array
+from unroll_server.work import Ends
 
 MODEL = served(random_network(features=3, hidden=8, outputs=4, layers=2))
 SPEC = MODEL.spec
@@ -80,14 +80,14 @@ def test_a_value_that_is_not_finite_is_found_where_it_is(lengths: list[int], dat
 )
 def test_a_wrong_chunk_names_the_limit(size: int, says: str) -> None:
     with pytest.raises(InvalidRequestError, match=says):
-        decode_chunk(pb.Chunk(values=bytes(size)), SPEC, LIMITS)
+        decode_chunk(bytes(size), SPEC, LIMITS)
 
 
 def test_a_chunk_with_nan_is_refused() -> None:
     values = np.zeros((4, 3), np.float32)
     values[2, 1] = np.nan
     with pytest.raises(InvalidRequestError, match="step 2 of the chunk, feature 1"):
-        decode_chunk(pb.Chunk(values=values.tobytes()), SPEC, LIMITS)
+        decode_chunk(values.tobytes(), SPEC, LIMITS)
 
 
 @given(npst.arrays(np.float32, (2, 8), elements=st.floats(-1, 1, width=32)), st.integers(0, MAX_STEP))
@@ -119,38 +119,21 @@ def test_a_wrong_snapshot_says_what_is_wrong(change: dict[str, Any], error: type
         decode_snapshot(pb.Snapshot(**{**fields, **change}), SPEC, "s")
 
 
-@given(npst.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-80, 80, width=32)))
-def test_probabilities_and_classes_are_pytorch_s(logits: Float32Array) -> None:
-    probabilities, indices = classify(logits)
-    wide = torch.from_numpy(logits).double()
-    if logits.shape[1] == 1:
-        positive = torch.sigmoid(wide)
-        expected = torch.cat([1 - positive, positive], dim=1)
-        assert indices.tolist() == (logits[:, 0] > 0).astype(int).tolist()
-    else:
-        expected = torch.softmax(wide, dim=1)
-        assert indices.tolist() == logits.argmax(axis=1).tolist()
-    assert probabilities.dtype == np.float32
-    np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-6, atol=1e-7)
-
-
-@given(npst.arrays(np.float32, st.tuples(st.integers(2, 40), st.integers(1, 9)), elements=st.floats(-9, 9, width=32)))
-def test_a_row_s_probabilities_have_the_same_bits_alone(logits: Float32Array) -> None:
-    together, _ = classify(logits)
-    for row in range(len(logits)):
-        apart, _ = classify(logits[row : row + 1])
-        assert apart.tobytes() == together[row : row + 1].tobytes()
-
-
 async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() -> None:
     request = request_of(
         [2, 3], return_final_states=True, initial_states=[encode_snapshot(SPEC, 40, None), pb.Snapshot()]
     )
     batch = decode_batch(request, MODEL, LIMITS)
-    batch.logits[:] = [[0, 3, 0, 0], [0, 0, 0, 5]]
-    batch.final_states[0] = (np.zeros((2, 8), np.float32),)
+    logits = np.array([[0, 3, 0, 0], [0, 0, 0, 5]], np.float32)
+    state = (np.repeat(np.array([0, 0.5], np.float32), 2 * 8).reshape(2, 2, 8).transpose(1, 0, 2),)
+    for index in (1, 0):
+        chosen = slice(index, index + 1)
+        ends = Ends(logits[chosen], *classify(logits[chosen]), tuple(array[:, chosen] for array in state))
+        batch.lanes_done(np.array([index]), ends)
     response = encode_batch(batch, request)
     assert [snapshot.step for snapshot in response.final_states] == [42, 3]
+    for snapshot, value in zip(response.final_states, (0.0, 0.5), strict=True):
+        assert np.frombuffer(snapshot.state[0], "<f4").tolist() == [value] * 16
     assert list(response.labels) == ["class 1", "class 3"]
     assert list(response.label_indices) == [1, 3]
     assert np.frombuffer(response.logits, "<f4").tolist() == batch.logits.ravel().tolist()

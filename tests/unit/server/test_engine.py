@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from support.models import alone, random_network, served
 
 from unroll_server.engine import Engine
-from unroll_server.errors import InternalError, OverloadedError
+from unroll_server.errors import ExpiredError, InternalError, OverloadedError, RequestError
+from unroll_server.metrics import Metrics
 from unroll_server.models import Model
 from unroll_server.runtimes.base import TickResult
 from unroll_server.types import Float32Array, State
-from unroll_server.work import Batch, Progress, Stretch
+from unroll_server.work import Batch, Stretch
 
 ONE_LAYER = served(random_network(), "one")
 TWO_LAYERS = served(random_network(layers=2), "two")
@@ -24,8 +26,10 @@ BINARY = served(random_network(outputs=1), "binary")
 
 
 @asynccontextmanager
-async def running(*models: Model, lanes: int = 4, steps: int = 5, queued: int = 10**6) -> AsyncIterator[Engine]:
-    engine = Engine(models, max_lanes=lanes, tick_steps=steps, max_queued_steps=queued)
+async def running(
+    *models: Model, lanes: int = 4, steps: int = 5, queued: int = 10**6, metrics: Metrics | None = None
+) -> AsyncIterator[Engine]:
+    engine = Engine(models, max_lanes=lanes, tick_steps=steps, max_queued_steps=queued, metrics=metrics or Metrics())
     try:
         yield engine
     finally:
@@ -41,20 +45,56 @@ def random_state(model: Model, seed: int) -> State:
     return tuple(rng.uniform(-1, 1, shape).astype(np.float32) for shape in model.spec.state_shapes)
 
 
-def batch_of(model: Model, sequences: Sequence[Float32Array], states: Sequence[State | None]) -> Batch:
+def stack(model: Model, states: Sequence[State | None]) -> State:
+    """States of sequences as a batch takes them, [num_layers, sequences, hidden_size] each."""
+    stacked = model.spec.zero_state(len(states))
+    for index, state in enumerate(states):
+        for array, value in zip(stacked, state or (), strict=state is not None):
+            array[:, index] = value
+    return stacked
+
+
+def batch_of(
+    model: Model,
+    sequences: Sequence[Float32Array],
+    states: Sequence[State | None] | None = None,
+    deadline: float = float("inf"),
+) -> Batch:
     offsets = np.cumsum([0, *(len(sequence) for sequence in sequences)])
-    return Batch(model, np.concatenate(sequences), offsets, states, keeps_states=True)
+    initial = stack(model, states) if states else None
+    return Batch(model, np.concatenate(sequences), offsets, initial, keeps_states=True, deadline=deadline)
 
 
-def stretch_of(
-    model: Model, values: Float32Array, state: State | None = None, step: int = 0, every: int = 1
-) -> Stretch:
-    return Stretch(model, values, state, first_step=step, every=every, states=True, logits=True)
+class Heard:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.logits: list[Float32Array] = []
+        self.states: list[Float32Array] = []
+        self.end: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+
+    def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
+        assert len(logits) == len(states) == count
+        assert not self.end.done()
+        self.logits.append(logits)
+        self.states.append(states)
+
+    def finished(self, state: State) -> None:
+        self.end.set_result(state)
+
+    def failed(self, error: RequestError) -> None:
+        self.end.set_exception(error)
 
 
-async def collect(engine: Engine, stretch: Stretch) -> list[Progress]:
-    with engine.stream(stretch):
-        return [progress async for progress in stretch.progress()]
+async def run_stretch(engine: Engine, model: Model, values: Float32Array, state: State | None = None) -> Heard:
+    heard = Heard()
+    stretch = Stretch(model, values, state, heard)
+    engine.start(stretch)
+    try:
+        await heard.end
+    finally:
+        engine.end(stretch)
+    return heard
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,9 +104,15 @@ async def collect(engine: Engine, stretch: Stretch) -> list[Progress]:
     streams=st.lists(st.lists(st.integers(1, 13), min_size=1, max_size=4), max_size=3),
     lanes=st.integers(1, 7),
     steps=st.integers(1, 9),
+    inline=st.sampled_from([0.0, 100e-6, 10.0]),
 )
 def test_every_sequence_gets_the_bits_that_it_gets_alone(
-    model: Model, requests: list[list[tuple[int, bool]]], streams: list[list[int]], lanes: int, steps: int
+    model: Model,
+    requests: list[list[tuple[int, bool]]],
+    streams: list[list[int]],
+    lanes: int,
+    steps: int,
+    inline: float,
 ) -> None:
     async def classify(engine: Engine, shape: list[tuple[int, bool]], seed: int) -> None:
         sequences = [random_values(model, length, seed + index) for index, (length, _) in enumerate(shape)]
@@ -76,20 +122,19 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
         for index, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
             logits, _, final = alone(model, sequence, state)
             assert batch.logits[index].tobytes() == logits[-1].tobytes()
-            kept = batch.final_states[index]
-            assert kept is not None
-            assert [array.tobytes() for array in kept] == [array.tobytes() for array in final]
+            assert batch.final_state is not None
+            assert [array[:, index].tobytes() for array in batch.final_state] == [array.tobytes() for array in final]
 
     async def stream(engine: Engine, cuts: list[int], seed: int) -> None:
         values = random_values(model, sum(cuts), seed)
         logits, states, final = alone(model, values, None)
-        state, step, parts = None, 0, []
+        state: State | None = None
+        step, got_states, got_logits = 0, [], []
         for cut in cuts:
-            stretch = stretch_of(model, values[step : step + cut], state, step)
-            parts += await collect(engine, stretch)
-            state, step = stretch.final_state, step + cut
-        got_states = [part.states for part in parts if part.states is not None]
-        got_logits = [part.logits for part in parts if part.logits is not None]
+            heard = await run_stretch(engine, model, values[step : step + cut], state)
+            got_states += heard.states
+            got_logits += heard.logits
+            state, step = heard.end.result(), step + cut
         assert np.concatenate(got_states).tobytes() == states.tobytes()
         assert np.concatenate(got_logits).tobytes() == logits.tobytes()
         assert state is not None
@@ -102,25 +147,26 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
                 *(stream(engine, cuts, 100 * number + 50) for number, cuts in enumerate(streams)),
             )
 
-    asyncio.run(everything())
+    with pytest.MonkeyPatch.context() as patch:
+        # Ticks on the event loop, on the thread, and going back and forth.
+        patch.setattr("unroll_server.engine.INLINE", inline)
+        asyncio.run(everything())
 
 
-@given(st.integers(0, 9), st.integers(1, 20), st.integers(1, 6), st.integers(1, 7))
-@settings(max_examples=40, deadline=None)
-def test_every_nth_step_is_reported_whatever_the_cut(first: int, length: int, every: int, tick: int) -> None:
-    values = random_values(ONE_LAYER, length, seed=length)
-    _, states, _ = alone(ONE_LAYER, values, None)
+@given(length=st.integers(100, 700), lanes=st.integers(1, 3), tick=st.integers(1, 200))
+@settings(max_examples=30, deadline=None)
+def test_sequences_longer_than_a_region_keep_their_bits(length: int, lanes: int, tick: int) -> None:
+    sequences = [random_values(ONE_LAYER, length + 37 * index, seed=index) for index in range(4)]
 
-    async def report() -> list[Progress]:
-        async with running(ONE_LAYER, steps=tick) as engine:
-            return await collect(engine, stretch_of(ONE_LAYER, values, None, first, every))
+    async def classify() -> Batch:
+        async with running(ONE_LAYER, lanes=lanes, steps=tick) as engine:
+            batch = batch_of(ONE_LAYER, sequences)
+            await engine.classify(batch)
+            return batch
 
-    parts = asyncio.run(report())
-    assert [part.offset for part in parts] == list(range(0, length, tick))
-    assert sum(part.steps for part in parts) == length
-    expected = [states[step - first] for step in range(first, first + length) if (step + 1) % every == 0]
-    got = np.concatenate([part.states for part in parts if part.states is not None])
-    assert got.tobytes() == b"".join(state.tobytes() for state in expected)
+    batch = asyncio.run(classify())
+    for index, sequence in enumerate(sequences):
+        assert batch.logits[index].tobytes() == alone(ONE_LAYER, sequence, None)[0][-1].tobytes()
 
 
 class GatedRuntime:
@@ -149,20 +195,53 @@ def gated() -> tuple[GatedRuntime, Model]:
     return runtime, served(random_network(), "gated", runtime=runtime)
 
 
+@pytest.fixture(autouse=True)
+def on_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gated tick must not hold up the event loop that opens the gate."""
+    monkeypatch.setattr("unroll_server.engine.INLINE", 0.0)
+
+
 async def test_work_whose_caller_left_is_dropped_at_the_next_tick() -> None:
     runtime, model = gated()
     async with running(model, lanes=2, steps=5) as engine:
-        leaving = asyncio.create_task(collect(engine, stretch_of(model, random_values(model, 5000, 0))))
-        waiting = asyncio.create_task(collect(engine, stretch_of(model, random_values(model, 5, 1))))
+        leaving = asyncio.create_task(run_stretch(engine, model, random_values(model, 5000, 0)))
+        waiting = asyncio.create_task(run_stretch(engine, model, random_values(model, 5, 1)))
         await asyncio.to_thread(runtime.entered.acquire)
         leaving.cancel()
         await asyncio.wait({leaving})
         runtime.gate.release(50)
         await waiting
-        staying = await collect(engine, stretch_of(model, random_values(model, 10, 2)))
-        assert sum(part.steps for part in staying) == 10
+        staying = await run_stretch(engine, model, random_values(model, 10, 2))
+        assert sum(len(part) for part in staying.states) == 10
     # At most: the tick that ran when the caller left, the neighbour's own, and the two of the last stretch.
     assert len(runtime.lanes) <= 4
+
+
+async def test_expired_and_cancelled_work_never_reaches_the_model_and_is_counted() -> None:
+    runtime, model = gated()
+    metrics = Metrics()
+    async with running(model, lanes=1, metrics=metrics) as engine:
+        running_now = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 3, 0)])))
+        await asyncio.to_thread(runtime.entered.acquire)
+        late = batch_of(model, [random_values(model, 3, 1)] * 2, deadline=time.monotonic())
+        expired = asyncio.create_task(engine.classify(late))
+        left = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 3, 2)] * 3)))
+        last = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 3, 3)])))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait({left})
+        runtime.gate.release(50)
+        with pytest.raises(ExpiredError, match="deadline"):
+            await expired
+        await asyncio.gather(running_now, last)
+    assert runtime.lanes == [1, 1]
+    samples = {
+        sample.labels["cause"]: sample.value
+        for metric in metrics.collect()
+        for sample in metric.samples
+        if sample.name == "unroll_dropped_sequences_total"
+    }
+    assert samples == {"expired": 2, "cancelled": 3}
 
 
 async def test_a_failing_runtime_fails_that_tick_s_callers_and_the_engine_goes_on() -> None:
@@ -171,30 +250,90 @@ async def test_a_failing_runtime_fails_that_tick_s_callers_and_the_engine_goes_o
     async with running(model, ONE_LAYER) as engine:
         runtime.fails = True
         with pytest.raises(InternalError):
-            await engine.classify(batch_of(model, [random_values(model, 3, 0)], [None]))
+            await engine.classify(batch_of(model, [random_values(model, 3, 0)]))
         with pytest.raises(InternalError):
-            await collect(engine, stretch_of(model, random_values(model, 3, 0)))
+            await run_stretch(engine, model, random_values(model, 3, 0))
         runtime.fails = False
-        await engine.classify(batch_of(model, [random_values(model, 3, 0)], [None]))
+        await engine.classify(batch_of(model, [random_values(model, 3, 0)]))
 
 
 async def test_the_queue_is_bounded_in_timesteps_and_takes_work_again_when_it_is_empty() -> None:
     runtime, model = gated()
     async with running(model, queued=100) as engine:
-        first = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 90, 0)], [None])))
+        first = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 90, 0)])))
         await asyncio.to_thread(runtime.entered.acquire)
         with pytest.raises(OverloadedError, match="100 at most"):
-            await engine.classify(batch_of(model, [random_values(model, 11, 0)], [None]))
+            await engine.classify(batch_of(model, [random_values(model, 11, 0)]))
         runtime.gate.release(1000)
         await first
         # Larger than the queue, yet it can be answered at all: it runs when nothing else waits.
-        await engine.classify(batch_of(model, [random_values(model, 500, 0)], [None]))
+        await engine.classify(batch_of(model, [random_values(model, 500, 0)]))
 
 
 async def test_two_models_share_the_engine() -> None:
     async with running(ONE_LAYER, TWO_LAYERS, lanes=2) as engine:
-        batches = [batch_of(model, [random_values(model, 40, 0)], [None]) for model in (ONE_LAYER, TWO_LAYERS) * 3]
+        batches = [batch_of(model, [random_values(model, 40, 0)]) for model in (ONE_LAYER, TWO_LAYERS) * 3]
         await asyncio.gather(*(engine.classify(batch) for batch in batches))
         for batch in batches:
             logits, _, _ = alone(batch.model, batch.values, None)
             assert batch.logits[0].tobytes() == logits[-1].tobytes()
+
+
+async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
+    runtime, model = gated()
+    async with running(model, lanes=4, steps=5) as engine:
+        bulk = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 4000, 0)] * 40)))
+        await asyncio.to_thread(runtime.entered.acquire)
+        step = asyncio.create_task(run_stretch(engine, model, random_values(model, 1, 1)))
+        await asyncio.sleep(0)
+        # The tick that runs, and one more.
+        runtime.gate.release(2)
+        await step
+        assert not bulk.done()
+        bulk.cancel()
+        runtime.gate.release(10**6)
+
+
+class Chain:
+    """A listener that runs a sequence step by step: the next one starts from within the delivery of the last."""
+
+    def __init__(self, engine: Engine, values: Float32Array) -> None:
+        self.engine = engine
+        self.values = values
+        self.position = 0
+        self.states: list[Float32Array] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.go_on(None)
+
+    def go_on(self, state: State | None) -> None:
+        step = self.values[self.position : self.position + 1]
+        self.stretch = Stretch(ONE_LAYER, step, state, self)
+        self.engine.start(self.stretch)
+
+    def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
+        self.states.append(states)
+
+    def finished(self, state: State) -> None:
+        self.engine.end(self.stretch)
+        self.position += 1
+        if self.position < len(self.values):
+            self.go_on(state)
+        else:
+            self.done.set_result(None)
+
+    def failed(self, error: RequestError) -> None:
+        self.done.set_exception(error)
+
+
+@pytest.mark.parametrize("inline", [0.0, 50e-6, 200e-6, 1e-3, 10.0])
+async def test_the_core_has_one_owner_whoever_runs_the_ticks(inline: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unroll_server.engine.INLINE", inline)
+    async with running(ONE_LAYER, lanes=8, steps=16) as engine:
+        chains = [Chain(engine, random_values(ONE_LAYER, 200, seed)) for seed in range(20)]
+        bulk = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 30 + seed, seed)] * 20) for seed in range(10)]
+        await asyncio.gather(*(engine.classify(batch) for batch in bulk), *(chain.done for chain in chains))
+    for chain in chains:
+        assert np.concatenate(chain.states).tobytes() == alone(ONE_LAYER, chain.values, None)[1].tobytes()
+    for batch in bulk:
+        expected = alone(ONE_LAYER, batch.values[: len(batch.values) // 20], None)[0][-1]
+        assert batch.logits.tobytes() == expected.tobytes() * 20

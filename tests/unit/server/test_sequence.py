@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from support.models import alone, random_network, served
 
 from unroll_server.engine import Engine
-from unroll_server.errors import SequenceStateError
-from unroll_server.sequence import REPEATABLE, Sequence
+from unroll_server.errors import RequestError, SequenceStateError
+from unroll_server.metrics import Metrics
+from unroll_server.sequence import PIECE, REPEATABLE, Repeatable, Sequence
 from unroll_server.types import Float32Array
 
 MODEL = served(random_network())
@@ -21,12 +22,39 @@ def values_of(steps: int) -> Float32Array:
 
 
 def new_engine() -> Engine:
-    return Engine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6)
+    return Engine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
+
+
+class Answer:
+    """A reader that keeps the states, and goes on when the sequence pauses."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self.next: int | None = None
+        self.states: list[Float32Array] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def progressed(self, step: int, count: int, logits: Float32Array, states: Float32Array) -> None:
+        assert self.next in (None, step)
+        assert len(logits) == len(states) == count
+        self.next = step + count
+        self.states.append(states)
+
+    def paused(self) -> None:
+        self.sequence.resume()
+
+    def finished(self) -> None:
+        self.done.set_result(None)
+
+    def failed(self, error: RequestError) -> None:
+        self.done.set_exception(error)
 
 
 async def answer(sequence: Sequence, first_step: int, values: Float32Array) -> Float32Array:
-    parts = [part.states async for part in sequence.run(first_step, values)]
-    return np.concatenate([part for part in parts if part is not None])
+    reader = Answer(sequence)
+    sequence.start(first_step, values, reader)
+    await reader.done
+    return np.concatenate(reader.states)
 
 
 @settings(max_examples=40, deadline=None)
@@ -44,7 +72,7 @@ def test_chunks_sent_again_are_answered_the_same_and_applied_once(
     async def check() -> None:
         engine = new_engine()
         try:
-            sequence = Sequence(engine, MODEL, 0, None, every=1, states=True, logits=False)
+            sequence = Sequence(engine, MODEL, 0, None, Repeatable())
             for index, (begin, size) in enumerate(zip(begins, sizes, strict=True)):
                 chunks = [begin, *(begins[again] for when, again in repeats if when == index and again <= index)]
                 for first in chunks:
@@ -63,7 +91,7 @@ def test_chunks_sent_again_are_answered_the_same_and_applied_once(
 async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and_change_nothing() -> None:
     engine = new_engine()
     try:
-        sequence = Sequence(engine, MODEL, 0, None, every=1, states=True, logits=False)
+        sequence = Sequence(engine, MODEL, 0, None, Repeatable())
         values = values_of(2 * (REPEATABLE + 2))
         for first in range(0, len(values), 2):
             await answer(sequence, first, values[first : first + 2])
@@ -79,5 +107,38 @@ async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and
             with pytest.raises(SequenceStateError, match=says):
                 await answer(sequence, first, chunk)
         assert (sequence.step, sequence.state) == (step, state)
+    finally:
+        await asyncio.to_thread(engine.close)
+
+
+async def test_a_chunk_of_many_pieces_has_the_bits_of_one_and_one_that_is_left_changes_nothing() -> None:
+    engine = new_engine()
+    try:
+        sequence = Sequence(engine, MODEL, 0, None, Repeatable())
+        values = values_of(3 * PIECE + 5)
+        reader = Answer(sequence)
+        sequence.start(0, values, reader)
+        sequence.leave()
+        assert (sequence.step, sequence.state) == (0, None)
+        got = await answer(sequence, 0, values)
+        assert got.tobytes() == alone(MODEL, values, None)[1].tobytes()
+        assert not reader.done.done()
+        assert sequence.step == len(values)
+    finally:
+        await asyncio.to_thread(engine.close)
+
+
+async def test_a_stream_s_latest_chunks_can_be_repeated_over_all_its_sequences() -> None:
+    engine = new_engine()
+    try:
+        shared = Repeatable()
+        sequences = [Sequence(engine, MODEL, 0, None, shared) for _ in range(REPEATABLE + 3)]
+        values = values_of(2)
+        answers = [await answer(sequence, 0, values) for sequence in sequences]
+        for sequence in sequences[:3]:
+            with pytest.raises(SequenceStateError, match="0, the sequence goes on at step 2"):
+                await answer(sequence, 0, values)
+        for sequence, before in zip(sequences[3:], answers[3:], strict=True):
+            assert (await answer(sequence, 0, values)).tobytes() == before.tobytes()
     finally:
         await asyncio.to_thread(engine.close)

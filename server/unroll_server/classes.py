@@ -1,0 +1,21 @@
+"""From logits to probabilities and classes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_server.types import Float32Array
+
+
+def classify(logits: Float32Array) -> tuple[Float32Array, NDArray[np.intp]]:
+    """Turns logits [n, output_size] into probabilities [n, classes] and the index of each row's most probable class.
+
+    Softmax over several logits; the sigmoid of a single one, which is class 1's. Computed in float64, so that the
+    rounding to float32 hides how numpy groups the work.
+    """
+    wide = logits.astype(np.float64)
+    if logits.shape[1] == 1:
+        # Softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)).
+        wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
+    exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities.astype(np.float32), wide.argmax(axis=1)

@@ -1,0 +1,136 @@
+"""The engine's core: schedules, gathers, runs and scatters ticks. It has one owner at a time, and no threads.
+
+A tick runs K timesteps of the sequences of one model that are in flight. Sequences join and leave between ticks, each
+at its own length; there is no timer, what is ready runs. Compare cellular batching (Gao et al., "Low latency RNN
+inference with cellular batching", EuroSys 2018) and iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from unroll_server.errors import ExpiredError, InternalError
+from unroll_server.lanes import Lanes
+from unroll_server.metrics import Metrics
+from unroll_server.models import Model
+from unroll_server.scheduler import CALM, Queue, capacity_of, tick_steps
+from unroll_server.work import Work
+
+_log = logging.getLogger(__name__)
+
+Events = list[tuple[Work, object]]
+"""What a tick has to say to works, in order; see Work.deliver, or a RequestError for Work.fail."""
+
+
+class _Room:
+    """One model's queue and lanes."""
+
+    def __init__(self, model: Model, max_lanes: int, max_steps: int, events: Events, metrics: Metrics) -> None:
+        self.model = model
+        self.metrics = metrics.of(str(model.spec.key))
+        self.queue: Queue[Work] = Queue(max_lanes, self._drop)
+        self.lanes = Lanes(model, capacity_of(max_lanes), max_steps)
+        self.last_interactive = float("-inf")
+        self._events = events
+
+    def _drop(self, work: Work, cause: str) -> None:
+        self.metrics.dropped(cause, work.size - work.taken)
+        if not work.cancelled:
+            work.cancelled = True
+            if work.taken:
+                self.lanes.drop_cancelled()
+            self._events.append((work, ExpiredError("the deadline passed before it could be computed")))
+
+
+class Core:
+    """Runs work of several models in turns.
+
+    Args:
+        models: What can be run.
+        max_lanes: Sequences of one class, streams or bulk, in a tick of a model, at most.
+        max_steps: Timesteps of a tick, at most.
+        metrics: Counts what is done.
+    """
+
+    def __init__(self, models: Iterable[Model], max_lanes: int, max_steps: int, metrics: Metrics) -> None:
+        self._max_steps = max_steps
+        self._events: Events = []
+        rooms = [_Room(model, max_lanes, max_steps, self._events, metrics) for model in models]
+        self._rooms = {room.model: room for room in rooms}
+        self._rotation = deque(rooms)
+        self._room: _Room | None = None
+        self._steps = 0
+
+    def add(self, work: Work, now: float) -> None:
+        """Queues work that came at time `now`."""
+        room = self._rooms[work.model]
+        room.queue.add(work, now)
+        if work.interactive:
+            room.last_interactive = now
+
+    def cancel(self, work: Work) -> None:
+        """Frees what work holds whose caller has left, and has marked it so."""
+        room = self._rooms[work.model]
+        if work.taken < work.size:
+            room.queue.cancel()
+        if work.taken:
+            room.lanes.drop_cancelled()
+
+    def prepare(self, now: float) -> float | None:
+        """Plans the next tick: lets waiting work join the lanes of the next model in turn that has any.
+
+        Returns:
+            Seconds that the tick is expected to take; None where there is nothing to run.
+        """
+        for _ in range(len(self._rotation)):
+            room = self._rotation[0]
+            self._rotation.rotate(-1)
+            lanes = room.lanes
+            if room.queue:
+                slices = room.queue.take(now, lanes.interactive, lanes.count - lanes.interactive)
+                for work, first, _ in slices:
+                    if first == 0:
+                        room.metrics.waited(now - work.arrived)
+                if slices:
+                    lanes.join(slices)
+            if lanes.count:
+                lanes.settle()
+                self._room = room
+                self._steps = tick_steps(
+                    self._max_steps,
+                    room.model.cost,
+                    lanes.remaining,
+                    interactive=lanes.shortest_interactive,
+                    exact=lanes.shortest_exact,
+                    alert=now - room.last_interactive < CALM,
+                )
+                return room.model.cost.seconds(lanes.count, self._steps)
+        return None
+
+    def run(self) -> None:
+        """Runs the tick that was planned last."""
+        room, steps = self._room, self._steps
+        assert room is not None
+        lanes = room.lanes
+        count = lanes.count
+        begin = time.perf_counter()
+        try:
+            real = lanes.scatter(steps, room.model.runtime.run(*lanes.gather(steps)), self._emit)
+        except Exception:
+            _log.exception("%s: a tick of %d lanes failed", room.model.spec.key, count)
+            for work in lanes.clear():
+                # What of it still waits is not run either.
+                work.cancelled = True
+                self._emit(work, InternalError("the model's runtime failed"))
+            return
+        room.metrics.tick(count, steps, real, time.perf_counter() - begin)
+
+    def events(self) -> Events:
+        """What is to be delivered since the last call; a new list."""
+        events = self._events.copy()
+        self._events.clear()
+        return events
+
+    def _emit(self, work: Work, event: object) -> None:
+        self._events.append((work, event))
