@@ -1,6 +1,7 @@
 """What stands before every handler: the one table from domain errors to statuses, and the end of endless calls."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -14,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from unroll_server.errors import (
     DrainingError,
+    ExpiredError,
     InternalError,
     InvalidRequestError,
     ModelNotFoundError,
@@ -24,10 +26,14 @@ from unroll_server.errors import (
 
 _log = logging.getLogger(__name__)
 
+_Behavior = Callable[[Any, Any], Any]
+_OnError = Callable[[Exception, Any], Awaitable[None]]
+
 STATUS = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
     SequenceStateError: grpc.StatusCode.FAILED_PRECONDITION,
+    ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     InternalError: grpc.StatusCode.INTERNAL,
@@ -65,6 +71,9 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
         service: Full name of the service whose calls do end; they are left alone.
     """
 
+    per_method = True
+    """What it makes of a handler depends on the method alone, so that a front can ask once."""
+
     def __init__(self, service: str) -> None:
         self._prefix = f"/{service}/"
         self._open: set[asyncio.Timeout] = set()
@@ -83,9 +92,9 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(self._prefix):
             return handler
-        if handler.unary_stream:
+        if inspect.iscoroutinefunction(handler.unary_stream):
             return handler._replace(unary_stream=self._bounded_writer(handler.unary_stream))
-        if handler.stream_stream:
+        if inspect.isasyncgenfunction(handler.stream_stream):
             return handler._replace(stream_stream=self._bounded_generator(handler.stream_stream))
         return handler
 
@@ -122,6 +131,9 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call whose handler raised a domain error with that error's status, any other with INTERNAL."""
 
+    per_method = True
+    """What it makes of a handler depends on the method alone, so that a front can ask once."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -131,37 +143,45 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
-        if handler.unary_unary:
-            return handler._replace(unary_unary=_coroutine(handler.unary_unary, method))
-        if handler.unary_stream:
-            # Only health's Watch, which writes to its context instead of yielding.
-            return handler._replace(unary_stream=_coroutine(handler.unary_stream, method))
-        if handler.stream_stream:
-            return handler._replace(stream_stream=_stream(handler.stream_stream, method))
+        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            behavior = getattr(handler, kind)
+            if inspect.iscoroutinefunction(behavior):
+                return handler._replace(**{kind: _guarded(behavior, _coroutine, handler_call_details.method)})
+            if inspect.isasyncgenfunction(behavior):
+                return handler._replace(**{kind: _guarded(behavior, _generator, handler_call_details.method)})
+        # What runs in a thread is none of ours; the fronts end it as grpc.aio does.
         return handler
 
 
-def _coroutine(behavior: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+def _guarded(behavior: _Behavior, wrap: Callable[[_Behavior, _OnError], _Behavior], method: str) -> _Behavior:
+    """The behavior with its errors made statuses; a front that does that itself finds what it needs on it."""
+
+    async def on_error(error: Exception, context: Any) -> None:
+        await _abort(error, context, method)
+
+    wrapped = wrap(behavior, on_error)
+    wrapped.inner, wrapped.on_error = behavior, on_error  # type: ignore[attr-defined]  # functions take attributes
+    return wrapped
+
+
+def _coroutine(behavior: _Behavior, on_error: _OnError) -> _Behavior:
     async def call(request: Any, context: Any) -> Any:
         try:
             return await behavior(request, context)
         except Exception as error:
-            await _abort(error, context, method)
+            await on_error(error, context)
 
     return call
 
 
-def _stream(
-    behavior: Callable[[Any, Any], AsyncGenerator[Any, None]], method: str
-) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
+def _generator(behavior: _Behavior, on_error: _OnError) -> _Behavior:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async with aclosing(behavior(requests, context)) as responses:
+            async with aclosing(behavior(request, context)) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:
-            await _abort(error, context, method)
+            await on_error(error, context)
 
     return call
 

@@ -1,0 +1,111 @@
+"""The methods that servicers registered, each with what the interceptors make of it."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from unroll_server.fronts.grpc_wire import Metadata
+
+
+class CallDetails(grpc.HandlerCallDetails):
+    """What an interceptor is told of a call.
+
+    Attributes:
+        method: `/package.Service/Method`.
+        invocation_metadata: The caller's metadata.
+    """
+
+    def __init__(self, method: str, invocation_metadata: Metadata) -> None:
+        self.method = method
+        self.invocation_metadata = tuple(invocation_metadata)
+
+
+class Method:
+    """A method as it is called.
+
+    A behavior that stands before another only for its exceptions can say so: it has that one as its attribute `inner`,
+    and `on_error(error, context)`. It is then left out, which spares every message a coroutine.
+
+    Attributes:
+        path: `/package.Service/Method`.
+        behavior: What answers: `(request or requests, context)`.
+        deserialize: Bytes of a request to the request.
+        serialize: A response to its bytes.
+        many_requests: Whether it takes a stream of requests.
+        many_responses: Whether it gives a stream of responses.
+        is_async: Whether the behavior is a coroutine or an async generator function; any other runs in a thread.
+        yields: Whether the behavior is a generator of the responses; one that is not writes them to its context.
+        on_error: What is done about an exception of the behavior; None for nothing.
+    """
+
+    def __init__(self, path: str, handler: Any) -> None:
+        self.path = path
+        self.many_requests: bool = handler.request_streaming
+        self.many_responses: bool = handler.response_streaming
+        self.behavior: Callable[[Any, Any], Any] = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )
+        self.deserialize: Callable[[bytes], Any] = handler.request_deserializer or bytes
+        self.serialize: Callable[[Any], bytes] = handler.response_serializer or bytes
+        self.on_error: Callable[[Exception, Any], Awaitable[None]] | None = getattr(self.behavior, "on_error", None)
+        if self.on_error:
+            self.behavior = self.behavior.inner
+        self.yields = inspect.isasyncgenfunction(self.behavior)
+        self.is_async = self.yields or inspect.iscoroutinefunction(self.behavior)
+
+
+class Registry:
+    """What the generated `add_...Servicer_to_server` functions take.
+
+    Args:
+        interceptors: What stands before every handler, outermost first. One with a true attribute `per_method` promises
+            that what it makes of a handler depends on the method alone; where all do, it is asked once a method.
+    """
+
+    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
+        self._interceptors = tuple(interceptors)
+        self._per_method = all(getattr(interceptor, "per_method", False) for interceptor in interceptors)
+        self._handlers: dict[str, Any] = {}
+        self._generic: list[grpc.GenericRpcHandler] = []
+        self.resolved: dict[str, Method] = {}
+        """The methods that need no asking again, by path."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """See grpc.aio.Server."""
+        for name, handler in handlers.items():
+            self._handlers[f"/{service}/{name}"] = handler
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """See grpc.aio.Server."""
+        self._generic.extend(handlers)
+
+    async def find(self, path: str, metadata: Metadata) -> Method | None:
+        """The method of a call, None where there is none.
+
+        Args:
+            path: `/package.Service/Method`.
+            metadata: The call's.
+        """
+        handler = await self._ask(0, CallDetails(path, metadata))
+        if handler is None:
+            return None
+        method = Method(path, handler)
+        if self._per_method and path in self._handlers:
+            self.resolved[path] = method
+        return method
+
+    async def _ask(self, position: int, details: grpc.HandlerCallDetails) -> Any:
+        if position == len(self._interceptors):
+            return self._registered(details)
+        further: Callable[[grpc.HandlerCallDetails], Awaitable[Any]] = lambda changed: self._ask(position + 1, changed)  # noqa: E731
+        return await self._interceptors[position].intercept_service(further, details)
+
+    def _registered(self, details: grpc.HandlerCallDetails) -> Any:
+        handler = self._handlers.get(details.method)
+        if handler is None:
+            found = (generic.service(details) for generic in self._generic)
+            handler = next((handler for handler in found if handler is not None), None)
+        return handler
