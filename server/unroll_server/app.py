@@ -2,20 +2,25 @@
 
 import asyncio
 import logging
-import signal
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
+import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
+from unroll_server import metrics
 from unroll_server.catalog import Catalog
 from unroll_server.config import Settings
 from unroll_server.engine import Engine
 from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers.unroll import UnrollService
 from unroll_server.interceptors import EndlessCalls, StatusInterceptor
+from unroll_server.metrics import Metrics
 from unroll_server.models import load_repository
+from unroll_server.process import stop_signal
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +29,81 @@ LINGER = 1.0
 """Seconds that a health watcher has to hear that the server drains."""
 
 
+class Front(Protocol):
+    """What carries the servicers to the wire."""
+
+    @property
+    def registry(self) -> Any:
+        """What the generated `add_...Servicer_to_server` functions take."""
+
+    async def stop(self, grace: float) -> None:
+        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds."""
+
+
+AnyFront = TypeVar("AnyFront", bound=Front)
+
+
+class Service(Generic[AnyFront]):
+    """Models, engine and servicers on a front. Made on the event loop that it serves on.
+
+    Args:
+        settings: What was asked for.
+        figures: Where the engine counts.
+        make_front: Makes the front, given what stands before every handler.
+
+    Attributes:
+        served: The models that are served, by name and version.
+        front: The front.
+
+    Raises:
+        StartupError: it can't serve as configured.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        figures: Metrics,
+        make_front: Callable[[Sequence[grpc.aio.ServerInterceptor]], AnyFront],
+    ) -> None:
+        models = load_repository(settings.models, settings.runtime, settings.device, settings.max_lanes)
+        self.served = ", ".join(str(model.spec.key) for model in models)
+        self._drain_timeout = settings.drain_timeout
+        self._engine = Engine(
+            models,
+            max_lanes=settings.max_lanes,
+            tick_steps=settings.tick_steps,
+            max_queued_steps=settings.max_queued_steps,
+            metrics=figures,
+        )
+        self._endless = EndlessCalls(SERVICE)
+        self.front = make_front([StatusInterceptor(), self._endless])
+        self._service = UnrollService(Catalog(models), self._engine, settings.limits)
+        self._checks = health.aio.HealthServicer()
+        registry = self.front.registry
+        unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
+        health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
+        reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], registry)
+
+    async def open(self) -> None:
+        """Says that it serves, to whom asks for its health."""
+        for name in ("", SERVICE):
+            await self._checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self) -> None:
+        """Lets calls in flight end and streams end with their snapshots, and takes no others."""
+        _log.info("draining")
+        await self._checks.enter_graceful_shutdown()
+        self._service.drain()
+        self._endless.end(LINGER)
+        await self.front.stop(self._drain_timeout)
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self._engine.close()
+
+
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains: calls in flight end, streams end with their snapshots.
+    """Serves in this process, by grpcio, until SIGTERM or SIGINT; then drains.
 
     Args:
         settings: What was asked for.
@@ -34,41 +112,39 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     Raises:
         StartupError: it can't start as configured.
     """
-    stop = _stop_signal()
-    models = load_repository(settings.models, settings.runtime, settings.device, settings.max_lanes)
-    engine = Engine(
-        models,
-        max_lanes=settings.max_lanes,
-        tick_steps=settings.tick_steps,
-        max_queued_steps=settings.max_queued_steps,
-    )
-    endless = EndlessCalls(SERVICE)
-    front = GrpcioFront(settings.listen, [StatusInterceptor(), endless], settings.max_message_bytes)
-    service = UnrollService(Catalog(models), engine, settings.limits)
-    checks = health.aio.HealthServicer()
-    unroll_pb2_grpc.add_UnrollServiceServicer_to_server(service, front.registry)
-    health_pb2_grpc.add_HealthServicer_to_server(checks, front.registry)
-    names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, front.registry)
+    stop = stop_signal()
+    figures = Metrics()
+    with metrics.served(settings.metrics_address, figures, metrics.Workers(lambda: {0: os.getpid()})):
+        await serve_grpcio(
+            settings, figures, stop, lambda served, address: announce(settings.announcement(served, address))
+        )
+
+
+async def serve_grpcio(
+    settings: Settings,
+    figures: Metrics,
+    stop: asyncio.Event,
+    started: Callable[[str, str], None],
+    share_port: bool = False,
+) -> None:
+    """Serves by grpcio until `stop` is set, then drains.
+
+    Args:
+        settings: What was asked for.
+        figures: Where the engine counts.
+        stop: Ends it.
+        started: Told what is served and where, once it is.
+        share_port: Whether other processes listen on the same port.
+
+    Raises:
+        StartupError: it can't start as configured.
+    """
+    limit = settings.max_message_bytes
+    service = Service(settings, figures, lambda each: GrpcioFront(settings.listen, each, limit, share_port))
     try:
-        for name in ("", SERVICE):
-            await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-        address = await front.start()
-        served = ", ".join(str(model.spec.key) for model in models)
-        announce(f"serving {served} on {address} ({settings.runtime}, {settings.device})")
+        await service.open()
+        started(service.served, await service.front.start())
         await stop.wait()
-        _log.info("draining")
-        await checks.enter_graceful_shutdown()
-        service.drain()
-        endless.end(LINGER)
-        await front.stop(settings.drain_timeout)
+        await service.drain()
     finally:
-        engine.close()
-
-
-def _stop_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+        service.close()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,6 +41,7 @@ class ServerProcess:
         models: The model repository.
         log: File that takes what it logs.
         options: Further options.
+        front: What speaks gRPC, "grpcio" or "envoy".
         env: Variables beside the tests' own.
         executables: Folder of the environment to run it from.
 
@@ -49,12 +51,21 @@ class ServerProcess:
     """
 
     def __init__(
-        self, models: Path, log: Path, *options: str, env: Mapping[str, str] | None = None, executables: Path = BIN
+        self,
+        models: Path,
+        log: Path,
+        *options: str,
+        front: str = "grpcio",
+        env: Mapping[str, str] | None = None,
+        executables: Path = BIN,
     ) -> None:
         self._log = log
+        command: list[str | Path] = [executables / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0"]
+        # The default goes without being said, so that it is tested too.
+        command += options if front == "grpcio" else ["--front", front, *options]
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [executables / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0", *options],
+                command,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env={**os.environ, **(env or {})},
@@ -68,7 +79,7 @@ class ServerProcess:
         ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         line = self.process.stdout.readline().decode() if ready else ""
         if not line:
-            self.process.kill()
+            self._kill()
             self.process.wait()
             self.process.stdout.close()
             late = time.monotonic() >= deadline
@@ -81,8 +92,36 @@ class ServerProcess:
         return self._log.read_text()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal."""
-        self.process.send_signal(number)
+        """Sends a signal; SIGKILL to every process that the server consists of, as when its machine dies."""
+        if number == signal.SIGKILL:
+            self._kill()
+        else:
+            self.process.send_signal(number)
+
+    def _kill(self) -> None:
+        # The parent first, or it would start new children.
+        for pid in self._stats():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def cpu_seconds(self) -> float:
+        """Processor time of all processes that the server consists of and that live."""
+        ticks = sum(int(fields[11]) + int(fields[12]) for fields in self._stats().values())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _stats(self) -> dict[int, list[str]]:
+        """/proc/PID/stat, from the state on, of the process and its descendants; none once it has been waited for."""
+        if self.process.returncode is not None:
+            return {}
+        every = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                every[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+        family = {self.process.pid: every.get(self.process.pid, ["0"] * 13)}  # zeros where there is no /proc
+        # A child can have a lower number than its parent, so that one pass is not enough.
+        while more := {pid: stat for pid, stat in every.items() if int(stat[1]) in family and pid not in family}:
+            family |= more
+        return family
 
     def wait(self) -> int:
         """Waits for the end and returns the exit code."""
@@ -104,6 +143,5 @@ class ServerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
+        self._kill()
         self.wait()

@@ -14,12 +14,19 @@ class GrpcioFront:
         listen: HOST:PORT; port 0 picks a free one.
         interceptors: What stands before every handler, outermost first.
         max_message_bytes: The largest request message; a larger one is RESOURCE_EXHAUSTED.
+        share_port: Whether other processes listen on the same port, each to get a share of the connections.
 
     Attributes:
         registry: What the generated `add_...Servicer_to_server` functions take.
     """
 
-    def __init__(self, listen: str, interceptors: Sequence[grpc.aio.ServerInterceptor], max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        listen: str,
+        interceptors: Sequence[grpc.aio.ServerInterceptor],
+        max_message_bytes: int,
+        share_port: bool = False,
+    ) -> None:
         self._listen = listen
         self.registry = grpc.aio.server(
             interceptors=interceptors,
@@ -27,7 +34,10 @@ class GrpcioFront:
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 # Two servers that share a port by accident would each get half of the calls.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(share_port)),
+                # A burst of calls waits for its turn; from 1,000 on some would be CANCELLED otherwise.
+                ("grpc.server.max_pending_requests", 2**31 - 1),
+                ("grpc.server.max_pending_requests_hard_limit", 2**31 - 1),
             ],
         )
 

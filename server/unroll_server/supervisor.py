@@ -1,0 +1,244 @@
+"""The parent of workers: one port, workers started again when they die, all drained together, one sum of metrics."""
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from unroll_server import metrics
+from unroll_server.config import Settings
+from unroll_server.control import FD, Channel, Orders, admin_socket, metrics_folder
+from unroll_server.errors import StartupError
+from unroll_server.fronts import envoy
+from unroll_server.metrics import Metrics
+from unroll_server.process import stop_signal
+
+_log = logging.getLogger(__name__)
+
+FIRST_DELAY = 0.25
+"""Seconds until a dead worker is started again; twice as long after each death in a row, to LONGEST_DELAY."""
+LONGEST_DELAY = 30.0
+GOOD_LIFE = 60.0
+"""Seconds of serving after which a death counts as the first one."""
+PATIENCE = 5.0
+"""Seconds beyond the drain timeout after which a worker that does not end is ended."""
+
+
+async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serves from `settings.workers` processes until SIGTERM or SIGINT drains them.
+
+    Args:
+        settings: What was asked for.
+        announce: Told in one line what is served and where, once every worker serves.
+
+    Raises:
+        StartupError: the workers can't start as configured.
+        ClickException: a worker could not be drained.
+    """
+    stop = stop_signal()
+    with ExitStack() as stack:
+        folder = stack.enter_context(_private_folder())
+        metrics_folder(folder).mkdir()
+        hosts, port = stack.enter_context(reserved(*settings.listen_address))
+        address = f"{settings.listen.rpartition(':')[0]}:{port}"
+        settings = replace(settings, listen=address)
+        workers = [_Worker(Orders(settings, number, folder), hosts, port) for number in range(settings.workers)]
+        processes = metrics.Workers(
+            lambda: {worker.number: worker.pid for worker in workers if worker.pid is not None},
+            lambda: sum(worker.restarts for worker in workers),
+        )
+        figures = Metrics(metrics_folder(folder))
+        stack.enter_context(metrics.served(settings.metrics_address, figures, processes))
+        stopped = asyncio.create_task(stop.wait())
+        started = asyncio.create_task(_start_all(workers))
+        try:
+            await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not started.done():
+                return
+            announce(settings.announcement(started.result(), address))
+            keeping = [asyncio.create_task(worker.keep()) for worker in workers]
+            await stopped
+            _log.info("draining %d workers", len(workers))
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
+            drained = await asyncio.gather(*(worker.drain() for worker in workers))
+            if not all(drained):
+                raise click.ClickException("not every worker has drained; the log says why")
+        finally:
+            stopped.cancel()
+            started.cancel()
+            await asyncio.gather(started, return_exceptions=True)
+            await asyncio.gather(*(worker.kill() for worker in workers))
+
+
+async def _start_all(workers: "Sequence[_Worker]") -> str:
+    return (await asyncio.gather(*(worker.start() for worker in workers)))[0]
+
+
+class _Worker:
+    """A place among the workers, and the process that holds it."""
+
+    def __init__(self, orders: Orders, hosts: list[str], port: int) -> None:
+        self.number = orders.worker
+        self.restarts = 0
+        self._orders = orders
+        settings = orders.settings
+        if settings.front == "envoy":
+            admin = admin_socket(orders.folder, orders.worker)
+            self._command, self._environment = envoy.command(
+                "unroll_server.worker:app", hosts, port, admin, settings.log_level
+            )
+        else:
+            self._command, self._environment = [sys.executable, "-m", "unroll_server.worker"], {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None while there is no process."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def start(self) -> str:
+        """Starts the process and returns what it serves, once it does.
+
+        Raises:
+            StartupError: it can't.
+        """
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # In a session of its own: a terminal's Ctrl-C is for the supervisor alone. Nor is a worker's standard
+            # output the supervisor's, which says one line.
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+                env={**os.environ, **self._environment, FD: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._channel = await Channel.on(ours)
+        self._channel.send(**self._orders.to_message())
+        answer = await self._channel.receive()
+        if answer and "serving" in answer:
+            return str(answer["serving"])
+        await self.kill()
+        raise StartupError(str(answer["failed"]) if answer else "a worker ended while it started; its log says why")
+
+    async def keep(self) -> None:
+        """Starts the process again whenever it ends, until cancelled."""
+        delay = FIRST_DELAY
+        loop = asyncio.get_running_loop()
+        while True:
+            assert self._process is not None
+            since = loop.time()
+            code = await self._process.wait()
+            if loop.time() - since > GOOD_LIFE:
+                delay = FIRST_DELAY
+            while True:
+                _log.error("worker %d ended with %d; starting it again in %g s", self.number, code, delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+                self.restarts += 1
+                try:
+                    await self.start()
+                    break
+                except StartupError as error:
+                    _log.error("worker %d can't start: %s", self.number, error)
+                    code = self._process.returncode or 0
+
+    async def drain(self) -> bool:
+        """Lets the process end once its calls have; False where it did not, or not well."""
+        if self._process is None or self._process.returncode is not None:
+            return True
+        if self._channel is None:
+            await self.kill()
+            return True
+        self._channel.send(drain=True)
+        try:
+            async with asyncio.timeout(self._orders.settings.drain_timeout + PATIENCE):
+                code = await self._process.wait()
+        except TimeoutError:
+            _log.error("worker %d did not end in time", self.number)
+            return False
+        if code:
+            _log.error("worker %d ended with %d", self.number, code)
+        return not code
+
+    async def kill(self) -> None:
+        """Ends the process, if there is one, at once."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.send_signal(signal.SIGKILL)
+            await self._process.wait()
+
+
+@contextmanager
+def reserved(host: str, port: int) -> Iterator[tuple[list[str], int]]:
+    """Holds a port for processes that share it (SO_REUSEPORT), and keeps it from those that do not.
+
+    Args:
+        host: Name or IP address.
+        port: The port; 0 picks a free one.
+
+    Yields:
+        The IP addresses of `host` on which the port is held, and the port.
+
+    Raises:
+        StartupError: the address can't be listened on, another server's included.
+    """
+    problem = StartupError(f"--listen: can't listen on {host}:{port}; is the port in use?")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise problem from None
+    with ExitStack() as held:
+        hosts: list[str] = []
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                if port:
+                    # Unlike the one below it fails where another server listens, one that shares its port included.
+                    with socket.socket(family, kind, protocol) as alone:
+                        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        alone.bind((address[0], port))
+                shared = held.enter_context(socket.socket(family, kind, protocol))
+                shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                shared.bind((address[0], port))
+            except OSError as error:
+                # A name can stand for addresses that this machine has not: ::1 without IPv6.
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                    continue
+                raise problem from None
+            port = shared.getsockname()[1]
+            hosts.append(str(address[0]))
+        if not hosts:
+            raise problem
+        yield hosts, port
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder for this user alone, gone afterwards: where TMPDIR says, else in memory where that can be."""
+    memory = "/dev/shm"  # noqa: S108
+    in_memory = "TMPDIR" not in os.environ and os.access(memory, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="unroll-", dir=memory if in_memory else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

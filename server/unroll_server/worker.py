@@ -1,0 +1,121 @@
+"""A worker: a process that serves under a supervisor, by grpcio (`python -m unroll_server.worker`) or inside Envoy."""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from typing import Any
+
+from unroll_server.app import LINGER, Service, serve_grpcio
+from unroll_server.control import Channel, Orders, admin_socket
+from unroll_server.errors import StartupError
+from unroll_server.fronts import envoy
+from unroll_server.fronts.asgi import AsgiFront
+from unroll_server.metrics import Metrics
+from unroll_server.process import configure_logging
+
+_log = logging.getLogger(__name__)
+
+
+async def _begin() -> tuple[Channel, Orders]:
+    channel = await Channel.inherited()
+    message = await channel.receive()
+    if message is None:
+        os._exit(1)
+    orders = Orders.from_message(message)
+    configure_logging(orders.settings.log_level)
+    return channel, orders
+
+
+async def _watch(channel: Channel, orders: Orders, stop: asyncio.Event) -> None:
+    """Sets `stop` when the supervisor says so; without a supervisor the process ends at once."""
+    while await channel.receive():
+        stop.set()
+    shutil.rmtree(orders.folder, ignore_errors=True)
+    os._exit(1)
+
+
+async def _fail(channel: Channel, error: StartupError) -> None:
+    """Tells why it can't serve and ends the process, which then has no more to say."""
+    channel.send(failed=str(error))
+    await channel.flush()
+    os._exit(2)
+
+
+async def serve() -> None:
+    """Serves by grpcio until the supervisor ends it."""
+    channel, orders = await _begin()
+    stop = asyncio.Event()
+    watching = asyncio.create_task(_watch(channel, orders, stop))
+    figures = Metrics(orders.metrics, orders.worker)
+    try:
+        await serve_grpcio(orders.settings, figures, stop, lambda served, _: channel.send(serving=served), True)
+    except StartupError as error:
+        await _fail(channel, error)
+    watching.cancel()
+
+
+class Application:
+    """The ASGI application that Envoy runs; its lifespan is the server's."""
+
+    def __init__(self) -> None:
+        self._front: AsgiFront
+        self._life: asyncio.Task[None]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See ASGI 3."""
+        if scope["type"] == "http":
+            await self._front(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await receive()
+            await self._start()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> None:
+        channel, orders = await _begin()
+        settings = orders.settings
+        try:
+            service = Service(
+                settings,
+                Metrics(orders.metrics, orders.worker),
+                lambda interceptors: AsgiFront(interceptors, settings.max_message_bytes),
+            )
+        except StartupError as error:
+            await _fail(channel, error)
+        await service.open()
+        self._front = service.front
+        self._life = asyncio.create_task(self._live(channel, orders, service))
+
+    async def _live(self, channel: Channel, orders: Orders, service: Service[AsgiFront]) -> None:
+        stop = asyncio.Event()
+        watching = asyncio.create_task(_watch(channel, orders, stop))
+        admin = admin_socket(orders.folder, orders.worker)
+        try:
+            await envoy.wait_until_listening(admin)
+            channel.send(serving=service.served)
+            await stop.wait()
+            loop = asyncio.get_running_loop()
+            until = loop.time() + orders.settings.drain_timeout
+            await service.drain()
+            # What the handlers have given is still on its way through Envoy.
+            async with asyncio.timeout_at(max(until, loop.time() + LINGER)):
+                await envoy.wait_until_sent(admin)
+        except TimeoutError:
+            _log.warning("a caller did not take its last answer")
+        except Exception:
+            _log.exception("the worker failed")
+            os._exit(1)
+        finally:
+            watching.cancel()
+            service.close()
+        # Envoy's own way to end.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+app = Application()
+
+if __name__ == "__main__":
+    asyncio.run(serve())
