@@ -1,5 +1,6 @@
 """Fixtures that many tests share: a trained run, its bundle, a running server."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,10 +38,19 @@ def bundle_root(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
+@pytest.fixture(scope="session", params=["grpcio", "envoy"])
+def front(request: pytest.FixtureRequest) -> str:
+    """What speaks gRPC: a test that starts a server does so on either."""
+    name = str(request.param)
+    if name == "envoy" and importlib.util.find_spec("pyvoy") is None:
+        pytest.skip("Envoy is not installed here (unroll-server[envoy], Linux)")
+    return name
+
+
 @pytest.fixture(scope="session")
-def server(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(bundle_root: Path, front: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of `bundle_root` that tests share and leave as it is."""
-    with ServerProcess(bundle_root, tmp_path_factory.mktemp("server") / "log") as process:
+    with ServerProcess(bundle_root, tmp_path_factory.mktemp("server") / "log", front=front) as process:
         yield process
         assert process.stop() == 0, process.log
 

@@ -1,7 +1,6 @@
 """The client library against real server processes: eager's results, and ends that lose nothing."""
 
 import asyncio
-import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,16 @@ from numpy.typing import NDArray
 from support.eager import TOLERANCE
 from support.processes import ServerProcess
 
-from unroll_client import AsyncClient, AsyncSequence, Client, InvalidArgument, ServerDraining, Snapshot, Unavailable
+from unroll_client import (
+    AsyncClient,
+    AsyncSequence,
+    Client,
+    FailedPrecondition,
+    InvalidArgument,
+    ServerDraining,
+    Snapshot,
+    Unavailable,
+)
 from unroll_export.runs import TrainedRun
 from unroll_proto.sequences import Sequence
 
@@ -74,13 +82,13 @@ def test_what_the_model_is(server: ServerProcess, trained_run: TrainedRun) -> No
 
 
 async def test_a_drained_server_s_sequences_go_on_elsewhere(
-    server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    front: str, server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     values = np.concatenate([sequence.values for sequence in vowels[:20]])
     async with AsyncClient(server.address) as elsewhere:
         async with elsewhere.unroll() as undisturbed:
             expected = states_of(await undisturbed.send(values))
-        with ServerProcess(bundle_root, tmp_path / "log") as leaving:
+        with ServerProcess(bundle_root, tmp_path / "log", front=front) as leaving:
             async with AsyncClient(leaving.address) as client:
                 sequences = [await client.unroll().open() for _ in range(10)]
                 running = [asyncio.create_task(until_drained(sequence, values)) for sequence in sequences]
@@ -106,13 +114,13 @@ async def until_drained(sequence: AsyncSequence, values: Float32Array) -> tuple[
 
 
 async def test_a_killed_server_s_sequences_go_on_from_a_snapshot_that_was_kept(
-    server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    front: str, server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     values = vowels[0].values
     async with AsyncClient(server.address) as elsewhere:
         async with elsewhere.unroll() as undisturbed:
             expected = states_of(await undisturbed.send(values))
-        with ServerProcess(bundle_root, tmp_path / "log") as victim:
+        with ServerProcess(bundle_root, tmp_path / "log", front=front) as victim:
             async with AsyncClient(victim.address) as client, client.unroll() as sequence:
                 got = states_of(await sequence.send(values[:5]))
                 (await sequence.snapshot()).save(tmp_path / "state")
@@ -143,26 +151,47 @@ def test_a_bad_call_beside_good_ones(server: ServerProcess, vowels: list[Sequenc
             assert future.result().logits.tobytes() == alone.logits.tobytes()
 
 
+async def test_callers_that_share_requests_get_what_each_would_alone(
+    server: ServerProcess, vowels: list[Sequence]
+) -> None:
+    async with AsyncClient(server.address, coalesce=False) as client:
+        expected = await client.classify([sequence.values for sequence in vowels])
+    bad = Snapshot("nosuch", 1, "simple_rnn", 0, (bytes(512),))
+    async with AsyncClient(server.address) as client:
+        results = await asyncio.gather(
+            *(client.classify([sequence.values]) for sequence in vowels),
+            *(
+                client.classify([sequence.values], initial_states=[bad if index == 7 else None])
+                for index, sequence in enumerate(vowels)
+            ),
+            return_exceptions=True,
+        )
+    refused = results.pop(len(vowels) + 7)
+    assert isinstance(refused, FailedPrecondition)
+    assert [field.field for field in refused.fields] == ["initial_states[0]"]
+    indices = [*range(len(vowels)), *(index for index in range(len(vowels)) if index != 7)]
+    for index, result in zip(indices, results, strict=True):
+        assert not isinstance(result, BaseException)
+        assert result.labels == [expected.labels[index]]
+        assert result.logits.tobytes() == expected.logits[index].tobytes()
+        assert result.probabilities.tobytes() == expected.probabilities[index].tobytes()
+
+
 def test_one_client_is_balanced_over_all_replicas(
-    server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    front: str, server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     sequences = [sequence.values for sequence in vowels[:10]]
-    with ServerProcess(bundle_root, tmp_path / "log") as other:
+    with ServerProcess(bundle_root, tmp_path / "log", front=front) as other:
         target = f"ipv4:{server.address},{other.address}"
         with Client(target) as client:
             expected = client.classify(sequences)
             for _ in range(5):
                 assert client.classify(sequences).logits.tobytes() == expected.logits.tobytes()
-            before = cpu_seconds(other)
-            while cpu_seconds(other) == before:
+            before = other.cpu_seconds()
+            while other.cpu_seconds() == before:
                 client.classify(sequences * 20)
             # With one of the two gone, calls go to the other, without an error in between.
             other.signal(signal.SIGKILL)
             other.wait()
             for _ in range(20):
                 assert client.classify(sequences).logits.tobytes() == expected.logits.tobytes()
-
-
-def cpu_seconds(process: ServerProcess) -> float:
-    fields = Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

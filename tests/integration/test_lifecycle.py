@@ -19,10 +19,10 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
-    bundle_root: Path, tmp_path: Path, vowels: list[Sequence], number: signal.Signals
+    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence], number: signal.Signals
 ) -> None:
     values = vowels[0].values
-    with ServerProcess(bundle_root, tmp_path / "log") as process:
+    with ServerProcess(bundle_root, tmp_path / "log", front=front) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -47,7 +47,7 @@ async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
             assert process.wait() == 0
     # Elsewhere, the sequence goes on from its snapshot to the same end.
     snapshot = next(response.closed.snapshot for response in rest if response.key == "a")
-    with ServerProcess(bundle_root, tmp_path / "log2") as other:
+    with ServerProcess(bundle_root, tmp_path / "log2", front=front) as other:
         async with grpc.aio.insecure_channel(other.address) as channel:
             stub = wire.stub_of(channel)
             answer = await stub.Classify(wire.classify_request([values[5:]], initial_states=[snapshot]))
@@ -68,8 +68,8 @@ async def test_a_caller_that_vanishes_takes_nothing_with_it(server: ServerProces
         assert await stub.Classify(wire.classify_request([vowels[0].values])) == expected
 
 
-def test_settings_come_from_the_environment_too(bundle_root: Path, tmp_path: Path) -> None:
-    with ServerProcess(bundle_root, tmp_path / "log", env={"UNROLL_MAX_SEQUENCES": "7"}) as process:
+def test_settings_come_from_the_environment_too(front: str, bundle_root: Path, tmp_path: Path) -> None:
+    with ServerProcess(bundle_root, tmp_path / "log", env={"UNROLL_MAX_SEQUENCES": "7"}, front=front) as process:
         with grpc.insecure_channel(process.address) as channel:
             get = channel.unary_unary(
                 "/unroll.v1.UnrollService/GetModel",
@@ -80,8 +80,8 @@ def test_settings_come_from_the_environment_too(bundle_root: Path, tmp_path: Pat
         assert process.stop() == 0
 
 
-def test_a_port_in_use_ends_the_start_with_one_line(server: ServerProcess, bundle_root: Path) -> None:
-    done = run("unroll-serve", "--models", bundle_root, "--listen", server.address, check=False)
+def test_a_port_in_use_ends_the_start_with_one_line(front: str, server: ServerProcess, bundle_root: Path) -> None:
+    done = run("unroll-serve", "--models", bundle_root, "--listen", server.address, "--front", front, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"unroll-serve: --listen: can't listen on {server.address}")
 
