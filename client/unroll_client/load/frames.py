@@ -1,0 +1,163 @@
+"""The parts of HTTP/2 (RFC 9113) and HPACK (RFC 7541) that a gRPC client needs, without state."""
+
+import struct
+import sys
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import unquote
+
+from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+CANCEL = 8
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
+
+# Length (its high byte, its low two), type, flags, stream.
+FRAME_HEADER: Final = struct.Struct(">BHBBL")
+# Before each message of gRPC: compressed or not, length.
+PREFIX: Final = struct.Struct(">BL")
+SETTING: Final = struct.Struct(">HL")
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DEFAULT_WINDOW: Final = 65_535
+DEFAULT_FRAME_SIZE: Final = 16_384
+# Half of what can be given, so that giving back never goes over the limit.
+RECEIVE_WINDOW: Final = 1 << 30
+LAST_STREAM: Final = (1 << 31) - 1
+
+_STATUS_NAMES: Final = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+_ERROR_NAMES: Final = (
+    "NO_ERROR",
+    "PROTOCOL_ERROR",
+    "INTERNAL_ERROR",
+    "FLOW_CONTROL_ERROR",
+    "SETTINGS_TIMEOUT",
+    "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR",
+    "REFUSED_STREAM",
+    "CANCEL",
+    "COMPRESSION_ERROR",
+    "CONNECT_ERROR",
+    "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY",
+    "HTTP_1_1_REQUIRED",
+)
+OK: Final = sys.intern("OK")
+_LONGEST_MESSAGE: Final = 200
+_CACHED_BLOCKS: Final = 4096
+
+
+class ProtocolError(Exception):
+    """The peer sent what HTTP/2 does not allow; the connection can't be used any more."""
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One whole frame."""
+    return frame_start(len(payload), kind, flags) + stream.to_bytes(4, "big") + payload
+
+
+def frame_start(size: int, kind: int, flags: int) -> bytes:
+    """The five bytes of a frame before the number of its stream, so that a frame built once serves any stream."""
+    return size.to_bytes(3, "big") + bytes((kind, flags))
+
+
+def opening() -> bytes:
+    """What a client sends first: no header tables, no pushes, windows as large as can be."""
+    # HEADER_TABLE_SIZE 0 makes each block that the peer sends mean the same wherever it stands.
+    settings = ((1, 0), (2, 0), (INITIAL_WINDOW_SIZE, RECEIVE_WINDOW))
+    return b"".join(
+        (
+            PREFACE,
+            frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*setting) for setting in settings)),
+            frame(WINDOW_UPDATE, 0, 0, (RECEIVE_WINDOW - DEFAULT_WINDOW).to_bytes(4, "big")),
+        )
+    )
+
+
+def error_name(code: int) -> str:
+    """The name of an HTTP/2 error code."""
+    return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"error {code}"
+
+
+def request_block(path: str, authority: str, scheme: str, metadata: Iterable[tuple[str, str]]) -> bytes:
+    """The header block of a gRPC request: it enters nothing into the peer's table, so that it can be sent again."""
+    headers = [
+        (":method", "POST"),
+        (":scheme", scheme),
+        (":path", path),
+        (":authority", authority),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("user-agent", "unroll-load"),
+        *metadata,
+    ]
+    block = Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in headers])
+    if len(block) > DEFAULT_FRAME_SIZE:
+        raise ValueError(f"metadata: {len(block)} bytes of headers, {DEFAULT_FRAME_SIZE} at most")
+    return block
+
+
+class Blocks:
+    """Reads header blocks, each distinct one once: servers send the same few over and over."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, str | None] = {}
+        self._decoder = Decoder()
+        # A table of size 0 is what we asked for: whatever is put in falls out at once, as it does at the peer.
+        self._decoder.header_table_size = 0
+        self._decoder.max_allowed_table_size = 0
+
+    def outcome(self, block: bytes) -> str | None:
+        """What a block says of its call.
+
+        Returns:
+            None where the call goes on; "OK"; or the status's name and message ("NOT_FOUND: no such model").
+
+        Raises:
+            ProtocolError: it is no header block.
+        """
+        try:
+            return self._known[block]
+        except KeyError:
+            pass
+        try:
+            pairs = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
+        except HPACKError as error:
+            raise ProtocolError(f"header block: {error}") from None
+        if len(self._known) >= _CACHED_BLOCKS:  # a peer that dates its answers must not fill the memory
+            self._known.clear()
+        self._known[block] = outcome = _outcome(
+            {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
+        )
+        return outcome
+
+
+def _outcome(headers: dict[str, str]) -> str | None:
+    code = headers.get("grpc-status")
+    if code is None:
+        status = headers.get(":status", "200")
+        # As gRPC says where there is no gRPC server behind a proxy (doc/http-grpc-status-mapping.md).
+        return None if status == "200" else f"UNAVAILABLE: HTTP status {status}"
+    if code == "0":
+        return OK
+    name = _STATUS_NAMES[int(code)] if code.isdecimal() and int(code) < len(_STATUS_NAMES) else f"status {code}"
+    message = " ".join(unquote(headers.get("grpc-message", "")).split())[:_LONGEST_MESSAGE]
+    return f"{name}: {message}" if message else name

@@ -1,0 +1,186 @@
+"""Streams against the real service: bits checked, cadence kept, whatever ends is counted."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from support.models import alone
+from unit.client.harness import MODEL, LocalServer
+
+from unroll_client.load import Result, Tally, stream_loop
+from unroll_client.load.answers import ClassifyCheck, StepsCheck
+from unroll_proto.v1 import unroll_pb2 as pb
+
+VALUES = np.random.default_rng(5).standard_normal((13, 3)).astype(np.float32)
+
+
+async def drive(address: str, **options: Any) -> Result:
+    chosen: dict[str, Any] = {"sequences": 5, "streams": 2, "cadence": None, "chunk_steps": 6, "seconds": 0.4}
+    chosen |= {"warm_up": 0.1, "model": "m", "values": VALUES, **options}
+    return await stream_loop(address, **chosen)
+
+
+class Expected:
+    """The states that the model alone computes, for as many steps as there are."""
+
+    def __init__(self, chunk: int, every: int, rounds: int = 3000) -> None:
+        rows = VALUES[: len(VALUES) // chunk * chunk]
+        _, states, _ = alone(MODEL, np.tile(rows, (rounds, 1)), None)
+        self._states, self._every = states, every
+        self.covered: set[int] = set()
+
+    def __call__(self, steps: pb.Steps) -> bool:
+        numbers = range(steps.first_step, steps.first_step + steps.count)
+        self.covered.update(numbers)
+        reported = [number for number in numbers if (number + 1) % self._every == 0 and number < len(self._states)]
+        return steps.states[: len(reported) * 32] == self._states[reported].tobytes()
+
+
+@pytest.mark.parametrize(("chunk", "every"), [(1, 1), (6, 1), (6, 4), (13, 1)])
+async def test_every_chunk_is_answered_with_the_right_states(address: str, chunk: int, every: int) -> None:
+    expected = Expected(chunk, every)
+    result = await drive(address, chunk_steps=chunk, every=every, check=expected)
+    assert not result.errors
+    assert result.wrong == 0
+    assert result.calls == len(result.latencies) > 0
+    assert result.latencies.min() > 0
+    # A chunk longer than a tick has several answers.
+    assert result.messages >= (result.calls * -(-chunk // 4) * 0.5)
+    assert expected.covered == set(range(len(expected.covered)))
+    assert len(expected.covered) % chunk == 0
+
+
+async def test_cadence(address: str) -> None:
+    """20 sequences, 10 chunks a second each, for one second."""
+    result = await drive(address, sequences=20, cadence=0.1, seconds=1, connections=2, check=Expected(6, 1))
+    assert not result.errors
+    assert result.wrong == 0
+    assert abs(result.calls - 200) <= 1
+
+
+async def test_wrong_states_are_counted(address: str) -> None:
+    result = await drive(address, check=lambda steps: steps.first_step > 0)
+    assert result.wrong == 5  # the first answer of each sequence
+    assert not result.errors
+
+
+async def test_refused_sequences(address: str) -> None:
+    result = await drive(address, model="nobody")
+    assert sum(result.errors.values()) == 5
+    assert all(reason.startswith("NOT_FOUND: ") for reason in result.errors)
+    assert result.calls == 0
+
+
+async def begun(tally: Tally) -> None:
+    async with asyncio.timeout(60):
+        while not tally.latencies:  # noqa: ASYNC110 (no event tells of a counter)
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("cadence", [None, 0.01])
+async def test_drained(start: Callable[..., LocalServer], cadence: float | None) -> None:
+    server = start()
+    tally = Tally()
+    run = asyncio.ensure_future(drive(server.address, cadence=cadence, seconds=1, tally=tally))
+    await begun(tally)
+    server.drain()
+    result = await run
+    assert result.errors.pop("closed: DRAINING") == 5
+    assert cadence is None or result.errors.pop("not sent") > 0
+    assert not result.errors
+
+
+async def test_broken_off(start: Callable[..., LocalServer]) -> None:
+    server = start()
+    tally = Tally()
+    run = asyncio.ensure_future(drive(server.address, seconds=30, tally=tally))
+    await begun(tally)
+    await asyncio.to_thread(server.stop)
+    result = await run
+    lost = {reason: number for reason, number in result.errors.items() if not reason.startswith("connect: ")}
+    assert sum(lost.values()) == 5
+    assert result.seconds < 30
+
+
+@pytest.mark.parametrize("bad", [{"chunk_steps": 14}, {"streams": 6}, {"sequences": 0}, {"cadence": 0}, {"seconds": 0}])
+async def test_arguments(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        await drive("127.0.0.1:1", **bad)
+
+
+def answer(rows: list[list[float]], **changes: Any) -> bytes:
+    array = np.array(rows, "<f4")
+    scores = array if array.shape[1] > 1 else np.concatenate([0 * array, array], axis=1)
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    fields: dict[str, Any] = {
+        "logits": array.tobytes(),
+        "probabilities": probabilities.astype("<f4").tobytes(),
+        "label_indices": scores.argmax(axis=1).tolist(),
+        "labels": ["x"] * len(array),
+    }
+    return pb.ClassifyResponse(**(fields | changes)).SerializeToString()
+
+
+GOOD = [[1.0, 2.0, 0.5], [0.0, -1.0, -2.0]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        answer(GOOD, label_indices=[1, 1]),
+        answer(GOOD, labels=["x"]),
+        answer(GOOD, logits=b"1234"),
+        answer(GOOD, probabilities=np.full((2, 3), 0.3, "<f4").tobytes()),
+        answer(GOOD[:1]),
+        answer([[np.nan, 1, 2], GOOD[1]]),
+        b"\xff",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_wrong_answers_to_classify(wrong: bytes, first: bool) -> None:
+    check = ClassifyCheck(2, 3, bitwise=True)
+    assert first or check(answer(GOOD))
+    assert not check(wrong)
+
+
+def test_answers_must_stay_the_same() -> None:
+    changed = [[float(np.nextafter(np.float32(1), np.float32(2))), 2.0, 0.5], GOOD[1]]
+    far = [[1.001, 2.0, 0.5], GOOD[1]]
+    exact, close = ClassifyCheck(2, 3, bitwise=True), ClassifyCheck(2, 3, bitwise=False)
+    assert [exact(answer(logits)) for logits in (GOOD, GOOD, changed, far)] == [True, True, False, False]
+    assert [close(answer(logits)) for logits in (GOOD, GOOD, changed, far)] == [True, True, True, False]
+    # Beside the logits, anything can change: a label's name is the server's.
+    assert exact(answer(GOOD, labels=["y", "z"]))
+
+
+def test_binary_answers() -> None:
+    check = ClassifyCheck(3, 1, bitwise=True)
+    assert check(answer([[1.0], [-1.0], [0.0]]))
+    assert not ClassifyCheck(1, 1, bitwise=True)(answer([[1.0]], label_indices=[0]))
+
+
+def states(first: int, *rows: float) -> pb.Steps:
+    values = np.repeat(np.array(rows, "<f4"), 2)
+    return pb.Steps(first_step=first, count=len(rows), states=values.tobytes())
+
+
+def test_steps_are_compared_wherever_they_are_cut() -> None:
+    check = StepsCheck(2, 1, bitwise=True)
+    assert check(states(0, 1, 2, 3))
+    assert check(states(0, 1))
+    assert check(states(1, 2, 3, 4))
+    assert not check(states(3, 5))
+    assert not check(states(4, np.inf))
+    assert not check(pb.Steps(first_step=5, count=2, states=bytes(8)))
+    close = StepsCheck(2, 1, bitwise=False)
+    assert [close(states(0, value)) for value in (1, 1 + 1e-6, 1.1)] == [True, True, False]
+
+
+def test_steps_that_are_not_reported() -> None:
+    check = StepsCheck(2, 4, bitwise=True)
+    assert check(pb.Steps(first_step=0, count=3))
+    assert check(pb.Steps(first_step=3, count=5, states=bytes(16)))
+    assert not check(pb.Steps(first_step=3, count=1))
