@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Listing
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -15,7 +16,15 @@ from numpy.typing import ArrayLike
 
 from unroll_client._channel import Connection
 from unroll_client._classify import Batch, classify
-from unroll_client._errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable, from_rpc_error
+from unroll_client._coalesce import Coalescer
+from unroll_client._errors import (
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    from_rpc_error,
+)
+from unroll_client._models import Models
 from unroll_client._sequence import AsyncSequence
 from unroll_client._snapshot import Snapshot
 from unroll_client._stream import SharedStream
@@ -41,6 +50,8 @@ class AsyncClient:
         timeout: Seconds that a call may take in all, with its retries; of a stream, the wait for one answer.
             `math.inf` for no limit.
         wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
+        coalesce: Let small `classify` calls of the same moment share a request. Each gets the result or the error
+            that it would have got alone, with the same bits; without, each is an RPC of its own.
         tls: Encrypt, trusting the system's authorities; also implied by the next two.
         root_certificates: PEM of the authorities to trust instead.
         certificate: PEM of the client's own certificate chain and key, for mutual TLS.
@@ -56,6 +67,7 @@ class AsyncClient:
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT,
         wait_for_ready: bool = False,
+        coalesce: bool = True,
         tls: bool = False,
         root_certificates: bytes | None = None,
         certificate: tuple[bytes, bytes] | None = None,
@@ -71,7 +83,8 @@ class AsyncClient:
         self._channel: grpc.aio.Channel | None = None
         self._opened: UnrollServiceStub | None = None
         self._streams: list[SharedStream] = []
-        self._models: dict[tuple[str, int], ModelInfo] = {}
+        self._models = Models(self._look_up)
+        self._coalescer = Coalescer(self._classify_once, self._models.forget) if coalesce else None
         self._closed = False
 
     async def classify(
@@ -86,7 +99,7 @@ class AsyncClient:
     ) -> Classification:
         """Classifies sequences, each from the logits of its own last timestep.
 
-        What is over the server's limits for one RPC goes as several.
+        What is over the server's limits for one RPC goes as several; small calls of the same moment share one.
 
         Args:
             sequences: Arrays [steps, features] of any numeric dtype, of any lengths; they are sent as float32. None
@@ -109,16 +122,14 @@ class AsyncClient:
         deadline = self._deadline(timeout)
         name = self._model if model is None else model
         batch = Batch.make(sequences, initial_states, return_final_states)
-        info = await self._info(name, version, deadline)
-
-        async def call(request: pb.ClassifyRequest) -> pb.ClassifyResponse:
-            return await self._call(self._stub().Classify, request, deadline)
-
+        info = self._models.get(name, version) or await self._models.find(name, version, deadline)
         try:
-            return await classify(batch, name, version, info, call)
+            if self._coalescer is not None and self._coalescer.takes(batch, info):
+                return await self._coalescer.classify(batch, name, version, info, deadline)
+            return await classify(batch, name, version, info, partial(self._classify_in_time, deadline))
         except (InvalidArgument, NotFound):
             # What is remembered of the model may be what is wrong.
-            self._models.clear()
+            self._models.forget()
             raise
 
     def unroll(
@@ -189,15 +200,14 @@ class AsyncClient:
             NotFound: no such model or version.
             UnrollError: the call failed.
         """
-        request = pb.GetModelRequest(model=self._model if name is None else name, version=version)
-        answer = await self._call(self._stub().GetModel, request, self._deadline(timeout))
-        info = ModelInfo.from_proto(answer.model)
-        self._models[request.model, version] = self._models[info.name, info.version] = info
-        return info
+        return await self._look_up(self._model if name is None else name, version, self._deadline(timeout))
 
     async def close(self) -> None:
         """Ends all that is under way, and the connections; what still waits fails with Unavailable."""
         self._closed = True
+        if self._coalescer is not None:
+            await self._coalescer.close()
+        await self._models.close()
         await asyncio.gather(*(stream.close() for stream in self._streams))
         self._streams.clear()
         if self._channel is not None:
@@ -226,11 +236,13 @@ class AsyncClient:
 
     async def known_model(self, name: str, version: int) -> ModelInfo:
         """One served model version, from memory where it was asked for before."""
-        return await self._info(name, version, self._deadline(None))
+        return await self._models.find(name, version, self._deadline(None))
 
-    async def _info(self, name: str, version: int, deadline: float) -> ModelInfo:
-        known = self._models.get((name, version))
-        return known or await self.model(name, version, timeout=deadline - time.monotonic())
+    async def _look_up(self, name: str, version: int, deadline: float) -> ModelInfo:
+        answer = await self._call(self._stub().GetModel, pb.GetModelRequest(model=name, version=version), deadline)
+        info = ModelInfo.from_proto(answer.model)
+        self._models.remember(name, version, info)
+        return info
 
     def _stub(self) -> UnrollServiceStub:
         if self._closed:
@@ -244,25 +256,36 @@ class AsyncClient:
     def _deadline(self, timeout: float | None) -> float:
         return time.monotonic() + (self._timeout if timeout is None else timeout)
 
+    async def _classify_in_time(self, deadline: float, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        return await self._call(self._stub().Classify, request, deadline)
+
+    async def _classify_once(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyResponse:
+        return await self._once(self._stub().Classify, request, deadline)
+
     async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float) -> ResponseT:
         """Makes one RPC, and makes it again where the server is full and says when to come again."""
         while True:
-            left = deadline - time.monotonic()
             try:
-                return await method(
-                    request,
-                    timeout=None if math.isinf(left) else max(left, 0.0),
-                    metadata=self._metadata,
-                    wait_for_ready=self._wait_for_ready,
-                )
-            except grpc.aio.AioRpcError as failure:
-                error = from_rpc_error(failure)
-                pause = error.retry_after if isinstance(error, ResourceExhausted) else None
-                if pause is None or pause >= left:
-                    raise error from failure
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if self._closed and not (task and task.cancelling()):
-                    raise Unavailable("the client was closed") from None
-                raise
+                return await self._once(method, request, deadline)
+            except ResourceExhausted as error:
+                pause = error.retry_after
+                if pause is None or pause >= deadline - time.monotonic():
+                    raise
             await asyncio.sleep(pause)
+
+    async def _once(self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float) -> ResponseT:
+        left = deadline - time.monotonic()
+        try:
+            return await method(
+                request,
+                timeout=None if math.isinf(left) else max(left, 0.0),
+                metadata=self._metadata,
+                wait_for_ready=self._wait_for_ready,
+            )
+        except grpc.aio.AioRpcError as failure:
+            raise from_rpc_error(failure) from failure
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise Unavailable("the client was closed") from None
+            raise

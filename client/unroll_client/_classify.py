@@ -1,4 +1,4 @@
-"""Classify: as many RPCs as the server's limits ask for, some at a time, their answers joined in order."""
+"""Classify: what one call is given, cut into as many RPCs as the server's limits ask for, and their answers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,28 @@ from unroll_proto.v1 import unroll_pb2 as pb
 # RPCs of one call that are under way at a time: enough to keep a server busy while answers travel.
 IN_FLIGHT = 4
 # Of a message besides values, lengths and states: the names and the framing of fields.
-_ENVELOPE_BYTES = 512
+ENVELOPE_BYTES = 512
 # A length as a varint, and the framing of an initial state.
 _SEQUENCE_BYTES = 16
 
 Call = Callable[[pb.ClassifyRequest], Awaitable[pb.ClassifyResponse]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would double the cost of making one
 class Batch:
-    """What one call of `classify` was given, checked."""
+    """What one call of `classify` was given, checked.
+
+    Attributes:
+        ragged: The sequences.
+        states: Where each begins; none at all where all begin at the zero state.
+        return_final_states: Whether to answer where each ends.
+        size: Bytes that it takes in a message at most, besides ENVELOPE_BYTES.
+    """
 
     ragged: Ragged
     states: tuple[pb.Snapshot, ...]
     return_final_states: bool
+    size: int
 
     @classmethod
     def make(
@@ -47,22 +55,27 @@ class Batch:
             InvalidArgument: a sequence can't be used, or there is not one initial state a sequence.
         """
         ragged = pack(sequences)
+        size = len(ragged.values) + _SEQUENCE_BYTES * len(ragged.lengths)
         if initial_states is None:
-            return cls(ragged, (), return_final_states)
+            return cls(ragged, (), return_final_states, size)
         if len(initial_states) != len(ragged.lengths):
             what = f"{len(initial_states)} states for {len(ragged.lengths)} sequences"
             raise invalid("initial_states", what)
         states = tuple(pb.Snapshot() if state is None else state.to_proto() for state in initial_states)
-        return cls(ragged, states, return_final_states)
+        size += sum(state.ByteSize() for state in states)
+        return cls(ragged, states, return_final_states, size)
+
+    def __len__(self) -> int:
+        return len(self.ragged.lengths)
 
     def request(self, model: str, version: int, start: int, end: int, first_value: int) -> pb.ClassifyRequest:
         """The message for the sequences `start` to `end - 1`, whose values begin at the row `first_value`."""
-        lengths = self.ragged.lengths[start:end]
+        lengths, row = self.ragged.lengths[start:end], self.ragged.features * FLOAT32.itemsize
         return pb.ClassifyRequest(
             model=model,
             version=version,
-            lengths=lengths.tolist(),
-            values=self.ragged.values[first_value : first_value + int(lengths.sum())].tobytes(),
+            lengths=lengths,
+            values=self.ragged.values[first_value * row : (first_value + sum(lengths)) * row],
             initial_states=self.states[start:end],
             return_final_states=self.return_final_states,
         )
@@ -73,15 +86,15 @@ class Batch:
         Raises:
             InvalidArgument: one sequence alone is over a limit.
         """
-        lengths, values = self.ragged.lengths, self.ragged.values
+        lengths = np.array(self.ragged.lengths, np.int64)
         long = np.flatnonzero(lengths > limits.max_steps) if limits.max_steps else np.empty(0, np.int64)
         if len(long):
             what = f"{lengths[long[0]]} steps, the server takes {limits.max_steps}"
             raise invalid(f"sequences[{long[0]}]", what)
-        sizes = lengths * (values.shape[1] * FLOAT32.itemsize) + _SEQUENCE_BYTES
+        sizes = lengths * (self.ragged.features * FLOAT32.itemsize) + _SEQUENCE_BYTES
         if self.states:
             sizes += np.fromiter((state.ByteSize() for state in self.states), np.int64, len(sizes))
-        room = (limits.max_message_bytes or np.iinfo(np.int64).max) - _ENVELOPE_BYTES
+        room = message_room(limits)
         large = np.flatnonzero(sizes > room)
         if len(large):
             what = f"{sizes[large[0]]} bytes, the server takes messages of {limits.max_message_bytes}"
@@ -96,6 +109,11 @@ class Batch:
         return parts
 
 
+def message_room(limits: Limits) -> int:
+    """Bytes of one message that its sequences can take."""
+    return (limits.max_message_bytes or 1 << 62) - ENVELOPE_BYTES
+
+
 async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call: Call) -> Classification:
     """Classifies a batch by one RPC or several.
 
@@ -103,7 +121,7 @@ async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call
     version answers all.
     """
     parts = batch.parts(info.limits)
-    starts = np.concatenate(([0], np.cumsum(batch.ragged.lengths)))
+    starts = np.concatenate(([0], np.cumsum(batch.ragged.lengths, dtype=np.int64)))
     room = asyncio.Semaphore(IN_FLIGHT)
 
     async def ask(part: tuple[int, int], of_version: int) -> pb.ClassifyResponse:
@@ -115,7 +133,11 @@ async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call
     older = [index for index, answer in enumerate(answers) if answer.version != newest]
     for index, answer in zip(older, await _together([ask(parts[i], newest) for i in older]), strict=True):
         answers[index] = answer
-    return _joined(parts, answers, info, batch.return_final_states)
+    results = [
+        decode(answer, end - start, info, batch.return_final_states)
+        for (start, end), answer in zip(parts, answers, strict=True)
+    ]
+    return _joined(results, info, batch.return_final_states)
 
 
 async def _together(calls: list[Awaitable[pb.ClassifyResponse]]) -> list[pb.ClassifyResponse]:
@@ -131,36 +153,45 @@ async def _together(calls: list[Awaitable[pb.ClassifyResponse]]) -> list[pb.Clas
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _joined(
-    parts: list[tuple[int, int]], answers: list[pb.ClassifyResponse], info: ModelInfo, with_states: bool
-) -> Classification:
-    classes = len(info.class_labels)
-    logits = [np.empty((0, info.output_size), np.float32)]
-    probabilities = [np.empty((0, classes), np.float32)]
-    labels: list[str] = []
-    indices: list[int] = []
-    states: list[Snapshot] = []
+def decode(answer: pb.ClassifyResponse, count: int, info: ModelInfo, with_states: bool) -> Classification:
+    """Reads the answer to a request of `count` sequences, 1 or more.
+
+    Raises:
+        Internal: it is none.
+    """
+    layers = info.num_layers if answer.version == info.version else 0
     try:
-        for (start, end), answer in zip(parts, answers, strict=True):
-            logits.append(unpack(answer.logits, end - start, -1))
-            probabilities.append(unpack(answer.probabilities, end - start, -1))
-            labels += answer.labels
-            indices += answer.label_indices
-            if with_states:
-                layers = info.num_layers if answer.version == info.version else 0
-                states += [Snapshot.from_proto(state, layers) for state in answer.final_states]
+        result = Classification(
+            labels=list(answer.labels),
+            label_indices=np.array(answer.label_indices[:], np.int64),
+            probabilities=unpack(answer.probabilities, count, -1),
+            logits=unpack(answer.logits, count, -1),
+            final_states=tuple(Snapshot.from_proto(state, layers) for state in answer.final_states)
+            if with_states
+            else None,
+            model=answer.model,
+            version=answer.version,
+        )
     except ValueError as error:
         raise Internal(f"the server's answer can't be read: {error}") from None
-    if not len(labels) == len(indices) == sum(end - start for start, end in parts) or (
-        with_states and len(states) != len(labels)
-    ):
+    states = result.final_states
+    if not len(result.labels) == len(result.label_indices) == count or (states is not None and len(states) != count):
         raise Internal("the server answered for another number of sequences")
+    return result
+
+
+def _joined(results: list[Classification], info: ModelInfo, with_states: bool) -> Classification:
+    if len(results) == 1:
+        return results[0]
+    logits = [result.logits for result in results] or [np.empty((0, info.output_size), np.float32)]
+    probabilities = [result.probabilities for result in results] or [np.empty((0, len(info.class_labels)), np.float32)]
+    indices = [result.label_indices for result in results] or [np.empty(0, np.int64)]
     return Classification(
-        labels=labels,
-        label_indices=np.array(indices, dtype=np.int64),
-        probabilities=join(probabilities[1:] or probabilities),
-        logits=join(logits[1:] or logits),
-        final_states=tuple(states) if with_states else None,
-        model=answers[0].model if answers else info.name,
-        version=answers[0].version if answers else info.version,
+        labels=[label for result in results for label in result.labels],
+        label_indices=np.concatenate(indices),
+        probabilities=join(probabilities),
+        logits=join(logits),
+        final_states=tuple(state for result in results for state in result.final_states or ()) if with_states else None,
+        model=results[0].model if results else info.name,
+        version=results[0].version if results else info.version,
     )

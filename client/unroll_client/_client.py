@@ -149,6 +149,7 @@ class Client:
         model: The model for calls that name none; "" stands for the only one that is served.
         timeout: Seconds that a call may take in all; of a stream, the wait for one answer.
         wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
+        coalesce: Let small `classify` calls of many threads share a request, with the results that each would have.
         tls: Encrypt, trusting the system's authorities.
         root_certificates: PEM of the authorities to trust instead.
         certificate: PEM of the client's own certificate chain and key.
@@ -164,6 +165,7 @@ class Client:
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT,
         wait_for_ready: bool = False,
+        coalesce: bool = True,
         tls: bool = False,
         root_certificates: bytes | None = None,
         certificate: tuple[bytes, bytes] | None = None,
@@ -176,6 +178,7 @@ class Client:
             model=model,
             timeout=timeout,
             wait_for_ready=wait_for_ready,
+            coalesce=coalesce,
             tls=tls,
             root_certificates=root_certificates,
             certificate=certificate,

@@ -36,7 +36,7 @@ class SharedStream:
     """
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        self._call: Call | None = call
         self._routes: dict[str, Route] = {}
         self._keys = 0
         self._outbox: deque[pb.UnrollRequest] = deque()
@@ -45,7 +45,7 @@ class SharedStream:
         self._room.set()
         self._retired = False
         self._ended: UnrollError | None = None
-        self._tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
+        self._tasks = (asyncio.create_task(self._read(call)), asyncio.create_task(self._write(call)))
 
     @property
     def usable(self) -> bool:
@@ -93,11 +93,13 @@ class SharedStream:
 
     async def close(self) -> None:
         """Ends the RPC; sequences that are open fail."""
+        call = self._call
         self._end(Unavailable("the client was closed"))
-        self._call.cancel()
+        if call is not None:
+            call.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _write(self) -> None:
+    async def _write(self, call: Call) -> None:
         while self._ended is None:
             if not self._outbox:
                 self._filled.clear()
@@ -107,15 +109,15 @@ class SharedStream:
             if len(self._outbox) < OUTBOX:
                 self._room.set()
             try:
-                await self._call.write(message)
+                await call.write(message)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # The reader learns why.
 
-    async def _read(self) -> None:
+    async def _read(self, call: Call) -> None:
         error: UnrollError = Unavailable("the server ended the stream")
         try:
             # Not by read(): after a write that failed, it gives up on answers that are here already.
-            async for response in self._call:
+            async for response in call:
                 route = self._routes.get(response.key)
                 if route is None:
                     continue
@@ -136,6 +138,8 @@ class SharedStream:
         if self._ended is not None:
             return
         self._ended = error
+        # A call keeps its connection, closed or not, and a sequence that somebody kept must not.
+        self._call = None
         self._outbox.clear()
         self._filled.set()
         self._room.set()

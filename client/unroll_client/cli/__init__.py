@@ -4,6 +4,7 @@ from typing import NoReturn
 
 import click
 
+from unroll_client.cli.bench import bench_command
 from unroll_client.cli.classify import classify_command
 from unroll_client.cli.models import models_command
 from unroll_client.cli.stream import stream_command
@@ -20,15 +21,17 @@ def command() -> None:
       unroll models
       unroll classify utterances.parquet --model jv -o classes.parquet
       unroll stream utterances.parquet --model jv --index 3
+      unroll bench --closed 64 --lengths 29
 
     Files of sequences are Parquet, JSON Lines, npz or .ts. Exit codes: 0 done, 1 the server or the work failed,
-    2 the command line or the input can't be used.
+    2 the command line or the input can't be used, 130 interrupted, 143 terminated.
     """  # noqa: D301 (click's mark for a paragraph that is not wrapped)
 
 
 command.add_command(models_command)
 command.add_command(classify_command)
 command.add_command(stream_command)
+command.add_command(bench_command)
 
 
 def main() -> NoReturn:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unroll_client._errors import UnrollError
 from unroll_client._types import Classification
+from unroll_client.cli.termination import terminable
 from unroll_proto.cli import InputError
 from unroll_proto.files import replacing
 
@@ -150,7 +151,7 @@ def to_file(path: Path) -> AbstractContextManager[Output]:
 @contextmanager
 def _opened(path: Path, kind: Callable[[IO[bytes]], Output]) -> Iterator[Output]:
     try:
-        with replacing(path) as file:
+        with terminable(), replacing(path) as file:
             output = kind(file)
             try:
                 yield output

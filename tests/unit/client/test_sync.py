@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +81,32 @@ def test_closed_is_closed(address: str) -> None:
             call()
     with sequence:
         pass
+
+
+def test_a_sequence_that_is_kept_keeps_no_connection(address: str) -> None:
+    port = int(address.rpartition(":")[2])
+    client = Client(address, model="m")
+    sequence = client.unroll()
+    sequence.send(random_values(3))
+    assert connections_to(port)
+    client.close()
+    while connections_to(port):  # The library ends them on threads of its own.
+        threading.Event().wait(0.001)
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        sequence.snapshot()
+
+
+def connections_to(port: int) -> int:
+    """Connections to a port of this machine that are established, of this process."""
+    mine = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # It can be closed by now.
+            mine.add(str(path.readlink()))
+    rows = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()
+    ]
+    established = [row for row in rows if row[3] == "01" and int(row[2].rpartition(":")[2], 16) == port]
+    return sum(f"socket:[{row[9]}]" in mine for row in established)
 
 
 def test_a_client_that_is_dropped_ends_its_thread(address: str) -> None:

@@ -1,0 +1,122 @@
+"""A servicer that answers when it is let, and says of each sequence how long it was."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from numpy.typing import NDArray
+
+from unroll_client import AsyncClient, Classification
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
+
+PATIENCE = 30.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that another thread does."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 (an asyncio.Event is of one thread)
+            await asyncio.sleep(0.001)
+
+
+def random_sequence(steps: int, features: int, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(steps, features)).astype(np.float32)
+
+
+def labels_of(result: Classification) -> list[str]:
+    return result.labels
+
+
+class Gated(UnrollServiceServicer):
+    """Answers zeros, and "N steps" as the label of N timesteps, once the gate is open.
+
+    Args:
+        hangs: A request with a sequence of so many timesteps is never answered.
+        pushbacks: Requests, the first ones, that are told to come again.
+        retry_after: After so many seconds.
+
+    Attributes:
+        gate: Closed at first.
+        model_gate: The same of GetModel; open at first.
+        requests: The Classify requests that came, in order.
+        remaining: Seconds that each of them had until its deadline; None where it had none.
+        cancelled: Those that were cancelled.
+    """
+
+    def __init__(self, hangs: int = 0, pushbacks: int = 0, retry_after: float = 0.0) -> None:
+        self.gate = threading.Event()
+        self.model_gate = threading.Event()
+        self.model_gate.set()
+        self.requests: list[pb.ClassifyRequest] = []
+        self.remaining: list[float | None] = []
+        self.cancelled: list[pb.ClassifyRequest] = []
+        self.lookups = 0
+        self._hangs = hangs
+        self._pushbacks = pushbacks
+        self._retry_after = retry_after
+
+    async def until(self, requests: int) -> None:
+        """Waits until so many requests have come."""
+        await until(lambda: len(self.requests) >= requests)
+
+    async def until_cancelled(self, requests: int) -> None:
+        """Waits until so many requests were cancelled."""
+        await until(lambda: len(self.cancelled) >= requests)
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        self.requests.append(request)
+        self.remaining.append(context.time_remaining())
+        try:
+            if len(self.requests) <= self._pushbacks:
+                await self._push_back(context)
+            await until(lambda: self.gate.is_set() and self._hangs not in request.lengths)
+        except asyncio.CancelledError:
+            self.cancelled.append(request)
+            raise
+        count = len(request.lengths)
+        zeros = np.zeros((count, 2), "<f4").tobytes()
+        snapshot = pb.Snapshot(format=1, model="m", version=1, architecture="simple_rnn", state=[bytes(8)])
+        return pb.ClassifyResponse(
+            model="m",
+            version=1,
+            logits=zeros,
+            probabilities=zeros,
+            label_indices=[0] * count,
+            labels=[f"{length} steps" for length in request.lengths],
+            final_states=[snapshot] * count if request.return_final_states else [],
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        self.lookups += 1
+        await until(self.model_gate.is_set)
+        limits = pb.Limits(max_sequences=1000, max_steps=1000, max_message_bytes=1 << 20)
+        model = pb.Model(name="m", version=1, input_size=3, output_size=2, class_labels=["a", "b"], limits=limits)
+        return pb.GetModelResponse(model=model)
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    async def _push_back(self, context: Any) -> None:
+        delay = Duration()
+        delay.FromNanoseconds(int(self._retry_after * 1e9))
+        status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="full")
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailers)
+
+
+async def until_waiting(client: AsyncClient, calls: int) -> None:
+    """Waits until so many calls of the client wait to be sent, which nothing but the client knows."""
+    coalescer = client._coalescer
+    assert coalescer is not None
+    await until(lambda: sum(len(group._waiting) for group in coalescer._groups.values()) >= calls)
