@@ -1,13 +1,16 @@
 """protobuf <-> numpy: every check of shape, size, limit and finiteness, before anything is allocated by a claim."""
 
+import math
+
 import numpy as np
+from numpy.typing import NDArray
 
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.config import Limits
 from unroll_server.errors import InvalidRequestError, SequenceStateError
 from unroll_server.models import Model
 from unroll_server.types import Float32Array, ModelSpec, State
-from unroll_server.work import Batch
+from unroll_server.work import Batch, span
 
 SNAPSHOT_FORMAT = 1
 MAX_KEY_BYTES = 128
@@ -18,7 +21,7 @@ _WIRE = np.dtype("<f4")
 _NATIVE = np.float32 == _WIRE
 
 
-def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, deadline: float = float("inf")) -> Batch:
+def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, deadline: float = math.inf) -> Batch:
     """Checks a request and makes the engine's work of it, without copying its values.
 
     Args:
@@ -32,23 +35,26 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
         SequenceStateError: an initial state is another model's.
     """
     spec = model.spec
-    count = len(request.lengths)
+    # Read once: each access to a repeated field of a message makes an object.
+    given_lengths = request.lengths
+    count = len(given_lengths)
     if not 1 <= count <= limits.max_sequences:
         raise InvalidRequestError(f"{count} sequences, 1 to {limits.max_sequences} allowed", "lengths")
-    offsets = np.zeros(count + 1, np.int64)
+    offsets: NDArray[np.int64]
     if count == 1:
         # The common case, worth a shorter way: numpy takes longer to begin than Python to end.
-        (total,) = request.lengths
+        (total,) = given_lengths
         wrong = None if 1 <= total <= limits.max_steps else 0
-        offsets[1] = total
+        offsets = span(total)
     else:
-        lengths = np.array(request.lengths, np.int64)
+        lengths = np.array(given_lengths, np.int64)
         bad = np.flatnonzero((lengths < 1) | (lengths > limits.max_steps))
         wrong = int(bad[0]) if len(bad) else None
+        offsets = np.zeros(count + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         total = int(offsets[-1])
     if wrong is not None:
-        problem = f"{request.lengths[wrong]} timesteps, 1 to {limits.max_steps} allowed"
+        problem = f"{given_lengths[wrong]} timesteps, 1 to {limits.max_steps} allowed"
         raise InvalidRequestError(problem, f"lengths[{wrong}]")
     expected = total * spec.input_size * _WIRE.itemsize
     raw = request.values
@@ -62,11 +68,12 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
         index = int(np.searchsorted(offsets, step, side="right")) - 1
         place = f"sequence {index}, step {step - offsets[index]}, feature {feature}"
         raise InvalidRequestError(f"{place} is not finite", "values")
-    given = len(request.initial_states)
-    if given not in (0, count):
-        raise InvalidRequestError(f"{given} given, none or {count} expected: one a sequence", "initial_states")
+    given_states = request.initial_states
+    if len(given_states) not in (0, count):
+        problem = f"{len(given_states)} given, none or {count} expected: one a sequence"
+        raise InvalidRequestError(problem, "initial_states")
     initial: State | None = None
-    for index, snapshot in enumerate(request.initial_states):
+    for index, snapshot in enumerate(given_states):
         if snapshot.format:
             initial = initial or spec.zero_state(count)
             state = decode_snapshot(snapshot, spec, f"initial_states[{index}]")

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from unroll_server.errors import ExpiredError, InternalError
-from unroll_server.lanes import Lanes
+from unroll_server.lanes import Lanes, run_alone
 from unroll_server.metrics import Metrics
 from unroll_server.models import Model
 from unroll_server.scheduler import CALM, Queue, capacity_of, tick_steps
@@ -61,6 +61,8 @@ class Core:
         self._rotation = deque(rooms)
         self._room: _Room | None = None
         self._steps = 0
+        # Work that the planned tick runs by itself, past the lanes.
+        self._lone: Work | None = None
 
     def add(self, work: Work, now: float) -> None:
         """Queues work that came at time `now`."""
@@ -83,6 +85,9 @@ class Core:
         Returns:
             Seconds that the tick is expected to take; None where there is nothing to run.
         """
+        if self._lone and self._room and not self._lone.cancelled:
+            return self._room.model.cost.seconds(1, self._steps)
+        self._lone = None
         for _ in range(len(self._rotation)):
             room = self._rotation[0]
             self._rotation.rotate(-1)
@@ -92,6 +97,9 @@ class Core:
                 for work, first, _ in slices:
                     if first == 0:
                         room.metrics.waited(now - work.arrived)
+                if len(slices) == 1 and not lanes.count and self._is_short(slices[0].work):
+                    self._room, self._lone, self._steps = room, slices[0].work, slices[0].work.steps
+                    return room.model.cost.seconds(1, self._steps)
                 if slices:
                     lanes.join(slices)
             if lanes.count:
@@ -110,21 +118,29 @@ class Core:
 
     def run(self) -> None:
         """Runs the tick that was planned last."""
-        room, steps = self._room, self._steps
+        room, steps, lone = self._room, self._steps, self._lone
         assert room is not None
-        lanes = room.lanes
-        count = lanes.count
+        self._lone = None
+        lanes, runtime = room.lanes, room.model.runtime
+        count = 1 if lone else lanes.count
         begin = time.perf_counter()
         try:
-            real = lanes.scatter(steps, room.model.runtime.run(*lanes.gather(steps)), self._emit)
+            if lone:
+                real = steps
+                run_alone(lone, runtime, self._emit)
+            else:
+                real = lanes.scatter(steps, runtime.run(*lanes.gather(steps)), self._emit)
         except Exception:
             _log.exception("%s: a tick of %d lanes failed", room.model.spec.key, count)
-            for work in lanes.clear():
+            for work in [lone] if lone else lanes.clear():
                 # What of it still waits is not run either.
                 work.cancelled = True
                 self._emit(work, InternalError("the model's runtime failed"))
             return
         room.metrics.tick(count, steps, real, time.perf_counter() - begin)
+
+    def _is_short(self, work: Work) -> bool:
+        return work.size == 1 and work.steps <= self._max_steps
 
     def events(self) -> Events:
         """What is to be delivered since the last call; a new list."""

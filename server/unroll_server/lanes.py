@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from unroll_server.classes import classify
 from unroll_server.models import Model
-from unroll_server.runtimes.base import TickResult
+from unroll_server.runtimes.base import Runtime, TickResult
 from unroll_server.scheduler import Slice
 from unroll_server.types import Float32Array, State
-from unroll_server.work import Ends, Work
+from unroll_server.work import Batch, Ends, Stretch, Work
 
 Emit = Callable[[Work, object], None]
 """Takes something that a work has to deliver."""
@@ -86,54 +86,62 @@ class Lanes:
         self._works += [None] * (columns[-1] + 1 - len(self._works))
         self.count += count
         chosen = np.array(columns)
-        for array in self._state:
-            array[:, chosen] = 0
-        table = self._table
-        rows = table[_REGION, chosen]
-        table[_ROW, chosen] = rows
+        rows = self._table[_REGION, chosen].tolist()
+        lengths: list[int] = []
+        indices: list[int] = []
+        interactive: list[int] = []
+        exact: list[int] = []
+        begun: list[int] = []
+        begun_with: list[State] = []
         begin = 0
         for work, first, number in slices:
             end = begin + number
-            if number == 1:
-                table[_INDEX, columns[begin]] = first
-            else:
-                table[_INDEX, chosen[begin:end]] = np.arange(first, first + number)
-            for column in columns[begin:end]:
+            own = columns[begin:end]
+            lengths += self._copy_in(work, first, number, rows[begin:end])
+            indices += range(first, first + number)
+            for column in own:
                 self._works[column] = work
-            table[_LEFT, chosen[begin:end]] = self._copy_in(work, first, number, rows[begin:end])
-            if work.interactive or work.keeps_states or work.initial_state:
-                self._join_special(work, first, chosen[begin:end])
+            if work.interactive:
+                interactive += own
+            if work.keeps_states and not self.model.states_are_state:
+                exact += own
+            if work.initial_state:
+                begun += own
+                begun_with.append(tuple(array[:, first : first + number] for array in work.initial_state))
             begin = end
+        self._table[_INDEX, chosen] = indices
+        self._table[_LEFT, chosen] = lengths
+        self._table[_ROW, chosen] = rows
+        for kind, lanes in ((_INTERACTIVE, interactive), (_EXACT, exact)):
+            if lanes:
+                self._table[kind, lanes] = 1
+        self.interactive += len(interactive)
+        self._exact += len(exact)
+        if len(begun) < count:
+            for array in self._state:
+                array[:, chosen] = 0
+        if begun:
+            for array, *initial in zip(self._state, *begun_with, strict=True):
+                array[:, begun] = np.concatenate(initial, axis=1)
 
-    def _copy_in(self, work: Work, first: int, number: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _copy_in(self, work: Work, first: int, number: int, rows: list[int]) -> list[int]:
         """Copies the values of sequences to the regions that begin at `rows`; returns the sequences' lengths."""
-        offsets = work.offsets[first : first + number + 1]
-        lengths = np.diff(offsets)
-        length = int(lengths[0])
-        if number > 1 and length <= self._region and (lengths == length).all():
+        if work.size == 1 and work.steps <= self._region:
+            self._regions[rows[0] : rows[0] + work.steps] = work.values
+            return [work.steps]
+        offsets = work.offsets[first : first + number + 1].tolist()
+        lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
+        length = lengths[0]
+        if number > 1 and length <= self._region and lengths.count(length) == number:
             block = work.values[offsets[0] : offsets[-1]].reshape(number, length, -1)
             regions = self._regions.reshape(-1, self._region, block.shape[2])
-            regions[rows // self._region, :length] = block
+            regions[[row // self._region for row in rows], :length] = block
             return lengths
-        for row, (begin, end) in zip(rows.tolist(), itertools.pairwise(offsets.tolist()), strict=True):
-            if end - begin > self._region:
-                self._long += 1
-                end = begin + self._region
-            self._regions[row : row + end - begin] = work.values[begin:end]
+        for row, begin, length in zip(rows, offsets, lengths, strict=False):
+            self._long += length > self._region
+            length = min(length, self._region)
+            self._regions[row : row + length] = work.values[begin : begin + length]
         return lengths
-
-    def _join_special(self, work: Work, first: int, columns: NDArray[np.int64]) -> None:
-        """What only some lanes need."""
-        count = len(columns)
-        if work.interactive:
-            self.interactive += count
-            self._table[_INTERACTIVE, columns] = 1
-        if work.keeps_states and not self.model.states_are_state:
-            self._exact += count
-            self._table[_EXACT, columns] = 1
-        if work.initial_state:
-            for array, initial in zip(self._state, work.initial_state, strict=True):
-                array[:, columns] = initial[:, first : first + count]
 
     def drop_cancelled(self) -> None:
         """Frees the lanes whose caller has left."""
@@ -222,11 +230,9 @@ class Lanes:
         columns = np.flatnonzero(self._table[_INTERACTIVE, : self.count])
         for column, left in zip(columns.tolist(), self._table[_LEFT, columns].tolist(), strict=True):
             work = self._works[column]
-            assert work is not None
+            assert isinstance(work, Stretch)
             ran = min(steps, left)
-            event = work.steps_done(result.logits[:ran, column], result.states[:ran, column])
-            if event is not None:
-                emit(work, event)
+            emit(work, work.steps_done(result.logits[:ran, column], result.states[:ran, column]))
 
     def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult, emit: Emit) -> None:
         """Hands the last steps of ended lanes, at rows `last` of the result, to their works, and frees the lanes."""
@@ -239,8 +245,6 @@ class Lanes:
                 groups[work].append(place)
             else:
                 groups[work] = [place]
-        logits = result.logits[last, ended]
-        probabilities, labels = classify(logits)
         kept: State | None = None
         if any(work.keeps_states for work in groups):
             if self.model.states_are_state:
@@ -248,14 +252,21 @@ class Lanes:
             else:
                 # The tick ended with every lane whose state is wanted; the others' are not looked at.
                 kept = tuple(array[:, ended] for array in self._state)
+        if not all(work.interactive for work in groups):
+            logits = result.logits[last, ended]
+            probabilities, labels = classify(logits)
         indices = self._table[_INDEX, ended]
         for work, places in groups.items():
+            if isinstance(work, Stretch):
+                emit(work, work.ended(tuple(array[:, places[0]] for array in kept or ())))
+                continue
+            assert isinstance(work, Batch)
             # The lanes of a work mostly stand side by side: a slice costs less than a selection.
             begin, end = places[0], places[-1] + 1
             chosen = slice(begin, end) if end - begin == len(places) else places
             state = tuple(array[:, chosen] for array in kept) if kept and work.keeps_states else None
-            event = work.lanes_done(indices[chosen], Ends(logits[chosen], probabilities[chosen], labels[chosen], state))
-            if event is not None:
+            ends = Ends(logits[chosen], probabilities[chosen], labels[chosen], state)
+            if event := work.lanes_done(indices[chosen], ends):
                 emit(work, event)
         self._free(columns)
 
@@ -272,6 +283,22 @@ class Lanes:
         if self._long:
             _, left, row, region, *_ = self._table[:, columns]
             self._long -= int((row + left > region + self._region).sum())
+
+
+def run_alone(work: Work, runtime: Runtime, emit: Emit) -> None:
+    """Runs a work of one sequence in one tick by itself, past all lanes: it has nothing to be gathered with."""
+    initial = work.initial_state or work.model.spec.zero_state(1)
+    logits, states, final = runtime.run(work.values[:, np.newaxis], initial)
+    if isinstance(work, Stretch):
+        emit(work, work.steps_done(logits[:, 0], states[:, 0]))
+        emit(work, work.ended(tuple(array[:, 0] for array in final)))
+    elif isinstance(work, Batch):
+        ends = Ends(logits[-1], *classify(logits[-1]), final if work.keeps_states else None)
+        if event := work.lanes_done(_FIRST, ends):
+            emit(work, event)
+
+
+_FIRST = np.zeros(1, np.int64)
 
 
 def _aligned(shape: tuple[int, ...]) -> Float32Array:

@@ -1,10 +1,13 @@
 """What the engine is asked to do, and how what it computed comes back.
 
-Whoever runs a tick calls `steps_done` and `lanes_done`; what they return is handed to `deliver` on the event loop.
+Whoever runs a tick tells a batch of its lanes' ends (`lanes_done`) and a stretch of its steps (`steps_done`, `ended`);
+what these return is handed to `deliver` on the event loop.
 """
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -76,27 +79,9 @@ class Work(ABC):
         """Timesteps of all sequences."""
         return len(self.values)
 
-    def steps_done(self, logits: Float32Array, states: Float32Array) -> object | None:
-        """Takes what a tick computed for the next steps of interactive work.
-
-        Args:
-            logits: [count, output_size], a view of the tick's result, which is written to by nobody.
-            states: [count, hidden_size], likewise.
-        """
-        return None
-
-    @abstractmethod
-    def lanes_done(self, indices: NDArray[np.int64], ends: "Ends") -> object | None:
-        """Takes the ends of sequences.
-
-        Args:
-            indices: The sequences, int64 [count].
-            ends: Their last steps.
-        """
-
     @abstractmethod
     def deliver(self, event: object) -> None:
-        """Takes, on the event loop, what `steps_done` or `lanes_done` returned."""
+        """Takes, on the event loop, what whoever ran a tick was given to hand over."""
 
     @abstractmethod
     def fail(self, error: RequestError) -> None:
@@ -136,7 +121,7 @@ class Batch(Work):
         offsets: NDArray[np.int64],
         initial_state: State | None = None,
         keeps_states: bool = False,
-        deadline: float = float("inf"),
+        deadline: float = math.inf,
     ) -> None:
         super().__init__(model, values, offsets, initial_state, keeps_states, deadline)
         self.logits: Float32Array
@@ -147,7 +132,7 @@ class Batch(Work):
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def lanes_done(self, indices: NDArray[np.int64], ends: Ends) -> object | None:
-        """See Work."""
+        """Takes the ends of the sequences `indices`, int64 [count]; returns an event when none is missing."""
         size = self.size
         if size == 1:
             self.logits, self.probabilities, self.labels, self.final_state = ends
@@ -213,20 +198,23 @@ class Stretch(Work):
             state: Before the first step, [num_layers, hidden_size] each.
             listener: Who is told.
         """
-        initial = None if state is None else tuple(array[:, np.newaxis] for array in state)
-        offsets = np.array((0, len(values)), np.int64)
-        super().__init__(model, values, offsets, initial, keeps_states=True, deadline=float("inf"))
+        initial = None if state is None else tuple([array[:, np.newaxis] for array in state])
+        super().__init__(model, values, span(len(values)), initial, keeps_states=True, deadline=math.inf)
         self._listener = listener
 
-    def steps_done(self, logits: Float32Array, states: Float32Array) -> object | None:
-        """See Work."""
+    def steps_done(self, logits: Float32Array, states: Float32Array) -> object:
+        """Takes what a tick computed for the next steps.
+
+        Args:
+            logits: [count, output_size], a view of the tick's result, which is written to by nobody.
+            states: [count, hidden_size], likewise.
+        """
         return logits, states
 
-    def lanes_done(self, indices: NDArray[np.int64], ends: Ends) -> object | None:
-        """See Work."""
-        assert ends.state is not None
+    def ended(self, state: State) -> object:
+        """Takes the state after the last step, [num_layers, hidden_size] each."""
         # Copied: the sequence keeps it, and must not keep the whole tick with it.
-        return [array[:, 0].copy() for array in ends.state]
+        return [array.copy() for array in state]
 
     def deliver(self, event: object) -> None:
         """See Work."""
@@ -242,3 +230,11 @@ class Stretch(Work):
         if not self.over:
             self.over = True
             self._listener.failed(error)
+
+
+@lru_cache(1024)
+def span(steps: int) -> NDArray[np.int64]:
+    """The offsets of one sequence: 0 and `steps`. Not to be written to."""
+    offsets = np.array((0, steps), np.int64)
+    offsets.flags.writeable = False
+    return offsets

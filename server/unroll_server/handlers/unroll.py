@@ -41,7 +41,9 @@ class UnrollService(UnrollServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See unroll.proto."""
-        version = request.version or max((snapshot.version for snapshot in request.initial_states), default=0)
+        version = request.version
+        if not version and request.initial_states:
+            version = max(snapshot.version for snapshot in request.initial_states)
         model = self._catalog.find(request.model, version)
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else time.monotonic() + remaining

@@ -47,7 +47,8 @@ class TorchScriptRuntime:
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
         with torch.inference_mode():
-            batch_major = torch.from_numpy(np.ascontiguousarray(x.transpose(1, 0, 2))).to(self.device)
-            initial = torch.from_numpy(np.ascontiguousarray(state[0])).to(self.device)
+            # Copied: torch wants memory that it may write to, and a request's is not.
+            batch_major = torch.from_numpy(np.array(x.transpose(1, 0, 2), order="C")).to(self.device)
+            initial = torch.from_numpy(np.array(state[0], order="C")).to(self.device)
             logits, states, final = (tensor.cpu().numpy() for tensor in self._module(batch_major, initial))
         return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), (final,))
