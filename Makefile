@@ -65,5 +65,5 @@ proto-check: proto
 	$(GEN)/pip install --quiet -r requirements-gen.txt
 	touch $@
 
-clean: ## Removes the environments and what the demo made.
-	rm -rf .venv .venv-gen demo
+clean: ## Removes the environments and what the demo and the bench made.
+	rm -rf .venv .venv-gen .venv-triton demo bench

@@ -1,0 +1,40 @@
+"""The machine: which core serves, which one asks, and what a report says of it."""
+
+import os
+import platform
+from importlib.metadata import version
+from typing import NamedTuple
+
+from unroll_export.exporting import cpu_name
+
+LIBRARIES = ("grpcio", "numpy", "onnxruntime", "protobuf", "torch")
+
+
+class Cores(NamedTuple):
+    """Who runs where."""
+
+    client: int
+    server: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether the two do not get in each other's way."""
+        return self.client != self.server
+
+
+def cores() -> Cores:
+    """The first core that this process may use asks, the last one serves."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return Cores(allowed[0], allowed[-1])
+
+
+def describe(pinned: Cores) -> dict[str, str]:
+    """What a reader must know to compare: processor, cores, system, library versions."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {
+        "cpu": cpu_name(),
+        "cores": f"{os.cpu_count()}, client on {pinned.client}, server on {pinned.server}",
+        "memory": f"{memory:.0f} GiB",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+    }

@@ -1,0 +1,1 @@
+"""What we are held against: servers that each run as a process of their own."""

@@ -1,0 +1,121 @@
+"""The benchmark itself: its arithmetic, its messages, and that a run reports, and leaves nothing running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.figures import Outcome, Spread, Verdict, ratios
+from bench.infer import ModelInferRequest
+from bench.table import markdown
+
+TESTS = Path(__file__).parents[1]
+PATIENCE = 120.0
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A variable that every process of a run inherits."""
+    name = f"MARK_{uuid.uuid4().hex}"
+    yield name
+    for pid in marked(name):
+        os.kill(pid, signal.SIGKILL)
+
+
+def marked(name: str) -> list[int]:
+    """Processes that have the variable and have not ended."""
+    found = []
+    for path in Path("/proc").iterdir():
+        try:
+            if path.name.isdigit() and name.encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def run_bench(out: Path, mark: str, row: str) -> "subprocess.Popen[str]":
+    env = {**os.environ, "PYTHONPATH": str(TESTS), mark: "1"}
+    command = [sys.executable, "-m", "bench", "--only", row, "--rounds", "1", "--seconds", "0.2", "--out", str(out)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_row_is_measured_and_reported_and_nothing_stays_behind(tmp_path: Path, mark: str) -> None:
+    process = run_bench(tmp_path, mark, "latency")
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert not marked(mark)
+    (row,) = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert row["key"] == "latency"
+    assert not row["problem"]
+    assert {figure["contestant"] for figure in row["figures"]} >= {"Unroll, grpcio front", "afternoon server"}
+    assert all(figure["median"] > 0 for figure in row["figures"])
+    assert len(row["verdicts"]) == 2
+    assert "afternoon server" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_leaves_no_process(tmp_path: Path, mark: str, number: signal.Signals) -> None:
+    process = run_bench(tmp_path, mark, "latency")
+    # The run itself, and servers of it.
+    wait_for(lambda: len(marked(mark)) >= 3)
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130)
+    wait_for(lambda: not marked(mark))
+
+
+@pytest.mark.parametrize("option", ["--only", "--peers"])
+def test_an_unknown_name_is_refused_in_one_line(option: str) -> None:
+    command = [sys.executable, "-m", "bench", option, "nonsense"]
+    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "nonsense" in done.stderr
+
+
+def test_a_spread_is_median_and_quartiles() -> None:
+    assert Spread.of([5, 1, 3, 2, 4]) == Spread(3, 2, 4)
+    assert Spread.of([7]) == Spread(7, 7, 7)
+    assert ratios([2, 9], [1, 3]) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("samples", "at_least", "met"),
+    [([3, 2, 1], True, True), ([3, 1.9, 1], True, False), ([3, 2, 1], False, True), ([3, 2.1, 1], False, False)],
+)
+def test_a_verdict_holds_the_median_against_the_bar(samples: list[float], at_least: bool, met: bool) -> None:
+    assert Verdict("claim", samples, 2, at_least=at_least).met is met
+
+
+def test_what_was_not_measured_is_not_met_and_says_why() -> None:
+    outcome = Outcome("row", "a row", verdicts=[Verdict("claim", [], 2, source="no Envoy here")])
+    assert not outcome.verdicts[0].met
+    report = markdown({"cpu": "some"}, [outcome])
+    assert "not measured" in report
+    assert "no Envoy here" in report
+    assert json.loads(json.dumps(outcome.to_json()))["verdicts"][0]["met"] is False
+
+
+def test_infer_requests_have_the_published_field_numbers() -> None:
+    request = ModelInferRequest(model_name="m", raw_input_contents=[b"\1"])
+    request.inputs.add(name="x", datatype="FP32", shape=np.zeros((1, 2)).shape)
+    # model_name = 1; inputs = 5 of name = 1, datatype = 2, shape = 3 (packed); raw_input_contents = 7.
+    assert request.SerializeToString() == b"\x0a\x01m\x2a\x0d\x0a\x01x\x12\x04FP32\x1a\x02\x01\x02\x3a\x01\x01"
