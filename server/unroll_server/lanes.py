@@ -15,7 +15,7 @@ from unroll_server.models import Model
 from unroll_server.runtimes.base import Runtime, TickResult
 from unroll_server.scheduler import Slice
 from unroll_server.types import Float32Array, State
-from unroll_server.work import Batch, Ends, Stretch, Work
+from unroll_server.work import Batch, Stretch, Work
 
 Emit = Callable[[Work, object], None]
 """Takes something that a work has to deliver."""
@@ -252,10 +252,9 @@ class Lanes:
             else:
                 # The tick ended with every lane whose state is wanted; the others' are not looked at.
                 kept = tuple(array[:, ended] for array in self._state)
-        if not all(work.interactive for work in groups):
-            logits = result.logits[last, ended]
-            probabilities, labels = classify(logits)
+        logits = result.logits[last, ended]
         indices = self._table[_INDEX, ended]
+        answered: list[Batch] = []
         for work, places in groups.items():
             if isinstance(work, Stretch):
                 emit(work, work.ended(tuple(array[:, places[0]] for array in kept or ())))
@@ -265,9 +264,9 @@ class Lanes:
             begin, end = places[0], places[-1] + 1
             chosen = slice(begin, end) if end - begin == len(places) else places
             state = tuple(array[:, chosen] for array in kept) if kept and work.keeps_states else None
-            ends = Ends(logits[chosen], probabilities[chosen], labels[chosen], state)
-            if event := work.lanes_done(indices[chosen], ends):
-                emit(work, event)
+            if work.lanes_done(indices[chosen], logits[chosen], state):
+                answered.append(work)
+        _classify(answered, emit)
         self._free(columns)
 
     def _free(self, columns: list[int]) -> None:
@@ -293,9 +292,23 @@ def run_alone(work: Work, runtime: Runtime, emit: Emit) -> None:
         emit(work, work.steps_done(logits[:, 0], states[:, 0]))
         emit(work, work.ended(tuple(array[:, 0] for array in final)))
     elif isinstance(work, Batch):
-        ends = Ends(logits[-1], *classify(logits[-1]), final if work.keeps_states else None)
-        if event := work.lanes_done(_FIRST, ends):
-            emit(work, event)
+        work.lanes_done(_FIRST, logits[-1], final if work.keeps_states else None)
+        _classify([work], emit)
+
+
+def _classify(batches: Sequence[Batch], emit: Emit) -> None:
+    """Completes batches whose logits are all there: in one go, a row of few numbers costs little more alone."""
+    if not batches:
+        return
+    logits = batches[0].logits if len(batches) == 1 else np.concatenate([batch.logits for batch in batches])
+    probabilities, labels = classify(logits)
+    begin = 0
+    for batch in batches:
+        rows = slice(begin, begin + batch.size)
+        begin = rows.stop
+        batch.probabilities = probabilities[rows]
+        batch.labels = labels[rows]
+        emit(batch, batch)
 
 
 _FIRST = np.zeros(1, np.int64)

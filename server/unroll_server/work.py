@@ -8,7 +8,7 @@ import asyncio
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,19 +88,6 @@ class Work(ABC):
         """Ends the work with an error, on the event loop. Calls after the first do nothing."""
 
 
-class Ends(NamedTuple):
-    """The last steps of sequences, a row each."""
-
-    logits: Float32Array
-    """[count, output_size]."""
-    probabilities: Float32Array
-    """[count, classes]."""
-    labels: NDArray[np.intp]
-    """[count], the index of the most probable class."""
-    state: State | None
-    """[num_layers, count, hidden_size] each, where wanted."""
-
-
 class Batch(Work):
     """Sequences to classify: what each one's last step says, answered together.
 
@@ -131,24 +118,29 @@ class Batch(Work):
         self._missing = len(offsets) - 1
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def lanes_done(self, indices: NDArray[np.int64], ends: Ends) -> object | None:
-        """Takes the ends of the sequences `indices`, int64 [count]; returns an event when none is missing."""
+    def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
+        """Takes the ends of sequences.
+
+        Args:
+            indices: The sequences, int64 [count].
+            logits: Of their last steps, [count, output_size].
+            state: After them, [num_layers, count, hidden_size] each, where `keeps_states`.
+
+        Returns:
+            Whether none is missing. `probabilities` and `labels` are still to be set then.
+        """
         size = self.size
         if size == 1:
-            self.logits, self.probabilities, self.labels, self.final_state = ends
-            return self
+            self.logits, self.final_state = logits, state
+            return True
         if self._missing == size:
-            self.logits = np.empty((size, *ends.logits.shape[1:]), np.float32)
-            self.probabilities = np.empty((size, *ends.probabilities.shape[1:]), np.float32)
-            self.labels = np.empty(size, np.intp)
+            self.logits = np.empty((size, logits.shape[1]), np.float32)
             self.final_state = self.model.spec.zero_state(size) if self.keeps_states else None
-        self.logits[indices] = ends.logits
-        self.probabilities[indices] = ends.probabilities
-        self.labels[indices] = ends.labels
-        for kept, state in zip(self.final_state or (), ends.state or (), strict=True):
-            kept[:, indices] = state
+        self.logits[indices] = logits
+        for kept, value in zip(self.final_state or (), state or (), strict=True):
+            kept[:, indices] = value
         self._missing -= len(indices)
-        return None if self._missing else self
+        return not self._missing
 
     def deliver(self, event: object) -> None:
         """See Work."""

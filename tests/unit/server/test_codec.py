@@ -23,7 +23,6 @@ from unroll_server.codec import (
 from unroll_server.config import Limits
 from unroll_server.errors import InvalidRequestError, SequenceStateError
 from unroll_server.types import Float32Array
-from unroll_server.work import Ends
 
 MODEL = served(random_network(features=3, hidden=8, outputs=4, layers=2))
 SPEC = MODEL.spec
@@ -128,8 +127,8 @@ async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() ->
     state = (np.repeat(np.array([0, 0.5], np.float32), 2 * 8).reshape(2, 2, 8).transpose(1, 0, 2),)
     for index in (1, 0):
         chosen = slice(index, index + 1)
-        ends = Ends(logits[chosen], *classify(logits[chosen]), tuple(array[:, chosen] for array in state))
-        batch.lanes_done(np.array([index]), ends)
+        batch.lanes_done(np.array([index]), logits[chosen], tuple(array[:, chosen] for array in state))
+    batch.probabilities, batch.labels = classify(batch.logits)
     response = encode_batch(batch, request)
     assert [snapshot.step for snapshot in response.final_states] == [42, 3]
     for snapshot, value in zip(response.final_states, (0.0, 0.5), strict=True):
