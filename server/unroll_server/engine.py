@@ -141,31 +141,33 @@ class Engine:
         # as long as every few turns of it bring more, it is let go round. The more came the last time, the more turns.
         if self._taken < len(self._inbox):
             self._taken = len(self._inbox)
-            self._turns = min(TURNS, 2 * self._company - 1)
+            self._turns = min(TURNS, 4 * self._company - 3)
         if self._turns and self._taken < self._max_lanes:
             self._turns -= 1
             self._loop.call_soon(self._run_on_loop)
             return
-        self._company = self._taken
+        self._company = self._taken or self._company
         self._taken = 0
         self._planned = False
-        begin = time.monotonic()
+        begin = now = time.monotonic()
+        until = begin + INLINE
         while True:
             self._take_inbox()
-            now = time.monotonic()
             seconds = self._core.prepare(now)
             if seconds is None:
                 self._deliver(self._core.events())
                 return
-            if seconds > INLINE or (now - begin + seconds > INLINE and not ONE_CORE):
+            if seconds > INLINE or (now > begin and now + seconds > until):
                 break
-            if now - begin + seconds > INLINE:
-                self._plan()
-                return
             self._core.run()
             self._deliver(self._core.events())
-        self._threaded = True
-        self._handover.put(None)
+            now = time.monotonic()
+        if seconds <= INLINE and ONE_CORE:
+            # The rest after the loop has seen to others: without a second core a thread would only be in its way.
+            self._plan()
+        else:
+            self._threaded = True
+            self._handover.put(None)
 
     def _run_on_thread(self) -> None:
         """Whenever the core is left to this thread, runs it until there is nothing to do."""

@@ -337,3 +337,18 @@ async def test_the_core_has_one_owner_whoever_runs_the_ticks(inline: float, monk
     for batch in bulk:
         expected = alone(ONE_LAYER, batch.values[: len(batch.values) // 20], None)[0][-1]
         assert batch.logits.tobytes() == expected.tobytes() * 20
+
+
+@pytest.mark.parametrize("one_core", [False, True])
+async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
+    one_core: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unroll_server.engine.ONE_CORE", one_core)
+    # Between one tick and two, by the cost that these models claim.
+    monkeypatch.setattr("unroll_server.engine.INLINE", 1.01 * ONE_LAYER.cost.seconds(4, 16))
+    async with running(ONE_LAYER, lanes=4, steps=16) as engine:
+        for round_ in range(3):
+            batches = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 16, seed)] * 4) for seed in range(10 * round_)]
+            await asyncio.gather(*(engine.classify(batch) for batch in batches))
+            chain = Chain(engine, random_values(ONE_LAYER, 20, round_))
+            await chain.done
