@@ -10,8 +10,9 @@ from contextlib import suppress
 import grpc
 import grpc.aio
 
-from unroll_server.fronts.asgi_call import Call, Event, Receive, Send, piece
-from unroll_server.fronts.asgi_methods import Method, Registry
+from unroll_server.fronts.asgi_call import Call, Receive, Send, piece
+from unroll_server.fronts.asgi_context import Event
+from unroll_server.fronts.asgi_methods import Method, Methods
 from unroll_server.fronts.asgi_serve import serve
 from unroll_server.fronts.asgi_streams import HIGH_WATER
 from unroll_server.fronts.grpc_wire import ACCEPT_ENCODING, CODECS, WireError, decode_metadata, seconds_of
@@ -37,7 +38,7 @@ class AsgiFront:
     """
 
     def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor], max_message_bytes: int) -> None:
-        self.registry = Registry(interceptors)
+        self.registry = Methods(interceptors)
         self._limit = max_message_bytes
         # Those looked for longest ago come first.
         self._calls: OrderedDict[Call, None] = OrderedDict()

@@ -1,19 +1,18 @@
-"""One gRPC call over ASGI: what its servicer sees of it, and how it ends."""
+"""One gRPC call over ASGI: what is sent of it, and how it ends."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
+from unroll_server.fronts.asgi_context import Context, Event
 from unroll_server.fronts.grpc_wire import (
     ACCEPT_ENCODING,
-    CODECS,
     Metadata,
     WireError,
     compressed_frame,
-    decode_metadata,
     encode_metadata,
     encode_status,
     frame,
@@ -22,7 +21,6 @@ from unroll_server.fronts.grpc_wire import (
 if TYPE_CHECKING:
     from unroll_server.fronts.asgi_streams import Requests, Responses
 
-Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
@@ -30,7 +28,6 @@ _HEADERS = [(b"content-type", b"application/grpc"), (b"grpc-accept-encoding", AC
 _START: Event = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
 _OK: Event = {"type": "http.response.trailers", "headers": [(b"grpc-status", b"0")], "more_trailers": False}
 _EXPIRED = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-_CODEC_OF = {grpc.Compression.Gzip: b"gzip", grpc.Compression.Deflate: b"deflate"}
 
 
 def piece(body: bytes, more: bool) -> Event:
@@ -38,8 +35,8 @@ def piece(body: bytes, more: bool) -> Event:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-class Call(grpc.aio.ServicerContext[Any, Any]):
-    """The context of a call; see grpc.aio.ServicerContext for what a servicer may do with it.
+class Call(Context):
+    """A call, which is its servicer's context too.
 
     Args:
         scope: ASGI's.
@@ -49,41 +46,24 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     """
 
     # Class attributes stand for what most calls never set: a call costs its constructor.
-    deadline: float | None = None
-    """When the caller gives up, by the loop's clock."""
     codec: bytes | None = None
     """How the caller compresses its messages; None for not at all."""
     requests: "Requests | None" = None
     responses: "Responses | None" = None
-    started = False
-    """Whether the response's headers are on their way."""
-    over = False
-    """Whether the last of the response is on its way, or nobody is there to read it."""
     watched = False
     """Whether the request is read, so that all that can still come is word that the caller has left."""
     receiving: asyncio.Future[Event] | None = None
     round = 0
     """When the front last looked whether the caller is there, by its own count."""
-    ended_by: tuple[grpc.StatusCode, str] | None = None
-    """What ended the call from outside its servicer."""
     _left = False
-    _aborted = False
-    _status: grpc.StatusCode | None = None
-    _details = ""
-    _trailing: Metadata = ()
     _initial: Metadata = ()
-    _compression: bytes | None = None
-    _compress_next = True
     _timer: asyncio.TimerHandle | None = None
-    _callbacks: tuple[Callable[[Any], None], ...] = ()
 
     def __init__(self, scope: Event, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
-        self.loop = loop = asyncio.get_running_loop()
-        self.scope = scope
-        self.headers = headers
+        super().__init__(scope, headers)
         self.receive = receive
         self.send = send
-        self._task = asyncio.current_task(loop)
+        self._task = asyncio.current_task(self.loop)
 
     # Ends from outside.
 
@@ -197,7 +177,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         await self.send({"type": "http.response.start", "status": 200, "headers": headers})
         await self.send(piece(b"", False))
 
-    # grpc.aio.ServicerContext
+    # What a servicer reads and sends.
 
     async def read(self) -> Any:
         """See grpc.aio.ServicerContext."""
@@ -220,101 +200,3 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._initial = tuple(initial_metadata)
         encode_metadata(self._initial)
         await self.send_piece(b"")
-
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        """See grpc.aio.ServicerContext."""
-        self.set_abort(code, details, trailing_metadata)
-        raise grpc.aio.AbortError("the servicer ended the call")
-
-    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
-        """See grpc.aio.ServicerContext."""
-        await self.abort(status.code, status.details, status.trailing_metadata or ())
-
-    def set_abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata) -> None:
-        """Leaves the status of an abort; its caller raises."""
-        if self._aborted:
-            raise grpc.aio.UsageError("abort was called already")
-        self._aborted = True
-        # A call can't be aborted into a good end.
-        self._status = grpc.StatusCode.UNKNOWN if code is grpc.StatusCode.OK else code
-        self._details = details or self._details
-        self._trailing = tuple(trailing_metadata) or self._trailing
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._status = code
-
-    def set_details(self, details: str) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._details = details
-
-    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._trailing = tuple(trailing_metadata)
-        encode_metadata(self._trailing)
-
-    def set_code_unless_bad(self, code: grpc.StatusCode) -> None:
-        """Sets the code where the servicer has set none, or OK."""
-        if self._status in (None, grpc.StatusCode.OK):
-            self._status = code
-
-    def code(self) -> grpc.StatusCode:
-        """See grpc.aio.ServicerContext."""
-        return self._status or grpc.StatusCode.OK
-
-    def details(self) -> str:
-        """See grpc.aio.ServicerContext."""
-        return self._details
-
-    def trailing_metadata(self) -> Any:
-        """See grpc.aio.ServicerContext."""
-        return self._trailing
-
-    def invocation_metadata(self) -> Any:
-        """See grpc.aio.ServicerContext."""
-        return decode_metadata(self.scope["headers"])
-
-    def time_remaining(self) -> float | None:  # type: ignore[override]  # grpc.aio gives None as well
-        """Seconds until the deadline, None where the caller set none."""
-        return None if self.deadline is None else max(self.deadline - self.loop.time(), 0.0)
-
-    def set_compression(self, compression: grpc.Compression) -> None:
-        """See grpc.aio.ServicerContext; what the caller does not accept is not used."""
-        if self.started:
-            raise RuntimeError("compression is set before the initial metadata is sent, or not at all")
-        codec = _CODEC_OF.get(compression)
-        accepted = self.headers.get(b"grpc-accept-encoding", b"").replace(b" ", b"").split(b",")
-        self._compression = codec if codec in CODECS and codec in accepted else None
-
-    def disable_next_message_compression(self) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._compress_next = False
-
-    def peer(self) -> str:
-        """`ipv4:HOST:PORT`, `ipv6:[HOST]:PORT`, or `unknown`."""
-        if not self.scope.get("client"):
-            return "unknown"
-        host, port = self.scope["client"]
-        return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
-
-    def peer_identities(self) -> None:
-        """None: callers are not identified here."""
-
-    def peer_identity_key(self) -> None:
-        """None: callers are not identified here."""
-
-    def auth_context(self) -> dict[str, Any]:
-        """Empty: callers are not identified here."""
-        return {}
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._callbacks = (*self._callbacks, callback)
-
-    def cancelled(self) -> bool:
-        """Whether the caller left or its deadline passed."""
-        return self.ended_by is not None
-
-    def done(self) -> bool:
-        """Whether the call has ended."""
-        return self.over or self.ended_by is not None

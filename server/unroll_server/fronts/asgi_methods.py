@@ -1,4 +1,4 @@
-"""The methods that servicers registered, each with what the interceptors make of it."""
+"""The methods that servicers registered, as the ASGI front calls them."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 from unroll_server.fronts.grpc_wire import Metadata
+from unroll_server.fronts.registry import Continuation, Registry
 
 
 class CallDetails(grpc.HandlerCallDetails):
@@ -57,30 +58,19 @@ class Method:
         self.is_async = self.yields or inspect.iscoroutinefunction(self.behavior)
 
 
-class Registry:
-    """What the generated `add_...Servicer_to_server` functions take.
+class Methods(Registry):
+    """The registry of the ASGI front.
 
     Args:
-        interceptors: What stands before every handler, outermost first. One with a true attribute `per_method` promises
-            that what it makes of a handler depends on the method alone; where all do, it is asked once a method.
+        interceptors: See `Registry`.
+
+    Attributes:
+        resolved: The methods that need no asking again, by path.
     """
 
     def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
-        self._interceptors = tuple(interceptors)
-        self._per_method = all(getattr(interceptor, "per_method", False) for interceptor in interceptors)
-        self._handlers: dict[str, Any] = {}
-        self._generic: list[grpc.GenericRpcHandler] = []
+        super().__init__(interceptors)
         self.resolved: dict[str, Method] = {}
-        """The methods that need no asking again, by path."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """See grpc.aio.Server."""
-        for name, handler in handlers.items():
-            self._handlers[f"/{service}/{name}"] = handler
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """See grpc.aio.Server."""
-        self._generic.extend(handlers)
 
     async def find(self, path: str, metadata: Metadata) -> Method | None:
         """The method of a call, None where there is none.
@@ -93,19 +83,12 @@ class Registry:
         if handler is None:
             return None
         method = Method(path, handler)
-        if self._per_method and path in self._handlers:
+        if not self.each_call and self.is_registered(path):
             self.resolved[path] = method
         return method
 
     async def _ask(self, position: int, details: grpc.HandlerCallDetails) -> Any:
-        if position == len(self._interceptors):
-            return self._registered(details)
-        further: Callable[[grpc.HandlerCallDetails], Awaitable[Any]] = lambda changed: self._ask(position + 1, changed)  # noqa: E731
-        return await self._interceptors[position].intercept_service(further, details)
-
-    def _registered(self, details: grpc.HandlerCallDetails) -> Any:
-        handler = self._handlers.get(details.method)
-        if handler is None:
-            found = (generic.service(details) for generic in self._generic)
-            handler = next((handler for handler in found if handler is not None), None)
-        return handler
+        if position == len(self.each_call):
+            return self.service(details)
+        further: Continuation = lambda changed: self._ask(position + 1, changed)  # noqa: E731
+        return await self.each_call[position].intercept_service(further, details)

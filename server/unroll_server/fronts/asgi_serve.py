@@ -4,7 +4,8 @@ from typing import Any
 
 import grpc
 
-from unroll_server.fronts.asgi_call import Call, Event
+from unroll_server.fronts.asgi_call import Call
+from unroll_server.fronts.asgi_context import Event
 from unroll_server.fronts.asgi_methods import Method
 from unroll_server.fronts.asgi_streams import Requests, Responses
 from unroll_server.fronts.asgi_threads import ThreadedCall, pull, run

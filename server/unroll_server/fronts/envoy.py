@@ -17,6 +17,9 @@ from unroll_server.errors import StartupError
 _STREAM_WINDOW = 4 * 2**20
 _CONNECTION_WINDOW = 32 * 2**20
 _BUFFER = 2**20
+_MAX_FRAME_SIZE = 5
+"""What HTTP/2 calls a setting that Envoy has no name for."""
+_FRAME = 2**20
 _UNLIMITED = 2**31 - 1
 _LOG_LEVELS = {"debug": "info", "info": "error", "warning": "error", "error": "error"}
 """Envoy's, which tells little that concerns the server, by ours."""
@@ -100,6 +103,8 @@ def _serve_grpc(listener: dict[str, Any], hosts: Sequence[str], port: int) -> No
             "max_concurrent_streams": _UNLIMITED,
             "initial_stream_window_size": _STREAM_WINDOW,
             "initial_connection_window_size": _CONNECTION_WINDOW,
+            # Each frame of a request that is larger goes through three threads on its way in.
+            "custom_settings_parameters": [{"identifier": _MAX_FRAME_SIZE, "value": _FRAME}],
             # A stream of small messages to a slow reader makes many frames; bytes are what is bounded.
             "max_outbound_frames": _UNLIMITED,
             "override_stream_error_on_invalid_http_message": True,

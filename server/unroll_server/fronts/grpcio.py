@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import grpc.aio
 
 from unroll_server.errors import StartupError
+from unroll_server.fronts.registry import Registry
 
 
 class GrpcioFront:
@@ -12,7 +13,7 @@ class GrpcioFront:
 
     Args:
         listen: HOST:PORT; port 0 picks a free one.
-        interceptors: What stands before every handler, outermost first.
+        interceptors: What stands before every handler, outermost first; see `Registry`.
         max_message_bytes: The largest request message; a larger one is RESOURCE_EXHAUSTED.
         share_port: Whether other processes listen on the same port, each to get a share of the connections.
 
@@ -28,8 +29,11 @@ class GrpcioFront:
         share_port: bool = False,
     ) -> None:
         self._listen = listen
-        self.registry = grpc.aio.server(
-            interceptors=interceptors,
+        self.registry = Registry(interceptors)
+        # An interceptor that grpcio itself asks costs each call two coroutines.
+        self._server = grpc.aio.server(
+            handlers=[self.registry],
+            interceptors=self.registry.each_call,
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -48,12 +52,12 @@ class GrpcioFront:
             StartupError: the address can't be listened on.
         """
         try:
-            port = self.registry.add_insecure_port(self._listen)
+            port = self._server.add_insecure_port(self._listen)
         except RuntimeError:
             raise StartupError(f"--listen: can't listen on {self._listen}; is the port in use?") from None
-        await self.registry.start()
+        await self._server.start()
         return f"{self._listen.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace: float) -> None:
         """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds."""
-        await self.registry.stop(grace)
+        await self._server.stop(grace)
