@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +84,9 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
 
 async def _start_all(workers: "Sequence[_Worker]") -> str:
-    return (await asyncio.gather(*(worker.start() for worker in workers)))[0]
+    # One after the other: each measures how fast its models run, which the others would disturb.
+    served = [await worker.start() for worker in workers]
+    return served[0]
 
 
 class _Worker:
@@ -185,7 +187,9 @@ class _Worker:
             self._channel.close()
         if self._process is not None:
             if self._process.returncode is None:
-                self._process.send_signal(signal.SIGKILL)
+                # Popen's own kill would first look whether it has ended, and so take its exit code from asyncio.
+                with suppress(ProcessLookupError):
+                    os.kill(self._process.pid, signal.SIGKILL)
             await self._process.wait()
 
 

@@ -94,7 +94,7 @@ def test_killed_server(bundle_root: Path, tmp_path: Path) -> None:
                 time.sleep(0.02)
             server.signal(signal.SIGKILL)
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         done = bench(server, "--warm-up", "0", "--seconds", "6", "--json", tmp_path / "run.json", code=1)
         killer.join()

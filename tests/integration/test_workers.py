@@ -136,6 +136,8 @@ async def test_a_worker_that_can_not_start_again_is_tried_until_it_can(
         models.unlink()
         victim = workers_of(process.process.pid)[0]
         os.kill(victim, signal.SIGKILL)
+        # Connections that it had not answered yet are reset, whoever else listens.
+        wait_until_gone(victim)
         deadline = time.monotonic() + PATIENCE
         while f"can't start: --models: {models} is not a folder" not in process.log:
             assert time.monotonic() < deadline, process.log
@@ -198,7 +200,7 @@ def test_ctrl_c_reaches_the_supervisor_alone(server_of_two: ServerProcess) -> No
     assert server_of_two.wait() == 0, server_of_two.log
 
 
-def test_a_second_sigterm_ends_it_at_once(server_of_two: ServerProcess) -> None:
+def test_a_second_sigterm_ends_it_at_once(server_of_two: ServerProcess, tmp_path: Path) -> None:
     workers = workers_of(server_of_two.process.pid)
     # It can't drain like this.
     os.kill(workers[0], signal.SIGSTOP)
@@ -208,12 +210,14 @@ def test_a_second_sigterm_ends_it_at_once(server_of_two: ServerProcess) -> None:
     assert server_of_two.wait() == 128 + signal.SIGTERM
     os.kill(workers[0], signal.SIGCONT)
     wait_until_gone(*workers)
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_workers_do_not_outlive_their_supervisor(server_of_two: ServerProcess, tmp_path: Path) -> None:
     workers = workers_of(server_of_two.process.pid)
     assert list((tmp_path / "tmp").iterdir())
-    server_of_two.signal(signal.SIGKILL)
+    # It alone: `ServerProcess.signal` would kill the workers too, who then could clear nothing away.
+    server_of_two.process.kill()
     server_of_two.wait()
     wait_until_gone(*workers)
     assert list((tmp_path / "tmp").iterdir()) == []

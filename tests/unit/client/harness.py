@@ -39,9 +39,16 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     def stop(self) -> None:
+        self.run(self._end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
+
+    async def _end(self) -> None:
+        """Waits for calls that were cancelled: grpc.aio's `stop` does not, and a loop can't close over them."""
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+        await self.loop.shutdown_asyncgens()
 
 
 class Counting(grpc.aio.ServerInterceptor):
@@ -92,7 +99,8 @@ class LocalServer:
         self._engine = Engine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
         self._service = UnrollService(Catalog(models), self._engine, limits)
         self._front = GrpcioFront(f"127.0.0.1:{port}", [self._counting, StatusInterceptor()], limits.max_message_bytes)
-        unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, self._front.registry)
+        registry: Any = self._front.registry  # has what the generated code needs of a server
+        unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         return await self._front.start()
 
 

@@ -182,8 +182,9 @@ async def test_no_server_is_unavailable_to_all(start: Callable[..., LocalServer]
 async def test_a_deadline_is_the_caller_s_own(script: Script) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
-        patient = asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=100))
-        hasty = asyncio.create_task(client.classify([random_sequence(3, 3, 0)], timeout=0.1))
+        await client.model()
+        patient = asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=90))
+        hasty = asyncio.create_task(client.classify([random_sequence(3, 3, 0)], timeout=0.5))
         with pytest.raises(DeadlineExceeded) as shared:
             await hasty
         servicer.gate.set()
@@ -194,9 +195,9 @@ async def test_a_deadline_is_the_caller_s_own(script: Script) -> None:
             await client.classify([random_sequence(3, 3, 0)] * 2000, timeout=0.1)
         assert (shared.value.message, shared.value.code) == (lone.value.message, lone.value.code)
     assert list(servicer.requests[0].lengths) == [2, 3]
-    # The request's own is the latest of theirs.
+    # The request's own is the latest of theirs, rounded up on its way.
     assert servicer.remaining[0] is not None
-    assert 50 < servicer.remaining[0] <= 100
+    assert 50 < servicer.remaining[0] < 91
 
 
 async def test_one_without_a_deadline_makes_a_request_without(script: Script) -> None:
@@ -232,7 +233,8 @@ async def test_the_lookup_of_the_model_is_shared_and_nobody_s_own(script: Script
     servicer.gate.set()
     servicer.model_gate.clear()
     async with AsyncClient(script(servicer)) as client:
-        hasty = asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=0.1))
+        # Long enough for its lookup to arrive on a busy machine.
+        hasty = asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=1))
         gone = asyncio.create_task(client.classify([random_sequence(2, 3, 0)]))
         patient = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)])) for _ in range(20)]
         with pytest.raises(DeadlineExceeded):
@@ -269,7 +271,8 @@ async def test_a_cancelled_call_is_dropped_or_ignored(script: Script) -> None:
 @pytest.mark.parametrize("how", ["cancelled", "expired"])
 async def test_when_all_have_gone_so_has_the_request(script: Script, how: str) -> None:
     servicer = Gated()
-    timeout = 0.2 if how == "expired" else 30
+    # Long enough for the request to arrive on a busy machine.
+    timeout = 1 if how == "expired" else 30
     async with AsyncClient(script(servicer)) as client:
         await client.model()
         gone = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=timeout)) for _ in range(3)]
@@ -304,14 +307,14 @@ async def test_closing_fails_what_was_sent_and_what_waits(script: Script) -> Non
 
 
 async def test_a_full_server_is_asked_again_by_those_who_can_wait(script: Script) -> None:
-    servicer = Gated(pushbacks=1, retry_after=0.5)
+    servicer = Gated(pushbacks=1, retry_after=1.5)
     servicer.gate.set()
     async with AsyncClient(script(servicer)) as client:
         await client.model()
-        timeouts = (30, 0.4, 30, 0.4, float("inf"))
+        timeouts = (30, 1.4, 30, 1.4, float("inf"))
         results = await outcomes([client.classify([random_sequence(2, 3, 0)], timeout=each) for each in timeouts])
     assert [type(each) is ResourceExhausted for each in results] == [False, True, False, True, False]
-    assert results[1].retry_after == 0.5
+    assert results[1].retry_after == 1.5
     assert [len(request.lengths) for request in servicer.requests] == [5, 2, 1]
 
 

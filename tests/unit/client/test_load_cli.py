@@ -58,7 +58,7 @@ def test_file_of_other_features(address: str, tmp_path: Path) -> None:
     assert "2 features, model m has 3" in done.stderr
 
 
-def test_wrong_answers_fail(script: Callable[[UnrollServiceServicer], str]) -> None:
+def test_wrong_answers_fail(script: Callable[[UnrollServiceServicer], str], tmp_path: Path) -> None:
     """A server whose answers change from one time to the next is told on, by the exit code too."""
 
     class Changing(UnrollServiceServicer):
@@ -88,7 +88,9 @@ def test_wrong_answers_fail(script: Callable[[UnrollServiceServicer], str]) -> N
         def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
             raise NotImplementedError
 
-    done = bench(script(Changing()), "--closed", "1", "--warm-up", "0.5", model="m")
+    # One sequence, so that every call asks the same.
+    write_sequences(tmp_path / "x.npz", [Sequence("a", np.zeros((4, 3), np.float32), row=1)])
+    done = bench(script(Changing()), "--closed", "1", "--warm-up", "0.5", "--file", str(tmp_path / "x.npz"), model="m")
     assert done.exit_code == 1
     assert "0 errors" in done.stderr
     assert ", 0 wrong" not in done.stderr

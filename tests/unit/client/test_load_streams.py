@@ -1,7 +1,7 @@
 """Streams against the real service: bits checked, cadence kept, whatever ends is counted."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from unit.client.harness import MODEL, LocalServer
 from unroll_client.load import Result, Tally, stream_loop
 from unroll_client.load.answers import ClassifyCheck, StepsCheck
 from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 
 VALUES = np.random.default_rng(5).standard_normal((13, 3)).astype(np.float32)
 
@@ -83,7 +84,9 @@ async def begun(tally: Tally) -> None:
 async def test_drained(start: Callable[..., LocalServer], cadence: float | None) -> None:
     server = start()
     tally = Tally()
-    run = asyncio.ensure_future(drive(server.address, cadence=cadence, seconds=1, tally=tally))
+    # Without a cadence it is over when all is lost.
+    seconds = 30 if cadence is None else 3
+    run = asyncio.ensure_future(drive(server.address, cadence=cadence, seconds=seconds, tally=tally))
     await begun(tally)
     server.drain()
     result = await run
@@ -102,6 +105,53 @@ async def test_broken_off(start: Callable[..., LocalServer]) -> None:
     lost = {reason: number for reason, number in result.errors.items() if not reason.startswith("connect: ")}
     assert sum(lost.values()) == 5
     assert result.seconds < 30
+
+
+class Astray(UnrollServiceServicer):
+    """Answers every chunk of 6 steps as it should, but for the third one of sequence 1: with `steps` first."""
+
+    def __init__(self, *steps: pb.Steps) -> None:
+        self.steps = steps
+
+    async def Unroll(  # noqa: N802 (gRPC's name)
+        self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
+    ) -> AsyncIterator[pb.UnrollResponse]:
+        async for request in request_iterator:
+            if request.WhichOneof("action") == "open":
+                yield pb.UnrollResponse(key=request.key, opened=pb.SequenceOpened(model="m", version=1))
+                continue
+            first = request.chunk.first_step
+            for steps in self.steps if request.key == "1" and first == 12 else ():
+                yield pb.UnrollResponse(key=request.key, steps=steps)
+            yield pb.UnrollResponse(key=request.key, steps=pb.Steps(first_step=first, count=6))
+
+    async def Classify(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
+        raise NotImplementedError
+
+    async def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
+        raise NotImplementedError
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("cadence", [None, 0.01])
+@pytest.mark.parametrize(
+    ("first", "count"),
+    [(13, 5), (18, 6), (6, 6), (6, 12), (0, 18), (12, 0), (12, 6000), (2**40, 1)],
+    ids=["gap", "ahead", "again", "overlap", "all again", "nothing", "too much", "far away"],
+)
+async def test_steps_that_do_not_follow(
+    script: Callable[[UnrollServiceServicer], str], cadence: float | None, first: int, count: int
+) -> None:
+    address = script(Astray(pb.Steps(first_step=first, count=count)))
+    result = await drive(address, sequences=3, cadence=cadence, warm_up=0, seconds=1)
+    # The sequence is lost, once, whatever else comes for it; the others go on.
+    lost = {reason: number for reason, number in result.errors.items() if reason != "not sent"}
+    assert lost == {"steps that were not asked for": 1}
+    assert result.wrong == 1
+    assert result.calls > 10
+    assert ("not sent" in result.errors) == (cadence is not None)
 
 
 @pytest.mark.parametrize("bad", [{"chunk_steps": 14}, {"streams": 6}, {"sequences": 0}, {"cadence": 0}, {"seconds": 0}])
