@@ -19,6 +19,11 @@ from unroll_server.work import Work
 
 _log = logging.getLogger(__name__)
 
+FIRST_GUESS = 50e-6
+"""Seconds that a tick takes beside the model's run, until some have been timed."""
+LEARNING = 0.05
+"""How much of that a single tick tells."""
+
 Events = list[tuple[Work, object]]
 """What a tick has to say to works, in order; see Work.deliver, or a RequestError for Work.fail."""
 
@@ -32,7 +37,18 @@ class _Room:
         self.queue: Queue[Work] = Queue(max_lanes, self._drop)
         self.lanes = Lanes(model, capacity_of(max_lanes), max_steps)
         self.last_interactive = float("-inf")
+        self.cost = model.cost
+        self._own = 0.0
         self._events = events
+        self.learn(FIRST_GUESS)
+
+    def learn(self, own: float) -> None:
+        """Takes in how many seconds a tick took beside the model's run."""
+        self._own += LEARNING * (own - self._own) if self._own else own
+        fixed = self.model.cost.fixed + self._own
+        # In coarse steps: what is weighed for a cost is kept.
+        if not 0.8 * self.cost.fixed < fixed < 1.25 * self.cost.fixed:
+            self.cost = self.model.cost._replace(fixed=fixed)
 
     def _drop(self, work: Work, cause: str) -> None:
         self.metrics.dropped(cause, work.size - work.taken)
@@ -61,6 +77,7 @@ class Core:
         self._rotation = deque(rooms)
         self._room: _Room | None = None
         self._steps = 0
+        self._preparing = 0.0
         # Work that the planned tick runs by itself, past the lanes.
         self._lone: Work | None = None
 
@@ -86,8 +103,9 @@ class Core:
             Seconds that the tick is expected to take; None where there is nothing to run.
         """
         if self._lone and self._room and not self._lone.cancelled:
-            return self._room.model.cost.seconds(1, self._steps)
+            return self._room.cost.seconds(1, self._steps)
         self._lone = None
+        begin = time.perf_counter()
         for _ in range(len(self._rotation)):
             room = self._rotation[0]
             self._rotation.rotate(-1)
@@ -99,7 +117,7 @@ class Core:
                         room.metrics.waited(now - work.arrived)
                 if len(slices) == 1 and not lanes.count and self._is_short(slices[0].work):
                     self._room, self._lone, self._steps = room, slices[0].work, slices[0].work.steps
-                    return room.model.cost.seconds(1, self._steps)
+                    return room.cost.seconds(1, self._steps)
                 if slices:
                     lanes.join(slices)
             if lanes.count:
@@ -107,13 +125,14 @@ class Core:
                 self._room = room
                 self._steps = tick_steps(
                     self._max_steps,
-                    room.model.cost,
+                    room.cost,
                     lanes.remaining,
                     interactive=lanes.shortest_interactive,
                     exact=lanes.shortest_exact,
                     alert=now - room.last_interactive < CALM,
                 )
-                return room.model.cost.seconds(lanes.count, self._steps)
+                self._preparing = time.perf_counter() - begin
+                return room.cost.seconds(lanes.count, self._steps)
         return None
 
     def run(self) -> None:
@@ -129,7 +148,11 @@ class Core:
                 real = steps
                 run_alone(lone, runtime, self._emit)
             else:
-                real = lanes.scatter(steps, runtime.run(*lanes.gather(steps)), self._emit)
+                gathered = lanes.gather(steps)
+                model_begins = time.perf_counter()
+                result = runtime.run(*gathered)
+                model_took = time.perf_counter() - model_begins
+                real = lanes.scatter(steps, result, self._emit)
         except Exception:
             _log.exception("%s: a tick of %d lanes failed", room.model.spec.key, count)
             for work in [lone] if lone else lanes.clear():
@@ -137,7 +160,10 @@ class Core:
                 work.cancelled = True
                 self._emit(work, InternalError("the model's runtime failed"))
             return
-        room.metrics.tick(count, steps, real, time.perf_counter() - begin)
+        took = time.perf_counter() - begin
+        if not lone:
+            room.learn(self._preparing + took - model_took)
+        room.metrics.tick(count, steps, real, took)
 
     def _is_short(self, work: Work) -> bool:
         return work.size == 1 and work.steps <= self._max_steps

@@ -12,8 +12,6 @@ from unroll_server.types import Float32Array, ModelSpec, State
 
 _STEPS = 16
 _REPEATS = 5
-_OVERHEAD = 50e-6
-"""Seconds that a tick takes beside the model's run: what the engine does before and after it."""
 
 
 class FormTiming(NamedTuple):
@@ -84,13 +82,13 @@ def choose(forms: Sequence[Runtime], spec: ModelSpec, max_lanes: int) -> tuple[R
 
 
 def tick_cost(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> TickCost:
-    """Fits the cost of a tick to runs of few and many lanes and steps."""
+    """Fits what a tick's run of the model costs to runs of few and many lanes and steps."""
     lanes = max(2, max_lanes)
     few, many = ([measure(runtime, spec, count, steps) for steps in (1, _STEPS)] for count in (1, lanes))
     step_few, step_many = (max(1e-9, (times[1] - times[0]) / (_STEPS - 1)) for times in (few, many))
     lane = max(0.0, (step_many - step_few) / (lanes - 1))
     fixed = max(0.0, (few[0] - step_few + many[0] - step_many) / 2)
-    return TickCost(fixed + _OVERHEAD, max(1e-9, step_few - lane), lane)
+    return TickCost(fixed, max(1e-9, step_few - lane), lane)
 
 
 def measure(runtime: Runtime, spec: ModelSpec, lanes: int, steps: int) -> float:

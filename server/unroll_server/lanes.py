@@ -186,7 +186,7 @@ class Lanes:
         x = self._input[: steps * count]
         rows = self._table[_ROW, :count] + self._steps[:steps]
         # Clipped: past the last region there is nothing, and what is read there is not reported.
-        np.take(self._regions, rows.reshape(-1), axis=0, out=x, mode="clip")
+        self._regions.take(rows.reshape(-1), axis=0, out=x, mode="clip")
         states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
         return x.reshape(steps, count, -1), states
 
@@ -260,9 +260,9 @@ class Lanes:
                 emit(work, work.ended(tuple(array[:, places[0]] for array in kept or ())))
                 continue
             assert isinstance(work, Batch)
-            # The lanes of a work mostly stand side by side: a slice costs less than a selection.
+            # A slice costs less than a selection.
             begin, end = places[0], places[-1] + 1
-            chosen = slice(begin, end) if end - begin == len(places) else places
+            chosen = slice(begin, end) if end - begin == len(places) else np.array(places)
             state = tuple(array[:, chosen] for array in kept) if kept and work.keeps_states else None
             if work.lanes_done(indices[chosen], logits[chosen], state):
                 answered.append(work)

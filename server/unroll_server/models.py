@@ -28,7 +28,7 @@ class Model:
         bitwise: Whether the same bits are promised: the runtime claims them and this machine showed them.
         max_abs_diff: From the proof: the largest absolute difference of the artifact from eager PyTorch.
         test_accuracy: From the training summary; None where there was no test split.
-        cost: What a tick costs here.
+        cost: What a tick's run of it costs here.
         timings: How the forms compared that could run it; empty where there was but one.
     """
 

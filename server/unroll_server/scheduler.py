@@ -134,7 +134,7 @@ def capacity_of(lanes: int) -> int:
 
 
 class TickCost(NamedTuple):
-    """What a tick costs, fitted to measurements: `fixed + (step + lane * lanes) * steps` seconds."""
+    """What ticks cost, fitted to measurements: `fixed + (step + lane * lanes) * steps` seconds."""
 
     fixed: float
     step: float
