@@ -102,8 +102,10 @@ class Core:
         Returns:
             Seconds that the tick is expected to take; None where there is nothing to run.
         """
-        if self._lone and self._room and not self._lone.cancelled:
-            return self._room.cost.seconds(1, self._steps)
+        if self._lone and self._room:
+            if not self._lone.cancelled:
+                return self._room.cost.seconds(1, self._steps)
+            self._room.metrics.dropped("cancelled", 1)
         self._lone = None
         begin = time.perf_counter()
         for _ in range(len(self._rotation)):

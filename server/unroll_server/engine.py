@@ -27,11 +27,17 @@ def _cores() -> int:
 
 
 ONE_CORE = _cores() == 1
-INLINE = 2e-3 if ONE_CORE else 250e-6
+INLINE = 5e-3 if ONE_CORE else 250e-6
 """Seconds that a tick may take on the event loop. More where there is no second core: then a thread takes as much from
 the event loop as the tick does, and both from each other."""
-TURNS = 32
+TURNS = 16
 """Turns of the event loop without new work, at most, after which a tick runs on it."""
+
+
+def _let_others() -> None:
+    """Lets the threads that bring work run, where they share this one's core."""
+    if ONE_CORE and hasattr(os, "sched_yield"):
+        os.sched_yield()
 
 
 class Engine:
@@ -144,6 +150,7 @@ class Engine:
             self._turns = min(TURNS, 4 * self._company - 3)
         if self._turns and self._taken < self._max_lanes:
             self._turns -= 1
+            _let_others()
             self._loop.call_soon(self._run_on_loop)
             return
         self._company = self._taken or self._company

@@ -24,7 +24,7 @@ from unroll_server.runtimes.onnx import session_options
 from unroll_server.types import Float32Array, ModelSpec
 from unroll_server.work import Batch
 
-TICK_STEPS = 16
+TICK_STEPS = 32
 """As `unroll-serve` has it by default."""
 WARM_UP = 0.2
 SEQUENCES = 232
