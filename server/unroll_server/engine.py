@@ -30,6 +30,8 @@ ONE_CORE = _cores() == 1
 INLINE = 5e-3 if ONE_CORE else 250e-6
 """Seconds that a tick may take on the event loop. More where there is no second core: then a thread takes as much from
 the event loop as the tick does, and both from each other."""
+SLICE = 250e-6
+"""Seconds of ticks in a row after which the event loop sees to others, where it runs them itself."""
 TURNS = 16
 """Turns of the event loop without new work, at most, after which a tick runs on it."""
 
@@ -157,7 +159,7 @@ class Engine:
         self._taken = 0
         self._planned = False
         begin = now = time.monotonic()
-        until = begin + INLINE
+        until = begin + SLICE
         while True:
             self._take_inbox()
             seconds = self._core.prepare(now)

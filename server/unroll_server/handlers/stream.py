@@ -138,7 +138,10 @@ class Stream:
         slot.busy = False
         self._unanswered -= 1
         self._fewer.set()
-        self._serve(slot)
+        if slot.pending:
+            self._serve(slot, slot.pending.popleft())
+        else:
+            slot.pending = None
 
     async def _run(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
         reader = asyncio.create_task(self._read(requests))
@@ -171,30 +174,33 @@ class Stream:
             if slot is None:
                 slot = self._slots[key] = _Slot(self, key)
             self._unanswered += 1
-            if slot.pending is None:
-                slot.pending = deque()
-            slot.pending.append(request)
-            if not slot.busy:
-                self._serve(slot)
+            if slot.busy:
+                if slot.pending is None:
+                    slot.pending = deque()
+                slot.pending.append(request)
+            else:
+                self._serve(slot, request)
             while self._unanswered >= MAX_UNANSWERED or len(self._out) >= MAX_UNSENT:
                 self._fewer.clear()
                 await self._fewer.wait()
 
-    def _serve(self, slot: _Slot) -> None:
-        """Answers the messages of a slot until a chunk runs or none waits."""
-        while slot.pending and not slot.busy:
-            request = slot.pending.popleft()
+    def _serve(self, slot: _Slot, request: pb.UnrollRequest) -> None:
+        """Answers a message of a slot, and those that wait behind it, until a chunk runs."""
+        while True:
             try:
                 slot.busy = self._answer(slot, request)
             except RequestError as error:
                 self.send(pb.UnrollResponse(key=slot.key, error=status_of(error)))
-            if not slot.busy:
-                self._unanswered -= 1
-                self._fewer.set()
-        if not slot.busy:
-            slot.pending = None
-            if not slot.sequence:
-                self._slots.pop(slot.key, None)
+            if slot.busy:
+                return
+            self._unanswered -= 1
+            self._fewer.set()
+            if not slot.pending:
+                break
+            request = slot.pending.popleft()
+        slot.pending = None
+        if not slot.sequence:
+            self._slots.pop(slot.key, None)
 
     def _go_on(self) -> None:
         while self._held and len(self._out) < MAX_UNSENT:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import alone, random_network, served
 
+from unroll_server.core import FIRST_GUESS
 from unroll_server.engine import Engine
 from unroll_server.errors import ExpiredError, InternalError, OverloadedError, RequestError
 from unroll_server.metrics import Metrics
@@ -345,7 +346,9 @@ async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
 ) -> None:
     monkeypatch.setattr("unroll_server.engine.ONE_CORE", one_core)
     # Between one tick and two, by the cost that these models claim.
-    monkeypatch.setattr("unroll_server.engine.INLINE", 1.01 * ONE_LAYER.cost.seconds(4, 16))
+    seconds = 1.01 * (ONE_LAYER.cost.seconds(4, 16) + FIRST_GUESS)
+    monkeypatch.setattr("unroll_server.engine.INLINE", seconds)
+    monkeypatch.setattr("unroll_server.engine.SLICE", seconds)
     async with running(ONE_LAYER, lanes=4, steps=16) as engine:
         for round_ in range(3):
             batches = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 16, seed)] * 4) for seed in range(10 * round_)]
