@@ -1,6 +1,7 @@
 """Settings -> wiring -> serve: the one place that knows every part."""
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from unroll_server.process import stop_signal
 _log = logging.getLogger(__name__)
 
 SERVICE = unroll_pb2.DESCRIPTOR.services_by_name["UnrollService"].full_name
+GC_THRESHOLD = (20_000, 20, 20)
+"""Objects, and collections of younger ones, between collections. By default it is 700, some ten requests."""
 LINGER = 1.0
 """Seconds that a health watcher has to hear that the server drains."""
 
@@ -86,6 +89,10 @@ class Service(Generic[AnyFront]):
 
     async def open(self) -> None:
         """Says that it serves, to whom asks for its health."""
+        # What is loaded stays: the collector need not look at all of it again and again, in the middle of a tick.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
         for name in ("", SERVICE):
             await self._checks.set(name, health_pb2.HealthCheckResponse.SERVING)
 
