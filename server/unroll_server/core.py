@@ -44,7 +44,8 @@ class _Room:
 
     def learn(self, own: float) -> None:
         """Takes in how many seconds a tick took beside the model's run."""
-        self._own += LEARNING * (own - self._own) if self._own else own
+        # A tick that another process held up says nothing of the next one.
+        self._own += LEARNING * (min(own, 4 * self._own) - self._own) if self._own else own
         fixed = self.model.cost.fixed + self._own
         # In coarse steps: what is weighed for a cost is kept.
         if not 0.8 * self.cost.fixed < fixed < 1.25 * self.cost.fixed:

@@ -13,8 +13,8 @@ PATIENCE = 60.0
 CALM = 0.05
 """Seconds without a stream's step after which bulk ticks may be long again."""
 ALERT_SECONDS = 250e-6
-"""How long a tick may take while streams are active, where it has more than one step: the next step of a stream
-waits no longer than that."""
+"""How long a tick may take while streams are active, or twice its fixed cost where that is more: the next step of a
+stream waits no longer than that."""
 
 
 class Queued(Protocol):
@@ -165,7 +165,9 @@ def tick_steps(
     lanes = len(remaining)
     limit = min(limit, interactive or limit, exact or limit, int(remaining.max()))
     if alert:
-        limit = min(limit, int((ALERT_SECONDS - cost.fixed) / (cost.step + cost.lane * lanes)))
+        # Never so short that most of it is the fixed cost.
+        run = max(ALERT_SECONDS - cost.fixed, cost.fixed)
+        limit = min(limit, int(run / (cost.step + cost.lane * lanes)))
     if limit <= 1:
         return 1
     lengths, rates = _lengths(limit, lanes, cost)

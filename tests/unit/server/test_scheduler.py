@@ -176,3 +176,10 @@ def test_a_stream_s_single_step_is_run_alone_and_bulk_in_long_ticks(alert: bool)
     assert tick_steps(32, COST, np.append(bulk, 1), interactive=1, exact=None, alert=True) == 1
     steps = tick_steps(32, COST, bulk, interactive=None, exact=None, alert=alert)
     assert steps == (11 if alert else 32)
+
+
+def test_where_ticks_are_costly_alert_ones_still_do_more_than_that() -> None:
+    slow = TickCost(fixed=1e-3, step=10e-6, lane=1e-6)
+    steps = tick_steps(32, slow, np.full(64, 1000), interactive=None, exact=None, alert=True)
+    assert steps == 13
+    assert slow.seconds(64, steps) <= 2 * slow.fixed
