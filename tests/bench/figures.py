@@ -86,7 +86,8 @@ class Verdict:
         """Whether the median holds the bar; what was not measured does not."""
         if not self.samples:
             return False
-        return self.spread.median >= self.bar if self.at_least else self.spread.median <= self.bar
+        # bool: the samples may be numpy's.
+        return bool(self.spread.median >= self.bar if self.at_least else self.spread.median <= self.bar)
 
     def show(self, value: float) -> str:
         """A value in the claim's unit."""
