@@ -10,8 +10,9 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from unroll_server.alone import run_alone
 from unroll_server.errors import ExpiredError, InternalError
-from unroll_server.lanes import Lanes, run_alone
+from unroll_server.lanes import Lanes
 from unroll_server.metrics import Metrics
 from unroll_server.models import Model
 from unroll_server.scheduler import CALM, Queue, capacity_of, tick_steps

@@ -202,9 +202,8 @@ class Engine:
 
     def _resume(self) -> None:
         """Takes up what came in while the thread was about to stop."""
-        if self._inbox and not self._planned and not self._threaded:
-            self._planned = True
-            self._run_on_loop()
+        if self._inbox and not self._threaded:
+            self._plan()
 
     @staticmethod
     def _deliver(events: Events) -> None:

@@ -5,20 +5,16 @@ gathers a tick's input from the regions, and one reads the last steps of all lan
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_server.classes import classify
 from unroll_server.models import Model
-from unroll_server.runtimes.base import Runtime, TickResult
+from unroll_server.runtimes.base import TickResult
 from unroll_server.scheduler import Slice
 from unroll_server.types import Float32Array, State
-from unroll_server.work import Batch, Stretch, Work
-
-Emit = Callable[[Work, object], None]
-"""Takes something that a work has to deliver."""
+from unroll_server.work import Batch, Emit, Stretch, Work, complete
 
 _ALIGNMENT = 64
 _REGION_STEPS = 128
@@ -266,7 +262,9 @@ class Lanes:
             state = tuple(array[:, chosen] for array in kept) if kept and work.keeps_states else None
             if work.lanes_done(indices[chosen], logits[chosen], state):
                 answered.append(work)
-        _classify(answered, emit)
+        complete(answered)
+        for batch in answered:
+            emit(batch, batch)
         self._free(columns)
 
     def _free(self, columns: list[int]) -> None:
@@ -282,36 +280,6 @@ class Lanes:
         if self._long:
             _, left, row, region, *_ = self._table[:, columns]
             self._long -= int((row + left > region + self._region).sum())
-
-
-def run_alone(work: Work, runtime: Runtime, emit: Emit) -> None:
-    """Runs a work of one sequence in one tick by itself, past all lanes: it has nothing to be gathered with."""
-    initial = work.initial_state or work.model.spec.zero_state(1)
-    logits, states, final = runtime.run(work.values[:, np.newaxis], initial)
-    if isinstance(work, Stretch):
-        emit(work, work.steps_done(logits[:, 0], states[:, 0]))
-        emit(work, work.ended(tuple(array[:, 0] for array in final)))
-    elif isinstance(work, Batch):
-        work.lanes_done(_FIRST, logits[-1], final if work.keeps_states else None)
-        _classify([work], emit)
-
-
-def _classify(batches: Sequence[Batch], emit: Emit) -> None:
-    """Completes batches whose logits are all there: in one go, a row of few numbers costs little more alone."""
-    if not batches:
-        return
-    logits = batches[0].logits if len(batches) == 1 else np.concatenate([batch.logits for batch in batches])
-    probabilities, labels = classify(logits)
-    begin = 0
-    for batch in batches:
-        rows = slice(begin, begin + batch.size)
-        begin = rows.stop
-        batch.probabilities = probabilities[rows]
-        batch.labels = labels[rows]
-        emit(batch, batch)
-
-
-_FIRST = np.zeros(1, np.int64)
 
 
 def _aligned(shape: tuple[int, ...]) -> Float32Array:

@@ -58,7 +58,7 @@ class Queue(Generic[WorkT]):
     """
 
     def __init__(self, lanes: int, drop: Callable[[WorkT, str], None]) -> None:
-        self.capacity = capacity_of(lanes)
+        self._capacity = capacity_of(lanes)
         self._limit = lanes
         self._drop = drop
         self._interactive: list[tuple[float, int, WorkT]] = []
@@ -69,11 +69,6 @@ class Queue(Generic[WorkT]):
     def __len__(self) -> int:
         """Works that wait, cancelled ones among them."""
         return len(self._interactive) + len(self._bulk)
-
-    @property
-    def interactive_waits(self) -> bool:
-        """Whether a stream's step waits."""
-        return bool(self._interactive)
 
     def add(self, work: WorkT, now: float) -> None:
         """Queues all sequences of `work` at time `now`."""
@@ -104,10 +99,10 @@ class Queue(Generic[WorkT]):
         """
         taken: list[Slice[WorkT]] = []
         if self._interactive:
-            room = min(self._limit - interactive, self.capacity - interactive - bulk)
+            room = min(self._limit - interactive, self._capacity - interactive - bulk)
             interactive += self._take(self._interactive, room, now, taken)
         if self._bulk:
-            self._take(self._bulk, min(self._limit - bulk, self.capacity - interactive - bulk), now, taken)
+            self._take(self._bulk, min(self._limit - bulk, self._capacity - interactive - bulk), now, taken)
         return taken
 
     def _take(self, heap: list[tuple[float, int, WorkT]], room: int, now: float, taken: list[Slice[WorkT]]) -> int:

@@ -7,12 +7,14 @@ what these return is handed to `deliver` on the event loop.
 import asyncio
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unroll_server.classes import classify
 from unroll_server.errors import RequestError
 from unroll_server.models import Model
 from unroll_server.types import Float32Array, State
@@ -88,6 +90,10 @@ class Work(ABC):
         """Ends the work with an error, on the event loop. Calls after the first do nothing."""
 
 
+Emit = Callable[[Work, object], None]
+"""Takes something that a work has to deliver."""
+
+
 class Batch(Work):
     """Sequences to classify: what each one's last step says, answered together.
 
@@ -157,6 +163,20 @@ class Batch(Work):
     async def wait(self) -> None:
         """Waits until every sequence is answered; raises what it failed with."""
         await self._done
+
+
+def complete(batches: Sequence[Batch]) -> None:
+    """Sets `probabilities` and `labels` of batches whose logits are all there, in one go: a row alone costs as much."""
+    if not batches:
+        return
+    logits = batches[0].logits if len(batches) == 1 else np.concatenate([batch.logits for batch in batches])
+    probabilities, labels = classify(logits)
+    begin = 0
+    for batch in batches:
+        rows = slice(begin, begin + batch.size)
+        begin = rows.stop
+        batch.probabilities = probabilities[rows]
+        batch.labels = labels[rows]
 
 
 class Listener(Protocol):
