@@ -3,7 +3,7 @@
 from bench.contestants import AFTERNOON, EAGER, ENVOY, OURS, TRITON
 from bench.figures import Outcome
 from bench.networks import LARGE, SMALL, ragged
-from bench.rows.row import ROUNDS_OF_LARGE, Row, against, against_figure, closed, contestants, rates, report
+from bench.rows.row import ROUNDS_OF_LARGE, Row, against, against_triton, closed, contestants, rates, report
 from bench.session import Session
 
 IN_FLIGHT = 64
@@ -23,10 +23,7 @@ async def measure(session: Session, outcome: Outcome) -> None:
         if network == SMALL:
             samples = rates(results, 1)
             against(outcome, samples, ENVOY, AFTERNOON, 5)
-            if TRITON in session.peers:
-                against(outcome, samples, ENVOY, TRITON, 3)
-            else:
-                against_figure(outcome, samples, ENVOY, TRITON, TRITON_RATE, 3)
+            against_triton(session, outcome, samples, ENVOY, 3, TRITON_RATE)
 
 
 ROW = Row("ragged", "lengths 5..120, one sequence a request, 64 in flight, requests/s", measure)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from bench.asking import Contestant, Group, WrongAnswerError
+from bench.contestants import TRITON
 from bench.figures import Figure, Outcome, Verdict, ratios
 from bench.networks import eager
 from bench.processes import StartError
@@ -115,6 +116,16 @@ def against(
         outcome.verdicts.append(Verdict(claim, [], bar, unit=unit, source=f"no {', no '.join(missing)} here"))
     else:
         outcome.verdicts.append(Verdict(claim, ratios(samples[ours], samples[theirs]), bar, unit=unit))
+
+
+def against_triton(
+    session: Session, outcome: Outcome, samples: dict[str, list[float]], ours: str, bar: float, quoted: float
+) -> None:
+    """Claims that `ours` does `bar` times what Triton does: here where it runs, else as quoted from elsewhere."""
+    if TRITON in session.peers:
+        against(outcome, samples, ours, TRITON, bar)
+    else:
+        against_figure(outcome, samples, ours, TRITON, quoted, bar)
 
 
 def against_figure(

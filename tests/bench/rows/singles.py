@@ -4,7 +4,7 @@ from bench.contestants import AFTERNOON, BARE_ECHO, EAGER, ECHO, ENVOY, OURS, TR
 from bench.figures import Outcome
 from bench.networks import LARGE, SMALL, even
 from bench.processes import StartError
-from bench.rows.row import ROUNDS_OF_LARGE, Row, against, against_figure, closed, contestants, rates, report
+from bench.rows.row import ROUNDS_OF_LARGE, Row, against, against_triton, closed, contestants, rates, report
 from bench.session import Session
 
 IN_FLIGHT = 64
@@ -32,10 +32,7 @@ async def measure(session: Session, outcome: Outcome) -> None:
             for ours in OURS:
                 against(outcome, samples, ours, ECHO[ours], 0.6, "%")
             against(outcome, samples, ENVOY, AFTERNOON, 5)
-            if TRITON in session.peers:
-                against(outcome, samples, ENVOY, TRITON, 2)
-            else:
-                against_figure(outcome, samples, ENVOY, TRITON, TRITON_RATE, 2)
+            against_triton(session, outcome, samples, ENVOY, 2, TRITON_RATE)
 
 
 ROW = Row("singles", "server, single-sequence requests of 29 steps, 64 in flight, requests/s", measure)
