@@ -5,7 +5,9 @@ checksums hold.
 """
 
 import io
+import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -43,12 +45,52 @@ class TorchScriptRuntime:
             warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=DeprecationWarning)
             self._module = torch.jit.load(io.BytesIO(model), map_location=device)  # type: ignore[no-untyped-call]
         self._module.eval()
+        on_device = device == "cuda"
+        self._input, self._state = _Buffer(on_device), _Buffer(on_device)
+        self._results = [_Buffer(on_device) for _ in range(3)]
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
         with torch.inference_mode():
             # Copied: torch wants memory that it may write to, and a request's is not.
-            batch_major = torch.from_numpy(np.array(x.transpose(1, 0, 2), order="C")).to(self.device)
-            initial = torch.from_numpy(np.array(state[0], order="C")).to(self.device)
-            logits, states, final = (tensor.cpu().numpy() for tensor in self._module(batch_major, initial))
+            batch_major = self._input.filled(x.transpose(1, 0, 2)).to(self.device, non_blocking=True)
+            initial = self._state.filled(state[0]).to(self.device, non_blocking=True)
+            logits, states, final = self._outputs(self._module(batch_major, initial))
         return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), (final,))
+
+    def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[Float32Array]:
+        """The results in memory of their own: the callers keep them, and the next run overwrites the buffers."""
+        if self.device == "cpu":
+            return [tensor.numpy() for tensor in tensors]
+        copies = [buffer.received(tensor) for buffer, tensor in zip(self._results, tensors, strict=True)]
+        torch.cuda.current_stream().synchronize()
+        return [copy.numpy().copy() for copy in copies]
+
+
+class _Buffer:
+    """Host memory that is used again from run to run, and grows with the largest.
+
+    Args:
+        pinned: Whether its pages are locked, so that a device copies from and to it by itself, without the driver
+            copying through memory of its own first.
+    """
+
+    def __init__(self, pinned: bool) -> None:
+        self._pinned = pinned
+        self._memory = torch.empty(0)
+
+    def filled(self, values: Float32Array) -> torch.Tensor:
+        """A copy of `values`, C-contiguous."""
+        tensor = self._of(values.shape)
+        np.copyto(tensor.numpy(), values)
+        return tensor
+
+    def received(self, values: torch.Tensor) -> torch.Tensor:
+        """A copy of what is on the device, once the current stream is synchronized."""
+        return self._of(values.shape).copy_(values, non_blocking=True)
+
+    def _of(self, shape: Sequence[int]) -> torch.Tensor:
+        size = math.prod(shape)
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size, pin_memory=self._pinned)
+        return self._memory[:size].view(*shape)
