@@ -442,6 +442,128 @@ class SequenceClosed(_message.Message):
 Global___SequenceClosed: _TypeAlias = SequenceClosed  # noqa: Y015
 
 @_typing.final
+class AdvanceRequest(_message.Message):
+    """The next timesteps of a session. With `first_step`, a chunk that was answered already is answered again and applied
+    once, so that a caller that lost an answer may ask again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    INITIAL_STATE_FIELD_NUMBER: _builtins.int
+    RETURN_STATES_FIELD_NUMBER: _builtins.int
+    RETURN_LOGITS_FIELD_NUMBER: _builtins.int
+    RETURN_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """Names the session among those of its caller; 1 to 128 bytes of UTF-8."""
+    model: _builtins.str
+    """As in OpenSequence where `start`; else empty, or that of the session."""
+    version: _builtins.int
+    """As in OpenSequence where `start`; else 0, or that of the session."""
+    start: _builtins.bool
+    """Begins the session, anew where there is one of this id."""
+    end: _builtins.bool
+    """Ends the session after these steps."""
+    first_step: _builtins.int
+    """Number of the first step, as in Chunk. Absent: goes on wherever the session is."""
+    values: _builtins.bytes
+    """float32 [steps, input_size]; finite. No step only where `start` or `end`."""
+    return_states: _builtins.bool
+    return_logits: _builtins.bool
+    return_snapshot: _builtins.bool
+    @_builtins.property
+    def initial_state(self) -> Global___Snapshot:
+        """Only where `start`. Absent: the zero state, step 0."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        start: _builtins.bool = ...,
+        end: _builtins.bool = ...,
+        first_step: _builtins.int | None = ...,
+        values: _builtins.bytes = ...,
+        initial_state: Global___Snapshot | None = ...,
+        return_states: _builtins.bool = ...,
+        return_logits: _builtins.bool = ...,
+        return_snapshot: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "first_step", b"first_step", "initial_state", b"initial_state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "end", b"end", "first_step", b"first_step", "initial_state", b"initial_state", "model", b"model", "return_logits", b"return_logits", "return_snapshot", b"return_snapshot", "return_states", b"return_states", "session_id", b"session_id", "start", b"start", "values", b"values", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
+    _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_step) -> _WhichOneofReturnType__first_step | None: ...
+
+Global___AdvanceRequest: _TypeAlias = AdvanceRequest  # noqa: Y015
+
+@_typing.final
+class AdvanceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    LABEL_INDEX_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    version: _builtins.int
+    """The version that the session stays on until it ends."""
+    first_step: _builtins.int
+    count: _builtins.int
+    states: _builtins.bytes
+    """float32 [count, hidden_size] of the last layer, where asked for."""
+    logits: _builtins.bytes
+    """float32 [count, output_size], where asked for."""
+    probabilities: _builtins.bytes
+    """Of the last step, float32 [classes] as in ClassifyResponse; empty, as `label`, where there was no step."""
+    label_index: _builtins.int
+    label: _builtins.str
+    step: _builtins.int
+    """Timesteps consumed after these: number of the next step."""
+    @_builtins.property
+    def snapshot(self) -> Global___Snapshot:
+        """After these steps, where asked for."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        first_step: _builtins.int = ...,
+        count: _builtins.int = ...,
+        states: _builtins.bytes = ...,
+        logits: _builtins.bytes = ...,
+        probabilities: _builtins.bytes = ...,
+        label_index: _builtins.int = ...,
+        label: _builtins.str = ...,
+        step: _builtins.int = ...,
+        snapshot: Global___Snapshot | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_step", b"first_step", "label", b"label", "label_index", b"label_index", "logits", b"logits", "model", b"model", "probabilities", b"probabilities", "snapshot", b"snapshot", "states", b"states", "step", b"step", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdvanceResponse: _TypeAlias = AdvanceResponse  # noqa: Y015
+
+@_typing.final
 class ListModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

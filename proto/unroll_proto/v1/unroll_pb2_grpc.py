@@ -44,6 +44,11 @@ class UnrollServiceStub(object):
                 request_serializer=unroll__proto_dot_v1_dot_unroll__pb2.UnrollRequest.SerializeToString,
                 response_deserializer=unroll__proto_dot_v1_dot_unroll__pb2.UnrollResponse.FromString,
                 _registered_method=True)
+        self.Advance = channel.unary_unary(
+                '/unroll.v1.UnrollService/Advance',
+                request_serializer=unroll__proto_dot_v1_dot_unroll__pb2.AdvanceRequest.SerializeToString,
+                response_deserializer=unroll__proto_dot_v1_dot_unroll__pb2.AdvanceResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/unroll.v1.UnrollService/ListModels',
                 request_serializer=unroll__proto_dot_v1_dot_unroll__pb2.ListModelsRequest.SerializeToString,
@@ -68,6 +73,13 @@ class UnrollServiceServicer(object):
 
     def Unroll(self, request_iterator, context):
         """Carries any number of sequences, each under a key that the caller picks, and answers as steps are computed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Advance(self, request, context):
+        """Goes on with a session: a sequence whose state the server keeps, under an id that the caller picks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +110,11 @@ def add_UnrollServiceServicer_to_server(servicer, server):
                     servicer.Unroll,
                     request_deserializer=unroll__proto_dot_v1_dot_unroll__pb2.UnrollRequest.FromString,
                     response_serializer=unroll__proto_dot_v1_dot_unroll__pb2.UnrollResponse.SerializeToString,
+            ),
+            'Advance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Advance,
+                    request_deserializer=unroll__proto_dot_v1_dot_unroll__pb2.AdvanceRequest.FromString,
+                    response_serializer=unroll__proto_dot_v1_dot_unroll__pb2.AdvanceResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -164,6 +181,33 @@ class UnrollService(object):
             '/unroll.v1.UnrollService/Unroll',
             unroll__proto_dot_v1_dot_unroll__pb2.UnrollRequest.SerializeToString,
             unroll__proto_dot_v1_dot_unroll__pb2.UnrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Advance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unroll.v1.UnrollService/Advance',
+            unroll__proto_dot_v1_dot_unroll__pb2.AdvanceRequest.SerializeToString,
+            unroll__proto_dot_v1_dot_unroll__pb2.AdvanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

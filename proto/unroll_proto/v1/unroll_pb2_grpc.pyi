@@ -22,6 +22,8 @@ class UnrollServiceStub:
     """Classifies a batch of sequences of any lengths, each from the logits of its own last timestep."""
     Unroll: _aio.StreamStreamMultiCallable[_unroll_pb2.UnrollRequest, _unroll_pb2.UnrollResponse]
     """Carries any number of sequences, each under a key that the caller picks, and answers as steps are computed."""
+    Advance: _aio.UnaryUnaryMultiCallable[_unroll_pb2.AdvanceRequest, _unroll_pb2.AdvanceResponse]
+    """Goes on with a session: a sequence whose state the server keeps, under an id that the caller picks."""
     ListModels: _aio.UnaryUnaryMultiCallable[_unroll_pb2.ListModelsRequest, _unroll_pb2.ListModelsResponse]
     """Every model version that is served."""
     GetModel: _aio.UnaryUnaryMultiCallable[_unroll_pb2.GetModelRequest, _unroll_pb2.GetModelResponse]
@@ -42,6 +44,14 @@ class UnrollServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_unroll_pb2.UnrollRequest], _abc.AsyncIterator[_unroll_pb2.UnrollResponse]],
     ) -> _abc.AsyncIterator[_unroll_pb2.UnrollResponse]:
         """Carries any number of sequences, each under a key that the caller picks, and answers as steps are computed."""
+
+    @_abc_1.abstractmethod
+    def Advance(
+        self,
+        request: _unroll_pb2.AdvanceRequest,
+        context: _aio.ServicerContext[_unroll_pb2.AdvanceRequest, _abc.Awaitable[_unroll_pb2.AdvanceResponse]],
+    ) -> _abc.Awaitable[_unroll_pb2.AdvanceResponse]:
+        """Goes on with a session: a sequence whose state the server keeps, under an id that the caller picks."""
 
     @_abc_1.abstractmethod
     def ListModels(
