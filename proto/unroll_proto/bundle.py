@@ -1,12 +1,15 @@
 """The model bundle on disk: its file names, and the check that its checksums and its proof hold.
 
 A version directory holds `manifest.json` and the files it names; see bundle.proto for what they say. Nothing of a
-bundle but the manifest is parsed before its checksum has been found right.
+bundle but the manifest is parsed before its checksum has been found right, and nothing is read before its size has.
 """
 
 import hashlib
+import io
 import math
+import os
 import re
+import stat
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +41,16 @@ FILES = {
 MODEL_KINDS = (pb.ARTIFACT_KIND_ONNX_RNN, pb.ARTIFACT_KIND_ONNX_SCAN, pb.ARTIFACT_KIND_TORCHSCRIPT)
 BITWISE_KINDS = (pb.ARTIFACT_KIND_ONNX_SCAN,)
 
-MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_PARITY_BYTES = 16 * 2**20
+MAX_MODEL_BYTES = 2**31 - 1
+"""Of a file with weights; protobuf, and so ONNX, takes no more."""
+MAX_SIZES = {"input_size": 2**14, "hidden_size": 2**14, "output_size": 2**16, "num_layers": 2**8}
+"""The largest network that a reader takes, by field of the manifest."""
+
+# What a file with weights may have beside them: graph, names, code. The exporter's have less than a tenth of it.
+_BESIDE_WEIGHTS = 2**20
+_BESIDE_LAYER = 2**14
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MessageT = TypeVar("_MessageT", bound=Message)
@@ -73,19 +85,63 @@ def artifact_of(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") 
     return found[0]
 
 
+def weights_bytes(manifest: pb.BundleManifest) -> int:
+    """Bytes of all float32 parameters of the network that the manifest describes, standardization included."""
+    features, hidden, layers = manifest.input_size, manifest.hidden_size, manifest.num_layers
+    recurrent = (features + hidden + 2) * hidden + (layers - 1) * (2 * hidden + 2) * hidden
+    return 4 * (2 * features + recurrent + (hidden + 1) * manifest.output_size)
+
+
+def size_limit(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") -> int:
+    """The most bytes that an artifact of this kind can have, by what the manifest says of the network."""
+    if kind == pb.ARTIFACT_KIND_PARITY:
+        return MAX_PARITY_BYTES
+    return min(weights_bytes(manifest) + _BESIDE_WEIGHTS + _BESIDE_LAYER * manifest.num_layers, MAX_MODEL_BYTES)
+
+
 def read_artifact(path: Path, artifact: pb.Artifact) -> bytes:
     """Reads a file of the bundle at `path`; raises BundleError where it is not what the manifest vouches for."""
     file = path / artifact.file
-    if file.is_symlink() or not file.is_file():
-        raise BundleError(f"{file}: not a regular file")
-    size = file.stat().st_size
-    if size != artifact.size_bytes:
-        raise BundleError(f"{file}: {size} bytes, {artifact.size_bytes} in the manifest")
-    content = file.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != artifact.sha256:
-        raise BundleError(f"{file}: sha256 {digest}, {artifact.sha256} in the manifest")
+    with _open(file) as opened:
+        size = _size_of(opened)
+        _require(size == artifact.size_bytes, file, f"{size} bytes, {artifact.size_bytes} in the manifest")
+        content = opened.read(size)
+    _check_digest(file, hashlib.sha256(content).hexdigest(), artifact)
     return content
+
+
+def check_artifact(path: Path, artifact: pb.Artifact) -> None:
+    """Checks a file of the bundle at `path` as `read_artifact` does, and keeps nothing of it."""
+    file = path / artifact.file
+    with _open(file) as opened:
+        size = _size_of(opened)
+        _require(size == artifact.size_bytes, file, f"{size} bytes, {artifact.size_bytes} in the manifest")
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    _check_digest(file, digest, artifact)
+
+
+def _check_digest(file: Path, digest: str, artifact: pb.Artifact) -> None:
+    _require(digest == artifact.sha256, file, f"sha256 {digest}, {artifact.sha256} in the manifest")
+
+
+def _open(file: Path) -> io.BufferedReader:
+    """Opens a regular file; links are not followed, and what is no file (a pipe, a device) is not waited for."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        opened = os.fdopen(os.open(file, flags), "rb")
+    except FileNotFoundError:
+        raise BundleError(f"{file}: no such file") from None
+    except OSError as error:
+        links = file.is_symlink() or not file.is_file()
+        raise BundleError(f"{file}: {'not a regular file' if links else error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise BundleError(f"{file}: not a regular file")
+    return opened
+
+
+def _size_of(opened: io.BufferedReader) -> int:
+    return os.fstat(opened.fileno()).st_size
 
 
 def read_manifest(path: Path) -> pb.BundleManifest:
@@ -95,15 +151,16 @@ def read_manifest(path: Path) -> pb.BundleManifest:
         BundleError: it is missing, not proto3 JSON of BundleManifest, of another format, or contradicts itself.
     """
     file = path / MANIFEST
-    if not file.is_file():
-        raise BundleError(f"{file}: no such file")
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{file}: more than {MAX_MANIFEST_BYTES} bytes")
-    manifest = _parse(file.read_bytes(), pb.BundleManifest(), file)
+    with _open(file) as opened:
+        content = opened.read(MAX_MANIFEST_BYTES + 1)
+    _require(len(content) <= MAX_MANIFEST_BYTES, file, f"more than {MAX_MANIFEST_BYTES} bytes")
+    manifest = _parse(content, pb.BundleManifest(), file)
     _require(manifest.format == FORMAT, file, f"format {manifest.format}, {FORMAT} expected")
     check_name(manifest.name)
-    for field in ("version", "input_size", "hidden_size", "output_size", "num_layers"):
+    for field in ("version", *MAX_SIZES):
         _require(getattr(manifest, field) > 0, file, f"{field} is 0")
+    for field, limit in MAX_SIZES.items():
+        _require(getattr(manifest, field) <= limit, file, f"{field} {getattr(manifest, field)}, {limit} at most")
     classes = max(manifest.output_size, 2)
     labels, features = manifest.class_labels, manifest.feature_names
     _require(len(labels) == len(set(labels)) == classes, file, f"class_labels: {classes} distinct ones expected")
@@ -111,6 +168,8 @@ def read_manifest(path: Path) -> pb.BundleManifest:
     for kind, name in FILES.items():
         artifact = artifact_of(manifest, kind)
         _require(artifact.file == name, file, f"{artifact.file!r} given for {name}")
+        limit = size_limit(manifest, kind)
+        _require(artifact.size_bytes <= limit, file, f"{name}: {artifact.size_bytes} bytes, {limit} at most")
     _require(len(manifest.artifacts) == len(FILES), file, f"{len(FILES)} artifacts expected")
     return manifest
 
@@ -122,9 +181,11 @@ def verify_bundle(path: Path) -> tuple[pb.BundleManifest, pb.ParityReport]:
         BundleError: any of it does not hold.
     """
     manifest = read_manifest(path)
-    contents = {artifact.kind: read_artifact(path, artifact) for artifact in manifest.artifacts}
+    for artifact in manifest.artifacts:
+        if artifact.kind != pb.ARTIFACT_KIND_PARITY:
+            check_artifact(path, artifact)
     file = path / PARITY
-    report = _parse(contents[pb.ARTIFACT_KIND_PARITY], pb.ParityReport(), file)
+    report = _parse(read_artifact(path, artifact_of(manifest, pb.ARTIFACT_KIND_PARITY)), pb.ParityReport(), file)
     _require(report.format == FORMAT, file, f"format {report.format}, {FORMAT} expected")
     _require((report.name, report.version) == (manifest.name, manifest.version), file, "is another model's proof")
     _require(0 < report.tolerance <= TOLERANCE, file, f"tolerance {report.tolerance}, at most {TOLERANCE} expected")
@@ -150,8 +211,8 @@ def _check_proof(proof: pb.ArtifactProof, artifact: pb.Artifact, tolerance: floa
 def _parse(content: bytes, message: _MessageT, file: Path) -> _MessageT:
     try:
         return json_format.Parse(content, message)
-    except (json_format.ParseError, UnicodeDecodeError) as error:
-        raise BundleError(f"{file}: {' '.join(str(error).split())}") from None
+    except (json_format.ParseError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file}: {' '.join(str(error).split())[:500]}") from None
 
 
 def _require(condition: bool, file: Path, problem: str) -> None:

@@ -1,5 +1,8 @@
 """Bundles on disk: finds them in the model repository, verifies them, reads what a runtime needs."""
 
+import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +13,49 @@ from unroll_server.types import ModelKey, ModelSpec
 ARCHITECTURES = ("simple_rnn",)
 
 
-def find_bundles(root: Path) -> list[Path]:
-    """The version folders under `root`, by name, then version."""
-    versions = [path for path in root.glob("*/*") if path.name.isascii() and path.name.isdigit() and path.is_dir()]
-    return sorted(versions, key=lambda path: (path.parent.name, int(path.name)))
+Fingerprint = tuple[tuple[int, ...] | None, ...]
+"""What tells, without reading them, that files of a bundle have changed."""
+
+
+def find_bundles(root: Path) -> dict[ModelKey, Fingerprint]:
+    """The version folders under `root`, and what their files are at the moment.
+
+    Raises:
+        OSError: `root` can't be listed.
+    """
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return {key: fingerprint(root, key) for name in names for key in _versions(root, name)}
+
+
+def fingerprint(root: Path, key: ModelKey) -> Fingerprint:
+    """What the files of a bundle are at the moment; None stands for one that is missing."""
+    folder = path_of(root, key)
+    return tuple(_look_at(folder / name) for name in ("", bundle.MANIFEST, *bundle.FILES.values()))
+
+
+def path_of(root: Path, key: ModelKey) -> Path:
+    """The folder of a version."""
+    return root / key.name / str(key.version)
+
+
+def _versions(root: Path, name: str) -> Iterator[ModelKey]:
+    try:
+        with os.scandir(root / name) as entries:
+            folders = [entry.name for entry in entries if Path(entry).is_dir()]
+    except OSError:  # no folder, or gone by now
+        return
+    for folder in folders:
+        if folder.isascii() and folder.isdigit() and not folder.startswith("0"):
+            yield ModelKey(name, int(folder))
+
+
+def _look_at(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +67,14 @@ class VerifiedBundle:
         spec: What its model takes and gives.
         manifest: What its maker says of it.
         report: The proof.
+        digest: SHA-256, hex, of the manifest, which vouches for every other file: it tells contents apart.
     """
 
     path: Path
     spec: ModelSpec
     manifest: bundle_pb2.BundleManifest
     report: bundle_pb2.ParityReport
+    digest: str
 
     def read(self, kind: "bundle_pb2.ArtifactKind.ValueType") -> bytes:
         """Content of an artifact; its checksum is checked again, so that what is loaded is what was verified."""
@@ -41,16 +85,26 @@ class VerifiedBundle:
         return next(proof.max_abs_diff for proof in self.report.proofs if proof.kind == kind)
 
 
-def verify(path: Path) -> VerifiedBundle:
-    """Verifies the bundle `NAME/VERSION/` at `path`; nothing but JSON of it is parsed.
+def verify(root: Path, key: ModelKey) -> VerifiedBundle:
+    """Verifies a bundle of the repository at `root`; nothing but JSON of it is parsed.
 
     Raises:
-        BundleError: layout, checksums or proof do not hold, or it is not for this server.
+        BundleError: layout, checksums or proof do not hold, it is not for this server, or lies outside `root`.
     """
-    manifest, report = bundle.verify_bundle(path)
-    key = ModelKey(manifest.name, manifest.version)
-    if str(key) != f"{path.parent.name}/{path.name}":
-        raise bundle.BundleError(f"{path}: the manifest says {key}")
+    path = path_of(root, key)
+    try:
+        inside = path.resolve(strict=True).is_relative_to(root.resolve(strict=True))
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise bundle.BundleError(f"{path}: {error}") from None
+    if not inside:
+        raise bundle.BundleError(f"{path}: a link out of the repository")
+    try:
+        manifest, report = bundle.verify_bundle(path)
+    except OSError as error:
+        raise bundle.BundleError(f"{path}: {error}") from None
+    said = ModelKey(manifest.name, manifest.version)
+    if said != key:
+        raise bundle.BundleError(f"{path}: the manifest says {said}")
     if manifest.architecture not in ARCHITECTURES:
         raise bundle.BundleError(f"{path}: architecture {manifest.architecture!r} is not one of {ARCHITECTURES}")
     spec = ModelSpec(
@@ -63,4 +117,5 @@ def verify(path: Path) -> VerifiedBundle:
         class_labels=tuple(manifest.class_labels),
         feature_names=tuple(manifest.feature_names),
     )
-    return VerifiedBundle(path, spec, manifest, report)
+    digest = hashlib.sha256(manifest.SerializeToString(deterministic=True)).hexdigest()
+    return VerifiedBundle(path, spec, manifest, report, digest)

@@ -53,7 +53,9 @@ class ChosenForms:
         return next(form for least, form in self._forms if lanes >= least).run(x, state)
 
 
-def choose(forms: Sequence[Runtime], spec: ModelSpec, max_lanes: int) -> tuple[Runtime, tuple[FormTiming, ...]]:
+def choose(
+    forms: Sequence[Runtime], spec: ModelSpec, max_lanes: int, known: Sequence[FormTiming] = ()
+) -> tuple[Runtime, tuple[FormTiming, ...]]:
     """Times equivalent forms and picks the fastest for each number of lanes, where that keeps the bits.
 
     Args:
@@ -61,18 +63,23 @@ def choose(forms: Sequence[Runtime], spec: ModelSpec, max_lanes: int) -> tuple[R
             chosen only where it gives exactly the bits of the first.
         spec: The model.
         max_lanes: The widest tick.
+        known: What was measured of a model of the same sizes, which is not measured again: the graphs differ in the
+            values of their weights alone.
 
     Returns:
         What runs the model, and what was measured.
     """
     if len(forms) == 1:
         return forms[0], ()
+    measured = {(timing.artifact, timing.lanes): timing.seconds_per_step for timing in known}
     counts = sorted({1, min(8, max_lanes), max_lanes})
     timings: list[FormTiming] = []
     chosen: dict[int, Runtime] = {}
     same = {form: form is forms[0] or _same_bits(forms[0], form, spec, max_lanes) for form in forms}
     for lanes in counts:
-        seconds = {form: measure(form, spec, lanes, _STEPS) / _STEPS for form in forms}
+        seconds = {
+            form: measured.get((form.artifact, lanes)) or measure(form, spec, lanes, _STEPS) / _STEPS for form in forms
+        }
         fastest = min((form for form in forms if same[form]), key=seconds.__getitem__)
         chosen[lanes] = fastest
         timings += [FormTiming(form.artifact, lanes, seconds[form], same[form], form is fastest) for form in forms]

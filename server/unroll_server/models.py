@@ -1,14 +1,13 @@
-"""Models that are ready to run: the repository's bundles, each in its runtime and warmed up."""
+"""Models that are ready to run: verified bundles, each in its runtime and warmed up."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from unroll_proto.bundle import BundleError
 from unroll_proto.v1 import bundle_pb2
-from unroll_server.bundle import VerifiedBundle, find_bundles, verify
+from unroll_server.bundle import VerifiedBundle
 from unroll_server.errors import StartupError
 from unroll_server.forms import FormTiming, choose, keeps_bits, tick_cost
 from unroll_server.runtimes.base import Runtime
@@ -30,6 +29,7 @@ class Model:
         test_accuracy: From the training summary; None where there was no test split.
         cost: What a tick's run of it costs here.
         timings: How the forms compared that could run it; empty where there was but one.
+        digest: Of its bundle; see VerifiedBundle.
     """
 
     spec: ModelSpec
@@ -39,6 +39,7 @@ class Model:
     test_accuracy: float | None
     cost: TickCost
     timings: tuple[FormTiming, ...] = ()
+    digest: str = ""
 
     @property
     def states_are_state(self) -> bool:
@@ -46,40 +47,74 @@ class Model:
         return self.spec.state_shapes == ((1, self.spec.hidden_size),)
 
 
-def load_repository(root: Path, runtime: str, device: str, max_lanes: int) -> list[Model]:
-    """Loads every version of every model under `root` that can be trusted; logs why the others can't.
+class Loader:
+    """Makes verified bundles ready to run.
 
     Args:
-        root: Folder of `NAME/VERSION/` bundles.
         runtime: "onnx" or "torchscript".
         device: "cpu" or "cuda".
         max_lanes: Widest tick, warmed up for.
 
     Raises:
-        StartupError: there is no such folder, or nothing in it can be served.
+        StartupError: the runtime's library is not installed.
     """
-    forms = _forms(runtime, device)
-    if not root.is_dir():
-        raise StartupError(f"--models: {root} is not a folder")
-    paths = find_bundles(root)
-    if not paths:
-        raise StartupError(f"--models: {root} holds no bundle, that is no folder NAME/VERSION/")
-    models, problems = [], []
-    for path in paths:
+
+    def __init__(self, runtime: str, device: str, max_lanes: int) -> None:
+        self._forms = _forms(runtime, device)
+        self._max_lanes = max_lanes
+
+    def load(self, bundle: VerifiedBundle, others: Sequence[Model] = ()) -> Model:
+        """Checks the graphs of a bundle, loads and warms them up.
+
+        The bits promise is withdrawn where this machine does not keep it.
+
+        Args:
+            bundle: The bundle.
+            others: Models that are loaded: what was measured of one of the same sizes is not measured again.
+
+        Raises:
+            BundleError: it can't be trusted, loaded or run.
+            StartupError: the device is not there.
+        """
+        spec, forms, max_lanes = bundle.spec, self._forms, self._max_lanes
+        like = next((other for other in others if _sizes(other.spec) == _sizes(spec)), None)
         try:
-            models.append(_load(verify(path), forms, max_lanes))
-        except BundleError as error:
-            _log.error("refused %s: %s", path, error)
-            problems.append(str(error))
-    if not models:
-        raise StartupError(f"--models: no bundle under {root} can be served: {'; '.join(problems)}")
-    return models
+            loaded = [self._made(form, bundle) for form in forms]
+            bitwise = loaded[0].bitwise and keeps_bits(loaded[0], spec, capacity_of(max_lanes))
+            runtime, timings = choose(loaded, spec, max_lanes, like.timings if like else ())
+            same = like is not None and like.timings == timings
+            cost = like.cost if like and same else tick_cost(runtime, spec, max_lanes)
+        except (BundleError, StartupError):
+            raise
+        except Exception as error:  # each library raises types of its own for a graph that it can't load or run
+            raise BundleError(f"{bundle.path}: does not run: {_one_line(error)}") from error
+        if loaded[0].bitwise and not bitwise:
+            _log.warning("%s: this machine does not give the same bits at every batch size", spec.key)
+        training = bundle.manifest.training
+        return Model(
+            spec=spec,
+            runtime=runtime,
+            bitwise=bitwise,
+            max_abs_diff=bundle.max_abs_diff(forms[0].kind),
+            test_accuracy=training.test_accuracy if training.HasField("test_accuracy") else None,
+            cost=cost,
+            timings=timings,
+            digest=bundle.digest,
+        )
+
+    @staticmethod
+    def _made(form: "_Form", bundle: VerifiedBundle) -> Runtime:
+        # What is checked is what is loaded: the very bytes whose checksum was found right.
+        content = bundle.read(form.kind)
+        form.check(content, bundle.spec)
+        return form.make(content)
 
 
 class _Form(NamedTuple):
     """An artifact and what runs it."""
 
     kind: "bundle_pb2.ArtifactKind.ValueType"
+    check: Callable[[bytes, ModelSpec], None]
     make: Callable[[bytes], Runtime]
 
 
@@ -87,49 +122,30 @@ def _forms(runtime: str, device: str) -> list[_Form]:
     """Picks what runs models, the form of choice first; the other runtime's library need not be installed."""
     if runtime == "onnx" and device == "cpu":
         from unroll_server.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
+        from unroll_server.runtimes.onnx_graph import check_rnn, check_scan
 
         return [
-            _Form(bundle_pb2.ARTIFACT_KIND_ONNX_SCAN, OnnxCpuRuntime),
-            _Form(bundle_pb2.ARTIFACT_KIND_ONNX_RNN, OnnxOperatorRuntime),
+            _Form(bundle_pb2.ARTIFACT_KIND_ONNX_SCAN, check_scan, OnnxCpuRuntime),
+            _Form(bundle_pb2.ARTIFACT_KIND_ONNX_RNN, check_rnn, OnnxOperatorRuntime),
         ]
     if runtime == "onnx":
         from unroll_server.runtimes.onnx import OnnxCudaRuntime
+        from unroll_server.runtimes.onnx_graph import check_rnn
 
-        return [_Form(bundle_pb2.ARTIFACT_KIND_ONNX_RNN, OnnxCudaRuntime)]
+        return [_Form(bundle_pb2.ARTIFACT_KIND_ONNX_RNN, check_rnn, OnnxCudaRuntime)]
     try:
-        from unroll_server.runtimes.torchscript import TorchScriptRuntime
+        from unroll_server.runtimes.torchscript import TorchScriptRuntime, check_archive
     except ModuleNotFoundError:
         problem = "--runtime torchscript: torch is missing; install unroll-server[torchscript]"
         raise StartupError(problem) from None
 
-    return [_Form(bundle_pb2.ARTIFACT_KIND_TORCHSCRIPT, lambda content: TorchScriptRuntime(content, device))]
+    kind = bundle_pb2.ARTIFACT_KIND_TORCHSCRIPT
+    return [_Form(kind, check_archive, lambda content: TorchScriptRuntime(content, device))]
 
 
-def _load(bundle: VerifiedBundle, forms: Sequence[_Form], max_lanes: int) -> Model:
-    """Makes a bundle ready to run; the bits promise is withdrawn where this machine does not keep it."""
-    spec = bundle.spec
-    widest = capacity_of(max_lanes)
-    try:
-        loaded = [form.make(bundle.read(form.kind)) for form in forms]
-        bitwise = loaded[0].bitwise and keeps_bits(loaded[0], spec, widest)
-        runtime, timings = choose(loaded, spec, max_lanes)
-        cost = tick_cost(runtime, spec, max_lanes)
-    except (BundleError, StartupError):
-        raise
-    except Exception as error:  # each library raises types of its own for a graph that it can't load or run
-        raise BundleError(f"{bundle.path}: does not run: {_one_line(error)}") from error
-    if loaded[0].bitwise and not bitwise:
-        _log.warning("%s: this machine does not give the same bits at every batch size", spec.key)
-    training = bundle.manifest.training
-    return Model(
-        spec=spec,
-        runtime=runtime,
-        bitwise=bitwise,
-        max_abs_diff=bundle.max_abs_diff(forms[0].kind),
-        test_accuracy=training.test_accuracy if training.HasField("test_accuracy") else None,
-        cost=cost,
-        timings=timings,
-    )
+def _sizes(spec: ModelSpec) -> tuple[object, ...]:
+    """What a run's cost depends on."""
+    return spec.architecture, spec.input_size, spec.hidden_size, spec.output_size, spec.num_layers
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ checksums hold.
 import io
 import math
 import warnings
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,23 @@ import torch
 from unroll_proto import bundle
 from unroll_server.errors import StartupError
 from unroll_server.runtimes.base import TickResult
-from unroll_server.types import Float32Array, State
+from unroll_server.types import Float32Array, ModelSpec, State
+
+_GROWTH = 2**20
+_LAYER_GROWTH = 2**14
+"""Bytes that the archive may grow by when it is unpacked, and for each layer: of the exporter's only code is packed."""
+
+
+def check_archive(content: bytes, spec: ModelSpec) -> None:
+    """Raises BundleError where `content` is no zip archive, or one that unpacks to much more than it is."""
+    limit = len(content) + _GROWTH + _LAYER_GROWTH * spec.num_layers
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise bundle.BundleError(f"{bundle.TORCHSCRIPT}: not a zip archive: {error}") from None
+    if unpacked > limit:
+        raise bundle.BundleError(f"{bundle.TORCHSCRIPT}: unpacks to {unpacked} bytes, {limit} at most")
 
 
 class TorchScriptRuntime:

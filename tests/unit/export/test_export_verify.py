@@ -73,9 +73,9 @@ def test_weights_of_other_sizes_are_found(copied: Path) -> None:
     vouch(copied, manifest)
     with pytest.raises(bundle.BundleError, match="names, types or shapes"):
         verify(copied)
-    manifest.hidden_size, manifest.num_layers = 8, 4_000_000_000
+    manifest.hidden_size, manifest.num_layers = 8, 256
     vouch(copied, manifest)
-    with pytest.raises(bundle.BundleError, match=r"8 tensors don't make 4000000000 layers"):
+    with pytest.raises(bundle.BundleError, match=r"8 tensors don't make 256 layers"):
         verify(copied)
 
 

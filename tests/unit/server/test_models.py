@@ -1,0 +1,92 @@
+"""Loading: what is verified is loaded, and files made to harm are refused though every checksum fits."""
+
+import zipfile
+from pathlib import Path
+
+import onnx
+import pytest
+from support import bundles
+from support.models import random_network
+
+from unroll_proto.bundle import BundleError
+from unroll_server.bundle import verify
+from unroll_server.models import Loader, Model
+from unroll_server.types import ModelKey
+
+KEY = ModelKey("m", 1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundles.export(random_network(layers=2), tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    return bundles.publish(exported, tmp_path, "m", 1)
+
+
+def load(bundle: Path, runtime: str = "onnx", others: tuple[Model, ...] = ()) -> Model:
+    return Loader(runtime, "cpu", 4).load(verify(bundle.parents[1], KEY), others)
+
+
+def refused(bundle: Path, runtime: str = "onnx") -> str:
+    with pytest.raises(BundleError) as caught:
+        load(bundle, runtime)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_a_good_bundle_is_loaded(bundle: Path, runtime: str) -> None:
+    model = load(bundle, runtime)
+    assert (model.spec.key, model.runtime.name, model.bitwise) == (KEY, runtime, runtime == "onnx")
+
+
+def test_the_same_sizes_are_measured_once(bundle: Path, exported: Path, tmp_path: Path) -> None:
+    first = load(bundle)
+    again = load(bundle, others=(first,))
+    assert (again.timings, again.cost) == (first.timings, first.cost)
+    other = Loader("onnx", "cpu", 8).load(verify(bundle.parents[1], KEY), (first,))
+    assert {timing.lanes for timing in other.timings} == {1, 8}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.scan.onnx"])
+def test_a_graph_of_other_operators_is_refused_though_all_checksums_fit(bundle: Path, name: str) -> None:
+    model = onnx.load(bundle / name)
+    model.graph.node[-1].op_type = "Loop"
+    (bundle / name).write_bytes(model.SerializeToString())
+    bundles.vouch(bundle, name, proven=True)
+    assert f"{name}: node" in refused(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.scan.onnx"])
+def test_what_is_no_graph_is_refused_though_all_checksums_fit(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"\xff" * 100)
+    bundles.vouch(bundle, name, proven=True)
+    assert f"{name}: not ONNX" in refused(bundle)
+
+
+def test_an_archive_that_unpacks_to_much_more_is_refused(bundle: Path) -> None:
+    with zipfile.ZipFile(bundle / "model.ts", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 2**25)
+    bundles.vouch(bundle, "model.ts", proven=True)
+    assert (bundle / "model.ts").stat().st_size < 2**16
+    assert "model.ts: unpacks to 33554432 bytes" in refused(bundle, "torchscript")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"PK\x05\x06" + b"\xff" * 18])
+def test_what_is_no_archive_is_refused(bundle: Path, content: bytes) -> None:
+    (bundle / "model.ts").write_bytes(content)
+    bundles.vouch(bundle, "model.ts", proven=True)
+    assert "model.ts: " in refused(bundle, "torchscript")
+
+
+def test_what_changes_after_it_was_verified_is_not_loaded(bundle: Path) -> None:
+    verified = verify(bundle.parents[1], KEY)
+    file = bundle / "model.scan.onnx"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match="sha256"):
+        Loader("onnx", "cpu", 4).load(verified)
