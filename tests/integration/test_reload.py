@@ -1,0 +1,258 @@
+"""Models that come, change and go while a server serves: no call fails, and every answer has its version's bits."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support import bundles, wire
+from support.models import alone, random_network, served
+from support.processes import ServerProcess
+
+from unroll_proto.v1 import unroll_pb2 as pb
+
+OPTIONS = ("--models-poll", "0.02")
+MODELS = [served(random_network(seed=seed)) for seed in range(2)]
+"""What an odd version is, and an even one; see `publish`."""
+ROUNDS = 12
+STEPS = 40
+
+VALUES = np.random.default_rng(5).normal(size=(STEPS, 3)).astype(np.float32)
+EXPECTED = [alone(model, VALUES, None) for model in MODELS]
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("exported")
+    return [bundles.export(random_network(seed=seed), root) for seed in range(2)]
+
+
+@pytest.fixture
+def root(exported: list[Path], tmp_path: Path) -> Path:
+    """A repository that holds `m/1`."""
+    bundles.publish(exported[1], tmp_path / "models", "m", 1)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def process(root: Path, front: str, tmp_path: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(root, tmp_path / "log", *OPTIONS, front=front) as process:
+        yield process
+        assert process.stop() == 0, process.log
+
+
+@asynccontextmanager
+async def connected(process: ServerProcess) -> AsyncIterator[tuple[Any, grpc.aio.Channel]]:
+    async with grpc.aio.insecure_channel(process.address) as channel:
+        yield wire.stub_of(channel), channel
+
+
+async def until_health(channel: grpc.aio.Channel, name: str, status: int) -> None:
+    """Waits until health says so of a model."""
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=name))
+    async for answer in watch:
+        if answer.status == status:
+            break
+    watch.cancel()
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Waits until something that is asked for holds."""
+    while True:
+        if await holds():
+            return
+        await asyncio.sleep(0.005)
+
+
+async def until_newest(stub: Any, version: int) -> None:
+    """Waits until new work gets a version."""
+
+    async def newest() -> bool:
+        answer = await stub.GetModel(pb.GetModelRequest(model="m"))
+        return bool(answer.model.version == version)
+
+    await until(newest)
+
+
+def check(version: int, logits: bytes, first: int, last: int) -> None:
+    """Checks the bits of steps `first` to `last - 1` of VALUES."""
+    assert logits == EXPECTED[version % 2][0][first:last].tobytes()
+
+
+async def keep_asking(stub: Any, seen: set[int], stop: asyncio.Event) -> int:
+    """Classifies again and again; returns how often."""
+    calls = 0
+    while not stop.is_set():
+        answer = await stub.Classify(wire.classify_request([VALUES], "m"))
+        check(answer.version, answer.logits, STEPS - 1, STEPS)
+        seen.add(answer.version)
+        calls += 1
+    return calls
+
+
+class Held:
+    """A sequence that is open on a stream."""
+
+    def __init__(self, stub: Any) -> None:
+        self._call = stub.Unroll()
+        self._step = 0
+        self.version = 0
+
+    async def _read(self) -> pb.UnrollResponse:
+        answer = await self._call.read()
+        assert isinstance(answer, pb.UnrollResponse)
+        assert not answer.HasField("error"), answer
+        return answer
+
+    async def open(self, **more: Any) -> None:
+        await self._call.write(wire.open_request("k", "m", **more))
+        self.version = (await self._read()).opened.version
+
+    async def go_on(self, steps: int) -> None:
+        """Sends the next steps and checks what comes back."""
+        end = min(STEPS, self._step + steps)
+        if end == self._step:
+            return
+        await self._call.write(wire.chunk_request("k", self._step, VALUES[self._step : end]))
+        while self._step < end:
+            got = (await self._read()).steps
+            check(self.version, got.logits, self._step, self._step + got.count)
+            self._step += got.count
+
+    async def snapshot(self) -> pb.Snapshot:
+        await self._call.write(wire.snapshot_request("k"))
+        return (await self._read()).snapshot
+
+    async def close(self) -> None:
+        await self.go_on(STEPS)
+        await self._call.done_writing()
+        assert await self._call.read() == grpc.aio.EOF
+
+
+async def test_versions_come_and_go_under_load(process: ServerProcess, root: Path, exported: list[Path]) -> None:
+    async with connected(process) as (stub, channel):
+        stop, seen = asyncio.Event(), set[int]()
+        askers = [asyncio.create_task(keep_asking(stub, seen, stop)) for _ in range(4)]
+        held = []
+        for version in range(1, ROUNDS + 1):
+            if version > 1:
+                bundles.publish(exported[version % 2], root, "m", version)
+            await until_newest(stub, version)
+            bundles.withdraw(root / "m" / str(version - 1))
+            sequence = Held(stub)
+            await sequence.open()
+            assert sequence.version == version
+            held.append(sequence)
+            for other in held:
+                await other.go_on(3)
+        stop.set()
+        assert sum(await asyncio.gather(*askers)) >= ROUNDS
+        assert seen <= set(range(1, ROUNDS + 1))
+        # Versions that are not served any more end the sequences that began on them.
+        await until_health(channel, f"m/{ROUNDS - 1}", NOT_SERVING)
+        for sequence in held:
+            await sequence.close()
+        listed = await stub.ListModels(pb.ListModelsRequest())
+        assert [(model.name, model.version) for model in listed.models] == [("m", ROUNDS)]
+
+
+async def test_a_version_replaced_in_place_leaves_its_sequences_alone(
+    process: ServerProcess, root: Path, exported: list[Path]
+) -> None:
+    async with connected(process) as (stub, _):
+        held = Held(stub)
+        await held.open()
+        await held.go_on(10)
+        bundles.publish(exported[0], root, "m", 1)
+
+        async def replaced() -> bool:
+            answer = await stub.Classify(wire.classify_request([VALUES], "m"))
+            return bool(answer.logits == EXPECTED[0][0][-1:].tobytes())
+
+        await until(replaced)
+        await held.close()
+
+
+async def test_a_bad_version_is_refused_and_the_old_one_serves(
+    process: ServerProcess, root: Path, exported: list[Path]
+) -> None:
+    async with connected(process) as (stub, channel):
+        bundles.publish(exported[0], root, "m", 2, lambda it: (it / "model.scan.onnx").write_bytes(b"bad"))
+        bundles.publish(exported[1], root, "other", 1)
+        await until_health(channel, "other", SERVING)
+        # The models are looked at in the order of their names.
+        assert (await stub.GetModel(pb.GetModelRequest(model="m"))).model.version == 1
+        assert "refused" in process.log
+        assert "model.scan.onnx" in process.log
+        bundles.publish(exported[0], root, "m", 2)
+        await until_newest(stub, 2)
+
+
+async def test_health_follows_every_model_by_name(process: ServerProcess, root: Path, exported: list[Path]) -> None:
+    async with connected(process) as (_, channel):
+        for name in ("", "m", "m/1"):
+            await until_health(channel, name, SERVING)
+        second = bundles.publish(exported[0], root, "m", 2)
+        await until_health(channel, "m/2", SERVING)
+        bundles.withdraw(second)
+        await until_health(channel, "m/2", NOT_SERVING)
+        bundles.withdraw(root / "m" / "1")
+        await until_health(channel, "m", NOT_SERVING)
+        await until_health(channel, "", SERVING)
+
+
+async def test_a_snapshot_goes_on_while_its_version_is_loaded(
+    process: ServerProcess, root: Path, exported: list[Path]
+) -> None:
+    async with connected(process) as (stub, channel):
+        held = Held(stub)
+        await held.open()
+        await held.go_on(10)
+        snapshot = await held.snapshot()
+        bundles.publish(exported[0], root, "m", 2)
+        await until_newest(stub, 2)
+        bundles.withdraw(root / "m" / "1")
+        await until_health(channel, "m/1", NOT_SERVING)
+        forked = Held(stub)
+        await forked.open(initial_state=snapshot)
+        assert forked.version == 1
+        forked._step = 10
+        await forked.close()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetModel(pb.GetModelRequest(model="m", version=1))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        await held.close()
+
+
+async def test_only_the_latest_versions_are_served(
+    front: str, root: Path, exported: list[Path], tmp_path: Path
+) -> None:
+    with ServerProcess(root, tmp_path / "log", *OPTIONS, "--versions", "latest", front=front) as process:
+        async with connected(process) as (stub, _):
+            for version in (2, 3):
+                bundles.publish(exported[version % 2], root, "m", version)
+                await until_newest(stub, version)
+            listed = await stub.ListModels(pb.ListModelsRequest())
+            assert [model.version for model in listed.models] == [3]
+        assert process.stop() == 0
+
+
+async def test_every_worker_follows(front: str, root: Path, exported: list[Path], tmp_path: Path) -> None:
+    with ServerProcess(root, tmp_path / "log", *OPTIONS, "--workers", "2", front=front) as process:
+        bundles.publish(exported[0], root, "m", 2)
+        # Each connection may reach another worker.
+        for _ in range(8):
+            async with connected(process) as (stub, _):
+                await until_newest(stub, 2)
+                answer = await stub.Classify(wire.classify_request([VALUES], "m"))
+                check(answer.version, answer.logits, STEPS - 1, STEPS)
+        assert process.stop() == 0
