@@ -1,14 +1,69 @@
 """What every process of the server does alike: logging, and the signals that end it."""
 
 import asyncio
+import json
 import logging
 import os
+import re
 import signal
+from datetime import UTC, datetime
+from typing import Any
+
+from unroll_server import caller
+
+_WORD = re.compile(r"[!#-<>-~]+")
 
 
-def configure_logging(level: str) -> None:
-    """Logs to standard error, from `level` on."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def configure_logging(level: str, form: str = "text") -> None:
+    """Logs to standard error.
+
+    Args:
+        level: What to log from on.
+        form: "text", or "json" for an object a line.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What a record says beside its message: whose call it belongs to, and what it was given as `extra={"fields": }`.
+
+    Records are formatted in the task that made them.
+    """
+    fields = {"request_id": caller.request_id.get(), "identity": caller.identity.get()}
+    return {name: value for name, value in fields.items() if value} | getattr(record, "fields", {})
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line: a JSON object with time, level, logger, message, fields, and the trace of an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        said |= _fields_of(record)
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """A record as a line for people, the fields at its end, with the trace of an exception below it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s%(said)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        record.said = "".join(f" {name}={_plain(value)}" for name, value in _fields_of(record).items())
+        return super().format(record)
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    # A caller has a say in its names: none must look like a field or a line of its own.
+    return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
 def stop_signal() -> asyncio.Event:

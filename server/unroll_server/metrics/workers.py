@@ -1,0 +1,36 @@
+"""What the kernel tells of the processes that serve."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class Workers(Collector):
+    """CPU time, memory and open files of every process that serves, and how often one had to be started again.
+
+    Args:
+        pids: Tells the process ids of those that live, by the worker's number.
+        restarts: Tells how often a worker was started again.
+    """
+
+    def __init__(self, pids: Callable[[], Mapping[int, int]], restarts: Callable[[], int] = lambda: 0) -> None:
+        self._pids = pids
+        self._restarts = restarts
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client.registry.Collector."""
+        pids = self._pids()
+        yield GaugeMetricFamily("unroll_workers", "Processes that serve.", value=len(pids))
+        yield CounterMetricFamily(
+            "unroll_worker_restarts", "Workers started again after their end.", value=self._restarts()
+        )
+        families: dict[str, Metric] = {}
+        for worker, pid in pids.items():
+            for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    family.add_sample(sample.name, {"worker": str(worker)}, sample.value)
+        yield from families.values()

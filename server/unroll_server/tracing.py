@@ -1,0 +1,187 @@
+"""Spans of calls, queues and ticks, by OpenTelemetry, where an endpoint for them is configured.
+
+The environment is OpenTelemetry's own: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, ...:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. Without an endpoint nothing of it is
+imported. No span holds values, states, tokens, or ids of sessions.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from unroll_server.errors import StartupError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+SERVICE_NAME = "unroll-server"
+"""The service's name where OTEL_SERVICE_NAME gives none."""
+MAX_LINKS = 128
+"""Links of a span: OpenTelemetry's default limit."""
+MAX_TICKS = 1000
+"""Ticks of a call that get spans: a stream can live for days."""
+_FLUSH_MILLISECONDS = 3000
+
+
+class Tracer:
+    """Makes spans and sends them away on a thread of its own.
+
+    Args:
+        provider: OpenTelemetry's, with what it sends to.
+    """
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("unroll_server")
+        self._kind = trace.SpanKind.SERVER
+        self._propagator = TraceContextTextMapPropagator()
+
+    @classmethod
+    def configured(cls) -> Self | None:
+        """The tracer that the environment asks for; None where it asks for none.
+
+        Raises:
+            StartupError: OpenTelemetry is not installed.
+        """
+        if (
+            not any(map(os.environ.get, _ENDPOINTS))
+            or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+            or os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none"
+        ):
+            return None
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import SERVICE_NAME as NAME
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ModuleNotFoundError:
+            variable = next(filter(os.environ.get, _ENDPOINTS))
+            raise StartupError(f"{variable}: OpenTelemetry is missing; install unroll-server[otel]") from None
+        given = OTELResourceDetector().detect()
+        provider = TracerProvider(resource=Resource.create({NAME: SERVICE_NAME}).merge(given), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        return cls(provider)
+
+    def call(self, path: str, metadata: Mapping[str, str]) -> "CallSpan | None":
+        """The span of a call, from now on; None where it is not sampled.
+
+        Args:
+            path: `/package.Service/Method`.
+            metadata: The caller's, `traceparent` and `tracestate` among them where it traces.
+        """
+        service, _, method = path[1:].partition("/")
+        span = self._tracer.start_span(
+            path[1:],
+            self._propagator.extract(metadata),
+            self._kind,
+            {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+        )
+        return CallSpan(self, span) if span.is_recording() else None
+
+    def child(
+        self,
+        parent: "Span",
+        name: str,
+        begin: int,
+        end: int,
+        attributes: Mapping[str, str | int | float],
+        links: Iterable["Span"] = (),
+    ) -> "Span":
+        """A span that is over, from `begin` to `end` in nanoseconds of the clock."""
+        from opentelemetry import trace
+
+        span = self._tracer.start_span(
+            name,
+            trace.set_span_in_context(parent),
+            attributes=attributes,
+            links=[trace.Link(link.get_span_context()) for link in links],
+            start_time=begin,
+        )
+        span.end(end)
+        return span
+
+    def close(self) -> None:
+        """Sends what is left, for as long as that may take, and ends."""
+        self._provider.force_flush(_FLUSH_MILLISECONDS)
+        self._provider.shutdown()
+
+
+class CallSpan:
+    """A call that is traced.
+
+    Args:
+        tracer: What makes its spans.
+        span: The call's own.
+    """
+
+    __slots__ = ("_span", "_ticks", "_tracer")
+
+    def __init__(self, tracer: Tracer, span: "Span") -> None:
+        self._tracer = tracer
+        self._span = span
+        self._ticks = 0
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self._span.get_span_context().trace_id:032x}"
+
+    def waited(self, model: str, seconds: float) -> None:
+        """Work of the call has waited so long, until now."""
+        if self._ticks >= MAX_TICKS:
+            return
+        now = time.time_ns()
+        self._tracer.child(self._span, "unroll.queue", now - int(max(seconds, 0.0) * 1e9), now, _model(model))
+
+    def ticked(
+        self, others: Sequence["CallSpan"], model: str, lanes: int, steps: int, real_steps: int, seconds: float
+    ) -> None:
+        """A tick, over now, ran work of this call and of others.
+
+        A tick is many calls' work and a span is of one trace. So each call gets a span of it: the first one's has
+        links to the other calls, theirs have one to the first's.
+        """
+        told = [call for call in (self, *others) if call._is_told()]
+        if not told:
+            return
+        end = time.time_ns()
+        begin = end - int(seconds * 1e9)
+        what = {**_model(model), "unroll.lanes": lanes, "unroll.steps": steps, "unroll.real_steps": real_steps}
+        links = [other._span for other in told[1 : MAX_LINKS + 1]]
+        first = self._tracer.child(told[0]._span, "unroll.tick", begin, end, what, links)
+        for other in told[1:]:
+            self._tracer.child(other._span, "unroll.tick", begin, end, what, [first])
+
+    def _is_told(self) -> bool:
+        self._ticks += 1
+        return self._ticks <= MAX_TICKS
+
+    def end(self, code: int, attributes: Mapping[str, str | int]) -> None:
+        """The call has ended with a status.
+
+        Args:
+            code: Its number.
+            attributes: What else is known of it.
+        """
+        from opentelemetry.trace import Status, StatusCode
+
+        self._span.set_attributes({**attributes, "unroll.ticks": self._ticks, "rpc.grpc.status_code": code})
+        if code in _SERVER_FAULTS:
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end()
+
+
+_SERVER_FAULTS = frozenset({2, 4, 12, 13, 14, 15})
+"""Codes that are errors of a server's span: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/."""
+
+
+def _model(key: str) -> dict[str, str | int | float]:
+    name, _, version = key.rpartition("/")
+    return {"unroll.model": name, "unroll.version": int(version)}

@@ -1,0 +1,174 @@
+"""Spans of calls, of their time in the queue and of the ticks that they share, as an exporter gets them."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.models import random_network, served
+
+from unroll_server import tracing
+from unroll_server.calls import Calls, Method
+from unroll_server.engine import Engine
+from unroll_server.errors import StartupError
+from unroll_server.metrics import Metrics
+from unroll_server.tracing import Tracer
+from unroll_server.work import Batch
+
+MODEL = served(random_network(), "one", 3)
+PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "123"]
+
+
+class Context:
+    """What a call is asked: here what its caller sent."""
+
+    def __init__(self, **metadata: str) -> None:
+        self._metadata = tuple(metadata.items())
+
+    def invocation_metadata(self) -> Any:
+        return self._metadata
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        ((key, self.request_id),) = trailing_metadata
+        assert key == "x-request-id"
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracer(exporter: InMemorySpanExporter) -> Iterator[Tracer]:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = Tracer(provider)
+    yield tracer
+    tracer.close()
+
+
+def method_of(tracer: Tracer, path: str = "/a.B/C") -> Method:
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+    return Calls(Metrics(), tracer=tracer).method(path, handler)
+
+
+def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
+    return [span for span in exporter.get_finished_spans() if span.name == name]
+
+
+def trace_of(span: Any) -> str:
+    return f"{span.context.trace_id:032x}"
+
+
+async def test_calls_that_share_ticks_each_have_them_in_their_trace(
+    exporter: InMemorySpanExporter, tracer: Tracer
+) -> None:
+    metrics = Metrics()
+    method = method_of(tracer)
+    engine = Engine([MODEL], max_lanes=8, tick_steps=4, max_queued_steps=1000, metrics=metrics)
+
+    async def classify(parent: str) -> None:
+        call = method.open(Context(traceparent=parent))
+        values = np.zeros((10, MODEL.spec.input_size), np.float32)
+        await engine.classify(Batch(MODEL, values, np.array([0, 10])))
+        call.end(0)
+
+    try:
+        await asyncio.gather(*map(classify, PARENTS))
+    finally:
+        await asyncio.to_thread(engine.close)
+    calls = {trace_of(span): span for span in named(exporter, "a.B/C")}
+    assert set(calls) == {digit * 32 for digit in "123"}
+    for digit, (trace, call) in zip("123", sorted(calls.items()), strict=True):
+        assert call.parent is not None
+        assert f"{call.parent.span_id:016x}" == digit * 16
+        assert (
+            dict(call.attributes or {}).items()
+            >= {
+                "rpc.service": "a.B",
+                "rpc.method": "C",
+                "rpc.grpc.status_code": 0,
+                "unroll.steps": 10,
+            }.items()
+        )
+        (queue,) = (span for span in named(exporter, "unroll.queue") if trace_of(span) == trace)
+        ticks = [span for span in named(exporter, "unroll.tick") if trace_of(span) == trace]
+        assert ticks
+        assert len(ticks) == dict(call.attributes or {})["unroll.ticks"]
+        for span in (queue, *ticks):
+            assert span.parent == call.context
+            assert dict(span.attributes or {}).items() >= {"unroll.model": "one", "unroll.version": 3}.items()
+            assert span.start_time is not None
+            assert span.end_time is not None
+            assert span.start_time <= span.end_time
+    # A tick is one thing, whoever's: its first span has links to the other calls, theirs have one to it.
+    shared = [span for span in named(exporter, "unroll.tick") if len(span.links) == 2]
+    assert shared
+    for first in shared:
+        others = [span for span in named(exporter, "unroll.tick") if first.context in [x.context for x in span.links]]
+        assert {trace_of(span) for span in others} == {trace_of(link) for link in first.links}
+        for span in (first, *others):
+            assert dict(span.attributes or {})["unroll.lanes"] == 3
+            assert (span.start_time, span.end_time) == (first.start_time, first.end_time)
+
+
+def test_a_call_without_a_parent_begins_a_trace_and_one_that_is_not_sampled_costs_nothing(
+    exporter: InMemorySpanExporter, tracer: Tracer
+) -> None:
+    method = method_of(tracer)
+    method.open(Context()).end(13)
+    method.open(Context(traceparent="nonsense")).end(0)
+    method.open(Context(traceparent=PARENTS[0][:-2] + "00")).end(0)
+    spans = exporter.get_finished_spans()
+    assert [span.parent for span in spans] == [None, None]
+    assert [span.status.status_code.name for span in spans] == ["ERROR", "UNSET"]
+
+
+def test_a_stream_of_many_ticks_has_spans_of_the_first_ones(
+    exporter: InMemorySpanExporter, tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "MAX_TICKS", 2)
+    span = tracer.call("/a.B/C", {})
+    assert span is not None
+    for _ in range(5):
+        span.waited("one/3", 0.001)
+        span.ticked([], "one/3", 1, 1, 1, 0.001)
+    span.end(0, {})
+    assert len(named(exporter, "unroll.tick")) == len(named(exporter, "unroll.queue")) == 2
+    (call,) = named(exporter, "a.B/C")
+    assert dict(call.attributes or {})["unroll.ticks"] == 5
+
+
+def test_probes_are_not_traced(exporter: InMemorySpanExporter, tracer: Tracer) -> None:
+    method_of(tracer, "/grpc.health.v1.Health/Check").open(Context()).end(0)
+    assert not exporter.get_finished_spans()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "TRUE"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_EXPORTER": "none"},
+    ],
+)
+def test_nobody_traces_where_the_environment_does_not_ask(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert Tracer.configured() is None
+
+
+def test_an_endpoint_without_opentelemetry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+    with pytest.raises(StartupError, match=r"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: .*unroll-server\[otel\]"):
+        Tracer.configured()
