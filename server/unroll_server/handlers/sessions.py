@@ -1,0 +1,74 @@
+"""unroll.v1.UnrollService, the part of it that is about sessions."""
+
+import math
+import time
+from typing import Any
+
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server import caller
+from unroll_server.catalog import Catalog
+from unroll_server.classes import classify
+from unroll_server.codec import decode_chunk, decode_snapshot, encode, encode_snapshot
+from unroll_server.config import Limits
+from unroll_server.errors import InvalidRequestError
+from unroll_server.sessions.service import Advance, Advanced, Sessions
+from unroll_server.types import Float32Array, ModelSpec
+
+
+async def advance(
+    request: pb.AdvanceRequest, context: Any, catalog: Catalog, sessions: Sessions, limits: Limits
+) -> pb.AdvanceResponse:
+    """Answers `Advance`; see unroll.proto."""
+
+    def values(spec: ModelSpec) -> Float32Array:
+        return decode_chunk(request.values, spec, limits, "values", least=0)
+
+    name, version, state = request.model, request.version, None
+    if request.HasField("initial_state"):
+        if not request.start:
+            raise InvalidRequestError("only a session that starts can have one", "initial_state")
+        # The version that the snapshot is of, where none is named.
+        spec = catalog.find(name, version or request.initial_state.version, resumes=True).spec
+        state = decode_snapshot(request.initial_state, spec, "initial_state")
+        name, version = spec.key
+    remaining = context.time_remaining()
+    done = await sessions.advance(
+        Advance(
+            owner=caller.identity.get(),
+            session_id=request.session_id,
+            model=name,
+            version=version,
+            start=request.start,
+            end=request.end,
+            first_step=request.first_step if request.HasField("first_step") else None,
+            values=values,
+            deadline=math.inf if remaining is None else time.monotonic() + remaining,
+            initial_state=state,
+            initial_step=request.initial_state.step,
+            keep_states=request.return_states,
+        )
+    )
+    return _answer(done, request)
+
+
+def _answer(done: Advanced, request: pb.AdvanceRequest) -> pb.AdvanceResponse:
+    spec = done.model.spec
+    response = pb.AdvanceResponse(
+        model=spec.key.name,
+        version=spec.key.version,
+        first_step=done.first_step,
+        count=len(done.logits),
+        step=done.step,
+    )
+    if request.return_states:
+        response.states = encode(done.states)
+    if request.return_logits:
+        response.logits = encode(done.logits)
+    if len(done.logits):
+        probabilities, labels = classify(done.logits[-1:])
+        response.probabilities = encode(probabilities)
+        response.label_index = int(labels[0])
+        response.label = spec.class_labels[response.label_index]
+    if request.return_snapshot:
+        response.snapshot.CopyFrom(encode_snapshot(spec, done.step, done.state))
+    return response

@@ -1,0 +1,161 @@
+"""Sessions in memory that outlive the process: saved when the store is closed, read when the next one is opened.
+
+The file is a line that names its format, then each unroll.v1.KeptSession after its length (uint32, little-endian), then
+a length of 0 and the SHA-256 of all before. It is there whole or not at all. Once another server has it in its memory
+it is removed: sessions go on, and nobody must ever go back to where they were.
+"""
+
+import hashlib
+import logging
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from unroll_proto.files import replacing
+from unroll_proto.v1.session_pb2 import KeptSession
+from unroll_server.errors import StartupError
+from unroll_server.sessions.memory import MemoryStore
+from unroll_server.sessions.store import wall_clock
+
+_log = logging.getLogger(__name__)
+
+FIRST_LINE = b"unroll sessions 1\n"
+_LENGTH = struct.Struct("<I")
+MOST = 2**28
+"""Bytes of one session, at most."""
+
+
+class LastingStore(MemoryStore):
+    """A MemoryStore with a file.
+
+    Args:
+        ttl: As of MemoryStore.
+        max_sessions: As of MemoryStore.
+        path: As of MemoryStore.
+        file: Where the sessions are saved, and read now if they are there. Time goes on meanwhile: what has expired
+            is not taken over. A file that can't be trusted is put aside, as NAME.refused, and the log says why.
+        count: As of MemoryStore.
+        clock: Seconds since 1970.
+
+    Raises:
+        StartupError: no file can be written there.
+    """
+
+    def __init__(
+        self,
+        ttl: float,
+        max_sessions: int,
+        path: Path | None,
+        file: Path,
+        count: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = wall_clock,
+    ) -> None:
+        super().__init__(ttl, max_sessions, path, count, clock)
+        self._file = file
+        self._open = True
+        if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+            raise StartupError(f"--sessions-file: can't write {file}")
+        try:
+            with file.open("rb") as stream:
+                number = self._fill(stream)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StartupError(f"--sessions-file: can't read {file}: {error.strerror}") from None
+        except ValueError as error:
+            refused = file.with_name(f"{file.name}.refused")
+            file.replace(refused)
+            _log.error("refused the sessions of %s, now %s: %s", file, refused.name, error)
+        else:
+            _log.info("took over %d sessions of %s", number, file)
+
+    def keep(self) -> None:
+        """Removes the file: from now on the sessions move on from what it says."""
+        self._file.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Saves the sessions, and closes the store; does nothing when called again."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            with replacing(self._file) as stream:
+                _log.info("saved %d sessions in %s", self._save(stream), self._file)
+            # What they hold is their callers' own.
+            self._file.chmod(0o600)
+        except OSError as error:
+            _log.error("the sessions are lost: can't write %s: %s", self._file, error.strerror)
+        await super().close()
+
+    def _save(self, stream: IO[bytes]) -> int:
+        digest = hashlib.sha256()
+        number = 0
+
+        def write(raw: bytes) -> None:
+            digest.update(raw)
+            stream.write(raw)
+
+        write(FIRST_LINE)
+        for expires, used, record in self.rows():
+            number += 1
+            kept = KeptSession(expires=expires, used=used)
+            kept.session.ParseFromString(record)
+            raw = kept.SerializeToString()
+            write(_LENGTH.pack(len(raw)) + raw)
+        for until, owner, session_id, out in self.gone():
+            kept = KeptSession(expires=until)
+            kept.gone.owner, kept.gone.session_id, kept.gone.pushed_out = owner, session_id, out
+            raw = kept.SerializeToString()
+            write(_LENGTH.pack(len(raw)) + raw)
+        write(_LENGTH.pack(0))
+        stream.write(digest.digest())
+        return number
+
+    def _fill(self, stream: IO[bytes]) -> int:
+        """Takes over what was saved; returns how many sessions.
+
+        Raises:
+            ValueError: the file is not whole, was changed, or is of another format.
+        """
+        # First all of it is checked, so that nothing is made of bytes that nobody wrote.
+        for _ in _entries(stream):
+            pass
+        stream.seek(0)
+        number = 0
+        now = self._clock()
+        with self.filling():
+            for raw in _entries(stream):
+                kept = KeptSession.FromString(raw)
+                session, gone = kept.session, kept.gone
+                if kept.HasField("gone"):
+                    self.add_gone(gone.owner, gone.session_id, gone.pushed_out, kept.expires)
+                elif kept.expires > now:
+                    self.add(session, kept.expires, kept.used)
+                    number += 1
+                elif not session.ended:
+                    self.add_gone(session.owner, session.session_id, False, kept.expires + self._ttl)
+        return number
+
+
+def _entries(stream: IO[bytes]) -> Iterator[bytes]:
+    """Reads the entries of a file, and checks it at its end."""
+    digest = hashlib.sha256()
+
+    def read(size: int) -> bytes:
+        raw = stream.read(size)
+        if len(raw) != size:
+            raise ValueError("it is not whole")
+        digest.update(raw)
+        return raw
+
+    if stream.read(len(FIRST_LINE)) != FIRST_LINE:
+        raise ValueError("it is no file of sessions, or of another format")
+    digest.update(FIRST_LINE)
+    while size := _LENGTH.unpack(read(_LENGTH.size))[0]:
+        if size > MOST:
+            raise ValueError("it was changed")
+        yield read(size)
+    if stream.read(digest.digest_size + 1) != digest.digest():
+        raise ValueError("it was changed")

@@ -1,0 +1,280 @@
+"""Sessions in memory: an SQLite database of this process, or of all workers in a file that they share."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from unroll_proto.v1.session_pb2 import Session
+from unroll_server.errors import SessionRoomError, SessionStoreError
+from unroll_server.sessions.store import Kept, Listed, expired, lifetime, new_revision, parse, pushed_out, wall_clock
+from unroll_server.types import ModelKey
+
+_log = logging.getLogger(__name__)
+
+PATIENCE = 2.0
+"""Seconds to wait for the other workers, each of which takes well under a millisecond."""
+SWEPT = 8
+"""Expired sessions that are put away with each use of the store, so that none takes long."""
+
+# `gone` is a ring: its rows are in the order in which they came, the oldest leave.
+_TABLES = """
+CREATE TABLE IF NOT EXISTS sessions (
+    owner TEXT NOT NULL, id TEXT NOT NULL, revision BLOB NOT NULL, model TEXT NOT NULL, version INTEGER NOT NULL,
+    step INTEGER NOT NULL, ended INTEGER NOT NULL, expires REAL NOT NULL, used INTEGER NOT NULL, record BLOB NOT NULL,
+    UNIQUE (owner, id));
+CREATE INDEX IF NOT EXISTS sessions_expires ON sessions (expires);
+CREATE INDEX IF NOT EXISTS sessions_used ON sessions (ended DESC, used);
+CREATE INDEX IF NOT EXISTS sessions_model ON sessions (model, version, ended, expires);
+CREATE TABLE IF NOT EXISTS gone (
+    number INTEGER PRIMARY KEY, owner TEXT NOT NULL, id TEXT NOT NULL, pushed_out INTEGER NOT NULL,
+    until REAL NOT NULL, UNIQUE (owner, id));
+CREATE TABLE IF NOT EXISTS total (sessions INTEGER NOT NULL);
+INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
+CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON sessions BEGIN UPDATE total SET sessions = sessions + 1; END;
+CREATE TRIGGER IF NOT EXISTS uncounted AFTER DELETE ON sessions BEGIN UPDATE total SET sessions = sessions - 1; END;
+"""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class MemoryStore:
+    """See store.Store.
+
+    Args:
+        ttl: Seconds that a session may rest; as long again it is remembered that it was there.
+        max_sessions: Sessions at most, ended ones included; the longest unused makes room.
+        path: File of the database, for several processes on one machine; None: in this process alone.
+        count: Told "evicted" when a session has made room.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        ttl: float,
+        max_sessions: int,
+        path: Path | None = None,
+        count: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = wall_clock,
+    ) -> None:
+        self._ttl = ttl
+        self._max = max_sessions
+        self._count_event = count
+        self._clock = clock
+        self._used = 0
+        # isolation_level None: transactions begin where we say. In the file's case they run on a thread, since the
+        # other workers can hold them up.
+        self._thread = ThreadPoolExecutor(1, "sessions") if path else None
+        self._db = sqlite3.connect(path or ":memory:", PATIENCE, isolation_level=None, check_same_thread=False)
+        for pragma in ("journal_mode = WAL", "synchronous = OFF", "temp_store = MEMORY"):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+
+    async def get(self, owner: str, session_id: str) -> Kept | None:
+        """See store.Store."""
+        return await self._do(self._get, owner, session_id)
+
+    async def put(self, session: Session, before: bytes | None) -> bool:
+        """See store.Store."""
+        return await self._do(self._put, session, before)
+
+    async def remove(self, owner: str, session_id: str) -> bool:
+        """See store.Store."""
+        return await self._do(self._remove, owner, session_id)
+
+    async def count(self, model: ModelKey) -> int:
+        """See store.Store."""
+        return await self._do(self._count, model)
+
+    async def owned(self, owner: str) -> int:
+        """See store.Store."""
+        return await self._do(self._owned, owner)
+
+    async def listed(self, limit: int) -> list[Listed]:
+        """See store.Store."""
+        return await self._do(self._listed, limit)
+
+    def keep(self) -> None:
+        """See store.Store; there is nothing to do."""
+
+    async def close(self) -> None:
+        """See store.Store."""
+        if self._thread:
+            await asyncio.to_thread(self._thread.shutdown)
+        self._db.close()
+
+    # For files of sessions.
+
+    def rows(self) -> Iterator[tuple[float, int, bytes]]:
+        """Every session that has not expired: when it will, when it was used last (ns), and its bytes."""
+        query = "SELECT expires, used, record FROM sessions WHERE expires > ? ORDER BY used"
+        yield from self._db.execute(query, (self._clock(),))
+
+    def gone(self) -> Iterator[tuple[float, str, str, bool]]:
+        """Every session that is remembered as gone: until when, owner, id, and whether it was pushed out."""
+        query = "SELECT until, owner, id, pushed_out FROM gone WHERE until > ? ORDER BY number"
+        for until, owner, session_id, out in self._db.execute(query, (self._clock(),)):
+            yield until, owner, session_id, bool(out)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Around `add` and `add_gone`: all of them or none."""
+        with self._transaction():
+            yield
+
+    def add(self, session: Session, expires: float, used: int) -> None:
+        """Takes over a session from an earlier process."""
+        self._write(session, expires, used)
+
+    def add_gone(self, owner: str, session_id: str, out: bool, until: float) -> None:
+        """Takes over what an earlier process remembered."""
+        self._bury(owner, session_id, out, until)
+
+    async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._thread is None:
+            return call(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: call(*args, **kwargs))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[float]:
+        """All or nothing; gives the time, with some of what has expired put away."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                now = self._clock()
+                self._sweep(now, SWEPT)
+                yield now
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise SessionRoomError("the memory for sessions is full") from error
+            _log.warning("the sessions' memory does not answer: %s", error)
+            raise SessionStoreError("the sessions' memory does not answer") from error
+
+    def _sweep(self, now: float, most: int) -> None:
+        query = "SELECT owner, id, ended FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?"
+        for owner, session_id, ended in self._db.execute(query, (now, most)).fetchall():
+            self._drop(owner, session_id, None if ended else False, now)
+        # In the order in which they came is, but for a clock that was set, also that in which they are forgotten.
+        oldest = "SELECT number FROM gone ORDER BY number LIMIT ?"
+        self._db.execute(f"DELETE FROM gone WHERE number IN ({oldest}) AND until <= ?", (most, now))  # noqa: S608
+
+    def _drop(self, owner: str, session_id: str, out: bool | None, now: float) -> None:
+        """Deletes a session, and remembers why unless `out` is None: pushed out, or expired."""
+        self._db.execute("DELETE FROM sessions WHERE owner = ? AND id = ?", (owner, session_id))
+        if out is not None:
+            self._bury(owner, session_id, out, now + self._ttl)
+
+    def _bury(self, owner: str, session_id: str, out: bool, until: float) -> None:
+        row = (owner, session_id, out, until)
+        self._db.execute("INSERT OR REPLACE INTO gone (owner, id, pushed_out, until) VALUES (?, ?, ?, ?)", row)
+        self._db.execute("DELETE FROM gone WHERE number <= (SELECT max(number) FROM gone) - ?", (self._max,))
+
+    def _now_used(self) -> int:
+        # Never twice the same in this process, so that the order of use is one.
+        self._used = max(self._used + 1, time.time_ns())
+        return self._used
+
+    def _live(self, owner: str, session_id: str, now: float) -> tuple[bytes, bytes, bool] | None:
+        query = "SELECT record, revision, expires, ended FROM sessions WHERE owner = ? AND id = ?"
+        row = self._db.execute(query, (owner, session_id)).fetchone()
+        if row is None:
+            return None
+        record, revision, expires, ended = row
+        if expires > now:
+            return record, revision, bool(ended)
+        self._drop(owner, session_id, None if ended else False, now)
+        return None
+
+    def _get(self, owner: str, session_id: str) -> Kept | None:
+        with self._transaction() as now:
+            row = self._live(owner, session_id, now)
+            if row is None:
+                query = "SELECT pushed_out FROM gone WHERE owner = ? AND id = ? AND until > ?"
+                gone = self._db.execute(query, (owner, session_id, now)).fetchone()
+            else:
+                used = "UPDATE sessions SET used = ?, expires = iif(ended, expires, ?) WHERE owner = ? AND id = ?"
+                self._db.execute(used, (self._now_used(), now + self._ttl, owner, session_id))
+        if row is not None:
+            return Kept(parse(row[0]), row[1])
+        if gone is not None:
+            raise pushed_out() if gone[0] else expired(self._ttl)
+        return None
+
+    def _put(self, session: Session, before: bytes | None) -> bool:
+        with self._transaction() as now:
+            row = self._live(session.owner, session.session_id, now)
+            if (row[1] if row else None) != before:
+                return False
+            self._write(session, now + lifetime(session, self._ttl), self._now_used())
+            (total,) = self._db.execute("SELECT sessions FROM total").fetchone()
+            if total > self._max:
+                query = "SELECT owner, id, ended FROM sessions ORDER BY ended DESC, used LIMIT ?"
+                for owner, session_id, ended in self._db.execute(query, (total - self._max,)).fetchall():
+                    self._drop(owner, session_id, None if ended else True, now)
+                    if not ended:
+                        self._count_event("evicted")
+            return True
+
+    def _write(self, session: Session, expires: float, used: int) -> None:
+        snapshot = session.snapshot
+        self._db.execute(
+            "INSERT INTO sessions (owner, id, revision, model, version, step, ended, expires, used, record)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, id) DO UPDATE SET revision = excluded.revision,"
+            " model = excluded.model, version = excluded.version, step = excluded.step, ended = excluded.ended,"
+            " expires = excluded.expires, used = excluded.used, record = excluded.record",
+            (
+                session.owner,
+                session.session_id,
+                new_revision(),
+                snapshot.model,
+                snapshot.version,
+                snapshot.step,
+                session.ended,
+                expires,
+                used,
+                session.SerializeToString(),
+            ),
+        )
+        self._db.execute("DELETE FROM gone WHERE owner = ? AND id = ?", (session.owner, session.session_id))
+
+    def _remove(self, owner: str, session_id: str) -> bool:
+        with self._transaction() as now:
+            row = self._live(owner, session_id, now)
+            self._drop(owner, session_id, None, now)
+        return row is not None and not row[2]
+
+    def _count(self, model: ModelKey) -> int:
+        with self._transaction() as now:
+            self._sweep(now, 100 * SWEPT)
+            query = "SELECT count(*) FROM sessions WHERE model = ? AND version = ? AND NOT ended AND expires > ?"
+            (count,) = self._db.execute(query, (*model, now)).fetchone()
+        return int(count)
+
+    def _owned(self, owner: str) -> int:
+        with self._transaction() as now:
+            query = "SELECT count(*) FROM sessions WHERE owner = ? AND NOT ended AND expires > ?"
+            (count,) = self._db.execute(query, (owner, now)).fetchone()
+        return int(count)
+
+    def _listed(self, limit: int) -> list[Listed]:
+        with self._transaction() as now:
+            query = (
+                "SELECT owner, id, model, version, step, expires FROM sessions"
+                " WHERE ended = 0 AND expires > ? ORDER BY used DESC LIMIT ?"
+            )
+            rows = self._db.execute(query, (now, limit)).fetchall()
+        return [
+            Listed(owner, session_id, ModelKey(model, version), step, expires - now)
+            for owner, session_id, model, version, step, expires in rows
+        ]

@@ -1,0 +1,133 @@
+"""Sessions that outlive their process: saved whole, read once, refused where a single bit is wrong."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.settings import SETTINGS
+
+from unroll_proto.v1.session_pb2 import Session
+from unroll_server.errors import SessionExpiredError, StartupError
+from unroll_server.sessions.lasting import LastingStore
+from unroll_server.sessions.opening import open_store
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def session(session_id: str, step: int = 0, ended: bool = False) -> Session:
+    made = Session(format=1, owner="ann", session_id=session_id, ended=ended)
+    made.snapshot.model, made.snapshot.version, made.snapshot.step = "m", 1, step
+    made.snapshot.state.append(bytes(range(64)))
+    return made
+
+
+def opened(file: Path, clock: Callable[[], float], most: int = 100) -> LastingStore:
+    return LastingStore(100, most, None, file, clock=clock)
+
+
+async def test_what_is_saved_comes_back_with_the_time_that_is_left(tmp_path: Path) -> None:
+    clock, file = Clock(), tmp_path / "sessions"
+    store = opened(file, clock, most=3)
+    for name in ("pushed out", "old", "new", "newer", "ended"):
+        clock.now += 20
+        assert await store.put(session(name, 7, ended=name == "ended"), None)
+    await store.close()
+    await store.close()
+    assert os.listdir(tmp_path) == ["sessions"]  # noqa: PTH208 (ruff wants no pathlib in a coroutine)
+    clock.now += 45
+    store = opened(file, clock)
+    # Until the server serves, another start can still read it.
+    assert file.exists()
+    store.keep()
+    assert not file.exists()
+    found = await store.get("ann", "new")
+    assert found is not None
+    assert found.session == session("new", 7)
+    with pytest.raises(SessionExpiredError, match="rested"):
+        await store.get("ann", "old")
+    with pytest.raises(SessionExpiredError, match="make room"):
+        await store.get("ann", "pushed out")
+    assert await store.get("ann", "ended") is None
+    await store.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    file = tmp_path_factory.mktemp("saved") / "sessions"
+
+    async def save() -> None:
+        store = opened(file, Clock())
+        for n in range(3):
+            assert await store.put(session(f"s{n}", n), None)
+        await store.close()
+
+    asyncio.run(save())
+    return file.read_bytes()
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_a_file_that_is_cut_or_changed_is_put_aside_and_the_server_starts(
+    saved: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    file = tmp_path_factory.mktemp("broken") / "sessions"
+    broken = bytearray(saved)
+    at = data.draw(st.integers(0, len(saved) - 1))
+    change = data.draw(st.sampled_from(["flip", "cut", "insert", "append"]))
+    if change == "flip":
+        broken[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif change == "cut":
+        del broken[at:]
+    elif change == "insert":
+        broken[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+    else:
+        broken += data.draw(st.binary(min_size=1, max_size=8))
+    if bytes(broken) == saved:
+        return
+    file.write_bytes(broken)
+
+    async def check() -> None:
+        store = opened(file, Clock())
+        assert await store.listed(10) == []
+        assert await store.put(session("s0"), None)
+        await store.close()
+
+    asyncio.run(check())
+    assert file.with_name("sessions.refused").read_bytes() == broken
+
+
+def test_the_log_says_why_a_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "sessions"
+    file.write_bytes(b"unroll sessions 2\n")
+    with caplog.at_level(logging.ERROR):
+        opened(file, Clock())
+    assert "refused the sessions of" in caplog.text
+    assert "or of another format" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"sessions": "memcached://x"}, "--sessions: neither memory nor"),
+        ({"sessions": "redis://:secret@host:port/0"}, "--sessions: not"),
+        ({"sessions": "redis://host/0", "sessions_file": Path("/tmp/x")}, "--sessions-file"),  # noqa: S108
+        ({"sessions_file": Path("/no/such/folder/x")}, "--sessions-file: can't write /no/such/folder/x"),
+    ],
+)
+async def test_what_can_not_be_is_said_in_one_line_that_tells_no_secret(options: dict[str, object], says: str) -> None:
+    with pytest.raises(StartupError, match=says) as caught:
+        open_store(replace(SETTINGS, **options))  # type: ignore[arg-type]  # each case knows its fields
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
