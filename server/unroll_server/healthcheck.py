@@ -1,5 +1,8 @@
 """Asks a server whether it serves: `python -m unroll_server.healthcheck HOST:PORT`, for container health checks."""
 
+import socket
+import ssl
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -8,25 +11,83 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from unroll_proto import cli
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 @click.command()
 @click.argument("address", metavar="HOST:PORT")
 @click.option("--service", default="", help="Service to ask for; the server as a whole where absent.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, help="Seconds to wait.")
-def command(address: str, service: str, timeout: float) -> None:
-    """Asks grpc.health.v1.Health of the server at HOST:PORT; exit code 0 only where it says SERVING."""
+@click.option(
+    "--tls-ca",
+    type=_FILE,
+    envvar=["UNROLL_HEALTHCHECK_CA", "UNROLL_TLS_CERT"],
+    help="Certificates that the server's must be among or descend from, PEM: speaks TLS, whatever the server's name.",
+)
+@click.option(
+    "--tls-cert",
+    type=_FILE,
+    envvar=["UNROLL_HEALTHCHECK_CERT", "UNROLL_TLS_CERT"],
+    help="Certificate chain to show to a server that asks for one, PEM.",
+)
+@click.option(
+    "--tls-key",
+    type=_FILE,
+    envvar=["UNROLL_HEALTHCHECK_KEY", "UNROLL_TLS_KEY"],
+    help="Its private key, PEM.",
+)
+def command(
+    address: str, service: str, timeout: float, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None
+) -> None:
+    """Asks grpc.health.v1.Health of the server at HOST:PORT; exit code 0 only where it says SERVING.
+
+    In the environment of the server itself, with its UNROLL_TLS_CERT and UNROLL_TLS_KEY, it speaks TLS by itself.
+    """
+    # A proxy for the way out of the network must not stand before a server beside us.
+    options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     try:
-        # A proxy for the way out of the network must not stand before a server beside us.
-        with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        if tls_ca is None:
+            channel = grpc.insecure_channel(address, options)
+        else:
+            options.append(("grpc.ssl_target_name_override", _name_of(address, tls_ca, timeout)))
+            pair = (tls_key.read_bytes(), tls_cert.read_bytes()) if tls_key and tls_cert else (None, None)
+            channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(tls_ca.read_bytes(), *pair), options)
+        with channel:
             request = health_pb2.HealthCheckRequest(service=service)
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
     except grpc.RpcError as error:
         details = " ".join((error.details() or "").split())
         raise click.ClickException(f"{address}: {error.code().name}: {details}") from None
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{address}: {error}") from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise click.ClickException(f"{address}: {status}")
     click.echo(f"{address}: {status}")
+
+
+def _name_of(address: str, tls_ca: Path, timeout: float) -> str:
+    """A name that the certificate of the server has: a probe beside it asks for 127.0.0.1, which few certificates name.
+
+    Raises:
+        OSError: nobody speaks TLS there, or not with a certificate that descends from `tls_ca`.
+        ValueError: the certificate has no name.
+    """
+    context = ssl.create_default_context(cafile=tls_ca)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host.strip("[]"), int(port)), timeout) as plain,
+        context.wrap_socket(plain) as secure,
+    ):
+        certificate = secure.getpeercert() or {}
+    names: tuple[tuple[str, str], ...] = certificate.get("subjectAltName", ())  # type: ignore[assignment]
+    for kind, name in names:
+        if kind in ("DNS", "IP Address"):
+            return name.replace("*", "health", 1)
+    raise ValueError("its certificate names no host")
 
 
 def main() -> NoReturn:

@@ -10,6 +10,8 @@ from contextlib import suppress
 import grpc
 import grpc.aio
 
+from unroll_server import calls
+from unroll_server.calls import take_request_id
 from unroll_server.fronts.asgi_call import Call, Receive, Send, piece
 from unroll_server.fronts.asgi_context import Event
 from unroll_server.fronts.asgi_methods import Method, Methods
@@ -19,6 +21,7 @@ from unroll_server.fronts.grpc_wire import ACCEPT_ENCODING, CODECS, WireError, d
 
 _log = logging.getLogger(__name__)
 
+REQUEST_ID = calls.REQUEST_ID.encode()
 _GRPC = re.compile(rb"application/grpc(\+proto)?[ \t]*(;.*)?", re.IGNORECASE)
 LOOK = 0.025
 """Seconds between two looks whether the callers are still there."""
@@ -69,6 +72,12 @@ class AsgiFront:
                 method = await self._admit(call)
                 if method is None:
                     return
+            if method.unread and self.registry.strained():
+                method = method.unread
+            if (name := headers.get(REQUEST_ID)) is not None:
+                take_request_id(name)
+            if method.calls:
+                call.heard = method.calls.open(call)
             if (encoding := headers.get(b"grpc-encoding", b"identity")) != b"identity":
                 if encoding not in CODECS:
                     problem = f"grpc-encoding {encoding.decode('latin-1')}; {ACCEPT_ENCODING.decode()} are known"

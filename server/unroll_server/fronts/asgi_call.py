@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from unroll_server import calls
 from unroll_server.fronts.asgi_context import Context, Event
 from unroll_server.fronts.grpc_wire import (
     ACCEPT_ENCODING,
@@ -28,6 +29,8 @@ _HEADERS = [(b"content-type", b"application/grpc"), (b"grpc-accept-encoding", AC
 _START: Event = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
 _OK: Event = {"type": "http.response.trailers", "headers": [(b"grpc-status", b"0")], "more_trailers": False}
 _EXPIRED = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+PIECE = 128 * 1024
+"""Bytes of a response that the transport is given at once."""
 
 
 def piece(body: bytes, more: bool) -> Event:
@@ -48,6 +51,8 @@ class Call(Context):
     # Class attributes stand for what most calls never set: a call costs its constructor.
     codec: bytes | None = None
     """How the caller compresses its messages; None for not at all."""
+    heard: calls.Call | None = None
+    """Who hears of its end."""
     requests: "Requests | None" = None
     responses: "Responses | None" = None
     watched = False
@@ -110,6 +115,8 @@ class Call(Context):
         self.over = True
         if self._timer:
             self._timer.cancel()
+        if self.heard:
+            self.heard.end((self.ended_by[0] if self.ended_by else self.code()).value[0])
         # A future of the transport's own is left to it; it ends with the stream.
         if isinstance(self.receiving, asyncio.Task):
             self.receiving.cancel()
@@ -139,6 +146,10 @@ class Call(Context):
             return
         if not self.started:
             await self.send(self._start())
+        while len(body) > PIECE:
+            # What Envoy is given at once it takes, however slowly the caller reads; between pieces it can let us wait.
+            await self.send(piece(body[:PIECE], True))
+            body = body[PIECE:]
         await self.send(piece(body, False))
         await self.send(self._trailers() if self._status or self._trailing or self._details else _OK)
 

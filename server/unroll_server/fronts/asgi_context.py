@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from unroll_server.fronts.client_certificate import ALTERNATIVE_NAME, COMMON_NAME, names_in
 from unroll_server.fronts.grpc_wire import CODECS, Metadata, decode_metadata, encode_metadata
 
 Event = dict[str, Any]
@@ -121,15 +122,20 @@ class Context(grpc.aio.ServicerContext[Any, Any], ABC):
         host, port = self.scope["client"]
         return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
-    def peer_identities(self) -> None:
-        """None: callers are not identified here."""
+    def peer_identities(self) -> list[bytes] | None:
+        """What the caller's certificate names it: its alternative names, else its common name; None without one."""
+        key = self.peer_identity_key()
+        return None if key is None else self.auth_context()[key]
 
-    def peer_identity_key(self) -> None:
-        """None: callers are not identified here."""
+    def peer_identity_key(self) -> str | None:
+        """See grpc.aio.ServicerContext."""
+        known = self.auth_context()
+        return next((key for key in (ALTERNATIVE_NAME, COMMON_NAME) if key in known), None)
 
-    def auth_context(self) -> dict[str, Any]:
-        """Empty: callers are not identified here."""
-        return {}
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """What the caller's certificate says of it, as grpc.aio has it; empty where callers need none."""
+        forwarded = self.headers.get(b"x-forwarded-client-cert")
+        return {} if forwarded is None else names_in(forwarded)
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         """See grpc.aio.ServicerContext."""

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from unroll_server import calls
 from unroll_server.fronts.grpc_wire import Metadata
 from unroll_server.fronts.registry import Continuation, Registry
 
@@ -27,8 +28,9 @@ class CallDetails(grpc.HandlerCallDetails):
 class Method:
     """A method as it is called.
 
-    A behavior that stands before another only for its exceptions can say so: it has that one as its attribute `inner`,
-    and `on_error(error, context)`. It is then left out, which spares every message a coroutine.
+    A behavior that stands before another only for its exceptions, and to hear of its calls, can say so: it has that one
+    as its attribute `inner`, `on_error(error, context)`, None for nothing, and `method`. It is then left out, which
+    spares every message a coroutine.
 
     Attributes:
         path: `/package.Service/Method`.
@@ -40,10 +42,13 @@ class Method:
         is_async: Whether the behavior is a coroutine or an async generator function; any other runs in a thread.
         yields: Whether the behavior is a generator of the responses; one that is not writes them to its context.
         on_error: What is done about an exception of the behavior; None for nothing.
+        calls: Who hears of its calls; None for nobody.
+        unread: The same method where its message is read only if the call is not refused; None for none.
     """
 
-    def __init__(self, path: str, handler: Any) -> None:
+    def __init__(self, path: str, handler: Any, unread: "Method | None" = None) -> None:
         self.path = path
+        self.unread = unread
         self.many_requests: bool = handler.request_streaming
         self.many_responses: bool = handler.response_streaming
         self.behavior: Callable[[Any, Any], Any] = (
@@ -52,8 +57,8 @@ class Method:
         self.deserialize: Callable[[bytes], Any] = handler.request_deserializer or bytes
         self.serialize: Callable[[Any], bytes] = handler.response_serializer or bytes
         self.on_error: Callable[[Exception, Any], Awaitable[None]] | None = getattr(self.behavior, "on_error", None)
-        if self.on_error:
-            self.behavior = self.behavior.inner
+        self.calls: calls.Method | None = getattr(self.behavior, "method", None)
+        self.behavior = getattr(self.behavior, "inner", self.behavior)
         self.yields = inspect.isasyncgenfunction(self.behavior)
         self.is_async = self.yields or inspect.iscoroutinefunction(self.behavior)
 
@@ -79,16 +84,19 @@ class Methods(Registry):
             path: `/package.Service/Method`.
             metadata: The call's.
         """
-        handler = await self._ask(0, CallDetails(path, metadata))
+        details = CallDetails(path, metadata)
+        handler = await self._ask(0, details)
         if handler is None:
             return None
-        method = Method(path, handler)
+        # Interceptors that look at each call would have to look at it twice.
+        unread = None if self.each_call else self.unread(details)
+        method = Method(path, handler, Method(path, unread) if unread else None)
         if not self.each_call and self.is_registered(path):
             self.resolved[path] = method
         return method
 
     async def _ask(self, position: int, details: grpc.HandlerCallDetails) -> Any:
         if position == len(self.each_call):
-            return self.service(details)
+            return self.service(details, guarded=False)
         further: Continuation = lambda changed: self._ask(position + 1, changed)  # noqa: E731
         return await self.each_call[position].intercept_service(further, details)

@@ -33,14 +33,12 @@ async def serve(call: Call, method: Method, limit: int) -> None:
             message = await _only_message(call, event, limit)
         if message is None:
             call.over = True
+            call.ended_by = (grpc.StatusCode.CANCELLED, "the caller left")
             return
         # Not before: to cancel what waits for the transport would leave it with a future that nobody owns.
         call.begin()
         call.watched = True
-        try:
-            request = method.deserialize(message)
-        except Exception:
-            raise WireError(grpc.StatusCode.INTERNAL, "Exception deserializing request!") from None
+        request = method.deserialize(message)
     try:
         if method.many_responses:
             await _answer_many(call, method, request)

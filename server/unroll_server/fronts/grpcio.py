@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
+import grpc
 import grpc.aio
 
+from unroll_server.config import Connections
 from unroll_server.errors import StartupError
+from unroll_server.fronts.certificates import Certificates, Pem
+from unroll_server.fronts.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
 from unroll_server.fronts.registry import Registry
 
 
@@ -16,6 +20,9 @@ class GrpcioFront:
         interceptors: What stands before every handler, outermost first; see `Registry`.
         max_message_bytes: The largest request message; a larger one is RESOURCE_EXHAUSTED.
         share_port: Whether other processes listen on the same port, each to get a share of the connections.
+        connections: What a connection may do; the defaults where absent.
+        certificates: What TLS is spoken with; None for none.
+        option: What told to listen there.
 
     Attributes:
         registry: What the generated `add_...Servicer_to_server` functions take.
@@ -27,8 +34,13 @@ class GrpcioFront:
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         max_message_bytes: int,
         share_port: bool = False,
+        connections: Connections | None = None,
+        certificates: Certificates | None = None,
+        option: str = "--listen",
     ) -> None:
         self._listen = listen
+        self._option = option
+        self._certificates = certificates
         self.registry = Registry(interceptors)
         # An interceptor that grpcio itself asks costs each call two coroutines.
         self._server = grpc.aio.server(
@@ -42,6 +54,7 @@ class GrpcioFront:
                 # A burst of calls waits for its turn; from 1,000 on some would be CANCELLED otherwise.
                 ("grpc.server.max_pending_requests", 2**31 - 1),
                 ("grpc.server.max_pending_requests_hard_limit", 2**31 - 1),
+                *_limits(connections or Connections()),
             ],
         )
 
@@ -52,12 +65,56 @@ class GrpcioFront:
             StartupError: the address can't be listened on.
         """
         try:
-            port = self._server.add_insecure_port(self._listen)
+            if self._certificates is None:
+                port = self._server.add_insecure_port(self._listen)
+            else:
+                port = self._server.add_secure_port(self._listen, _credentials(self._certificates))
         except RuntimeError:
-            raise StartupError(f"--listen: can't listen on {self._listen}; is the port in use?") from None
+            raise StartupError(f"{self._option}: can't listen on {self._listen}; is the port in use?") from None
         await self._server.start()
         return f"{self._listen.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace: float) -> None:
         """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds."""
         await self._server.stop(grace)
+
+
+def _limits(connections: Connections) -> list[tuple[str, int]]:
+    """The limits, in the core's own terms: grpc/impl/channel_arg_names.h."""
+    limits = {
+        "grpc.max_allowed_incoming_connections": connections.most,
+        "grpc.max_concurrent_streams": connections.calls,
+        "grpc.keepalive_time_ms": _milliseconds(connections.keepalive),
+        "grpc.keepalive_timeout_ms": _milliseconds(HANDSHAKE),
+        "grpc.server_handshake_timeout_ms": _milliseconds(HANDSHAKE),
+        # A client may watch over a connection on which it has no calls.
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.min_ping_interval_without_data_ms": _milliseconds(SHORTEST_PINGS),
+        "grpc.max_metadata_size": METADATA,
+        "grpc.absolute_max_metadata_size": METADATA,
+    }
+    if connections.age:
+        # Calls in flight end as they would have: there is no limit to the grace.
+        limits["grpc.max_connection_age_ms"] = _milliseconds(connections.age)
+    return list(limits.items())
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(int(seconds * 1000), 2**31 - 1)
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        # The core asks before each handshake, on a thread of its own.
+        fresh = certificates.renewed()
+        return None if fresh is None else _configuration(fresh)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(certificates.current),
+        fetch,  # type: ignore[arg-type]  # None is right, and means no change
+        require_client_authentication=certificates.asks_callers,
+    )
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)

@@ -1,13 +1,34 @@
 """The handlers that servicers registered, each with what the interceptors make of it."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 import grpc.aio
 
+from unroll_server.calls import REQUEST_ID, take_request_id
+from unroll_server.errors import InvalidRequestError
+from unroll_server.fronts.parsing import tolerant
+
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+
+class Entrance(Protocol):
+    """What is asked before the message of a call is read; see entrance.py."""
+
+    def strained(self) -> bool:
+        """Whether calls are refused these days."""
+        ...
+
+    def check_unread(self, remaining: float | None) -> None:
+        """Raises an OverloadedError where the call, with so many seconds left, will be refused."""
+        ...
+
+
+class _Guard(NamedTuple):
+    entrance: Entrance
+    paths: Collection[str]
 
 
 class Registry(grpc.GenericRpcHandler):
@@ -30,6 +51,17 @@ class Registry(grpc.GenericRpcHandler):
         self._registered: dict[str, Any] = {}
         self._generic: list[grpc.GenericRpcHandler] = []
         self._intercepted: dict[str, Any] = {}
+        self._guard: _Guard | None = None
+        self._unread: dict[str, Any] = {}
+
+    def guard(self, entrance: Entrance, paths: Collection[str]) -> None:
+        """Has calls refused, while the server is strained, before their message is read: it may be all that they cost.
+
+        Args:
+            entrance: Who refuses.
+            paths: Methods with one request and one response, as `/package.Service/Method`, that bring work.
+        """
+        self._guard = _Guard(entrance, paths)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """See grpc.aio.Server."""
@@ -44,20 +76,63 @@ class Registry(grpc.GenericRpcHandler):
         """Whether the handler of `/package.Service/Method` is the same for each call."""
         return path in self._registered
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a call, None where there is none; see grpc.GenericRpcHandler."""
+    def strained(self) -> bool:
+        """Whether calls are refused these days."""
+        return self._guard is not None and self._guard.entrance.strained()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails, guarded: bool = True) -> Any:
+        """The handler of a call, None where there is none; see grpc.GenericRpcHandler.
+
+        Args:
+            handler_call_details: The call.
+            guarded: Whether it may be one that reads the message only if the call is not refused.
+        """
         path = handler_call_details.method
+        # This runs in the task of the call, where it is asked for each one, and the metadata are at hand.
+        for key, value in handler_call_details.invocation_metadata or ():
+            if key == REQUEST_ID:
+                take_request_id(value)
+        if guarded and self._guard and path in self._guard.paths and self._guard.entrance.strained():
+            return self.unread(handler_call_details)
         if handler := self._intercepted.get(path):
             return handler
         handler = self._registered.get(path)
         if handler is None:
             found = (generic.service(handler_call_details) for generic in self._generic)
             handler = next((handler for handler in found if handler is not None), None)
-        for interceptor in self._once:
-            handler = _at_once(interceptor.intercept_service(_giving(handler), handler_call_details))
+        handler = self._intercept(handler, handler_call_details)
         if path in self._registered:
             self._intercepted[path] = handler
         return handler
+
+    def unread(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a call whose message is read only if it is not refused; None where that is not to be."""
+        path = handler_call_details.method
+        guard, handler = self._guard, self._registered.get(path)
+        if guard is None or path not in guard.paths or handler is None:
+            return None
+        if path not in self._unread:
+            self._unread[path] = self._intercept(_unread(handler, guard.entrance), handler_call_details)
+        return self._unread[path]
+
+    def _intercept(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = handler and tolerant(handler)
+        for interceptor in self._once:
+            handler = _at_once(interceptor.intercept_service(_giving(handler), details))
+        return handler
+
+
+def _unread(handler: Any, entrance: Entrance) -> Any:
+    """A handler with one request, as one that asks for it itself."""
+
+    async def call(requests: Any, context: Any) -> Any:
+        entrance.check_unread(context.time_remaining())
+        request = await context.read()
+        if request is grpc.aio.EOF:
+            raise InvalidRequestError("the call has no message")
+        return await handler.unary_unary(request, context)
+
+    return grpc.stream_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
 def _giving(handler: Any) -> Continuation:

@@ -17,6 +17,7 @@ from unit.server.asgi_driver import ask, framed, front_of, messages_in, open_cal
 
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.fronts.asgi import AsgiFront
+from unroll_server.interceptors import StatusInterceptor
 
 UNARY = grpc.unary_unary_rpc_method_handler
 STREAM = grpc.stream_stream_rpc_method_handler
@@ -148,7 +149,7 @@ async def test_other_http_methods_and_unknown_methods() -> None:
         assert unknown.pieces == [b""]
 
 
-async def test_what_can_t_be_parsed_is_internal_and_never_reaches_the_servicer() -> None:
+async def test_what_can_t_be_parsed_is_refused_and_never_reaches_the_servicer() -> None:
     seen = []
 
     async def one(request: Any, context: Any) -> Any:
@@ -160,10 +161,11 @@ async def test_what_can_t_be_parsed_is_internal_and_never_reaches_the_servicer()
             yield request
 
     parse, dump = pb.GetModelRequest.FromString, pb.GetModelRequest.SerializeToString
-    front = front_of(one=UNARY(one, parse, dump), many=STREAM(many, parse, dump))
+    front = front_of(StatusInterceptor(), one=UNARY(one, parse, dump), many=STREAM(many, parse, dump))
     for method in ("one", "many"):
         answer = await ask(front, method, body=framed(b"\xff\xff"))
-        assert (answer.status, answer.details) == (grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+        assert answer.status is grpc.StatusCode.INVALID_ARGUMENT
+        assert "can't be parsed" in answer.details
     assert seen == []
 
 

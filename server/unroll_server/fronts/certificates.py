@@ -1,0 +1,136 @@
+"""The certificates of TLS: read from their files, checked, and read again when the files change."""
+
+import logging
+import ssl
+import threading
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from unroll_server.config import Settings
+from unroll_server.errors import StartupError
+
+_log = logging.getLogger(__name__)
+
+
+class Pem(NamedTuple):
+    """What TLS is spoken with, as PEM.
+
+    Attributes:
+        chain: The server's certificate, and those between it and its authority.
+        key: The private key of the certificate.
+        client_ca: What callers' certificates must descend from; None where callers need none.
+    """
+
+    chain: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+class Certificates:
+    """The certificates in the files, for as long as what is there is good; else the last good ones.
+
+    Any thread may use it.
+
+    Args:
+        chain: File of the server's certificate chain.
+        key: File of its private key.
+        client_ca: File of the authorities of callers' certificates; None where callers need none.
+
+    Raises:
+        StartupError: a file can't be read, holds no such thing, or the key is not the certificate's.
+    """
+
+    def __init__(self, chain: Path, key: Path, client_ca: Path | None) -> None:
+        self._paths = (chain, key, client_ca)
+        self._lock = threading.Lock()
+        self._seen = self._signature()
+        try:
+            self._current = self._read()
+        except (ValueError, OSError) as error:
+            raise StartupError(_line(error)) from None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """Those of the settings; None where they ask for no TLS.
+
+        Raises:
+            StartupError: see above.
+        """
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        return cls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+    @property
+    def current(self) -> Pem:
+        """The last good ones."""
+        return self._current
+
+    @property
+    def asks_callers(self) -> bool:
+        """Whether callers need a certificate."""
+        return self._paths[2] is not None
+
+    def renewed(self) -> Pem | None:
+        """Looks at the files; what they hold, if that is new and good. What is not good is logged, once."""
+        with self._lock:
+            signature = self._signature()
+            if signature == self._seen:
+                return None
+            fresh: Pem | Exception
+            try:
+                fresh = self._read()
+            except (ValueError, OSError) as error:
+                fresh = error
+            if self._signature() != signature:
+                # Written while it was read: the next look sees the whole.
+                return None
+            self._seen = signature
+            if isinstance(fresh, Exception):
+                _log.error("the old certificates stay: %s", _line(fresh))
+                return None
+            if fresh == self._current:
+                return None
+            self._current = fresh
+            _log.info("new certificates are in use")
+            return fresh
+
+    def _signature(self) -> tuple[tuple[int, ...], ...]:
+        """What changes when a file does, through links too: secrets are often replaced by moving a link."""
+        return tuple(_stat(path) for path in self._paths if path)
+
+    def _read(self) -> Pem:
+        chain, key, client_ca = self._paths
+        pem = Pem(chain.read_bytes(), key.read_bytes(), client_ca.read_bytes() if client_ca else None)
+        _check_certificates("--tls-cert", chain, pem.chain)
+        if client_ca and pem.client_ca is not None:
+            _check_certificates("--tls-client-ca", client_ca, pem.client_ca)
+        try:
+            # An empty password, so that a key that needs one is refused and nobody is asked for it.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password="")
+        except ssl.SSLError as error:
+            if error.reason and "MISMATCH" in error.reason:
+                raise ValueError(f"--tls-key: {key} is not the key of the certificate {chain}") from None
+            raise ValueError(f"--tls-key: {key} holds no private key that can be used without a password") from None
+        return pem
+
+
+def _check_certificates(option: str, path: Path, pem: bytes) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=pem.decode("ascii", "replace"))
+    except (ssl.SSLError, ValueError):
+        raise ValueError(f"{option}: {path} holds no certificates in PEM") from None
+
+
+def _stat(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _line(error: Exception) -> str:
+    """What went wrong in one line that never quotes a file."""
+    if isinstance(error, OSError):
+        return f"--tls-cert, --tls-key, --tls-client-ca: {error.filename}: {error.strerror}"
+    return str(error)

@@ -1,0 +1,164 @@
+"""Limits of connections on both fronts: how many, how busy, how old, how quiet, how slow."""
+
+import asyncio
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from support import wire
+from support.memory import resident_bytes
+from support.processes import PATIENCE, ServerProcess
+from support.raw_http2 import (
+    ACK,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    GOAWAY,
+    HEADERS,
+    MAX_CONCURRENT_STREAMS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    Connection,
+    frame,
+    settings,
+)
+
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server.unread import OF_CONNECTION
+
+CLASSIFY = "/unroll.v1.UnrollService/Classify"
+
+OWN = [("grpc.use_local_subchannel_pool", 1)]
+"""A channel's option: a connection of its own."""
+
+
+@pytest.fixture(scope="module")
+def process(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that allows little."""
+    options = ("--max-connections", "4", "--max-concurrent-calls", "3", "--keepalive", "1")
+    log = tmp_path_factory.mktemp("limited") / "log"
+    with ServerProcess(bundle_root, log, *options, front=front) as process:
+        yield process
+        assert process.stop() == 0, process.log
+
+
+def test_connections_over_the_limit_are_closed_and_the_others_live(process: ServerProcess) -> None:
+    deadline = time.monotonic() + PATIENCE
+
+    def connected() -> Connection:
+        # Others may still be closing.
+        while not (connection := Connection(process.address)).is_alive():
+            connection.socket.close()
+            assert time.monotonic() < deadline
+        return connection
+
+    with ExitStack() as stack:
+        good = [stack.enter_context(connected()) for _ in range(4)]
+        with Connection(process.address) as fifth:
+            assert not fifth.is_alive()
+        assert all(each.is_alive() for each in good)
+        good[0].socket.close()
+        stack.enter_context(connected())
+
+
+def test_the_server_says_how_many_calls_a_connection_may_have(process: ServerProcess) -> None:
+    said, deadline = None, time.monotonic() + PATIENCE
+    while said is None:
+        # Connections of the tests before may still be closing, and count.
+        assert time.monotonic() < deadline
+        with Connection(process.address) as connection:
+            said = next((each for each in connection.frames() if each.kind == SETTINGS and not each.flags & ACK), None)
+    assert dict(struct.iter_unpack(">HI", said.payload))[MAX_CONCURRENT_STREAMS] == 3
+
+
+def test_a_client_that_does_not_answer_pings_is_left(process: ServerProcess) -> None:
+    with Connection(process.address) as connection:
+        kinds = []
+        for each in connection.frames():
+            kinds.append((each.kind, each.flags & ACK))
+            if (PING, 0) in kinds:
+                break
+    assert (PING, 0) in kinds
+
+
+async def test_an_old_connection_is_left_and_its_calls_end_as_they_would_have(
+    front: str, bundle_root: Path, tmp_path: Path
+) -> None:
+    options = ("--max-connection-age", "1")
+    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+        await _outlive_a_connection(process)
+        assert process.stop() == 0, process.log
+
+
+async def _outlive_a_connection(process: ServerProcess) -> None:
+    async with grpc.aio.insecure_channel(process.address, OWN) as channel:
+        stub = wire.stub_of(channel)
+        stream = stub.Unroll()
+        await stream.write(wire.open_request("a"))
+        await stream.read()
+        with Connection(process.address) as connection:
+            came = await asyncio.to_thread(lambda: any(each.kind == GOAWAY for each in connection.frames()))
+            assert came
+        # That took the age; the stream is on a connection that is older.
+        await stream.write(wire.chunk_request("a", 0, np.zeros((3, 12), np.float32)))
+        answer: pb.UnrollResponse = await stream.read()  # type: ignore[assignment]  # or EOF
+        assert answer.steps.count == 3
+        await stub.GetModel(pb.GetModelRequest(model="jv"), timeout=PATIENCE)
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
+        assert await stream.code() == grpc.StatusCode.OK
+
+
+def test_a_client_that_pings_without_end_is_told_to_be_calm_or_answered(server: ServerProcess, front: str) -> None:
+    with Connection(server.address) as connection:
+        connection.send(*(frame(PING, 0, 0, bytes(8)) for _ in range(100)))
+        came = []
+        for each in connection.frames():
+            came.append(each)
+            if each.kind == GOAWAY or (front == "envoy" and sum(one.kind == PING for one in came) == 100):
+                break
+    if front == "grpcio":
+        assert came[-1].kind == GOAWAY
+        assert int.from_bytes(came[-1].payload[4:8], "big") == ENHANCE_YOUR_CALM
+    else:
+        # Envoy has no such rule; what it bounds are answers that nobody reads.
+        assert came[-1].kind == PING
+
+
+async def test_a_caller_that_does_not_read_its_answers_costs_itself(server: ServerProcess) -> None:
+    values = np.random.default_rng(5).standard_normal((4096, 12)).astype(np.float32)
+    large = wire.classify_request(list(values[:, None]), return_final_states=True)
+    small = wire.classify_request([values[:20]])
+    async with grpc.aio.insecure_channel(server.address, [("grpc.max_receive_message_length", -1)]) as channel:
+        stub = wire.stub_of(channel)
+        expected = await stub.Classify(small, timeout=PATIENCE)
+        size = (await stub.Classify(large, timeout=PATIENCE)).ByteSize()
+        calls = OF_CONNECTION // size + 8
+        before = resident_bytes(server.process.pid)
+        with Connection(server.address, PREFACE + settings(initial_window_size=0)) as slow:
+
+            def ended() -> dict[int, int]:
+                """By stream, whether the call has ended: without a window, one that is refused can, no other."""
+                for stream in range(1, 2 * calls, 2):
+                    assert slow.call(stream, CLASSIFY, large.SerializeToString())
+                came: dict[int, int] = {}
+                for each in slow.frames():
+                    if each.kind == HEADERS:
+                        came[each.stream] = each.flags & END_STREAM
+                    if sum(came.values()) == calls - OF_CONNECTION // size:
+                        break
+                return came
+
+            asking = asyncio.create_task(asyncio.to_thread(ended))
+            while not asking.done():
+                assert await stub.Classify(small) == expected
+            assert sum((await asking).values()) == calls - OF_CONNECTION // size
+            grown = resident_bytes(server.process.pid) - before
+        assert await stub.Classify(small) == expected
+    assert grown < 8 * OF_CONNECTION

@@ -1,0 +1,202 @@
+"""TLS and mutual TLS on both fronts: who is let in, and certificates that change while streams are open."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from support import wire
+from support.certificates import Authority, Files, channel, fingerprint, replace, shown_by
+from support.processes import PATIENCE, ServerProcess, run
+
+from unroll_proto.v1 import unroll_pb2 as pb
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    """Vouches for the servers."""
+    return Authority()
+
+
+@pytest.fixture(scope="module")
+def callers() -> Authority:
+    """Vouches for the callers."""
+    return Authority()
+
+
+@pytest.fixture
+def files(tmp_path: Path, authority: Authority) -> Files:
+    return Files(tmp_path / "tls", authority)
+
+
+@pytest.fixture
+def process(front: str, bundle_root: Path, tmp_path: Path, files: Files) -> Iterator[ServerProcess]:
+    """A server that speaks TLS, and asks no caller for a certificate."""
+    with ServerProcess(bundle_root, tmp_path / "log", *files.options, front=front) as process:
+        yield process
+        assert process.stop() == 0, process.log
+
+
+async def answers(channel: grpc.aio.Channel) -> bool:
+    """Whether a call gets through; a channel is used once."""
+    async with channel:
+        try:
+            await wire.stub_of(channel).GetModel(pb.GetModelRequest(model="jv"), timeout=PATIENCE)
+        except grpc.aio.AioRpcError as error:
+            return error.code() != grpc.StatusCode.UNAVAILABLE
+    return True
+
+
+def until(holds: Callable[[], bool], process: ServerProcess) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, process.log
+
+
+async def test_who_speaks_tls_and_trusts_the_server_is_let_in(
+    process: ServerProcess, authority: Authority, callers: Authority
+) -> None:
+    assert await answers(channel(process.address, authority))
+    assert await answers(channel(process.address, authority, callers.issue("anybody.test")))
+    assert not await answers(grpc.aio.insecure_channel(process.address))
+    assert not await answers(channel(process.address, callers))
+
+
+async def test_mutual_tls_lets_in_only_who_has_a_certificate(
+    front: str, bundle_root: Path, tmp_path: Path, authority: Authority, callers: Authority
+) -> None:
+    files = Files(tmp_path / "tls", authority, callers)
+    other = Authority()
+    with ServerProcess(bundle_root, tmp_path / "log", *files.options, front=front) as process:
+        alice = callers.issue("alice.test")
+        assert await answers(channel(process.address, authority, alice))
+        assert not await answers(channel(process.address, authority))
+        assert not await answers(channel(process.address, authority, other.issue("alice.test")))
+        # Another authority takes over: its callers are let in, those of the old one are not any more.
+        replace(files.client_ca, other.pem)
+        bob, deadline = other.issue("bob.test"), time.monotonic() + PATIENCE
+        while not await answers(channel(process.address, authority, bob)):
+            assert time.monotonic() < deadline, process.log
+        assert not await answers(channel(process.address, authority, alice))
+        assert process.stop() == 0, process.log
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_renewed_certificate_is_shown_and_open_streams_live_on(
+    front: str, workers: str, bundle_root: Path, tmp_path: Path, files: Files, authority: Authority
+) -> None:
+    options = [*files.options, "--workers", workers]
+    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+        old = fingerprint(files.chain)
+        assert shown_by(process.address) == old
+        async with channel(process.address, authority) as open_channel:
+            stream = wire.stub_of(open_channel).Unroll()
+            await stream.write(wire.open_request("a"))
+            opened: pb.UnrollResponse = await stream.read()  # type: ignore[assignment]  # or EOF
+            assert opened.HasField("opened")
+            files.renew(authority)
+            renewed = fingerprint(files.chain)
+            # With several workers each connection may reach another one.
+            until(lambda: all(shown_by(process.address) == renewed for _ in range(8)), process)
+            await stream.write(wire.chunk_request("a", 0, np.zeros((3, 12), np.float32)))
+            answer: pb.UnrollResponse = await stream.read()  # type: ignore[assignment]  # or EOF
+            assert answer.steps.count == 3
+            assert await answers(channel(process.address, authority))
+        assert process.stop() == 0, process.log
+
+
+async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
+    process: ServerProcess, files: Files, authority: Authority
+) -> None:
+    good = fingerprint(files.chain)
+    other_chain, other_key = authority.issue("localhost")
+    for path, content, says in (
+        (files.chain, other_chain, "is not the key of the certificate"),
+        (files.chain, b"no certificate", "--tls-cert: "),
+        (files.key, b"no key", "the old certificates stay"),
+    ):
+        was, seen = path.read_bytes(), process.log.count("the old certificates stay")
+        replace(path, content)
+
+        def noticed(says: str = says, seen: int = seen) -> bool:
+            # grpcio looks when somebody connects.
+            assert shown_by(process.address) == good
+            log = process.log
+            return log.count("the old certificates stay") > seen and says in log
+
+        until(noticed, process)
+        assert "PRIVATE" not in process.log
+        replace(path, was)
+    files.key.unlink()
+    until(lambda: shown_by(process.address) == good and "key.pem: No such file" in process.log, process)
+    replace(files.chain, other_chain)
+    replace(files.key, other_key)
+    until(lambda: shown_by(process.address) == fingerprint(files.chain), process)
+
+
+def test_a_bad_certificate_ends_the_start_with_one_line(
+    front: str, bundle_root: Path, tmp_path: Path, files: Files, authority: Authority
+) -> None:
+    other, nothing = tmp_path / "other.pem", tmp_path / "nothing.pem"
+    other.write_bytes(authority.issue("localhost")[1])
+    nothing.write_bytes(b"")
+    chain, key = str(files.chain), str(files.key)
+    for options, says in (
+        (["--tls-cert", chain], "--tls-cert, --tls-key: one is of no use without the other"),
+        (["--tls-client-ca", chain], "--tls-client-ca: needs --tls-cert and --tls-key"),
+        (["--tls-cert", chain, "--tls-key", str(other)], f"--tls-key: {other} is not the key of the certificate"),
+        (["--tls-cert", chain, "--tls-key", chain], f"--tls-key: {chain} holds no private key"),
+        (["--tls-cert", key, "--tls-key", key], f"--tls-cert: {key} holds no certificates"),
+        (["--tls-cert", chain, "--tls-key", "/nowhere"], "/nowhere: No such file or directory"),
+        ([*files.options, "--tls-client-ca", str(nothing)], f"--tls-client-ca: {nothing} holds no certificates"),
+    ):
+        done = run("unroll-serve", "--models", bundle_root, "--front", front, *options, check=False)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_health_check_speaks_tls_with_the_servers_own_settings(
+    front: str, bundle_root: Path, tmp_path: Path, authority: Authority, callers: Authority
+) -> None:
+    def check(address: str, **env: Path) -> tuple[int, str]:
+        found = {"UNROLL_" + name: str(value) for name, value in env.items()}
+        done = run(Path(sys.executable).name, "-m", "unroll_server.healthcheck", address, check=False, env=found)
+        return done.returncode, done.stdout + done.stderr
+
+    mutual = Files(tmp_path / "mutual", authority, callers)
+    own = tmp_path / "probe.pem", tmp_path / "probe.key"
+    for path, content in zip(own, callers.issue("probe.test"), strict=True):
+        path.write_bytes(content)
+    servers = Files(tmp_path / "tls", authority)
+    with ServerProcess(bundle_root, tmp_path / "log", *servers.options, front=front) as process:
+        assert check(process.address, TLS_CERT=servers.chain, TLS_KEY=servers.key) == (
+            0,
+            f"{process.address}: SERVING\n",
+        )
+        assert check(process.address, TLS_CERT=mutual.chain)[0] == 1
+        assert check(process.address)[0] == 1
+    with ServerProcess(bundle_root, tmp_path / "log", *mutual.options, front=front) as process:
+        assert check(process.address, TLS_CERT=mutual.chain, TLS_KEY=mutual.key)[0] == 1
+        probe = {"HEALTHCHECK_CERT": own[0], "HEALTHCHECK_KEY": own[1]}
+        assert check(process.address, TLS_CERT=mutual.chain, TLS_KEY=mutual.key, **probe)[0] == 0
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no /dev/shm here")  # noqa: S108
+def test_nobody_else_reads_the_key(front: str, bundle_root: Path, tmp_path: Path, files: Files) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {"TMPDIR": str(temporary)}
+    with ServerProcess(bundle_root, tmp_path / "log", *files.options, front=front, env=env) as process:
+        copies = [path for path in temporary.rglob("*.json") if "PRIVATE KEY" in path.read_text()]
+        assert len(copies) == (1 if front == "envoy" else 0)
+        for path in copies:
+            assert path.stat().st_mode & 0o077 == 0
+            assert path.parent.stat().st_mode & 0o077 == 0
+        assert process.stop() == 0, process.log
+    assert list(temporary.iterdir()) == []

@@ -1,0 +1,90 @@
+"""Certificates that tests make themselves, and channels that speak TLS with them."""
+
+import hashlib
+import socket
+import ssl
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import trustme
+
+
+class Authority:
+    """An authority, and what it has issued.
+
+    Attributes:
+        pem: Its certificate.
+    """
+
+    def __init__(self) -> None:
+        self._ca = trustme.CA()
+        self.pem: bytes = self._ca.cert_pem.bytes()
+
+    def issue(self, *names: str, common_name: str | None = None) -> tuple[bytes, bytes]:
+        """The certificate chain of a new certificate, and its private key."""
+        issued = self._ca.issue_cert(*names, common_name=common_name)
+        return b"".join(blob.bytes() for blob in issued.cert_chain_pems), issued.private_key_pem.bytes()
+
+
+class Files:
+    """The files that a server is told of.
+
+    Args:
+        folder: Where they are.
+        authority: Issues the server's certificate.
+        callers: Issues the callers' certificates; None where they need none.
+    """
+
+    def __init__(self, folder: Path, authority: Authority, callers: Authority | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.chain, self.key, self.client_ca = folder / "cert.pem", folder / "key.pem", folder / "clients.pem"
+        self._callers = callers
+        self.renew(authority)
+        if callers:
+            self.client_ca.write_bytes(callers.pem)
+
+    @property
+    def options(self) -> list[str]:
+        """Those of `unroll-serve`."""
+        options = ["--tls-cert", str(self.chain), "--tls-key", str(self.key)]
+        return [*options, "--tls-client-ca", str(self.client_ca)] if self._callers else options
+
+    def renew(self, authority: Authority) -> None:
+        """Puts another certificate there."""
+        chain, key = authority.issue("localhost", "127.0.0.1")
+        replace(self.chain, chain)
+        replace(self.key, key)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file as certificates are renewed: beside it, then moved there."""
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def channel(address: str, authority: Authority, caller: tuple[bytes, bytes] | None = None) -> grpc.aio.Channel:
+    """A channel with a connection of its own, to a server that `authority` vouches for."""
+    chain, key = caller or (None, None)
+    credentials = grpc.ssl_channel_credentials(authority.pem, key, chain)
+    return grpc.aio.secure_channel(address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+
+
+def shown_by(address: str) -> str:
+    """Fingerprint of the certificate that the server shows to who connects now."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), 10) as plain, context.wrap_socket(plain) as secure:
+        shown = secure.getpeercert(binary_form=True)
+    assert shown is not None
+    return hashlib.sha256(shown).hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """That of the first certificate in a file."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    first = path.read_text().split(end)[0] + end
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first[first.index(begin) :])).hexdigest()

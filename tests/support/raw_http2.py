@@ -1,0 +1,146 @@
+"""HTTP/2 spoken frame by frame over a socket, so that a test can say what no library would."""
+
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from hpack import Encoder
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+ACK = END_STREAM = 0x1
+END_HEADERS = 0x4
+ENHANCE_YOUR_CALM = 0xB
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
+
+
+class Frame(NamedTuple):
+    """A frame as it came."""
+
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame as it goes."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def settings(**values: int) -> bytes:
+    """A SETTINGS frame; names as in this module, in lower case."""
+    pairs = [(globals()[name.upper()], value) for name, value in values.items()]
+    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in pairs))
+
+
+def header_block(path: str, *more: tuple[str, str]) -> bytes:
+    """The headers of a gRPC call, which refer to nothing said before."""
+    usual = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
+    usual += [("te", "trailers"), ("content-type", "application/grpc")]
+    encoder = Encoder()
+    encoder.header_table_size = 0
+    block: bytes = encoder.encode([*usual, *more], huffman=False)
+    return block
+
+
+def message(body: bytes) -> bytes:
+    """A gRPC message, not compressed."""
+    return b"\0" + struct.pack(">I", len(body)) + body
+
+
+class Connection:
+    """A connection that has said its preface, if it is to.
+
+    Args:
+        address: HOST:PORT.
+        greeting: What is sent first.
+        receive_buffer: Bytes that the kernel keeps for a reader that does not read; its default where 0.
+    """
+
+    def __init__(self, address: str, greeting: bytes = PREFACE + settings(), receive_buffer: int = 0) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(30)
+        self.socket.connect((host, int(port)))
+        self._unread = b""
+        self._room = self._initial = 65535
+        self.send(greeting)
+
+    def send(self, *pieces: bytes) -> bool:
+        """Sends what the other side still takes; False once it has hung up, or takes no more."""
+        try:
+            self.socket.sendall(b"".join(pieces))
+        except OSError:
+            return False
+        return True
+
+    def call(self, stream: int, path: str, request: bytes, headers: Sequence[tuple[str, str]] = ()) -> bool:
+        """Sends a call with one request, no faster than the other side lets it; its own windows stay as they are."""
+        if not self.send(frame(HEADERS, END_HEADERS, stream, header_block(path, *headers))):
+            return False
+        given, body = 0, message(request)
+        while body:
+            size = min(len(body), self._initial + given, self._room, 16384)
+            if size == 0:
+                came = next(self.frames(), None)
+                if came is None:
+                    return False
+                if came.kind == WINDOW_UPDATE and came.stream == stream:
+                    given += int.from_bytes(came.payload, "big")
+                continue
+            piece, body = body[:size], body[size:]
+            given, self._room = given - size, self._room - size
+            if not self.send(frame(DATA, 0 if body else END_STREAM, stream, piece)):
+                return False
+        return True
+
+    def frames(self) -> Iterator[Frame]:
+        """What comes, until the other side hangs up or says nothing for a while."""
+        while True:
+            head = self._take(9)
+            if head is None:
+                return
+            payload = self._take(int.from_bytes(head[:3], "big"))
+            if payload is None:
+                return
+            came = Frame(head[3], head[4], int.from_bytes(head[5:], "big") & 0x7FFFFFFF, payload)
+            if came.kind == WINDOW_UPDATE and not came.stream:
+                self._room += int.from_bytes(payload, "big")
+            elif came.kind == SETTINGS and not came.flags & ACK:
+                said = dict(struct.iter_unpack(">HI", payload))
+                self._initial = said.get(INITIAL_WINDOW_SIZE, self._initial)
+                self.send(frame(SETTINGS, ACK, 0))
+            elif came.kind == PING and not came.flags & ACK:
+                self.send(frame(PING, ACK, 0, payload))
+            yield came
+
+    def _take(self, count: int) -> bytes | None:
+        while len(self._unread) < count:
+            try:
+                piece = self.socket.recv(65536)
+            except OSError:
+                return None
+            if not piece:
+                return None
+            self._unread += piece
+        taken, self._unread = self._unread[:count], self._unread[count:]
+        return taken
+
+    def is_alive(self) -> bool:
+        """Whether the other side answers a ping."""
+        if not self.send(frame(PING, 0, 0, b"alive?!?")):
+            return False
+        return any(each.kind == PING and each.flags & ACK and each.payload == b"alive?!?" for each in self.frames())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.socket.close()
