@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from unroll_server.alone import run_alone
+from unroll_server.caller import Watched
 from unroll_server.errors import ExpiredError, InternalError
 from unroll_server.lanes import Lanes
 from unroll_server.metrics import Metrics
@@ -39,9 +40,18 @@ class _Room:
         self.lanes = Lanes(model, capacity_of(max_lanes), max_steps)
         self.last_interactive = float("-inf")
         self.cost = model.cost
+        # Whether there may be calls among the lanes that want to hear of their ticks.
+        self.traced = False
         self._own = 0.0
         self._events = events
         self.learn(FIRST_GUESS)
+
+    def traced_calls(self, lone: Work | None) -> list[Watched]:
+        """The calls that want to hear of the next tick: of `lone`, or of the lanes."""
+        works = (lone,) if lone else self.lanes.works
+        calls = {work.call: None for work in works if work.call is not None and work.call.traced}
+        self.traced = bool(calls or self.queue)
+        return list(calls)
 
     def learn(self, own: float) -> None:
         """Takes in how many seconds a tick took beside the model's run."""
@@ -51,6 +61,11 @@ class _Room:
         # In coarse steps: what is weighed for a cost is kept.
         if not 0.8 * self.cost.fixed < fixed < 1.25 * self.cost.fixed:
             self.cost = self.model.cost._replace(fixed=fixed)
+
+    def close(self) -> None:
+        """Ends the room, which is idle."""
+        # It and its queue refer to each other: without this, a model's memory would wait for a garbage collection.
+        del self.queue
 
     def _drop(self, work: Work, cause: str) -> None:
         self.metrics.dropped(cause, work.size - work.taken)
@@ -72,16 +87,45 @@ class Core:
     """
 
     def __init__(self, models: Iterable[Model], max_lanes: int, max_steps: int, metrics: Metrics) -> None:
+        self._max_lanes = max_lanes
         self._max_steps = max_steps
+        self._metrics = metrics
         self._events: Events = []
-        rooms = [_Room(model, max_lanes, max_steps, self._events, metrics) for model in models]
-        self._rooms = {room.model: room for room in rooms}
-        self._rotation = deque(rooms)
+        self._rooms: dict[Model, _Room] = {}
+        self._rotation: deque[_Room] = deque()
+        # Rooms that go when their last work is done.
+        self._leaving: set[_Room] = set()
         self._room: _Room | None = None
         self._steps = 0
         self._preparing = 0.0
         # Work that the planned tick runs by itself, past the lanes.
         self._lone: Work | None = None
+        for model in models:
+            self.add_model(model)
+
+    def add_model(self, model: Model) -> None:
+        """Makes room for the work of a model."""
+        room = _Room(model, self._max_lanes, self._max_steps, self._events, self._metrics)
+        room.metrics.serves(1)
+        self._rooms[model] = room
+        self._rotation.append(room)
+
+    def remove_model(self, model: Model) -> None:
+        """Gives the room of a model away when the work that it has is done; no more may come."""
+        self._leaving.add(self._rooms[model])
+        self._remove_idle()
+
+    def _remove_idle(self) -> None:
+        for room in list(self._leaving):
+            lone = self._lone is not None and self._lone.model is room.model
+            if not (room.queue or room.lanes.count or lone):
+                room.metrics.serves(-1)
+                self._leaving.remove(room)
+                self._rotation.remove(room)
+                del self._rooms[room.model]
+                room.close()
+                if self._room is room:
+                    self._room = None
 
     def add(self, work: Work, now: float) -> None:
         """Queues work that came at time `now`."""
@@ -92,7 +136,9 @@ class Core:
 
     def cancel(self, work: Work) -> None:
         """Frees what work holds whose caller has left, and has marked it so."""
-        room = self._rooms[work.model]
+        room = self._rooms.get(work.model)
+        if room is None:  # all was computed, though not yet delivered
+            return
         if work.taken < work.size:
             room.queue.cancel()
         if work.taken:
@@ -118,7 +164,11 @@ class Core:
                 slices = room.queue.take(now, lanes.interactive, lanes.count - lanes.interactive)
                 for work, first, _ in slices:
                     if first == 0:
-                        room.metrics.waited(now - work.arrived)
+                        work.waited = max(now - work.arrived, 0.0)
+                        room.metrics.waited(work.waited)
+                        if work.call is not None and work.call.traced:
+                            room.traced = True
+                            work.call.waited(str(room.model.spec.key), now - work.arrived)
                 if len(slices) == 1 and not lanes.count and self._is_short(slices[0].work):
                     self._room, self._lone, self._steps = room, slices[0].work, slices[0].work.steps
                     return room.cost.seconds(1, self._steps)
@@ -137,6 +187,8 @@ class Core:
                 )
                 self._preparing = time.perf_counter() - begin
                 return room.cost.seconds(lanes.count, self._steps)
+        if self._leaving:
+            self._remove_idle()
         return None
 
     def run(self) -> None:
@@ -146,6 +198,7 @@ class Core:
         self._lone = None
         lanes, runtime = room.lanes, room.model.runtime
         count = 1 if lone else lanes.count
+        traced = room.traced_calls(lone) if room.traced else []
         begin = time.perf_counter()
         try:
             if lone:
@@ -168,6 +221,8 @@ class Core:
         if not lone:
             room.learn(self._preparing + took - model_took)
         room.metrics.tick(count, steps, real, took)
+        if traced:
+            traced[0].ticked(traced[1:], str(room.model.spec.key), count, steps, real, took)
 
     def _is_short(self, work: Work) -> bool:
         return work.size == 1 and work.steps <= self._max_steps

@@ -9,14 +9,17 @@ import asyncio
 import contextlib
 import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from unroll_server.admission import Admission, LimitsOf
 from unroll_server.core import Core, Events
-from unroll_server.errors import OverloadedError, RequestError
+from unroll_server.entrance import Entrance
+from unroll_server.errors import ModelNotFoundError, RequestError
 from unroll_server.metrics import Metrics
 from unroll_server.models import Model
 from unroll_server.work import Batch, Work
@@ -42,6 +45,13 @@ def _let_others() -> None:
         os.sched_yield()
 
 
+class _Change(NamedTuple):
+    """A model that comes or goes."""
+
+    model: Model
+    comes: bool
+
+
 class Engine:
     """Runs work of several models. Its methods are called on one event loop.
 
@@ -50,7 +60,12 @@ class Engine:
         max_lanes: Sequences of one class, streams or bulk, in one tick, at most.
         tick_steps: Timesteps in one tick, at most.
         max_queued_steps: Timesteps accepted and not yet answered, over all models; work beyond it is refused.
+        max_queued_bytes: Bytes of values and states, likewise.
         metrics: Counts what is done.
+        limits_of: What a caller may have queued, by its identity; None where callers have no limits.
+
+    Attributes:
+        entrance: What may be queued.
     """
 
     def __init__(
@@ -60,14 +75,19 @@ class Engine:
         max_lanes: int,
         tick_steps: int,
         max_queued_steps: int,
+        max_queued_bytes: int = sys.maxsize,
         metrics: Metrics | None = None,
+        limits_of: LimitsOf | None = None,
     ) -> None:
-        self._max_queued_steps = max_queued_steps
-        self._queued_steps = 0
+        metrics = metrics or Metrics()
+        admission = Admission(max_queued_steps, max_queued_bytes, max_lanes * tick_steps, limits_of)
+        self.entrance = Entrance(admission, metrics)
         self._loop = asyncio.get_running_loop()
-        self._core = Core(models, max_lanes, tick_steps, metrics or Metrics())
-        # Work that has come, or whose caller has left, since the core's owner looked last.
-        self._inbox: deque[Work] = deque()
+        self._core = Core(models, max_lanes, tick_steps, metrics)
+        # What takes work: those that were removed finish what they have.
+        self._models = set(models)
+        # Work that has come, or whose caller has left, and models, since the core's owner looked last.
+        self._inbox: deque[Work | _Change] = deque()
         self._max_lanes = max_lanes
         self._planned = False
         # Entries of the inbox that the last turn of the loop has seen, turns that are left, entries of the last time.
@@ -81,11 +101,21 @@ class Engine:
         self._thread = threading.Thread(target=self._run_on_thread, name="engine", daemon=True)
         self._thread.start()
 
+    def add_model(self, model: Model) -> None:
+        """Takes work of a model from now on."""
+        self._models.add(model)
+        self._send(_Change(model, comes=True))
+
+    def remove_model(self, model: Model) -> None:
+        """Takes no more work of a model, and lets it go when what there is of it is done."""
+        self._models.remove(model)
+        self._send(_Change(model, comes=False))
+
     async def classify(self, batch: Batch) -> None:
         """Runs every sequence of `batch`; its results are in it afterwards.
 
         Raises:
-            OverloadedError: the queue is full.
+            OverloadedError: there is no room, or no time, for it.
             ExpiredError: the deadline passed before it ran.
             InternalError: the runtime failed.
         """
@@ -99,16 +129,19 @@ class Engine:
         """Queues work; `end` must be called when it is over or its caller leaves.
 
         Raises:
-            OverloadedError: the queue is full.
+            OverloadedError: there is no room, or no time, for it, or its caller has had its share.
+            ModelNotFoundError: its model was removed.
         """
-        if self._queued_steps and self._queued_steps + work.steps > self._max_queued_steps:
-            raise OverloadedError(f"{self._queued_steps} timesteps are queued, {self._max_queued_steps} at most", 1.0)
-        self._queued_steps += work.steps
+        if work.model not in self._models:
+            raise ModelNotFoundError(f"{work.model.spec.key} is not served any more", "model")
+        self.entrance.enter(work)
+        if work.call is not None:
+            work.call.steps += work.steps
         self._send(work)
 
     def end(self, work: Work) -> None:
         """Takes work off the books; what of it is not yet computed is dropped, and nothing more of it delivered."""
-        self._queued_steps -= work.steps
+        self.entrance.leave(work)
         if not work.over:
             work.cancelled = True
             self._send(work)
@@ -119,8 +152,8 @@ class Engine:
         self._handover.put(None)
         self._thread.join()
 
-    def _send(self, work: Work) -> None:
-        self._inbox.append(work)
+    def _send(self, entry: Work | _Change) -> None:
+        self._inbox.append(entry)
         # The thread looks into the inbox once more after it has cleared its flag, so nothing is left lying.
         if not self._threaded:
             self._plan()
@@ -133,11 +166,16 @@ class Engine:
     def _take_inbox(self) -> None:
         now = time.monotonic()
         while self._inbox:
-            work = self._inbox.popleft()
-            if work.arrived:
-                self._core.cancel(work)
+            entry = self._inbox.popleft()
+            if isinstance(entry, _Change):
+                if entry.comes:
+                    self._core.add_model(entry.model)
+                else:
+                    self._core.remove_model(entry.model)
+            elif entry.arrived:
+                self._core.cancel(entry)
             else:
-                self._core.add(work, now)
+                self._core.add(entry, now)
 
     def _run_on_loop(self) -> None:
         """Runs ticks for as long as they are short, then leaves the core to the thread."""

@@ -57,6 +57,11 @@ class Lanes:
         self._holes: list[int] = []
 
     @property
+    def works(self) -> Iterable[Work]:
+        """The works of the lanes, each as often as it has any."""
+        return filter(None, self._works)
+
+    @property
     def remaining(self) -> NDArray[np.int64]:
         """Steps that each lane still has to run; of settled lanes."""
         return self._table[_LEFT, : self.count]

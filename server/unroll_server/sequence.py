@@ -4,6 +4,7 @@ import zlib
 from collections import deque
 from typing import NamedTuple, Protocol
 
+from unroll_server.caller import Watched
 from unroll_server.engine import Engine
 from unroll_server.errors import RequestError, SequenceStateError
 from unroll_server.models import Model
@@ -96,7 +97,9 @@ class _Running:
 
     def go_on(self) -> None:
         piece = self.values[self.position : self.position + PIECE] if len(self.values) > PIECE else self.values
-        stretch = Stretch(self.sequence.model, piece, self.state, self)
+        stretch = Stretch(self.sequence.model, piece, self.state, self, self.sequence.owner)
+        # Not the one that this happens to run in: the engine's call back.
+        stretch.call = self.sequence.call
         self.sequence.engine.start(stretch)
         self.stretch = stretch
 
@@ -137,15 +140,28 @@ class Sequence:
         step: Timesteps consumed.
         state: After them, [num_layers, hidden_size] each; None is the zero state.
         repeatable: The stream's latest chunks.
+        owner: Identity of the caller.
+        call: Whose it is, where more is told of that than figures.
     """
 
-    __slots__ = ("_applied", "_repeatable", "_running", "engine", "model", "state", "step")
+    __slots__ = ("_applied", "_repeatable", "_running", "call", "engine", "model", "owner", "state", "step")
 
-    def __init__(self, engine: Engine, model: Model, step: int, state: State | None, repeatable: Repeatable) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        step: int,
+        state: State | None,
+        repeatable: Repeatable,
+        owner: str = "",
+        call: Watched | None = None,
+    ) -> None:
         self.engine = engine
         self.model = model
         self.step = step
         self.state = state
+        self.owner = owner
+        self.call = call
         self._repeatable = repeatable
         self._applied: list[_Applied] | None = None
         self._running: _Running | None = None

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from unroll_server.caller import identity, watched
 from unroll_server.classes import classify
 from unroll_server.errors import RequestError
 from unroll_server.models import Model
@@ -35,19 +36,29 @@ class Work(ABC):
         over: Set by the event loop when the work is answered or has failed.
         taken: Sequences that have left the queue.
         arrived: On the engine's clock, when it was queued; 0 before.
+        owner: Identity of the caller whose share it counts for.
+        bytes: Of values and initial state.
+        due: See admission.py, which keeps it here.
+        waited: Seconds from its arrival to its first tick.
+        call: Whose it is, where more is told of that than figures.
     """
 
     __slots__ = (
         "arrived",
+        "bytes",
+        "call",
         "cancelled",
         "deadline",
+        "due",
         "initial_state",
         "keeps_states",
         "model",
         "offsets",
         "over",
+        "owner",
         "taken",
         "values",
+        "waited",
     )
     interactive: bool
 
@@ -59,6 +70,7 @@ class Work(ABC):
         initial_state: State | None,
         keeps_states: bool,
         deadline: float,
+        owner: str | None = None,
     ) -> None:
         self.model = model
         self.values = values
@@ -70,6 +82,11 @@ class Work(ABC):
         self.over = False
         self.taken = 0
         self.arrived = 0.0
+        self.owner = identity.get() if owner is None else owner
+        self.bytes = values.nbytes + sum(array.nbytes for array in initial_state or ())
+        self.due = 0
+        self.waited = 0.0
+        self.call = watched.get()
 
     @property
     def size(self) -> int:
@@ -201,7 +218,9 @@ class Stretch(Work):
     __slots__ = ("_listener",)
     interactive = True
 
-    def __init__(self, model: Model, values: Float32Array, state: State | None, listener: Listener) -> None:
+    def __init__(
+        self, model: Model, values: Float32Array, state: State | None, listener: Listener, owner: str | None = None
+    ) -> None:
         """Args as of Work.
 
         Args:
@@ -209,9 +228,10 @@ class Stretch(Work):
             values: [steps, input_size], 1 step or more.
             state: Before the first step, [num_layers, hidden_size] each.
             listener: Who is told.
+            owner: Identity of the caller; the current one where absent. One that is called back has to say.
         """
         initial = None if state is None else tuple([array[:, np.newaxis] for array in state])
-        super().__init__(model, values, span(len(values)), initial, keeps_states=True, deadline=math.inf)
+        super().__init__(model, values, span(len(values)), initial, keeps_states=True, deadline=math.inf, owner=owner)
         self._listener = listener
 
     def steps_done(self, logits: Float32Array, states: Float32Array) -> object:

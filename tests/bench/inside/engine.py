@@ -17,9 +17,10 @@ from bench.asking import WrongAnswerError
 from bench.networks import eager, even, ragged
 from unroll_client.load import Result
 from unroll_proto import bundle
+from unroll_server.bundle import find_bundles, verify
 from unroll_server.engine import Engine
 from unroll_server.metrics import Metrics
-from unroll_server.models import Model, load_repository
+from unroll_server.models import Loader, Model
 from unroll_server.runtimes.onnx import session_options
 from unroll_server.types import Float32Array, ModelSpec
 from unroll_server.work import Batch
@@ -58,7 +59,8 @@ def _ragged(name: str) -> list[_Question]:
 @cache
 def model(repository: Path, lanes: int) -> Model:
     """The one model of a repository, as the server loads it."""
-    return load_repository(repository, "onnx", "cpu", lanes)[0]
+    (key,) = find_bundles(repository)
+    return Loader("onnx", "cpu", lanes).load(verify(repository, key))
 
 
 def even_batches(repository: Path, lanes: int, in_flight: int, seconds: float) -> Result:

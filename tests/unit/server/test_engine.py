@@ -14,7 +14,7 @@ from support.models import alone, random_network, served
 
 from unroll_server.core import FIRST_GUESS
 from unroll_server.engine import Engine
-from unroll_server.errors import ExpiredError, InternalError, OverloadedError, RequestError
+from unroll_server.errors import ExpiredError, InternalError, ModelNotFoundError, OverloadedError, RequestError
 from unroll_server.metrics import Metrics
 from unroll_server.models import Model
 from unroll_server.runtimes.base import TickResult
@@ -263,7 +263,7 @@ async def test_the_queue_is_bounded_in_timesteps_and_takes_work_again_when_it_is
     async with running(model, queued=100) as engine:
         first = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 90, 0)])))
         await asyncio.to_thread(runtime.entered.acquire)
-        with pytest.raises(OverloadedError, match="100 at most"):
+        with pytest.raises(OverloadedError, match="100 timesteps at most"):
             await engine.classify(batch_of(model, [random_values(model, 11, 0)]))
         runtime.gate.release(1000)
         await first
@@ -355,3 +355,23 @@ async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
             await asyncio.gather(*(engine.classify(batch) for batch in batches))
             chain = Chain(engine, random_values(ONE_LAYER, 20, round_))
             await chain.done
+
+
+async def test_a_removed_model_finishes_what_it_has_and_takes_no_more() -> None:
+    async with running(ONE_LAYER, TWO_LAYERS, lanes=1, steps=2) as engine:
+        values = random_values(ONE_LAYER, 50, 1)
+        batches = [batch_of(ONE_LAYER, [values]) for _ in range(3)]
+        answers = [asyncio.create_task(engine.classify(batch)) for batch in batches]
+        left = batch_of(ONE_LAYER, [values])
+        engine.start(left)
+        await asyncio.sleep(0)
+        engine.remove_model(ONE_LAYER)
+        engine.end(left)
+        with pytest.raises(ModelNotFoundError, match="one/1 is not served any more"):
+            engine.start(batch_of(ONE_LAYER, [values]))
+        await asyncio.gather(*answers)
+        logits, _, _ = alone(ONE_LAYER, values, None)
+        assert [batch.logits.tobytes() for batch in batches] == [logits[-1:].tobytes()] * 3
+        await run_stretch(engine, TWO_LAYERS, random_values(TWO_LAYERS, 3, 2))
+        engine.add_model(ONE_LAYER)
+        await run_stretch(engine, ONE_LAYER, values)

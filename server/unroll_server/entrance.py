@@ -1,0 +1,66 @@
+"""The way into the engine's queue: asks whether there is room, by the clock, and counts."""
+
+import math
+import time
+
+from unroll_server.admission import BYTES, DEADLINE, IDENTITY, STEPS, Admission
+from unroll_server.caller import identity
+from unroll_server.errors import OverloadedError
+from unroll_server.metrics import Metrics
+from unroll_server.work import Work
+
+_CAUSES = {STEPS: "steps", BYTES: "bytes", DEADLINE: "deadline", IDENTITY: "identity"}
+"""What the metrics call the reasons of refusals."""
+
+
+class Entrance:
+    """Keeps the books of what is accepted and not yet answered. Its methods are called on one event loop.
+
+    Args:
+        admission: What may be queued.
+        metrics: Counts refusals, and what is queued.
+    """
+
+    def __init__(self, admission: Admission, metrics: Metrics) -> None:
+        self._admission = admission
+        self._figures = metrics.server
+
+    def enter(self, work: Work) -> None:
+        """Takes work onto the books, until `leave`.
+
+        Raises:
+            OverloadedError: there is no room for it, it can't be done in time, or its caller has had its share.
+        """
+        admission = self._admission
+        try:
+            admission.admit(work, time.monotonic())
+        except OverloadedError as error:
+            self._figures.refused(_CAUSES[error.reason])
+            raise
+        self._figures.queued(admission.steps, admission.bytes)
+
+    def leave(self, work: Work) -> None:
+        """Takes work off the books."""
+        admission = self._admission
+        admission.release(work, time.monotonic(), computed=work.over and not work.cancelled)
+        self._figures.queued(admission.steps, admission.bytes)
+
+    def strained(self) -> bool:
+        """Whether callers are refused these days, so that it pays to ask `check_unread` before a message is read."""
+        return self._admission.strained(time.monotonic())
+
+    def check_unread(self, remaining: float | None) -> None:
+        """Refuses a call whose message is not read yet, where it is clear that it will be.
+
+        Args:
+            remaining: Seconds until the call's deadline; None where it has none.
+
+        Raises:
+            OverloadedError: there is no room for it, it can't be done in time, or its caller has had its share.
+        """
+        now = time.monotonic()
+        try:
+            self._admission.check_unread(identity.get(), math.inf if remaining is None else now + remaining, now)
+        except OverloadedError as error:
+            self._figures.refused(_CAUSES[error.reason])
+            raise

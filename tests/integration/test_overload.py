@@ -1,0 +1,135 @@
+"""A real server with more to do than it can, and with messages that are none: it refuses, and lives."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from support import wire
+from support.mutations import mutated
+from support.operators import channel_to
+from support.processes import PATIENCE, ServerProcess
+
+from unroll_proto.inference import service_pb2 as oip
+from unroll_proto.v1 import unroll_pb2 as pb
+
+STEPS = np.random.default_rng(0).standard_normal((5, 12), dtype=np.float32)
+ALLOWED = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.ABORTED,
+}
+"""What a message can be answered with, whatever it says."""
+MESSAGES: dict[str, bytes] = {
+    "/unroll.v1.UnrollService/Classify": wire.classify_request([STEPS, STEPS[:2]]).SerializeToString(),
+    "/unroll.v1.UnrollService/Advance": pb.AdvanceRequest(
+        session_id="s", model="jv", start=True, first_step=0, values=wire.to_bytes(STEPS)
+    ).SerializeToString(),
+    "/unroll.v1.UnrollService/GetModel": pb.GetModelRequest(model="jv", version=1).SerializeToString(),
+    "/unroll.v1.UnrollService/Unroll": wire.open_request("k").SerializeToString(),
+    "/inference.GRPCInferenceService/ModelInfer": oip.ModelInferRequest(
+        model_name="jv",
+        inputs=[oip.ModelInferRequest.InferInputTensor(name="input", datatype="FP32", shape=[1, 5, 12])],
+        raw_input_contents=[wire.to_bytes(STEPS)],
+    ).SerializeToString(),
+    "/inference.GRPCInferenceService/ModelStreamInfer": oip.ModelInferRequest(model_name="jv").SerializeToString(),
+    "/grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="x").SerializeToString(),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": b"\x3a\x01*",
+}
+STREAMS = {"Unroll", "ModelStreamInfer", "ServerReflectionInfo"}
+
+
+async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time(
+    front: str, bundle_root: Path, tmp_path: Path
+) -> None:
+    options = ("--max-lanes", "1", "--tick-steps", "1", "--max-queued-steps", "6000")
+    request = wire.classify_request([np.zeros((1000, 12), np.float32)])
+    statuses: Counter[grpc.StatusCode] = Counter()
+    heard = asyncio.Event()
+
+    async def ask(stub: Any, enough: asyncio.Event) -> None:
+        """Calls that come again at once, as if nobody had told them when to."""
+        while not enough.is_set():
+            try:
+                answer = await stub.Classify(request, timeout=PATIENCE)
+                assert answer == expected
+                statuses[grpc.StatusCode.OK] += 1
+            except grpc.aio.AioRpcError as error:
+                statuses[error.code()] += 1
+            heard.set()
+
+    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+        async with channel_to(process.address) as channel, channel_to(process.address) as other:
+            stub = wire.stub_of(channel)
+            expected = await stub.Classify(request)
+            enough = asyncio.Event()
+            callers = [asyncio.create_task(ask(stub, enough)) for _ in range(30)]
+            check = health_pb2_grpc.HealthStub(other).Check
+            # However many are refused: one is answered now and then, and each time health is, too.
+            for answered in range(1, 6):
+                async with asyncio.timeout(PATIENCE):
+                    while statuses[grpc.StatusCode.OK] < answered or not statuses[grpc.StatusCode.RESOURCE_EXHAUSTED]:
+                        heard.clear()
+                        await heard.wait()
+                response = await check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+                assert response.status == health_pb2.HealthCheckResponse.SERVING
+            enough.set()
+            await asyncio.gather(*callers)
+            assert set(statuses) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            # The books balance: with nobody there, all of the queue is free.
+            whole = wire.classify_request([np.zeros((1000, 12), np.float32)] * 6)
+            async with asyncio.timeout(PATIENCE):
+                assert len((await stub.Classify(whole)).labels) == 6
+        assert process.stop() == 0, process.log
+        assert "Traceback" not in process.log
+
+
+@pytest.mark.parametrize("path", MESSAGES)
+def test_messages_that_are_nearly_right_harm_nobody(server: ServerProcess, path: str) -> None:
+    good = wire.classify_request([STEPS])
+
+    async def send(messages: list[bytes]) -> None:
+        async with channel_to(server.address) as channel:
+            stub = wire.stub_of(channel)
+            expected = await stub.Classify(good)
+            statuses = await asyncio.gather(*(status_of(channel, path, message) for message in messages))
+            assert set(statuses) <= ALLOWED, list(zip(statuses, messages, strict=True))
+            assert await stub.Classify(good) == expected
+
+    @settings(
+        max_examples=4,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(mutated(st.just(MESSAGES[path])), min_size=20, max_size=40))
+    def run(messages: list[bytes]) -> None:
+        asyncio.run(send(messages))
+
+    before = server.log
+    run()
+    assert "Traceback" not in server.log.removeprefix(before)
+
+
+async def status_of(channel: grpc.aio.Channel, path: str, message: bytes) -> grpc.StatusCode:
+    """What a message is answered with, by the first of a stream."""
+    try:
+        if path.rpartition("/")[2] in STREAMS:
+            many: Any = channel.stream_stream(path)
+            async for _ in many(iter([message]), timeout=PATIENCE):
+                pass
+        else:
+            one: Any = channel.unary_unary(path)
+            await one(message, timeout=PATIENCE)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
