@@ -1,0 +1,174 @@
+"""`unroll admin`: what operators tell a server, over its admin listener."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc.aio
+from rich.console import Console
+from rich.table import Table
+
+from unroll_client._channel import Connection, targets_of
+from unroll_client._errors import InvalidArgument, NotFound, from_rpc_error
+from unroll_client.cli.options import TOKEN_VARIABLE
+from unroll_proto.cli import InputError
+from unroll_proto.v1 import admin_pb2 as pb
+from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
+
+DEFAULT_TARGET = "127.0.0.1:50052"
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group("admin", short_help="Loads and unloads models, lists and ends sessions.")
+@click.option(
+    "--server",
+    metavar="HOST:PORT",
+    default=DEFAULT_TARGET,
+    envvar="UNROLL_ADMIN",
+    show_default=True,
+    show_envvar=True,
+    help="The admin listener: `unroll-serve --admin`.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, help="Seconds."
+)
+@click.option("--tls", is_flag=True, help=f"Encrypt. A bearer token is taken from the environment: {TOKEN_VARIABLE}.")
+@click.option("--ca", type=_FILE, metavar="FILE", help="Encrypt, and trust the authorities in this PEM file.")
+@click.option("--cert", type=_FILE, metavar="FILE", help="Encrypt, with this certificate of one's own, PEM.")
+@click.option("--key", type=_FILE, metavar="FILE", help="Its private key, PEM.")
+@click.pass_context
+def admin_command(
+    context: click.Context, server: str, timeout: float, tls: bool, ca: Path | None, cert: Path | None, key: Path | None
+) -> None:
+    """Tells a server's admin listener what to do. With several workers all of them do it."""
+    if (cert is None) != (key is None):
+        raise InputError("--cert, --key: one is of no use without the other")
+    certificate = (_read("--cert", cert), _read("--key", key)) if cert and key else None
+    authorities = _read("--ca", ca) if ca else None
+    try:
+        connection = Connection(
+            targets_of(server),
+            tls=tls,
+            root_certificates=authorities,
+            certificate=certificate,
+            # Not an option, since command lines can be read by everyone on the machine.
+            token=os.environ.get(TOKEN_VARIABLE),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if len(connection.targets) != 1:
+        raise InputError("--server: one server is told at a time")
+    context.obj = (connection, timeout)
+
+
+@admin_command.command()
+@click.pass_obj
+def index(told: tuple[Connection, float]) -> None:
+    """Lists every version that is served, leaves, is being loaded or was refused, and why."""
+    _print_versions(_ask(told, lambda stub: stub.ListVersions, pb.ListVersionsRequest()))
+
+
+@admin_command.command()
+@click.pass_obj
+def refresh(told: tuple[Connection, float]) -> None:
+    """Looks for new and removed versions now, and lists all."""
+    _print_versions(_ask(told, lambda stub: stub.RefreshRepository, pb.RefreshRepositoryRequest()))
+
+
+@admin_command.command()
+@click.argument("model")
+@click.pass_obj
+def load(told: tuple[Connection, float], model: str) -> None:
+    """Loads the versions of MODEL from the repository."""
+    _ask(told, lambda stub: stub.LoadModel, pb.LoadModelRequest(model=model))
+
+
+@admin_command.command()
+@click.argument("model")
+@click.pass_obj
+def unload(told: tuple[Connection, float], model: str) -> None:
+    """Takes no new work for MODEL; what it has open goes on until it ends."""
+    _ask(told, lambda stub: stub.UnloadModel, pb.UnloadModelRequest(model=model))
+
+
+@admin_command.command()
+@click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Sessions at most.")
+@click.pass_obj
+def sessions(told: tuple[Connection, float], limit: int) -> None:
+    """Lists the sessions that the server keeps, those used last first."""
+    response = _ask(told, lambda stub: stub.ListSessions, pb.ListSessionsRequest(limit=limit))
+    _print_table(
+        ("owner", "session", "model", "version", "step", "expires in"),
+        [
+            (
+                each.owner or "-",
+                each.session_id,
+                each.model,
+                str(each.version),
+                str(each.step),
+                f"{each.expires_in:.0f} s",
+            )
+            for each in response.sessions
+        ],
+    )
+
+
+@admin_command.command("end-session")
+@click.argument("session")
+@click.option("--owner", default="", help="The identity whose session it is.")
+@click.pass_obj
+def end_session(told: tuple[Connection, float], session: str, owner: str) -> None:
+    """Ends SESSION, whatever it is doing."""
+    _ask(told, lambda stub: stub.EndSession, pb.EndSessionRequest(owner=owner, session_id=session))
+
+
+def _read(option: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{option}: {path}: {(error.strerror or '').lower()}") from None
+
+
+def _ask(told: tuple[Connection, float], method: Callable[[AdminServiceStub], Any], request: Any) -> Any:
+    connection, timeout = told
+    try:
+        return asyncio.run(_call(connection, timeout, method, request))
+    except grpc.aio.AioRpcError as error:
+        found = from_rpc_error(error)
+    if isinstance(found, (InvalidArgument, NotFound)):
+        raise InputError(found.message)
+    raise click.ClickException(f"{connection.targets[0]}: {found.message}")
+
+
+async def _call(connection: Connection, seconds: float, method: Callable[[AdminServiceStub], Any], request: Any) -> Any:
+    (channel,) = connection.open()
+    async with channel:
+        return await method(AdminServiceStub(channel))(request, timeout=seconds, metadata=connection.call_metadata())
+
+
+def _print_versions(response: pb.ListVersionsResponse) -> None:
+    _print_table(
+        ("model", "version", "state", "reason"),
+        [
+            (
+                each.model,
+                str(each.version),
+                pb.VersionState.Name(each.state).removeprefix("VERSION_STATE_"),
+                each.reason,
+            )
+            for each in response.versions
+        ],
+    )
+
+
+def _print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, justify="right" if name in ("version", "step") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)

@@ -1,0 +1,53 @@
+"""Callers with tokens, and operators, seen with the generated client alone."""
+
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from support.processes import PATIENCE, ServerProcess
+from unroll_server.identities import digest_of
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def bearer(token: str) -> Metadata:
+    """The metadata that bring a token."""
+    return (("authorization", f"Bearer {token}"),)
+
+
+def write_identities(path: Path, **identities: Mapping[str, Any]) -> Path:
+    """Writes, at once, a file of identities, each with the token TOKEN-NAME; returns its path."""
+    lines: list[str] = []
+    for name, options in identities.items():
+        lines += [f"[identities.{name}]", f'tokens = ["sha256:{digest_of(f"TOKEN-{name}").hex()}"]']
+        lines += [f"{option} = {str(value).lower()}" for option, value in options.items()]
+    new = path.with_suffix(".new")
+    new.write_text("\n".join(lines))
+    return new.replace(path)
+
+
+def admin_address(server: ServerProcess) -> str:
+    """HOST:PORT of the admin listener, as the log has it."""
+    found = re.findall(r"admin on (\S+:\d+)", server.log)
+    assert len(found) == 1, server.log
+    return str(found[0])
+
+
+@asynccontextmanager
+async def channel_to(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel with connections of its own."""
+    async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield channel
+
+
+def wait_for_log(server: ServerProcess, text: str, times: int = 1) -> None:
+    """Waits until the server has logged something so often."""
+    deadline = time.monotonic() + PATIENCE
+    while server.log.count(text) < times:
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.02)
