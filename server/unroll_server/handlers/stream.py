@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server import caller
+from unroll_server.caller import watched
 from unroll_server.catalog import Catalog
 from unroll_server.codec import MAX_KEY_BYTES, decode_chunk, decode_snapshot, encode, encode_snapshot
 from unroll_server.config import Limits
@@ -13,6 +15,7 @@ from unroll_server.errors import InvalidRequestError, RequestError, SequenceStat
 from unroll_server.interceptors import status_of
 from unroll_server.sequence import Repeatable, Sequence
 from unroll_server.types import Float32Array
+from unroll_server.usage import OPEN_SEQUENCES, Usage
 
 MAX_UNANSWERED = 256
 """Messages of one stream that are read and not yet answered; past it the stream is not read."""
@@ -77,15 +80,19 @@ class Stream:
         catalog: The models.
         engine: What runs them.
         limits: What one call may carry.
+        usage: What the caller's identity has open, over all its streams.
     """
 
-    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits) -> None:
+    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, usage: Usage) -> None:
         self._catalog = catalog
         self._engine = engine
         self._limits = limits
         self._slots: dict[str, _Slot] = {}
         self._open = 0
+        self._usage = usage
+        self._owner = caller.identity.get()
         self._repeatable = Repeatable()
+        self._call = watched.get()
         self._unanswered = 0
         self._out: deque[pb.UnrollResponse] = deque()
         self._held: deque[_Slot] = deque()
@@ -120,6 +127,8 @@ class Stream:
             for slot in self._slots.values():
                 if slot.sequence:
                     slot.sequence.leave()
+                    self._usage.give(OPEN_SEQUENCES, self._owner)
+                    self._catalog.release(slot.sequence.model)
 
     def send(self, response: pb.UnrollResponse) -> None:
         """Puts an answer into the caller's queue."""
@@ -241,6 +250,8 @@ class Stream:
         elif action == "close":
             slot.sequence = None
             self._open -= 1
+            self._usage.give(OPEN_SEQUENCES, self._owner)
+            self._catalog.release(sequence.model)
             self.send(_closed(key, sequence, pb.SequenceClosed.REASON_CLOSED))
         else:
             raise InvalidRequestError("one of open, chunk, take_snapshot, close expected", "action")
@@ -259,13 +270,16 @@ class Stream:
             raise InvalidRequestError(problem, "open")
         resumes = request.HasField("initial_state")
         version = request.version or (request.initial_state.version if resumes else 0)
-        model = self._catalog.find(request.model, version, "open.model")
+        model = self._catalog.find(request.model, version, "open.model", resumes)
         state = decode_snapshot(request.initial_state, model.spec, "open.initial_state") if resumes else None
+        self._usage.take(OPEN_SEQUENCES, self._owner)
         self._open += 1
+        self._catalog.hold(model)
         slot.every = request.every or 1
         slot.states = request.return_states
         slot.logits = request.return_logits
-        return Sequence(self._engine, model, request.initial_state.step, state, self._repeatable)
+        step = request.initial_state.step
+        return Sequence(self._engine, model, step, state, self._repeatable, self._owner, self._call)
 
 
 def _closed(key: str, sequence: Sequence, reason: "pb.SequenceClosed.Reason.ValueType") -> pb.UnrollResponse:

@@ -13,8 +13,11 @@ from unroll_server.codec import decode_batch, encode_batch
 from unroll_server.config import Limits
 from unroll_server.engine import Engine
 from unroll_server.errors import DrainingError
+from unroll_server.handlers.sessions import advance
 from unroll_server.handlers.stream import Stream
 from unroll_server.models import Model
+from unroll_server.sessions.service import Sessions
+from unroll_server.usage import Usage
 
 
 class UnrollService(UnrollServiceServicer):
@@ -24,12 +27,16 @@ class UnrollService(UnrollServiceServicer):
         catalog: The models.
         engine: What runs them.
         limits: What one call may carry.
+        sessions: What is kept for callers that hold no state.
+        usage: What each identity has open.
     """
 
-    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits) -> None:
+    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, sessions: Sessions, usage: Usage) -> None:
         self._catalog = catalog
         self._engine = engine
         self._limits = limits
+        self._sessions = sessions
+        self._usage = usage
         self._streams: set[Stream] = set()
         self._draining = False
 
@@ -44,7 +51,7 @@ class UnrollService(UnrollServiceServicer):
         version = request.version
         if not version and request.initial_states:
             version = max(snapshot.version for snapshot in request.initial_states)
-        model = self._catalog.find(request.model, version)
+        model = self._catalog.find(request.model, version, resumes=bool(request.initial_states))
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else time.monotonic() + remaining
         batch = decode_batch(request, model, self._limits, deadline)
@@ -57,7 +64,7 @@ class UnrollService(UnrollServiceServicer):
         """See unroll.proto."""
         if self._draining:
             raise DrainingError("the server is shutting down")
-        stream = Stream(self._catalog, self._engine, self._limits)
+        stream = Stream(self._catalog, self._engine, self._limits, self._usage)
         self._streams.add(stream)
         try:
             async with aclosing(stream.responses(request_iterator)) as responses:
@@ -65,6 +72,10 @@ class UnrollService(UnrollServiceServicer):
                     yield response
         finally:
             self._streams.remove(stream)
+
+    async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:
+        """See unroll.proto."""
+        return await advance(request, context, self._catalog, self._sessions, self._limits)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """See unroll.proto."""

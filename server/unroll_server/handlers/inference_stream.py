@@ -1,0 +1,157 @@
+"""One call of ModelStreamInfer: many sequences over one stream, each in its own order, none waiting for another."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
+
+from unroll_proto.inference import service_pb2 as pb
+from unroll_server.errors import DrainingError, InternalError, RequestError
+from unroll_server.interceptors import status_of
+
+MAX_UNANSWERED = 256
+"""Requests of one stream that are read and whose answers the caller has not yet taken; past it it is not read."""
+MAX_BYTES = 2**26
+"""Bytes of those requests and answers together, likewise; the answers of requests under way come on top."""
+LINGER = 1.0
+"""Seconds that a draining stream listens to a caller that has not half-closed it."""
+FINAL = "triton_final_response"
+"""The parameter that marks the last response to a request: here each is."""
+
+Answer = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
+
+
+class _Key(NamedTuple):
+    """What requests have in common that are answered in their order: a sequence, or that they are of none."""
+
+    model: str
+    sequence: int | str
+
+
+class InferenceStream:
+    """Reads the requests of one call and yields the responses.
+
+    Args:
+        answer: Answers a request.
+        unforeseen: Told of an error that is no RequestError.
+    """
+
+    def __init__(self, answer: Answer, unforeseen: Callable[[Exception], None]) -> None:
+        self._answer = answer
+        self._unforeseen = unforeseen
+        self._latest: dict[_Key, asyncio.Task[None]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._out: deque[pb.ModelStreamInferResponse] = deque()
+        self._requested = 0
+        # Set whenever what it stands for may have changed.
+        self._written = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._bytes = 0
+
+    def drain(self) -> None:
+        """Takes no more requests. What was read is answered, then the call ends."""
+        self._draining.set()
+
+    async def responses(
+        self, requests: AsyncIterator[pb.ModelInferRequest]
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        """Yields the answers until the caller has half-closed and all it sent is answered.
+
+        Raises:
+            DrainingError: the server drains; all that was read before is answered.
+        """
+        runner = asyncio.create_task(self._run(requests))
+        runner.add_done_callback(lambda _: self._written.set())
+        try:
+            while True:
+                while self._out:
+                    response = self._out.popleft()
+                    self._bytes -= response.ByteSize()
+                    self._requested -= 1
+                    yield response
+                    self._taken.set()
+                if runner.done():
+                    break
+                self._written.clear()
+                await self._written.wait()
+            runner.result()
+        finally:
+            runner.cancel()
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(runner, *self._running, return_exceptions=True)
+
+    async def _run(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        reader = asyncio.create_task(self._read(requests))
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                reader.result()
+            while self._running:
+                await asyncio.wait(self._running)
+            if self._draining.is_set() and not reader.done():
+                # As in Unroll: who writes while the call ends may never see the answers that are under way to it.
+                await asyncio.wait({reader}, timeout=LINGER)
+                raise DrainingError("the server is shutting down")
+        finally:
+            reader.cancel()
+            draining.cancel()
+            await asyncio.gather(reader, draining, return_exceptions=True)
+
+    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        async for request in requests:
+            if self._draining.is_set():
+                continue
+            self._begin(request)
+            while self._requested >= MAX_UNANSWERED or self._bytes >= MAX_BYTES:
+                self._taken.clear()
+                await self._taken.wait()
+
+    def _begin(self, request: pb.ModelInferRequest) -> None:
+        key = _key(request)
+        before = self._latest.get(key)
+        self._requested += 1
+        self._bytes += request.ByteSize()
+        task = asyncio.create_task(self._serve(request, key, before))
+        self._latest[key] = task
+        self._running.add(task)
+        task.add_done_callback(lambda done: self._forget(key, done))
+
+    def _forget(self, key: _Key, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._latest.get(key) is task:
+            del self._latest[key]
+
+    async def _serve(self, request: pb.ModelInferRequest, key: _Key, before: asyncio.Task[None] | None) -> None:
+        # What is of no sequence runs at once, and is answered in its order, as a caller that gives no ids must expect.
+        if before and key.sequence:
+            await asyncio.wait({before})
+        try:
+            response = pb.ModelStreamInferResponse(infer_response=await self._answer(request))
+        except RequestError as error:
+            response = _failure(request, error)
+        except Exception as error:
+            self._unforeseen(error)
+            response = _failure(request, InternalError("the server failed; its log has the cause"))
+        response.infer_response.parameters[FINAL].bool_param = True
+        if before and not key.sequence:
+            await asyncio.wait({before})
+        self._bytes += response.ByteSize() - request.ByteSize()
+        self._out.append(response)
+        self._written.set()
+
+
+def _failure(request: pb.ModelInferRequest, error: RequestError) -> pb.ModelStreamInferResponse:
+    return pb.ModelStreamInferResponse(
+        error_message=status_of(error).message, infer_response=pb.ModelInferResponse(id=request.id)
+    )
+
+
+def _key(request: pb.ModelInferRequest) -> _Key:
+    """Of a malformed request it may be any: it is refused all the same."""
+    parameter = request.parameters.get("sequence_id")
+    if parameter is None:
+        return _Key("", "")
+    return _Key(request.model_name, parameter.string_param or parameter.int64_param or parameter.uint64_param)

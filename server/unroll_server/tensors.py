@@ -1,0 +1,217 @@
+"""Tensors of the Open Inference Protocol <-> numpy: every check of name, type, shape, size, limit and finiteness."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_proto.inference import service_pb2 as pb
+from unroll_server.config import Limits
+from unroll_server.errors import InvalidRequestError
+from unroll_server.types import Float32Array, ModelSpec, State
+from unroll_server.work import span
+
+INPUTS = {"input": ("FP32", 3), "lengths": ("INT32", 1), "initial_state": ("FP32", 3)}
+"""Data type and number of dimensions of each input; the first dimension is the batch."""
+TYPED = {"FP32": "fp32_contents", "INT32": "int_contents"}
+"""The field of InferTensorContents that holds each data type."""
+
+_WIRE = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a request brings, its shapes and sizes checked, its values not yet.
+
+    Attributes:
+        values: [batch, time, features].
+        lengths: int64 [batch], the timesteps of each sequence; None where all have `time`.
+        initial_state: [batch, num_layers, hidden_size]; None is the zero state.
+    """
+
+    values: Float32Array
+    lengths: NDArray[np.int64] | None
+    initial_state: Float32Array | None
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return len(self.values)
+
+    @property
+    def longest(self) -> int:
+        """Timesteps, with the padding."""
+        return int(self.values.shape[1])
+
+    @property
+    def shortest(self) -> int:
+        """Timesteps of the shortest sequence."""
+        return self.longest if self.lengths is None else int(self.lengths.min())
+
+
+def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> Inputs:
+    """Checks what can be checked without the model, and views the tensors of a request.
+
+    Args:
+        request: As a caller sent it.
+        limits: What it may carry.
+        shortest: Timesteps of a sequence, at least.
+
+    Raises:
+        InvalidRequestError: a tensor is wrong or over a limit.
+    """
+    arrays = _arrays(request)
+    values = arrays.get("input")
+    if values is None:
+        raise InvalidRequestError("the input `input` is missing", "inputs")
+    batch, longest, _ = values.shape
+    if not 1 <= batch <= limits.max_sequences:
+        raise InvalidRequestError(f"`input` holds {batch} sequences, 1 to {limits.max_sequences} allowed", "inputs")
+    if not shortest <= longest <= limits.max_steps:
+        problem = f"`input` holds {longest} timesteps a sequence, {shortest} to {limits.max_steps} allowed"
+        raise InvalidRequestError(problem, "inputs")
+    for name, array in arrays.items():
+        if len(array) != batch:
+            raise InvalidRequestError(f"`{name}` is for {len(array)} sequences, `input` holds {batch}", "inputs")
+    lengths = arrays.get("lengths")
+    if lengths is not None:
+        lengths = lengths.astype(np.int64)
+        wrong = np.flatnonzero((lengths < shortest) | (lengths > longest))
+        if len(wrong):
+            problem = f"`lengths` gives {lengths[wrong[0]]} for sequence {wrong[0]}, {shortest} to {longest} allowed"
+            raise InvalidRequestError(problem, "inputs")
+    return Inputs(values, lengths, arrays.get("initial_state"))
+
+
+def ragged(inputs: Inputs, spec: ModelSpec) -> tuple[Float32Array, NDArray[np.int64]]:
+    """The timesteps of all sequences end to end, [total_steps, input_size], and where each begins, int64 [batch + 1].
+
+    What stands past a sequence's length is not looked at, whatever it is.
+
+    Raises:
+        InvalidRequestError: the number of features is wrong, or a value is not finite.
+    """
+    values, lengths = inputs.values, inputs.lengths
+    batch, longest, features = values.shape
+    if features != spec.input_size:
+        problem = f"`input` has {features} features, {spec.key} takes {spec.input_size}"
+        raise InvalidRequestError(problem, "inputs")
+    if lengths is None or (lengths == longest).all():
+        rows = values.reshape(batch * longest, features)
+        offsets = span(longest) if batch == 1 else np.arange(batch + 1, dtype=np.int64) * longest
+    else:
+        rows = values[np.arange(longest) < lengths[:, np.newaxis]]
+        offsets = np.zeros(batch + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+    finite = np.isfinite(rows)
+    if not finite.all():
+        row, feature = np.argwhere(~finite)[0]
+        index = int(np.searchsorted(offsets, row, side="right")) - 1
+        place = f"sequence {index}, step {row - offsets[index]}, feature {feature}"
+        raise InvalidRequestError(f"`input`: {place} is not finite", "inputs")
+    return rows, offsets
+
+
+def initial_state(inputs: Inputs, spec: ModelSpec) -> State | None:
+    """The states before the first steps, [num_layers, batch, hidden_size] each; None is the zero state.
+
+    Raises:
+        InvalidRequestError: the shape is not the model's, or a value is not finite.
+    """
+    given = inputs.initial_state
+    if given is None:
+        return None
+    (shape,) = spec.state_shapes
+    if given.shape[1:] != shape:
+        problem = f"`initial_state` is {list(given.shape)}, {spec.key} takes {[inputs.batch, *shape]}"
+        raise InvalidRequestError(problem, "inputs")
+    if not np.isfinite(given).all():
+        raise InvalidRequestError("`initial_state` holds a value that is not finite", "inputs")
+    return (np.ascontiguousarray(given.transpose(1, 0, 2)),)
+
+
+def encode(response: pb.ModelInferResponse, name: str, array: Float32Array) -> None:
+    """Adds an output of float32 to a response."""
+    response.outputs.add(name=name, datatype="FP32", shape=array.shape)
+    response.raw_output_contents.append(array.astype(_WIRE["FP32"], copy=False).tobytes())
+
+
+def encode_classes(
+    response: pb.ModelInferResponse, name: str, array: Float32Array, count: int, labels: Sequence[str]
+) -> None:
+    """Adds an output [batch, count] of BYTES "value:index:label": each row's largest values, the largest first.
+
+    Args:
+        response: Takes the output.
+        name: Its name.
+        array: [batch, classes].
+        count: Classes of a row, at most.
+        labels: Of the classes.
+    """
+    # Of equal values the lower index comes first.
+    order = np.argsort(-array, axis=1, kind="stable")[:, :count]
+    texts = [
+        f"{row[index]:f}:{index}:{labels[index]}".encode()
+        for row, indices in zip(array, order.tolist(), strict=True)
+        for index in indices
+    ]
+    response.outputs.add(name=name, datatype="BYTES", shape=order.shape)
+    response.raw_output_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
+
+
+def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
+    """The inputs by name, each of its own type and number of dimensions, with as many elements as its shape says."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        problem = f"{len(raw)} given, one for each of the {len(request.inputs)} inputs expected"
+        raise InvalidRequestError(problem, "raw_input_contents")
+    arrays: dict[str, NDArray[Any]] = {}
+    for index, tensor in enumerate(request.inputs):
+        name, field = tensor.name, f"inputs[{index}]"
+        if name not in INPUTS:
+            raise InvalidRequestError(f"no input {name!r}; there are {', '.join(INPUTS)}", f"{field}.name")
+        if name in arrays:
+            raise InvalidRequestError(f"`{name}` is given twice", f"{field}.name")
+        datatype, rank = INPUTS[name]
+        if tensor.datatype != datatype:
+            raise InvalidRequestError(f"`{name}` is {datatype}, not {tensor.datatype!r}", f"{field}.datatype")
+        for parameter in tensor.parameters:
+            kind = "shared memory is not offered" if parameter.startswith("shared_memory") else "an input takes none"
+            raise InvalidRequestError(f"{parameter!r}: {kind}", f"{field}.parameters")
+        shape = list(tensor.shape)
+        # numpy has its own limit, which empty arrays can be over too.
+        if len(shape) != rank or min(shape) < 0 or math.prod(max(size, 1) for size in shape) >= 2**31:
+            problem = f"`{name}` is {shape[:8]}, {rank} dimensions expected, none below 0 and less than 2^31 elements"
+            raise InvalidRequestError(problem, f"{field}.shape")
+        if raw:
+            if tensor.HasField("contents"):
+                problem = "given beside raw_input_contents: all inputs are raw, or none is"
+                raise InvalidRequestError(problem, f"{field}.contents")
+            arrays[name] = _raw(raw[index], datatype, shape, f"raw_input_contents[{index}]")
+        else:
+            arrays[name] = _typed(tensor.contents, datatype, shape, f"{field}.contents")
+    return arrays
+
+
+def _raw(raw: bytes, datatype: str, shape: list[int], field: str) -> NDArray[Any]:
+    wire = _WIRE[datatype]
+    expected = math.prod(shape) * wire.itemsize
+    if len(raw) != expected:
+        raise InvalidRequestError(f"{len(raw)} bytes, {expected} expected: {datatype} {shape}", field)
+    array = np.frombuffer(raw, wire).reshape(shape)
+    return array.astype(wire.newbyteorder("="), copy=False)
+
+
+def _typed(contents: pb.InferTensorContents, datatype: str, shape: list[int], field: str) -> NDArray[Any]:
+    own = TYPED[datatype]
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != own:
+            raise InvalidRequestError(f"{datatype} is given in {own}, not in {descriptor.name}", field)
+    elements = getattr(contents, own)
+    expected = math.prod(shape)
+    if len(elements) != expected:
+        raise InvalidRequestError(f"{len(elements)} elements, {expected} expected: {datatype} {shape}", field)
+    return np.array(elements, _WIRE[datatype].newbyteorder("=")).reshape(shape)

@@ -1,0 +1,119 @@
+"""One call of ModelStreamInfer: how far it reads ahead, and what becomes of errors and of a caller who leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from unroll_proto.inference import service_pb2 as pb
+from unroll_server.errors import DrainingError, OverloadedError
+from unroll_server.handlers.inference_stream import MAX_BYTES, MAX_UNANSWERED, InferenceStream
+
+
+def requests_of(count: int, size: int = 0) -> list[pb.ModelInferRequest]:
+    return [pb.ModelInferRequest(id=str(index), raw_input_contents=[bytes(size)]) for index in range(count)]
+
+
+class Caller:
+    """Sends requests as they are asked for; `sent` says how many were."""
+
+    def __init__(self, requests: list[pb.ModelInferRequest], half_closes: bool = True) -> None:
+        self.sent = 0
+        self._requests = requests
+        self._half_closes = half_closes
+
+    async def requests(self) -> AsyncIterator[pb.ModelInferRequest]:
+        for request in self._requests:
+            self.sent += 1
+            yield request
+        if not self._half_closes:
+            await asyncio.Event().wait()
+
+
+async def echo(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    return pb.ModelInferResponse(id=request.id, raw_output_contents=request.raw_input_contents)
+
+
+def unexpected(error: Exception) -> None:
+    raise AssertionError(error)
+
+
+async def settle() -> None:
+    """Lets all that can run without anything from outside do so."""
+    for _ in range(20 * MAX_UNANSWERED):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [(0, MAX_UNANSWERED), (MAX_BYTES // 4, 4)], ids=["by their number", "by their bytes"]
+)
+async def test_a_slow_reader_s_requests_are_not_read_far_ahead(size: int, most: int) -> None:
+    count = most + 40 if not size else most + 4
+    caller = Caller(requests_of(count, size))
+    responses = InferenceStream(echo, unexpected).responses(caller.requests())
+    ids = [(await anext(responses)).infer_response.id]
+    await settle()
+    # What was yielded counts until the next one is asked for.
+    assert caller.sent <= most + 2
+    ids += [response.infer_response.id async for response in responses]
+    assert ids == [str(index) for index in range(count)]
+
+
+async def test_an_unforeseen_error_is_one_request_s_and_is_told() -> None:
+    told: list[Exception] = []
+
+    async def answer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        if request.id == "1":
+            raise ValueError("a bug")
+        if request.id == "2":
+            raise OverloadedError("the queue is full", 1.0)
+        return await echo(request)
+
+    stream = InferenceStream(answer, told.append)
+    responses = [response async for response in stream.responses(Caller(requests_of(4)).requests())]
+    assert [response.infer_response.id for response in responses] == ["0", "1", "2", "3"]
+    assert [response.error_message for response in responses] == [
+        "",
+        "the server failed; its log has the cause",
+        "the queue is full",
+        "",
+    ]
+    assert [str(error) for error in told] == ["a bug"]
+
+
+async def test_a_caller_who_leaves_takes_its_requests_along() -> None:
+    cancelled = []
+
+    async def answer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        if request.id == "0":
+            return await echo(request)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(request.id)
+            raise
+        raise AssertionError
+
+    responses = InferenceStream(answer, unexpected).responses(Caller(requests_of(3), half_closes=False).requests())
+    assert (await anext(responses)).infer_response.id == "0"
+    await settle()
+    await responses.aclose()
+    assert sorted(cancelled) == ["1", "2"]
+
+
+async def test_a_drain_answers_what_was_read_before_it_ends_the_call() -> None:
+    gate = asyncio.Event()
+
+    async def answer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        await gate.wait()
+        return await echo(request)
+
+    stream = InferenceStream(answer, unexpected)
+    responses = stream.responses(Caller(requests_of(2), half_closes=False).requests())
+    first = asyncio.ensure_future(anext(responses))
+    await settle()
+    stream.drain()
+    gate.set()
+    assert [(await first).infer_response.id, (await anext(responses)).infer_response.id] == ["0", "1"]
+    with pytest.raises(DrainingError):
+        await anext(responses)

@@ -1,0 +1,250 @@
+"""Tensors of the Open Inference Protocol: what is read from them, and that nothing else ever comes of bad ones."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.settings import SETTINGS
+
+from unroll_proto.inference import service_pb2 as pb
+from unroll_server.config import Limits
+from unroll_server.errors import InvalidRequestError
+from unroll_server.tensors import INPUTS, decode, encode, encode_classes, initial_state, ragged
+from unroll_server.types import Float32Array, ModelKey, ModelSpec
+
+LIMITS = SETTINGS.limits
+SPEC = ModelSpec(ModelKey("m", 1), "simple_rnn", 2, 3, 4, 2, ("a", "b", "c", "d"), ("x", "y"))
+VALUES = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+LENGTHS = np.array([1, 4, 2], np.int32)
+STATE = np.arange(18, dtype=np.float32).reshape(3, 2, 3)
+
+
+def request_of(raw: bool = True, **arrays: Any) -> pb.ModelInferRequest:
+    """A request with the arrays as inputs, in their order."""
+    request = pb.ModelInferRequest(model_name="m")
+    for name, array in arrays.items():
+        datatype = "INT32" if array.dtype.kind == "i" else "FP32"
+        tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        if raw:
+            request.raw_input_contents.append(array.tobytes())
+        elif datatype == "FP32":
+            tensor.contents.fp32_contents.extend(array.ravel().tolist())
+        else:
+            tensor.contents.int_contents.extend(array.ravel().tolist())
+    return request
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_raw_and_typed_contents_give_the_same_rows_end_to_end(raw: bool) -> None:
+    inputs = decode(request_of(raw, lengths=LENGTHS, initial_state=STATE, input=VALUES), LIMITS)
+    rows, offsets = ragged(inputs, SPEC)
+    np.testing.assert_array_equal(rows, np.concatenate([VALUES[0, :1], VALUES[1], VALUES[2, :2]]))
+    np.testing.assert_array_equal(offsets, [0, 1, 5, 7])
+    state = initial_state(inputs, SPEC)
+    assert state is not None
+    np.testing.assert_array_equal(state[0], STATE.transpose(1, 0, 2))
+    assert rows.dtype == state[0].dtype == np.float32
+
+
+def test_without_lengths_every_row_counts_and_nothing_is_copied() -> None:
+    request = request_of(input=VALUES)
+    rows, offsets = ragged(decode(request, LIMITS), SPEC)
+    np.testing.assert_array_equal(rows, VALUES.reshape(12, 2))
+    np.testing.assert_array_equal(offsets, [0, 4, 8, 12])
+    assert not rows.flags.owndata
+    assert initial_state(decode(request, LIMITS), SPEC) is None
+
+
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6),
+    filler=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e38]),
+    spare=st.integers(0, 3),
+)
+def test_what_stands_past_the_ends_changes_nothing(lengths: list[int], filler: float, spare: int) -> None:
+    sequences = [np.full((length, 2), index + 0.5, np.float32) for index, length in enumerate(lengths)]
+    values = np.full((len(lengths), max(lengths) + spare, 2), filler, np.float32)
+    for row, sequence in zip(values, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    rows, offsets = ragged(decode(request_of(input=values, lengths=np.array(lengths, np.int32)), LIMITS), SPEC)
+    np.testing.assert_array_equal(rows, np.concatenate(sequences))
+    np.testing.assert_array_equal(np.diff(offsets), lengths)
+
+
+def _without(field: str, request: pb.ModelInferRequest) -> pb.ModelInferRequest:
+    request.ClearField(field)  # type: ignore[arg-type]  # any field's name
+    return request
+
+
+def _with_tensor(request: pb.ModelInferRequest, **changes: Any) -> pb.ModelInferRequest:
+    for name, value in changes.items():
+        if name == "shape":
+            request.inputs[0].ClearField("shape")
+            request.inputs[0].shape.extend(value)
+        else:
+            setattr(request.inputs[0], name, value)
+    return request
+
+
+def _mixed() -> pb.ModelInferRequest:
+    request = request_of(input=VALUES, lengths=LENGTHS)
+    request.inputs[1].contents.int_contents.extend([1, 1, 1])
+    return request
+
+
+def _two_types() -> pb.ModelInferRequest:
+    request = request_of(raw=False, input=VALUES)
+    request.inputs[0].contents.fp64_contents.append(1.0)
+    return request
+
+
+def _shared() -> pb.ModelInferRequest:
+    request = request_of(input=VALUES)
+    request.inputs[0].parameters["shared_memory_region"].string_param = "region"
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "part"),
+    [
+        (pb.ModelInferRequest(), "`input` is missing"),
+        (request_of(lengths=LENGTHS), "`input` is missing"),
+        (request_of(input=VALUES, other=VALUES), "no input 'other'"),
+        (_with_tensor(request_of(input=VALUES), datatype="FP64"), "`input` is FP32, not 'FP64'"),
+        (_with_tensor(request_of(input=VALUES), datatype=""), "`input` is FP32, not ''"),
+        (request_of(input=VALUES[0]), "3 dimensions expected"),
+        (_with_tensor(request_of(input=VALUES), shape=[3, -4, -2]), "none below 0"),
+        (_with_tensor(request_of(input=VALUES), shape=[2**40, 2**40, 0]), "2^31"),
+        (_with_tensor(request_of(input=VALUES), shape=[3, 4, 3]), "96 bytes, 144 expected"),
+        (_with_tensor(request_of(raw=False, input=VALUES), shape=[3, 4, 3]), "24 elements, 36 expected"),
+        (request_of(raw=False, input=VALUES[:0]), "holds 0 sequences"),
+        (request_of(input=VALUES[:, :0]), "holds 0 timesteps"),
+        (request_of(input=VALUES, lengths=LENGTHS[:2]), "`lengths` is for 2 sequences"),
+        (request_of(input=VALUES, initial_state=STATE[:1]), "`initial_state` is for 1 sequences"),
+        (request_of(input=VALUES, lengths=LENGTHS - 1), "`lengths` gives 0 for sequence 0"),
+        (request_of(input=VALUES, lengths=LENGTHS + 1), "`lengths` gives 5 for sequence 1"),
+        (_without("raw_input_contents", request_of(input=VALUES)), "0 elements, 24 expected"),
+        (pb.ModelInferRequest(inputs=request_of(input=VALUES).inputs, raw_input_contents=[b"", b""]), "2 given"),
+        (_mixed(), "all inputs are raw, or none is"),
+        (_two_types(), "not in fp64_contents"),
+        (_shared(), "shared memory is not offered"),
+    ],
+)
+def test_what_is_wrong_is_said(request_: pb.ModelInferRequest, part: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        decode(request_, LIMITS)
+    assert part in str(caught.value)
+
+
+def test_an_input_given_twice_is_refused() -> None:
+    request = request_of(input=VALUES)
+    request.inputs.append(request.inputs[0])
+    request.raw_input_contents.append(request.raw_input_contents[0])
+    with pytest.raises(InvalidRequestError, match="given twice"):
+        decode(request, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "part"),
+    [
+        ({"input": VALUES[:, :, :1]}, "`input` has 1 features, m/1 takes 2"),
+        ({"input": np.where(VALUES == 13, np.nan, VALUES)}, "sequence 1, step 2, feature 1 is not finite"),
+        ({"input": VALUES, "initial_state": STATE[:, :1]}, r"`initial_state` is [3, 1, 3], m/1 takes [3, 2, 3]"),
+        (
+            {"input": VALUES, "initial_state": np.full_like(STATE, np.inf)},
+            "`initial_state` holds a value that is not finite",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said(arrays: dict[str, Any], part: str) -> None:
+    inputs = decode(request_of(**{name: array.astype(np.float32) for name, array in arrays.items()}), LIMITS)
+    with pytest.raises(InvalidRequestError) as caught:
+        _ = ragged(inputs, SPEC), initial_state(inputs, SPEC)
+    assert part in str(caught.value)
+
+
+def test_limits_hold_before_anything_is_computed() -> None:
+    tight = Limits(max_sequences=2, max_steps=3, max_open_sequences=1, max_message_bytes=1)
+    with pytest.raises(InvalidRequestError, match="3 sequences, 1 to 2 allowed"):
+        decode(request_of(input=VALUES), tight)
+    with pytest.raises(InvalidRequestError, match="4 timesteps a sequence, 1 to 3 allowed"):
+        decode(request_of(input=VALUES[:2]), tight)
+
+
+_DIMENSIONS = st.one_of(st.integers(-2, 4), st.sampled_from([2**31, 2**62, -(2**63), 2**63 - 1]))
+_FLOATS = st.lists(st.floats(width=32), max_size=24)
+
+
+@st.composite
+def _requests(draw: st.DrawFn) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest()
+    for _ in range(draw(st.integers(0, 4))):
+        tensor = request.inputs.add(
+            name=draw(st.sampled_from([*INPUTS, "", "other"])),
+            datatype=draw(st.sampled_from(["FP32", "INT32", "FP64", ""])),
+            shape=draw(st.lists(_DIMENSIONS, max_size=4)),
+        )
+        if draw(st.booleans()):
+            tensor.contents.fp32_contents.extend(draw(_FLOATS))
+        if draw(st.integers(0, 3)) == 0:
+            tensor.contents.int_contents.extend(draw(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4)))
+    request.raw_input_contents.extend(draw(st.lists(st.binary(max_size=96), max_size=4)))
+    return request
+
+
+@given(request=_requests(), shortest=st.integers(0, 1))
+def test_nothing_but_a_refusal_comes_of_a_bad_request(request: pb.ModelInferRequest, shortest: int) -> None:
+    try:
+        inputs = decode(request, LIMITS, shortest)
+        rows, offsets = ragged(inputs, SPEC)
+        initial_state(inputs, SPEC)
+    except InvalidRequestError as error:
+        refusal = error
+    else:
+        assert np.isfinite(rows).all()
+        assert offsets[0] == 0
+        assert offsets[-1] == len(rows)
+        return
+    assert refusal.field
+    assert len(str(refusal)) < 500
+
+
+def _elements(raw: bytes) -> list[str]:
+    texts = []
+    while raw:
+        size = int.from_bytes(raw[:4], "little")
+        texts.append(raw[4 : 4 + size].decode())
+        raw = raw[4 + size :]
+    return texts
+
+
+def test_classes_come_largest_first_with_index_and_label() -> None:
+    response = pb.ModelInferResponse()
+    array = np.array([[0.25, 0.5, 0.125, 0.5], [1.0, -2.0, 0.0, 3.5]], np.float32)
+    encode_classes(response, "logits", array, 3, ("a", "b", "c", "ä:d"))
+    (output,) = response.outputs
+    assert (output.name, output.datatype, list(output.shape)) == ("logits", "BYTES", [2, 3])
+    assert _elements(response.raw_output_contents[0]) == [
+        "0.500000:1:b",
+        "0.500000:3:ä:d",
+        "0.250000:0:a",
+        "3.500000:3:ä:d",
+        "1.000000:0:a",
+        "0.000000:2:c",
+    ]
+
+
+def test_more_classes_than_there_are_is_all_of_them() -> None:
+    response = pb.ModelInferResponse()
+    encode_classes(response, "logits", np.zeros((1, 4), np.float32), 2**62, SPEC.class_labels)
+    assert list(response.outputs[0].shape) == [1, 4]
+
+
+def test_an_output_s_bytes_are_those_of_the_array_in_row_major_order() -> None:
+    response = pb.ModelInferResponse()
+    array: Float32Array = STATE.transpose(1, 0, 2)
+    encode(response, "final_state", array)
+    assert list(response.outputs[0].shape) == [2, 3, 3]
+    assert response.raw_output_contents[0] == np.ascontiguousarray(array).tobytes()
