@@ -13,6 +13,7 @@ from unroll_server.errors import StartupError
 from unroll_server.process import configure_logging
 
 _POSITIVE = click.IntRange(min=1)
+_FILE = click.Path(path_type=Path)
 _option = partial(click.option, show_envvar=True)
 
 
@@ -42,6 +43,37 @@ _option = partial(click.option, show_envvar=True)
 )
 @_option("--workers", type=_POSITIVE, default=1, help="Serving processes that share the port.")
 @_option("--metrics", metavar="HOST:PORT", help="Where Prometheus gets metrics over HTTP; nowhere where absent.")
+@_option("--versions", default="all", help="Versions of a model to serve: all, latest, or latest:N.")
+@_option(
+    "--models-poll",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    help="Seconds between looks for new and removed versions; 0: none, only when the admin listener is told to.",
+)
+@_option(
+    "--admin",
+    metavar="HOST:PORT",
+    help="Where models are loaded, and sessions listed, on demand; nowhere where absent.",
+)
+@_option("--sessions", default="memory", help="Where sessions are kept: memory, or redis://HOST:PORT/DB.")
+@_option(
+    "--session-ttl", type=click.FloatRange(min=0, min_open=True), default=3600.0, help="Seconds a session may rest."
+)
+@_option("--max-sessions", type=_POSITIVE, default=100_000, help="Sessions kept in memory; the longest unused goes.")
+@_option("--sessions-file", type=_FILE, help="Keeps the sessions of the memory from one start to the next.")
+@_option("--max-queued-bytes", type=_POSITIVE, default=2**29, help="Bytes of values accepted and not yet answered.")
+@_option("--max-connections", type=_POSITIVE, default=10_000, help="Connections of a process.")
+@_option("--max-concurrent-calls", type=_POSITIVE, default=10_000, help="Calls in flight on one connection.")
+@_option("--max-connection-age", type=click.FloatRange(min=0), default=0.0, help="Seconds; 0: any age.")
+@_option("--keepalive", type=click.FloatRange(min=1), default=60.0, help="Seconds of silence until a client is pinged.")
+@_option("--tls-cert", type=_FILE, help="Certificate chain, PEM; read again when it changes. TLS only with it.")
+@_option("--tls-key", type=_FILE, help="Its private key, PEM.")
+@_option("--tls-client-ca", type=_FILE, help="Certificates, PEM, that a client's must descend from: mutual TLS.")
+@_option(
+    "--tokens", type=_FILE, help="File of bearer tokens, hashed, and their identities; read again when it changes."
+)
+@_option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines are written.")
+@_option("--access-log/--no-access-log", default=False, help="A log line for each call.")
 @_option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least to log.")
 def command(**options: Any) -> None:
     """Serves the models of a repository over gRPC, until SIGTERM or SIGINT drains it.
@@ -50,7 +82,7 @@ def command(**options: Any) -> None:
     """
     try:
         settings = Settings(**options)
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         # A parent of workers imports neither models nor gRPC.
         if settings.front == "grpcio" and settings.workers == 1:
             from unroll_server.app import serve

@@ -5,29 +5,52 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from unroll_proto.inference import service_pb2_grpc
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
 from unroll_server import metrics
+from unroll_server.admin.commands import Commands
+from unroll_server.admission import Share
+from unroll_server.auth import AuthInterceptor
+from unroll_server.calls import Calls
 from unroll_server.catalog import Catalog
 from unroll_server.config import Settings
 from unroll_server.engine import Engine
+from unroll_server.fronts.certificates import Certificates
 from unroll_server.fronts.grpcio import GrpcioFront
+from unroll_server.handlers import inference
+from unroll_server.handlers.inference import InferenceService
+from unroll_server.handlers.inference_run import Inference
+from unroll_server.handlers.inference_statistics import Statistics
 from unroll_server.handlers.unroll import UnrollService
+from unroll_server.identities import Identities
 from unroll_server.interceptors import EndlessCalls, StatusInterceptor
 from unroll_server.metrics import Metrics
-from unroll_server.models import load_repository
+from unroll_server.models import Loader
 from unroll_server.process import stop_signal
+from unroll_server.repository import Repository
+from unroll_server.sessions.opening import open_store
+from unroll_server.sessions.service import Sessions
+from unroll_server.tracing import Tracer
+from unroll_server.unread import UnreadInterceptor
+from unroll_server.usage import Usage
 
 _log = logging.getLogger(__name__)
 
 SERVICE = unroll_pb2.DESCRIPTOR.services_by_name["UnrollService"].full_name
+SERVICES = (SERVICE, inference.SERVICE)
+WORKING = frozenset((f"/{SERVICE}/Classify", f"/{SERVICE}/Advance", "/inference.GRPCInferenceService/ModelInfer"))
+"""The unary methods that bring the engine work."""
 GC_THRESHOLD = (20_000, 20, 20)
 """Objects, and collections of younger ones, between collections. By default it is 700, some ten requests."""
+BETWEEN_COUNTS = 2.0
+"""Seconds between counts of the event loop's tasks."""
 LINGER = 1.0
 """Seconds that a health watcher has to hear that the server drains."""
 
@@ -53,10 +76,14 @@ class Service(Generic[AnyFront]):
         settings: What was asked for.
         figures: Where the engine counts.
         make_front: Makes the front, given what stands before every handler.
+        make_usage: Makes the counts of what each identity has in use.
 
     Attributes:
-        served: The models that are served, by name and version.
+        calls: Hears of every call.
+        commands: What operators may ask.
+        identities: Who is known.
         front: The front.
+        sessions: What is kept for callers that hold no state.
 
     Raises:
         StartupError: it can't serve as configured.
@@ -67,46 +94,126 @@ class Service(Generic[AnyFront]):
         settings: Settings,
         figures: Metrics,
         make_front: Callable[[Sequence[grpc.aio.ServerInterceptor]], AnyFront],
+        make_usage: Callable[[Identities], Usage] = Usage,
     ) -> None:
-        models = load_repository(settings.models, settings.runtime, settings.device, settings.max_lanes)
-        self.served = ", ".join(str(model.spec.key) for model in models)
+        self._figures = figures
+        self.calls = Calls(figures, settings.access_log, Tracer.configured())
+        self.identities = Identities(settings.tokens)
+        usage = make_usage(self.identities)
+        self._auth = AuthInterceptor(self.identities, usage)
+        self._watching: asyncio.Task[None] | None = None
         self._drain_timeout = settings.drain_timeout
         self._engine = Engine(
-            models,
+            (),
             max_lanes=settings.max_lanes,
             tick_steps=settings.tick_steps,
             max_queued_steps=settings.max_queued_steps,
+            max_queued_bytes=settings.max_queued_bytes,
             metrics=figures,
+            limits_of=self._share_of if settings.tokens else None,
         )
-        self._endless = EndlessCalls(SERVICE)
-        self.front = make_front([StatusInterceptor(), self._endless])
-        self._service = UnrollService(Catalog(models), self._engine, settings.limits)
+        self._catalog = Catalog(metrics=figures)
+        self._repository = Repository(
+            settings.models,
+            Loader(settings.runtime, settings.device, settings.max_lanes),
+            self._catalog,
+            self._engine,
+            figures,
+            keep=settings.versions_kept,
+            poll=settings.models_poll,
+        )
+        self._repository.on_change = self._tell_health
+        self._endless = EndlessCalls(*SERVICES)
+        self.front = make_front(
+            [StatusInterceptor(self.calls), *self._guards(settings), UnreadInterceptor(figures), self._endless]
+        )
+        self.sessions = Sessions(
+            open_store(settings, figures.server.session),
+            self._catalog,
+            self._engine,
+            figures.server.session,
+            lambda owner: self.identities.named(owner).max_sessions if owner else None,
+        )
+        self.commands = Commands(self._repository, self.sessions)
+        self._service = UnrollService(self._catalog, self._engine, settings.limits, self.sessions, usage)
+        self._inference = InferenceService(
+            self._catalog,
+            Inference(self._catalog, self._engine, self.sessions, settings.limits, Statistics(figures.memory)),
+            self._repository.index,
+        )
         self._checks = health.aio.HealthServicer()
+        # Models of which health says that they are served.
+        self._told: set[str] = set()
         registry = self.front.registry
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
-        reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], registry)
+        registry.guard(self._engine.entrance, WORKING)
+        names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), registry)
+
+    def _share_of(self, identity: str) -> Share | None:
+        steps = self.identities.named(identity).max_queued_steps
+        return None if steps is None else Share(steps=steps)
+
+    def _guards(self, settings: Settings) -> Sequence[grpc.aio.ServerInterceptor]:
+        # Where callers are not told apart, no call pays for it.
+        return [self._auth] if settings.tokens or settings.tls_client_ca else []
 
     async def open(self) -> None:
-        """Says that it serves, to whom asks for its health."""
+        """Loads the models and says that it serves, to whom asks for its health.
+
+        Raises:
+            StartupError: nothing can be served.
+        """
+        self._repository.sessions = self.sessions.count
+        await self._repository.open()
+        self._watching = asyncio.create_task(self._auth.watch())
+        self._count_tasks()
         # What is loaded stays: the collector need not look at all of it again and again, in the middle of a tick.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
-        for name in ("", SERVICE):
+        for name in ("", *SERVICES):
             await self._checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def _count_tasks(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._figures.server.tasks(len(asyncio.all_tasks(loop)))
+        loop.call_later(BETWEEN_COUNTS, self._count_tasks)
+
+    @property
+    def served(self) -> str:
+        """The models that are served, by name and version."""
+        return ", ".join(str(model.spec.key) for model in self._catalog.models)
+
+    async def _tell_health(self) -> None:
+        """Says of each model, by NAME and by NAME/VERSION, whether it takes new work."""
+        served = {model.spec.key for model in self._catalog.models}
+        names = {str(key) for key in served} | {key.name for key in served}
+        for name in sorted(names | self._told):
+            serving = health_pb2.HealthCheckResponse.SERVING
+            status = serving if name in names else health_pb2.HealthCheckResponse.NOT_SERVING
+            await self._checks.set(name, status)
+        self._told = names
 
     async def drain(self) -> None:
         """Lets calls in flight end and streams end with their snapshots, and takes no others."""
         _log.info("draining")
         await self._checks.enter_graceful_shutdown()
         self._service.drain()
+        self._inference.drain()
         self._endless.end(LINGER)
         await self.front.stop(self._drain_timeout)
+        await self.sessions.close()
 
     def close(self) -> None:
-        """Ends the engine."""
+        """Ends the engine, and what watches."""
+        self._repository.close()
+        if self._watching:
+            self._watching.cancel()
         self._engine.close()
+        self.calls.close()
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
@@ -123,16 +230,28 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     figures = Metrics()
     with metrics.served(settings.metrics_address, figures, metrics.Workers(lambda: {0: os.getpid()})):
         await serve_grpcio(
-            settings, figures, stop, lambda served, address: announce(settings.announcement(served, address))
+            settings,
+            figures,
+            stop,
+            lambda service, address: announce(settings.announcement(service.served, address)),
         )
+
+
+def _administered(settings: Settings, service: Service[GrpcioFront]) -> AbstractAsyncContextManager[None]:
+    if settings.admin is None:
+        return nullcontext()
+    from unroll_server.admin.listener import AdminListener
+
+    return AdminListener(settings, service.identities, [service.commands.ask]).serving()
 
 
 async def serve_grpcio(
     settings: Settings,
     figures: Metrics,
     stop: asyncio.Event,
-    started: Callable[[str, str], None],
+    started: "Callable[[Service[GrpcioFront], str], None]",
     share_port: bool = False,
+    make_usage: Callable[[Identities], Usage] = Usage,
 ) -> None:
     """Serves by grpcio until `stop` is set, then drains.
 
@@ -140,18 +259,27 @@ async def serve_grpcio(
         settings: What was asked for.
         figures: Where the engine counts.
         stop: Ends it.
-        started: Told what is served and where, once it is.
+        started: Told what serves and where, once it does.
         share_port: Whether other processes listen on the same port.
+        make_usage: See `Service`.
 
     Raises:
         StartupError: it can't start as configured.
     """
-    limit = settings.max_message_bytes
-    service = Service(settings, figures, lambda each: GrpcioFront(settings.listen, each, limit, share_port))
+    limit, connections, certificates = settings.max_message_bytes, settings.connections, Certificates.of(settings)
+    service = Service(
+        settings,
+        figures,
+        lambda each: GrpcioFront(settings.listen, each, limit, share_port, connections, certificates),
+        make_usage,
+    )
     try:
         await service.open()
-        started(service.served, await service.front.start())
-        await stop.wait()
-        await service.drain()
+        async with _administered(settings, service):
+            address = await service.front.start()
+            service.sessions.store.keep()
+            started(service, address)
+            await stop.wait()
+            await service.drain()
     finally:
         service.close()

@@ -82,24 +82,33 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     return Batch(model, values, offsets, initial, request.return_final_states, deadline)
 
 
-def decode_chunk(raw: bytes, spec: ModelSpec, limits: Limits) -> Float32Array:
+def decode_chunk(
+    raw: bytes, spec: ModelSpec, limits: Limits, field: str = "chunk.values", least: int = 1
+) -> Float32Array:
     """Checks the values of a chunk and views them, [steps, input_size].
+
+    Args:
+        raw: As a caller sent them.
+        spec: What is to take them.
+        limits: How many they may be.
+        field: Where they stand in the request.
+        least: Timesteps at least.
 
     Raises:
         InvalidRequestError: its values are wrong or over a limit.
     """
     width = spec.input_size * _WIRE.itemsize
     steps, rest = divmod(len(raw), width)
-    if rest or not 1 <= steps <= limits.max_steps:
+    if rest or not least <= steps <= limits.max_steps:
         problem = (
-            f"{len(raw)} bytes, 1 to {limits.max_steps} timesteps of {width} bytes "
+            f"{len(raw)} bytes, {least} to {limits.max_steps} timesteps of {width} bytes "
             f"({spec.input_size} float32 features) expected"
         )
-        raise InvalidRequestError(problem, "chunk.values")
+        raise InvalidRequestError(problem, field)
     values = _matrix(raw, spec.input_size)
     where = _first_not_finite(values)
     if where:
-        raise InvalidRequestError(f"step {where[0]} of the chunk, feature {where[1]} is not finite", "chunk.values")
+        raise InvalidRequestError(f"step {where[0]} of the chunk, feature {where[1]} is not finite", field)
     return values
 
 

@@ -1,7 +1,7 @@
 """What a supervisor and its workers say to each other: JSON objects, one a line, over a pair of sockets.
 
-From the supervisor: the worker's `Orders` once, then `{"drain": true}`. From the worker: `{"serving": MODELS}` or
-`{"failed": WHY}`. The end of the connection means that the other one is gone.
+From the supervisor: the worker's `Orders` once, questions (relay.py), then `{"drain": true}`. From the worker:
+`{"serving": MODELS}` or `{"failed": WHY}`, and answers. The end of the connection means that the other one is gone.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from typing import Any, Self
 
 from unroll_server.config import Settings
 
+LONGEST_LINE = 64 * 2**20
+"""Bytes of a message, at most."""
 FD = "UNROLL_CONTROL_FD"
 """The variable that tells a worker the number of its socket."""
 
@@ -29,7 +31,7 @@ class Channel:
     @classmethod
     async def on(cls, end: socket.socket) -> Self:
         """Takes over a connected socket."""
-        return cls(*await asyncio.open_connection(sock=end))
+        return cls(*await asyncio.open_connection(sock=end, limit=LONGEST_LINE))
 
     @classmethod
     async def inherited(cls) -> Self:
@@ -76,9 +78,9 @@ class Orders:
     folder: Path
 
     @property
-    def metrics(self) -> Path | None:
-        """Where it counts, so that the supervisor can tell the sum; None where nobody asks."""
-        return metrics_folder(self.folder) if self.settings.metrics else None
+    def metrics(self) -> Path:
+        """Where it counts, so that the supervisor, or any worker (ModelStatistics), can tell the sum."""
+        return metrics_folder(self.folder)
 
     def to_message(self) -> dict[str, Any]:
         """As a message."""

@@ -7,7 +7,12 @@ class RequestError(Exception):
     Args:
         description: What is wrong, with the limit or the expected value.
         field: The request field at fault, in protobuf's path syntax; empty where none is.
+
+    Attributes:
+        reason: What a program can tell it by, for google.rpc.ErrorInfo; empty where the status says it all.
     """
+
+    reason = ""
 
     def __init__(self, description: str, field: str = "") -> None:
         super().__init__(f"{field}: {description}" if field else description)
@@ -23,20 +28,29 @@ class ModelNotFoundError(RequestError):
     """No such model or version is served."""
 
 
+class ModelRefusedError(RequestError):
+    """The repository holds the model, but nothing of it that can be served."""
+
+    reason = "MODEL_REFUSED"
+
+
 class SequenceStateError(RequestError):
     """The request does not fit the state that its sequence is in, or the snapshot it brings."""
 
 
 class OverloadedError(RequestError):
-    """The queue is full.
+    """There is no room for more work, or none that would be done in time.
 
     Args:
+        description: What is full, with the limit.
         retry_after: Seconds after which to try again.
+        reason: Which room: see admission.py.
     """
 
-    def __init__(self, description: str, retry_after: float) -> None:
+    def __init__(self, description: str, retry_after: float, reason: str = "") -> None:
         super().__init__(description)
         self.retry_after = retry_after
+        self.reason = reason or type(self).reason
 
 
 class ExpiredError(RequestError):
@@ -47,8 +61,50 @@ class DrainingError(RequestError):
     """The server is shutting down and takes no new work."""
 
 
+class NotOfferedError(RequestError):
+    """What is asked for is not done here."""
+
+
 class InternalError(RequestError):
     """The server failed; the log has the cause."""
+
+
+class UnauthenticatedError(RequestError):
+    """The call brings no credentials that are known."""
+
+
+class ForbiddenError(RequestError):
+    """The caller is known and may not do this."""
+
+
+class SessionNotFoundError(RequestError):
+    """No session has this id, or it is somebody else's."""
+
+    reason = "SESSION_UNKNOWN"
+
+
+class SessionExpiredError(RequestError):
+    """The session rested for too long, or had to make room for others."""
+
+    reason = "SESSION_EXPIRED"
+
+
+class SessionTakenError(RequestError):
+    """Another writer has moved the session on meanwhile."""
+
+    reason = "SESSION_TAKEN"
+
+
+class SessionRoomError(RequestError):
+    """There is no room for another session."""
+
+    reason = "SESSION_ROOM"
+
+
+class SessionStoreError(RequestError):
+    """Where the sessions are kept does not answer."""
+
+    reason = "SESSION_STORE"
 
 
 class StartupError(Exception):

@@ -3,8 +3,9 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -13,33 +14,57 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from unroll_server import caller
+from unroll_server.calls import REQUEST_ID, Calls, Method, cancelled_code, code_of
 from unroll_server.errors import (
     DrainingError,
     ExpiredError,
+    ForbiddenError,
     InternalError,
     InvalidRequestError,
     ModelNotFoundError,
+    ModelRefusedError,
+    NotOfferedError,
     OverloadedError,
     RequestError,
     SequenceStateError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    SessionRoomError,
+    SessionStoreError,
+    SessionTakenError,
+    UnauthenticatedError,
 )
+from unroll_server.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
 _Behavior = Callable[[Any, Any], Any]
 _OnError = Callable[[Exception, Any], Awaitable[None]]
+_UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
 
 STATUS = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
+    ModelRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
     SequenceStateError: grpc.StatusCode.FAILED_PRECONDITION,
     ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     InternalError: grpc.StatusCode.INTERNAL,
+    NotOfferedError: grpc.StatusCode.UNIMPLEMENTED,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
+    SessionNotFoundError: grpc.StatusCode.NOT_FOUND,
+    SessionExpiredError: grpc.StatusCode.NOT_FOUND,
+    SessionTakenError: grpc.StatusCode.ABORTED,
+    SessionRoomError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    SessionStoreError: grpc.StatusCode.UNAVAILABLE,
 }
 """The status of each domain error; docs/api.md explains them."""
 
+DOMAIN = "unroll"
+"""The domain of the reasons in google.rpc.ErrorInfo."""
 DETAILS = "grpc-status-details-bin"
 """The trailer that carries the google.rpc.Status of a call."""
 PUSHBACK = "grpc-retry-pushback-ms"
@@ -52,6 +77,8 @@ def status_of(error: RequestError) -> status_pb2.Status:
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.reason:
+        details.append(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     if isinstance(error, OverloadedError):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
@@ -68,14 +95,14 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
     Without it a drain would wait for them as long as it may.
 
     Args:
-        service: Full name of the service whose calls do end; they are left alone.
+        services: Full names of the services whose calls do end; they are left alone.
     """
 
     per_method = True
     """What it makes of a handler depends on the method alone, so that a front can ask once."""
 
-    def __init__(self, service: str) -> None:
-        self._prefix = f"/{service}/"
+    def __init__(self, *services: str) -> None:
+        self._prefixes = tuple(f"/{service}/" for service in services)
         self._open: set[asyncio.Timeout] = set()
 
     def end(self, seconds: float) -> None:
@@ -90,7 +117,7 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
     ) -> Any:
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(self._prefix):
+        if handler is None or handler_call_details.method.startswith(self._prefixes):
             return handler
         if inspect.iscoroutinefunction(handler.unary_stream):
             return handler._replace(unary_stream=self._bounded_writer(handler.unary_stream))
@@ -129,10 +156,17 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Ends a call whose handler raised a domain error with that error's status, any other with INTERNAL."""
+    """Ends a call whose handler raised a domain error with that error's status, any other with INTERNAL.
+
+    Args:
+        calls: Hears of every call, those of methods that there are not included.
+    """
 
     per_method = True
     """What it makes of a handler depends on the method alone, so that a front can ask once."""
+
+    def __init__(self, calls: Calls | None = None) -> None:
+        self._calls = calls or Calls(Metrics())
 
     async def intercept_service(
         self,
@@ -142,46 +176,111 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         if handler is None:
+            self._calls.unknown(handler_call_details.method)
             return None
+        method = self._calls.method(handler_call_details.method, handler)
+        if handler.request_deserializer:
+            handler = handler._replace(request_deserializer=method.reading(handler.request_deserializer))
+        if handler.response_serializer:
+            handler = handler._replace(response_serializer=method.writing(handler.response_serializer))
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             behavior = getattr(handler, kind)
             if inspect.iscoroutinefunction(behavior):
-                return handler._replace(**{kind: _guarded(behavior, _coroutine, handler_call_details.method)})
+                return handler._replace(**{kind: _guarded(behavior, _coroutine, method)})
             if inspect.isasyncgenfunction(behavior):
-                return handler._replace(**{kind: _guarded(behavior, _generator, handler_call_details.method)})
-        # What runs in a thread is none of ours; the fronts end it as grpc.aio does.
+                return handler._replace(**{kind: _guarded(behavior, _generator, method)})
+            if behavior:
+                # What runs in a thread is none of ours, but for being heard of; the fronts end it as grpc.aio does.
+                wrap = _threaded_many if handler.response_streaming else _threaded
+                return handler._replace(**{kind: _heard(wrap(behavior, method), behavior, None, method)})
         return handler
 
 
-def _guarded(behavior: _Behavior, wrap: Callable[[_Behavior, _OnError], _Behavior], method: str) -> _Behavior:
-    """The behavior with its errors made statuses; a front that does that itself finds what it needs on it."""
+def _guarded(
+    behavior: _Behavior, wrap: Callable[[_Behavior, _OnError, Method], _Behavior], method: Method
+) -> _Behavior:
+    """The behavior with its errors made statuses and its calls heard of."""
 
     async def on_error(error: Exception, context: Any) -> None:
-        await _abort(error, context, method)
+        await _abort(error, context, method.path)
 
-    wrapped = wrap(behavior, on_error)
-    wrapped.inner, wrapped.on_error = behavior, on_error  # type: ignore[attr-defined]  # functions take attributes
+    return _heard(wrap(behavior, on_error, method), behavior, on_error, method)
+
+
+def _heard(wrapped: _Behavior, behavior: _Behavior, on_error: _OnError | None, method: Method) -> _Behavior:
+    """`wrapped`; a front that does itself what that does finds what it needs on it."""
+    wrapped.inner, wrapped.on_error, wrapped.method = behavior, on_error, method  # type: ignore[attr-defined]  # functions take attributes
     return wrapped
 
 
-def _coroutine(behavior: _Behavior, on_error: _OnError) -> _Behavior:
+def _coroutine(behavior: _Behavior, on_error: _OnError, method: Method) -> _Behavior:
     async def call(request: Any, context: Any) -> Any:
+        opened = method.open(context)
+        response = None
         try:
-            return await behavior(request, context)
-        except Exception as error:
-            await on_error(error, context)
+            try:
+                response = await behavior(request, context)
+            except Exception as error:
+                await on_error(error, context)
+        except BaseException as error:
+            code = cancelled_code(context) if isinstance(error, asyncio.CancelledError) else code_of(context)
+            opened.note(request, response)
+            opened.end(code or _UNKNOWN)
+            raise
+        opened.note(request, response)
+        opened.end(code_of(context))
+        return response
 
     return call
 
 
-def _generator(behavior: _Behavior, on_error: _OnError) -> _Behavior:
+def _generator(behavior: _Behavior, on_error: _OnError, method: Method) -> _Behavior:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        opened = method.open(context)
         try:
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
-        except Exception as error:
-            await on_error(error, context)
+            try:
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except Exception as error:
+                await on_error(error, context)
+        except (asyncio.CancelledError, GeneratorExit):
+            opened.end(cancelled_code(context))
+            raise
+        except BaseException:
+            opened.end(code_of(context) or _UNKNOWN)
+            raise
+        opened.end(code_of(context))
+
+    return call
+
+
+def _threaded(behavior: _Behavior, method: Method) -> _Behavior:
+    def call(request: Any, context: Any) -> Any:
+        opened = method.open_in_thread(context)
+        try:
+            response = behavior(request, context)
+        except BaseException:
+            opened.end(code_of(context) or _UNKNOWN)
+            raise
+        opened.end(code_of(context))
+        return response
+
+    return call
+
+
+def _threaded_many(behavior: _Behavior, method: Method) -> _Behavior:
+    def call(request: Any, context: Any) -> Iterator[Any]:
+        opened = method.open_in_thread(context)
+        try:
+            yield from behavior(request, context)
+        except GeneratorExit:
+            opened.end(grpc.StatusCode.CANCELLED.value[0])
+            raise
+        except BaseException:
+            opened.end(code_of(context) or _UNKNOWN)
+            raise
+        opened.end(code_of(context))
 
     return call
 
@@ -192,8 +291,18 @@ async def _abort(error: Exception, context: Any, method: str) -> None:
     if not isinstance(error, RequestError):
         _log.error("%s failed", method, exc_info=error)
         error = InternalError("the server failed; its log has the cause")
-    status = status_of(error)
-    trailers: list[tuple[str, str | bytes]] = [(DETAILS, status.SerializeToString())]
+    trailers: list[tuple[str, str | bytes]]
     if isinstance(error, OverloadedError):
-        trailers.append((PUSHBACK, str(int(error.retry_after * 1000))))
-    await context.abort(STATUS[type(error)], status.message, tuple(trailers))
+        trailers = list(_refusal(error.description, error.retry_after, error.reason))
+    else:
+        trailers = [(DETAILS, status_of(error).SerializeToString())]
+    if name := caller.request_id.get():
+        trailers.append((REQUEST_ID, name))
+    await context.abort(STATUS[type(error)], str(error), tuple(trailers))
+
+
+@lru_cache(1024)
+def _refusal(description: str, retry_after: float, reason: str) -> tuple[tuple[str, str | bytes], ...]:
+    """The trailers of a refusal. There are many like it when there are any, and they must cost little."""
+    status = status_of(OverloadedError(description, retry_after, reason))
+    return (DETAILS, status.SerializeToString()), (PUSHBACK, str(int(retry_after * 1000)))

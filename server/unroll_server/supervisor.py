@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,12 @@ from unroll_server.config import Settings
 from unroll_server.control import FD, Channel, Orders, admin_socket, metrics_folder
 from unroll_server.errors import StartupError
 from unroll_server.fronts import envoy
+from unroll_server.fronts.certificates import Certificates
+from unroll_server.fronts.envoy_secrets import Secrets
 from unroll_server.metrics import Metrics
 from unroll_server.process import stop_signal
+from unroll_server.relay import GoneError, Questions
+from unroll_server.sessions.opening import shared_store
 
 _log = logging.getLogger(__name__)
 
@@ -47,33 +51,48 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         ClickException: a worker could not be drained.
     """
     stop = stop_signal()
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         folder = stack.enter_context(_private_folder())
         metrics_folder(folder).mkdir()
         hosts, port = stack.enter_context(reserved(*settings.listen_address))
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
         settings = replace(settings, listen=address)
-        workers = [_Worker(Orders(settings, number, folder), hosts, port) for number in range(settings.workers)]
+        settings, sessions = shared_store(settings, folder)
+        certificates = Certificates.of(settings)
+        secrets = Secrets(certificates, folder) if certificates and settings.front == "envoy" else None
+        every = [Orders(replace(settings, admin=None), number, folder) for number in range(settings.workers)]
+        workers = [_Worker(orders, hosts, port, secrets) for orders in every]
         processes = metrics.Workers(
             lambda: {worker.number: worker.pid for worker in workers if worker.pid is not None},
             lambda: sum(worker.restarts for worker in workers),
         )
-        figures = Metrics(metrics_folder(folder))
+        figures = Metrics(
+            metrics_folder(folder),
+            living=lambda: [worker.number for worker in workers if worker.pid is not None],
+        )
         stack.enter_context(metrics.served(settings.metrics_address, figures, processes))
+        await stack.enter_async_context(_administered(settings, workers))
         stopped = asyncio.create_task(stop.wait())
         started = asyncio.create_task(_start_all(workers))
         try:
             await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not started.done():
                 return
-            announce(settings.announcement(started.result(), address))
+            served = started.result()
+            if sessions:
+                sessions.keep()
+            announce(settings.announcement(served, address))
             keeping = [asyncio.create_task(worker.keep()) for worker in workers]
+            if secrets:
+                keeping.append(asyncio.create_task(secrets.keep()))
             await stopped
             _log.info("draining %d workers", len(workers))
             for task in keeping:
                 task.cancel()
             await asyncio.gather(*keeping, return_exceptions=True)
             drained = await asyncio.gather(*(worker.drain() for worker in workers))
+            if sessions:
+                await sessions.close()
             if not all(drained):
                 raise click.ClickException("not every worker has drained; the log says why")
         finally:
@@ -81,6 +100,19 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             started.cancel()
             await asyncio.gather(started, return_exceptions=True)
             await asyncio.gather(*(worker.kill() for worker in workers))
+
+
+def _administered(settings: Settings, workers: "Sequence[_Worker]") -> AbstractAsyncContextManager[None]:
+    if settings.admin is None:
+        return nullcontext()
+    # Not before: without it this process needs no gRPC.
+    from unroll_server.admin.listener import AdminListener
+    from unroll_server.identities import Identities
+
+    listener = AdminListener(settings, Identities(settings.tokens), [worker.ask for worker in workers])
+    for worker in workers:
+        worker.restarted = listener.catch_up
+    return listener.serving()
 
 
 async def _start_all(workers: "Sequence[_Worker]") -> str:
@@ -92,7 +124,7 @@ async def _start_all(workers: "Sequence[_Worker]") -> str:
 class _Worker:
     """A place among the workers, and the process that holds it."""
 
-    def __init__(self, orders: Orders, hosts: list[str], port: int) -> None:
+    def __init__(self, orders: Orders, hosts: list[str], port: int, secrets: Secrets | None) -> None:
         self.number = orders.worker
         self.restarts = 0
         self._orders = orders
@@ -100,12 +132,14 @@ class _Worker:
         if settings.front == "envoy":
             admin = admin_socket(orders.folder, orders.worker)
             self._command, self._environment = envoy.command(
-                "unroll_server.worker:app", hosts, port, admin, settings.log_level
+                "unroll_server.worker:app", hosts, port, admin, settings, secrets
             )
         else:
             self._command, self._environment = [sys.executable, "-m", "unroll_server.worker"], {}
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
+        self._questions: Questions | None = None
+        self.restarted: Callable[[int], Awaitable[None]] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -118,9 +152,7 @@ class _Worker:
         Raises:
             StartupError: it can't.
         """
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._hang_up()
         ours, theirs = socket.socketpair()
         with theirs:
             # In a session of its own: a terminal's Ctrl-C is for the supervisor alone. Nor is a worker's standard
@@ -137,6 +169,7 @@ class _Worker:
         self._channel.send(**self._orders.to_message())
         answer = await self._channel.receive()
         if answer and "serving" in answer:
+            self._questions = Questions(self._channel)
             return str(answer["serving"])
         await self.kill()
         raise StartupError(str(answer["failed"]) if answer else "a worker ended while it started; its log says why")
@@ -158,6 +191,8 @@ class _Worker:
                 self.restarts += 1
                 try:
                     await self.start()
+                    if self.restarted:
+                        await self.restarted(self.number)
                     break
                 except StartupError as error:
                     _log.error("worker %d can't start: %s", self.number, error)
@@ -181,10 +216,23 @@ class _Worker:
             _log.error("worker %d ended with %d", self.number, code)
         return not code
 
-    async def kill(self) -> None:
-        """Ends the process, if there is one, at once."""
+    async def ask(self, method: str, request: bytes) -> bytes:
+        """See relay.Ask."""
+        if self._questions is None:
+            raise GoneError
+        return await self._questions.ask(method, request)
+
+    def _hang_up(self) -> None:
+        if self._questions is not None:
+            self._questions.close()
+            self._questions = None
         if self._channel is not None:
             self._channel.close()
+            self._channel = None
+
+    async def kill(self) -> None:
+        """Ends the process, if there is one, at once."""
+        self._hang_up()
         if self._process is not None:
             if self._process.returncode is None:
                 # Popen's own kill would first look whether it has ended, and so take its exit code from asyncio.

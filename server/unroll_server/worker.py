@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+from functools import partial
 from typing import Any
 
 from unroll_server.app import LINGER, Service, serve_grpcio
@@ -12,8 +13,12 @@ from unroll_server.control import Channel, Orders, admin_socket
 from unroll_server.errors import StartupError
 from unroll_server.fronts import envoy
 from unroll_server.fronts.asgi import AsgiFront
+from unroll_server.fronts.grpcio import GrpcioFront
+from unroll_server.identities import Identities
 from unroll_server.metrics import Metrics
 from unroll_server.process import configure_logging
+from unroll_server.relay import Answers
+from unroll_server.usage import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -24,14 +29,17 @@ async def _begin() -> tuple[Channel, Orders]:
     if message is None:
         os._exit(1)
     orders = Orders.from_message(message)
-    configure_logging(orders.settings.log_level)
+    configure_logging(orders.settings.log_level, orders.settings.log_format)
     return channel, orders
 
 
-async def _watch(channel: Channel, orders: Orders, stop: asyncio.Event) -> None:
-    """Sets `stop` when the supervisor says so; without a supervisor the process ends at once."""
-    while await channel.receive():
-        stop.set()
+async def _watch(channel: Channel, orders: Orders, stop: asyncio.Event, answers: Answers) -> None:
+    """Answers the supervisor, and sets `stop` when it says so; without a supervisor the process ends at once."""
+    while message := await channel.receive():
+        if "ask" in message:
+            answers.take(message)
+        else:
+            stop.set()
     shutil.rmtree(orders.folder, ignore_errors=True)
     os._exit(1)
 
@@ -47,13 +55,23 @@ async def serve() -> None:
     """Serves by grpcio until the supervisor ends it."""
     channel, orders = await _begin()
     stop = asyncio.Event()
-    watching = asyncio.create_task(_watch(channel, orders, stop))
+    answers = Answers(channel)
+    watching = asyncio.create_task(_watch(channel, orders, stop, answers))
     figures = Metrics(orders.metrics, orders.worker)
+
+    def started(service: Service[GrpcioFront], address: str) -> None:
+        answers.ask = service.commands.ask
+        channel.send(serving=service.served)
+
     try:
-        await serve_grpcio(orders.settings, figures, stop, lambda served, _: channel.send(serving=served), True)
+        await serve_grpcio(orders.settings, figures, stop, started, True, partial(_usage, orders))
     except StartupError as error:
         await _fail(channel, error)
     watching.cancel()
+
+
+def _usage(orders: Orders, identities: Identities) -> Usage:
+    return Usage(identities, orders.folder / "usage", orders.worker, orders.settings.workers)
 
 
 class Application:
@@ -82,16 +100,19 @@ class Application:
                 settings,
                 Metrics(orders.metrics, orders.worker),
                 lambda interceptors: AsgiFront(interceptors, settings.max_message_bytes),
+                partial(_usage, orders),
             )
+            await service.open()
         except StartupError as error:
             await _fail(channel, error)
-        await service.open()
         self._front = service.front
         self._life = asyncio.create_task(self._live(channel, orders, service))
 
     async def _live(self, channel: Channel, orders: Orders, service: Service[AsgiFront]) -> None:
         stop = asyncio.Event()
-        watching = asyncio.create_task(_watch(channel, orders, stop))
+        answers = Answers(channel)
+        answers.ask = service.commands.ask
+        watching = asyncio.create_task(_watch(channel, orders, stop, answers))
         admin = admin_socket(orders.folder, orders.worker)
         try:
             await envoy.wait_until_listening(admin)

@@ -139,7 +139,7 @@ async def test_a_full_queue_is_resource_exhausted_and_says_when_to_come_again(
             assert 1 <= len(refused) <= 3
             assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
             trailers = dict(refused[0].trailing_metadata() or ())
-            assert trailers["grpc-retry-pushback-ms"] == "1000"
+            assert int(str(trailers["grpc-retry-pushback-ms"])) > 0
             assert any("RetryInfo" in detail.type_url for detail in wire.details_of(refused[0]).details)
             assert (await stub.Classify(long)).labels
         assert process.stop() == 0

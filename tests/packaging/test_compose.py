@@ -33,7 +33,7 @@ print(json.dumps({
     "uid": os.getuid(),
     "capabilities": int(pathlib.Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16),
     "writable": [path for path in ("/", "/opt/unroll", "/models", "/tmp") if writable(path)],
-    "modules": [name for name in ("torch", "onnx", "unroll_export") if importlib.util.find_spec(name)],
+    "modules": [name for name in ("torch", "unroll_export") if importlib.util.find_spec(name)],
     "compilers": [name for name in ("cc", "gcc", "clang") if shutil.which(name)],
 }))
 """
@@ -190,7 +190,7 @@ def test_sigterm_drains_a_replica_and_its_streams_go_on_elsewhere(deployment: De
     sequence = max(values, key=len)
     expected = states_of(deployment.address, sequence)
     # A client has one connection, and the gateway spreads streams over the replicas.
-    clients = [Client(deployment.address, model="jv") for _ in range(4)]
+    clients = [Client(deployment.address, model="jv", reconnect_timeout=0) for _ in range(4)]
     try:
         streams = [client.unroll() for client in clients]
         starts = [stream.send(sequence[:5]).states for stream in streams]
@@ -217,7 +217,7 @@ def test_a_stop_of_everything_gives_streams_back(deployment: Deployment, values:
     deployment.up()
     sequence = max(values, key=len)
     expected = states_of(deployment.address, sequence)
-    with Client(deployment.address, model="jv") as client:
+    with Client(deployment.address, model="jv", reconnect_timeout=0) as client:
         stream = client.unroll()
         stream.send(sequence[:5])
         deployment.compose("stop")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 BIN = Path(sys.executable).parent
 PATIENCE = 120.0
@@ -32,6 +32,22 @@ def run(
     if check and done.returncode:
         raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done
+
+
+class Holding(NamedTuple):
+    """What a process holds: bytes resident, open descriptors, threads."""
+
+    resident: int
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Asks the kernel; OSError where there is no such process."""
+        process = Path(f"/proc/{pid}")
+        pages = int((process / "statm").read_text().split()[1])
+        descriptors, threads = (sum(1 for _ in (process / name).iterdir()) for name in ("fd", "task"))
+        return cls(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, threads)
 
 
 class ServerProcess:
@@ -108,6 +124,15 @@ class ServerProcess:
         """Processor time of all processes that the server consists of and that live."""
         ticks = sum(int(fields[11]) + int(fields[12]) for fields in self._stats().values())
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def family(self) -> "list[Holding]":
+        """What each process that the server consists of, and that lives, holds."""
+        found = []
+        for pid in self._stats():
+            # One that has just ended holds nothing any more.
+            with suppress(OSError):
+                found.append(Holding.of(pid))
+        return found
 
     def _stats(self) -> dict[int, list[str]]:
         """/proc/PID/stat, from the state on, of the process and its descendants; none once it has been waited for."""

@@ -32,3 +32,14 @@ def test_settings_are_the_same_in_another_process() -> None:
     assert Settings.from_json(settings.to_json()) == settings
     assert Settings.from_json(SETTINGS.to_json()) == SETTINGS
     assert SETTINGS.metrics_address is None
+
+
+@pytest.mark.parametrize(("versions", "kept"), [("all", None), ("latest", 1), ("latest:1", 1), ("latest:12", 12)])
+def test_which_versions_are_served(versions: str, kept: int | None) -> None:
+    assert replace(SETTINGS, versions=versions).versions_kept == kept
+
+
+@pytest.mark.parametrize("versions", ["", "newest", "latest:", "latest:0", "latest:-1", "latest:x", "ALL"])
+def test_other_versions_are_refused(versions: str) -> None:
+    with pytest.raises(StartupError, match="--versions"):
+        replace(SETTINGS, versions=versions)

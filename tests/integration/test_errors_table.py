@@ -1,0 +1,338 @@
+"""The table of errors in docs/api.md, row by row: each is provoked on a real server, and none is missing there."""
+
+import asyncio
+import itertools
+import re
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+import hpack
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from support import raw_http2, wire
+from support.operators import admin_address, bearer, channel_to, write_identities
+from support.processes import PATIENCE, ServerProcess
+from support.redis_server import RedisServer, redis_executable
+
+from unroll_proto.inference import service_pb2 as oip
+from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
+from unroll_proto.v1 import admin_pb2 as admin
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
+
+API = Path(__file__).parents[2] / "docs" / "api.md"
+STEPS = np.zeros((3, 12), np.float32)
+TIGHT = ("--max-lanes", "1", "--tick-steps", "1", "--max-queued-steps", "20000", "--max-queued-bytes", "400000")
+"""One step at a time, so that little work takes long."""
+
+
+class Place(NamedTuple):
+    """Where servers may be started."""
+
+    bundles: Path
+    folder: Path
+    front: str
+    shared: ServerProcess
+
+    @asynccontextmanager
+    async def server(self, *options: str) -> AsyncIterator[ServerProcess]:
+        """A server of one's own."""
+        with await asyncio.to_thread(
+            ServerProcess, self.bundles, self.folder / "log", *options, front=self.front
+        ) as server:
+            yield server
+
+
+Provocation = Callable[[Place], Awaitable[grpc.aio.AioRpcError]]
+
+
+async def error_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def on_shared(place: Place, path: str, message: bytes, **more: Any) -> grpc.aio.AioRpcError:
+    async with channel_to(place.shared.address) as channel:
+        call: Any = channel.unary_unary(path)
+        return await error_of(call(message, timeout=PATIENCE, **more))
+
+
+async def classify(place: Place, request: pb.ClassifyRequest) -> grpc.aio.AioRpcError:
+    return await on_shared(place, "/unroll.v1.UnrollService/Classify", request.SerializeToString())
+
+
+async def wrong_field(place: Place) -> grpc.aio.AioRpcError:
+    return await classify(place, pb.ClassifyRequest(model="jv", lengths=[0]))
+
+
+async def malformed(place: Place) -> grpc.aio.AioRpcError:
+    return await on_shared(place, "/unroll.v1.UnrollService/Classify", b"\xff\xff")
+
+
+async def no_model(place: Place) -> grpc.aio.AioRpcError:
+    return await classify(place, pb.ClassifyRequest(model="nothing", lengths=[1], values=bytes(48)))
+
+
+async def other_snapshot(place: Place) -> grpc.aio.AioRpcError:
+    snapshot = pb.Snapshot(format=1, model="other", version=1, architecture="simple_rnn", state=[bytes(512)])
+    return await classify(place, wire.classify_request([STEPS], initial_states=[snapshot], version=1))
+
+
+async def large_message(place: Place) -> grpc.aio.AioRpcError:
+    return await classify(place, pb.ClassifyRequest(model="jv", values=bytes(17 * 2**20)))
+
+
+async def late(place: Place) -> grpc.aio.AioRpcError:
+    async with channel_to(place.shared.address) as channel:
+        request = wire.classify_request([np.zeros((60000, 12), np.float32)] * 5)
+        return await error_of(wire.stub_of(channel).Classify(request, timeout=0.05))
+
+
+async def no_method(place: Place) -> grpc.aio.AioRpcError:
+    return await on_shared(place, "/unroll.v1.UnrollService/Nothing", b"")
+
+
+async def not_offered(place: Place) -> grpc.aio.AioRpcError:
+    async with channel_to(place.shared.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        return await error_of(stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="jv")))
+
+
+async def not_compressed(place: Place) -> grpc.aio.AioRpcError:
+    """No client of grpcio's says that a message is compressed which is not."""
+    path, raw = "/unroll.v1.UnrollService/Classify", b"not gzip"
+    with raw_http2.Connection(place.shared.address) as connection:
+        headers = raw_http2.header_block(path, ("grpc-encoding", "gzip"))
+        body = b"\1" + len(raw).to_bytes(4, "big") + raw
+        connection.send(
+            raw_http2.frame(raw_http2.HEADERS, raw_http2.END_HEADERS, 1, headers),
+            raw_http2.frame(raw_http2.DATA, raw_http2.END_STREAM, 1, body),
+        )
+        decoder = hpack.Decoder()
+        got: dict[Any, Any] = {}
+        for each in connection.frames():
+            if each.kind == raw_http2.HEADERS and each.stream == 1:
+                got |= dict(decoder.decode(each.payload))
+                if "grpc-status" in got:
+                    break
+    codes = {str(code.value[0]): code for code in grpc.StatusCode}
+    none = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(codes[str(got["grpc-status"])], none, none, str(got.get("grpc-message")))
+
+
+async def unknown_session(place: Place) -> grpc.aio.AioRpcError:
+    async with channel_to(place.shared.address) as channel:
+        return await error_of(wire.stub_of(channel).Advance(advance("nobody's")))
+
+
+async def taken_session(place: Place) -> grpc.aio.AioRpcError:
+    async with channel_to(place.shared.address) as channel:
+        stub = wire.stub_of(channel)
+        await stub.Advance(advance("taken", start=True, first_step=0))
+        return await error_of(stub.Advance(advance("taken", first_step=1)))
+
+
+async def evicted_session(place: Place) -> grpc.aio.AioRpcError:
+    async with place.server("--max-sessions", "1") as server, channel_to(server.address) as channel:
+        stub = wire.stub_of(channel)
+        for name in ("first", "second"):
+            await stub.Advance(advance(name, start=True))
+        return await error_of(stub.Advance(advance("first")))
+
+
+def advance(session: str, **more: Any) -> pb.AdvanceRequest:
+    return pb.AdvanceRequest(session_id=session, values=wire.to_bytes(STEPS), **more)
+
+
+async def full_store(place: Place) -> grpc.aio.AioRpcError:
+    with redis(place, "--maxmemory", "1", "--maxmemory-policy", "noeviction") as store:
+        async with place.server("--sessions", store.url) as server, channel_to(server.address) as channel:
+            return await error_of(wire.stub_of(channel).Advance(advance("a", start=True)))
+
+
+async def dead_store(place: Place) -> grpc.aio.AioRpcError:
+    with redis(place) as store:
+        async with place.server("--sessions", store.url) as server, channel_to(server.address) as channel:
+            store.kill()
+            return await error_of(wire.stub_of(channel).Advance(advance("a", start=True)))
+
+
+def redis(place: Place, *options: str) -> RedisServer:
+    if redis_executable() is None:
+        pytest.skip("there is no redis-server")
+    return RedisServer(place.folder, *options)
+
+
+async def refused_beside(place: Place, steps: int, small: int, reason: str) -> grpc.aio.AioRpcError:
+    """The refusal of calls of `small` steps beside one of `steps`, which may have to be tried until they coincide."""
+    async with place.server(*TIGHT) as server, channel_to(server.address) as channel:
+        stub = wire.stub_of(channel)
+        requests = [wire.classify_request([np.zeros((count, 12), np.float32)]) for count in (steps, small, small)]
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                answers = await asyncio.gather(*map(stub.Classify, requests), return_exceptions=True)
+                for answer in answers:
+                    if isinstance(answer, grpc.aio.AioRpcError) and reason_of(answer) == reason:
+                        return answer
+
+
+async def full_of_steps(place: Place) -> grpc.aio.AioRpcError:
+    return await refused_beside(place, 30_000, 10, "QUEUED_STEPS")
+
+
+async def full_of_bytes(place: Place) -> grpc.aio.AioRpcError:
+    return await refused_beside(place, 8_000, 1_000, "QUEUED_BYTES")
+
+
+async def too_near(place: Place) -> grpc.aio.AioRpcError:
+    options = TIGHT[:4]
+    async with place.server(*options) as server, channel_to(server.address) as channel:
+        stub = wire.stub_of(channel)
+        request = wire.classify_request([np.zeros((300, 12), np.float32)])
+        waiting: set[asyncio.Future[Any]] = set()
+        async with asyncio.timeout(PATIENCE):
+            # More and more, until it is more than can be done.
+            for _ in itertools.count():
+                waiting |= {asyncio.ensure_future(stub.Classify(request, timeout=1)) for _ in range(20)}
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                errors = [call.exception() for call in done]
+                refused = [error for error in errors if reason_of(error) == "DEADLINE_TOO_NEAR"]
+                if refused:
+                    for call in waiting:
+                        call.cancel()
+                    await asyncio.gather(*waiting, return_exceptions=True)
+                    assert isinstance(refused[0], grpc.aio.AioRpcError)
+                    return refused[0]
+    raise AssertionError("never refused")
+
+
+async def without_token(place: Place) -> grpc.aio.AioRpcError:
+    return await guarded(place, lambda stub: stub.ListModels(pb.ListModelsRequest()))
+
+
+async def too_much_for_one(place: Place) -> grpc.aio.AioRpcError:
+    async def call(stub: Any) -> Any:
+        first = stub.Unroll(metadata=bearer("TOKEN-bob"))
+        await first.write(wire.open_request("a"))
+        await first.read()
+        try:
+            return await stub.ListModels(pb.ListModelsRequest(), metadata=bearer("TOKEN-bob"))
+        finally:
+            first.cancel()
+
+    return await guarded(place, call)
+
+
+async def guarded(place: Place, ask: Callable[[Any], Awaitable[Any]]) -> grpc.aio.AioRpcError:
+    identities = write_identities(place.folder / "identities.toml", bob={"max_concurrent_calls": 1})
+    async with place.server("--tokens", str(identities)) as server, channel_to(server.address) as channel:
+        return await error_of(ask(wire.stub_of(channel)))
+
+
+async def no_administrator(place: Place) -> grpc.aio.AioRpcError:
+    identities = write_identities(place.folder / "identities.toml", bob={})
+    options = ("--tokens", str(identities), "--admin", "127.0.0.1:0")
+    async with place.server(*options) as server, channel_to(admin_address(server)) as channel:
+        stub = AdminServiceStub(channel)
+        return await error_of(stub.ListSessions(admin.ListSessionsRequest(), metadata=bearer("TOKEN-bob")))
+
+
+async def gone(place: Place) -> grpc.aio.AioRpcError:
+    async with place.server() as server, channel_to(server.address) as channel:
+        stub = wire.stub_of(channel)
+        await stub.ListModels(pb.ListModelsRequest())
+        server.signal(signal.SIGTERM)
+        await asyncio.to_thread(server.wait)
+        return await error_of(stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE))
+
+
+PROVOCATIONS: dict[tuple[str, str], Provocation] = {
+    ("INVALID_ARGUMENT", ""): wrong_field,
+    ("INVALID_ARGUMENT", "MALFORMED_MESSAGE"): malformed,
+    ("NOT_FOUND", ""): no_model,
+    ("NOT_FOUND", "SESSION_UNKNOWN"): unknown_session,
+    ("NOT_FOUND", "SESSION_EXPIRED"): evicted_session,
+    ("FAILED_PRECONDITION", ""): other_snapshot,
+    ("ABORTED", "SESSION_TAKEN"): taken_session,
+    ("RESOURCE_EXHAUSTED", "QUEUED_STEPS"): full_of_steps,
+    ("RESOURCE_EXHAUSTED", "QUEUED_BYTES"): full_of_bytes,
+    ("RESOURCE_EXHAUSTED", "DEADLINE_TOO_NEAR"): too_near,
+    ("RESOURCE_EXHAUSTED", "IDENTITY_LIMIT"): too_much_for_one,
+    ("RESOURCE_EXHAUSTED", "SESSION_ROOM"): full_store,
+    ("RESOURCE_EXHAUSTED", ""): large_message,
+    ("DEADLINE_EXCEEDED", ""): late,
+    ("UNAUTHENTICATED", ""): without_token,
+    ("PERMISSION_DENIED", ""): no_administrator,
+    ("UNIMPLEMENTED", ""): not_offered,
+    ("INTERNAL", ""): not_compressed,
+    ("UNAVAILABLE", ""): gone,
+    ("UNAVAILABLE", "SESSION_STORE"): dead_store,
+}
+
+
+def rows() -> dict[tuple[str, str], str]:
+    """The details of every row, by its status and reason."""
+    found: dict[tuple[str, str], str] = {}
+    latest = ""
+    for line in API.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and re.fullmatch("[A-Z_]+", cells[0]):
+            latest = latest if cells[3] == "the same" else cells[3]
+            assert (cells[0], cells[1]) not in found, f"two rows of {cells[:2]}"
+            found[cells[0], cells[1]] = latest
+    return found
+
+
+def reason_of(error: object) -> str:
+    """The reason in an error's ErrorInfo; empty where there is none."""
+    info = _details(error).get("ErrorInfo")
+    return str(info.reason) if info else ""
+
+
+def _details(error: object) -> dict[str, Any]:
+    if not isinstance(error, grpc.aio.AioRpcError) or "grpc-status-details-bin" not in dict(
+        error.trailing_metadata() or ()
+    ):
+        return {}
+    found: dict[str, Any] = {}
+    for detail in wire.details_of(error).details:
+        for kind in (error_details_pb2.BadRequest, error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo):
+            message = kind()
+            if detail.Unpack(message):
+                found[kind.DESCRIPTOR.name] = message
+    return found
+
+
+@pytest.fixture
+def place(bundle_root: Path, tmp_path: Path, front: str, server: ServerProcess) -> Place:
+    return Place(bundle_root, tmp_path, front, server)
+
+
+def test_every_row_has_a_provocation_and_every_provocation_a_row() -> None:
+    assert set(rows()) == set(PROVOCATIONS)
+
+
+@pytest.mark.parametrize(("status", "reason"), PROVOCATIONS)
+async def test_a_row_is_as_the_table_says(place: Place, status: str, reason: str) -> None:
+    error = await PROVOCATIONS[status, reason](place)
+    assert error.code().name == status, error.details()
+    assert reason_of(error) == reason
+    assert error.details()
+    promised = set(re.findall(r"`([A-Z]\w+)`", rows()[status, reason]))
+    details = _details(error)
+    assert set(details) == promised
+    trailers = dict(error.trailing_metadata() or ())
+    assert ("grpc-retry-pushback-ms" in trailers) == ("RetryInfo" in promised)
+    if "RetryInfo" in promised:
+        delay = details["RetryInfo"].retry_delay.ToTimedelta().total_seconds()
+        assert int(str(trailers["grpc-retry-pushback-ms"])) == pytest.approx(delay * 1000, abs=1)
+        assert 0 < delay <= 30
+    if reason:
+        assert details["ErrorInfo"].domain == "unroll"
