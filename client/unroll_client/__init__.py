@@ -13,6 +13,7 @@
 from unroll_client._async_client import AsyncClient
 from unroll_client._client import Client, SyncSequence
 from unroll_client._errors import (
+    Aborted,
     DeadlineExceeded,
     FailedPrecondition,
     FieldViolation,
@@ -27,10 +28,12 @@ from unroll_client._errors import (
     UnrollError,
 )
 from unroll_client._sequence import AsyncSequence
+from unroll_client._sessions import SessionSteps
 from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, Limits, ModelInfo, Steps
 
 __all__ = [
+    "Aborted",
     "AsyncClient",
     "AsyncSequence",
     "Classification",
@@ -46,6 +49,7 @@ __all__ = [
     "PermissionDenied",
     "ResourceExhausted",
     "ServerDraining",
+    "SessionSteps",
     "Snapshot",
     "Steps",
     "SyncSequence",

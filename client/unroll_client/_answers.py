@@ -30,49 +30,89 @@ class Message(Enum):
 class Answer:
     """The answer to one message, filled by the stream's reader and awaited by one caller.
 
+    The message can be sent again, to another server. What the caller has of its answer then comes once more, and is
+    dropped.
+
     Attributes:
         message: What was sent.
         first_step: Number of a chunk's first timestep.
+        count: A chunk's timesteps; else 0.
+        values: A chunk's values; else empty.
         doomed: A message before it was refused, so that it will be as well.
+        repeated: It was sent more than once.
     """
 
-    def __init__(self, message: Message, first_step: int, count: int) -> None:
+    def __init__(self, message: Message, first_step: int = 0, count: int = 0, values: bytes = b"") -> None:
         self.message = message
         self.first_step = first_step
+        self.count = count
+        self.values = values
         self.doomed = False
-        self._next_step = first_step
-        self._missing = count if message is Message.CHUNK else 1
+        self.repeated = False
+        self._next_step = first_step  # of this sending
+        self._seen = first_step  # of all of them
+        self._answered = False
         self._received: deque[pb.UnrollResponse] = deque()
         self._error: UnrollError | None = None
         self._arrived = asyncio.Event()
 
     @property
+    def end(self) -> int:
+        """Number of the timestep after a chunk's last."""
+        return self.first_step + self.count
+
+    @property
     def complete(self) -> bool:
-        """Whether all of it has come."""
-        return not self._missing
+        """Whether all of it has come since it was last sent."""
+        return self._next_step == self.end if self.message is Message.CHUNK else self._answered
+
+    @property
+    def known(self) -> bool:
+        """Whether all of it has come at some time: nobody waits for the rest."""
+        return self._seen == self.end if self.message is Message.CHUNK else self._answered
 
     @property
     def drained(self) -> bool:
         """Whether all of it has come and been taken."""
-        return self.complete and not self._received
+        return self.known and not self._received
 
     @property
     def refused(self) -> bool:
         """Whether it failed."""
         return self._error is not None
 
+    def again(self) -> None:
+        """Takes note that the message is sent again, so that its answer begins anew."""
+        self.repeated = True
+        self._next_step = self.first_step
+
+    def request(self, key: str) -> pb.UnrollRequest:
+        """The message, for the sequence that a stream knows as `key`."""
+        match self.message:
+            case Message.CHUNK:
+                return pb.UnrollRequest(key=key, chunk=pb.Chunk(first_step=self.first_step, values=self.values))
+            case Message.SNAPSHOT:
+                return pb.UnrollRequest(key=key, take_snapshot=pb.TakeSnapshot())
+            case Message.CLOSE:
+                return pb.UnrollRequest(key=key, close=pb.CloseSequence())
+        raise AssertionError(f"'{self.message.name}' says where the sequence begins, and is never sent again")
+
     def take(self, response: pb.UnrollResponse) -> bool:
-        """Adds what the server sent; False where that is no part of this answer."""
+        """Adds what the server sent; False where that is no part of this answer.
+
+        The first piece that is new can begin with steps that are not.
+        """
         if response.WhichOneof("event") != self.message.value:
             return False
         if self.message is Message.CHUNK:
             steps = response.steps
-            if steps.first_step != self._next_step or not 1 <= steps.count <= self._missing:
+            if steps.first_step != self._next_step or not 1 <= steps.count <= self.end - self._next_step:
                 return False
             self._next_step += steps.count
-            self._missing -= steps.count
-        else:
-            self._missing = 0
+            if self._next_step <= self._seen:
+                return True
+            self._seen = self._next_step
+        self._answered = True
         self._received.append(response)
         self._arrived.set()
         return True
@@ -123,6 +163,21 @@ def decode_steps(message: pb.Steps, opening: pb.OpenSequence, every: int, info: 
         )
     except ValueError as error:
         raise Internal(f"the server's answer can't be read: {error}") from None
+
+
+def since(steps: Steps, first_step: int) -> Steps:
+    """The part of a run of steps from `first_step` on, which is one of them."""
+    dropped = first_step - steps.first_step
+    if not dropped:
+        return steps
+    rows = slice(int(np.searchsorted(steps.steps, first_step)), None)
+    return Steps(
+        first_step=first_step,
+        count=steps.count - dropped,
+        steps=steps.steps[rows],
+        states=None if steps.states is None else steps.states[rows],
+        logits=None if steps.logits is None else steps.logits[rows],
+    )
 
 
 def joined(parts: list[Steps]) -> Steps:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from collections.abc import Sequence as Listing
 from functools import partial
+from itertools import count
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from numpy.typing import ArrayLike
 
-from unroll_client._channel import Connection
+from unroll_client._backoff import backoff
+from unroll_client._channel import Connection, targets_of
 from unroll_client._classify import Batch, classify
 from unroll_client._coalesce import Coalescer
 from unroll_client._errors import (
@@ -26,16 +28,25 @@ from unroll_client._errors import (
 )
 from unroll_client._models import Models
 from unroll_client._sequence import AsyncSequence
+from unroll_client._servers import Servers
+from unroll_client._sessions import SessionSteps, advance_request, session_steps
 from unroll_client._snapshot import Snapshot
 from unroll_client._stream import SharedStream
+from unroll_client._tracing import traced_stream
 from unroll_client._types import Classification, ModelInfo
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT = 30.0
+DEFAULT_RECONNECT_TIMEOUT = 30.0
+
+# Tries of a unary call at each of several servers; gRPC makes as many where there is one.
+TRIES = 5
 
 ResponseT = TypeVar("ResponseT")
+# Picks an RPC of a server.
+Method = Callable[[UnrollServiceStub], Callable[..., Awaitable[ResponseT]]]
 
 
 class AsyncClient:
@@ -45,10 +56,13 @@ class AsyncClient:
     again, with growing pauses, when a server is not there or goes away, and when it says when to come again.
 
     Args:
-        target: "host:port", or any gRPC target. A name with several addresses is balanced over all of them.
+        target: "host:port", or any gRPC target; several of them in a list, or with commas between. Calls go to those
+            that are alive, in turn. A name with several addresses is balanced over all of them.
         model: The model for calls that name none; "" stands for the only one that is served.
         timeout: Seconds that a call may take in all, with its retries; of a stream, the wait for one answer.
             `math.inf` for no limit.
+        reconnect_timeout: Seconds in which a sequence that lost its server must get on elsewhere, or fail with its
+            last snapshot. 0: it fails at once, and nothing is kept to be sent again.
         wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
         coalesce: Let small `classify` calls of the same moment share a request. Each gets the result or the error
             that it would have got alone, with the same bits; without, each is an RPC of its own.
@@ -58,14 +72,18 @@ class AsyncClient:
         server_name: Name to expect in the server's certificate, where it is not the target's host.
         token: Sent as a bearer token with every call.
         metadata: Further metadata of every call, as pairs.
+
+    Raises:
+        ValueError: an address is missing, or the token can't be sent.
     """
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Listing[str] = DEFAULT_TARGET,
         *,
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT,
+        reconnect_timeout: float = DEFAULT_RECONNECT_TIMEOUT,
         wait_for_ready: bool = False,
         coalesce: bool = True,
         tls: bool = False,
@@ -75,14 +93,17 @@ class AsyncClient:
         token: str | None = None,
         metadata: Listing[tuple[str, str]] = (),
     ) -> None:
-        self._connection = Connection(target, tls, root_certificates, certificate, server_name, token, tuple(metadata))
+        self._connection = Connection(
+            targets_of(target), tls, root_certificates, certificate, server_name, token, tuple(metadata)
+        )
         self._metadata = self._connection.call_metadata()
         self._model = model
         self._timeout = timeout
+        self._reconnect_timeout = reconnect_timeout
         self._wait_for_ready = wait_for_ready
-        self._channel: grpc.aio.Channel | None = None
-        self._opened: UnrollServiceStub | None = None
+        self._opened: Servers | None = None
         self._streams: list[SharedStream] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._models = Models(self._look_up)
         self._coalescer = Coalescer(self._classify_once, self._models.forget) if coalesce else None
         self._closed = False
@@ -145,7 +166,8 @@ class AsyncClient:
     ) -> AsyncSequence:
         """Begins a sequence whose timesteps are sent, and answered, as they come.
 
-        All sequences of a client share one RPC. Use it as `async with client.unroll() as sequence`.
+        All sequences of a client share one RPC, and survive the loss of it; see `AsyncSequence`. Use it as
+        `async with client.unroll() as sequence`.
 
         Args:
             model: Model name; where absent, the snapshot's, or else the client's.
@@ -171,7 +193,67 @@ class AsyncClient:
             every=every,
         )
         wait = self._timeout if timeout is None else timeout
-        return AsyncSequence(self, opening, None if math.isinf(wait) else wait)
+        return AsyncSequence(self, opening, None if math.isinf(wait) else wait, self._reconnect_timeout)
+
+    async def advance(
+        self,
+        session_id: str,
+        chunk: ArrayLike | None = None,
+        *,
+        model: str | None = None,
+        version: int = 0,
+        start: bool = False,
+        end: bool = False,
+        first_step: int | None = None,
+        snapshot: Snapshot | None = None,
+        states: bool = True,
+        logits: bool = False,
+        return_snapshot: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 (as above)
+    ) -> SessionSteps:
+        """Goes on with a session: a sequence whose state the server keeps, under an id of the caller's own.
+
+        With `first_step` a chunk is applied once, however often it is sent, so the call is tried again when a server
+        goes away; so is one that starts a session. Others are not: whether they were applied, nobody could tell.
+
+        Args:
+            session_id: 1 to 128 bytes of UTF-8.
+            chunk: The next timesteps [steps, features]; none only where the session starts or ends.
+            model: Where it starts, as of `unroll`; later the session's own.
+            version: Likewise.
+            start: Begin the session, anew where there is one of this id.
+            end: End it after these steps.
+            first_step: Number of the first step: the `step` of the last answer. Absent: wherever the session is.
+            snapshot: Where it starts, the state to start from.
+            states: Answer the last layer's hidden state after each step.
+            logits: Answer each step's logits.
+            return_snapshot: Answer the state after these steps.
+            timeout: Seconds in all; the client's where absent.
+
+        Raises:
+            NotFound: no such session (`reason` "SESSION_UNKNOWN"), it is no more ("SESSION_EXPIRED"), or no such model.
+            Aborted: another writer has moved the session on.
+            FailedPrecondition: the session has not come so far, or is on another model or version.
+            ResourceExhausted: no room for another session ("SESSION_ROOM"), or for more work now.
+            Unavailable: no server, or where it keeps the sessions does not answer ("SESSION_STORE").
+            InvalidArgument, DeadlineExceeded, UnrollError: as they say.
+        """
+        if model is None:
+            model = "" if not start else snapshot.model if snapshot else self._model
+        request = advance_request(session_id, chunk, model, version, start, end, first_step, snapshot)
+        request.return_states, request.return_logits, request.return_snapshot = states, logits, return_snapshot
+        deadline = self._deadline(timeout)
+        repeatable = start or first_step is not None
+        for tries in count(1):
+            try:
+                answer = await self._call(lambda server: server.Advance, request, deadline, again=repeatable)
+                return session_steps(answer, request)
+            except Unavailable:
+                pause = backoff(tries)
+                if not repeatable or tries == TRIES or self._closed or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:  # noqa: ASYNC109 (as above)
         """Every model version that is served, by name and version.
@@ -179,7 +261,7 @@ class AsyncClient:
         Raises:
             UnrollError: the call failed.
         """
-        answer = await self._call(self._stub().ListModels, pb.ListModelsRequest(), self._deadline(timeout))
+        answer = await self._call(lambda server: server.ListModels, pb.ListModelsRequest(), self._deadline(timeout))
         return [ModelInfo.from_proto(model) for model in answer.models]
 
     async def model(
@@ -208,11 +290,15 @@ class AsyncClient:
         if self._coalescer is not None:
             await self._coalescer.close()
         await self._models.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(stream.close() for stream in self._streams))
         self._streams.clear()
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -224,63 +310,105 @@ class AsyncClient:
 
     # For the sequences of this client.
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._closed
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a server within the timeout, rather than fail while there is none."""
+        return self._wait_for_ready
+
     def shared_stream(self) -> SharedStream:
         """The RPC on which new sequences are opened; a new one where there is none or it is lost."""
         self._streams = [stream for stream in self._streams if not stream.ended]
         for stream in self._streams:
             if stream.usable:
                 return stream
-        call = self._stub().Unroll(metadata=self._metadata, wait_for_ready=self._wait_for_ready)
+        servers = self._servers()
+        # Of several, the one that it would wait for may never come.
+        wait = self._wait_for_ready and len(servers) == 1
+        call = traced_stream(servers.next().Unroll, self._metadata, wait)
         self._streams.append(SharedStream(call))
         return self._streams[-1]
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs something until it is done or the client is closed."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def known_model(self, name: str, version: int) -> ModelInfo:
         """One served model version, from memory where it was asked for before."""
         return await self._models.find(name, version, self._deadline(None))
 
     async def _look_up(self, name: str, version: int, deadline: float) -> ModelInfo:
-        answer = await self._call(self._stub().GetModel, pb.GetModelRequest(model=name, version=version), deadline)
+        answer = await self._call(
+            lambda server: server.GetModel, pb.GetModelRequest(model=name, version=version), deadline
+        )
         info = ModelInfo.from_proto(answer.model)
         self._models.remember(name, version, info)
         return info
 
-    def _stub(self) -> UnrollServiceStub:
+    def _servers(self) -> Servers:
         if self._closed:
             raise RuntimeError("the client is closed")
         if self._opened is None:
             # Not before the first call: a channel belongs to the event loop that runs when it is made.
-            self._channel = self._connection.open()
-            self._opened = UnrollServiceStub(self._channel)
+            self._opened = Servers(self._connection)
         return self._opened
 
     def _deadline(self, timeout: float | None) -> float:
         return time.monotonic() + (self._timeout if timeout is None else timeout)
 
     async def _classify_in_time(self, deadline: float, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
-        return await self._call(self._stub().Classify, request, deadline)
+        return await self._call(lambda server: server.Classify, request, deadline)
 
     async def _classify_once(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyResponse:
-        return await self._once(self._stub().Classify, request, deadline)
+        return await self._once(lambda server: server.Classify, request, deadline)
 
-    async def _call(self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float) -> ResponseT:
+    async def _call(
+        self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
+    ) -> ResponseT:
         """Makes one RPC, and makes it again where the server is full and says when to come again."""
         while True:
             try:
-                return await self._once(method, request, deadline)
+                return await self._once(method, request, deadline, again=again)
             except ResourceExhausted as error:
                 pause = error.retry_after
                 if pause is None or pause >= deadline - time.monotonic():
                     raise
             await asyncio.sleep(pause)
 
-    async def _once(self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float) -> ResponseT:
+    async def _once(
+        self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
+    ) -> ResponseT:
+        """Makes one RPC; where there are several servers, `again` at the next one when one of them is not there."""
+        servers = self._servers()
+        for tries in count(1):
+            try:
+                return await self._ask(method(servers.next()), request, deadline, wait=len(servers) == 1)
+            except Unavailable:
+                round_over = tries % len(servers) == 0
+                pause = backoff(tries // len(servers)) if round_over else 0.0
+                last = not again or len(servers) == 1 or (tries >= TRIES * len(servers) and not self._wait_for_ready)
+                if last or self._closed or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _ask(
+        self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float, *, wait: bool
+    ) -> ResponseT:
         left = deadline - time.monotonic()
         try:
             return await method(
                 request,
                 timeout=None if math.isinf(left) else max(left, 0.0),
                 metadata=self._metadata,
-                wait_for_ready=self._wait_for_ready,
+                wait_for_ready=self._wait_for_ready and wait,
             )
         except grpc.aio.AioRpcError as failure:
             raise from_rpc_error(failure) from failure

@@ -1,14 +1,16 @@
-"""The channel to the servers: load balancing, retries, message sizes, TLS, credentials."""
+"""The channels to the servers: load balancing, retries, message sizes, TLS, credentials."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence as Listing
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
+from unroll_client._tracing import tracing
 from unroll_proto.v1 import unroll_pb2 as pb
 
 Metadata = tuple[tuple[str, str], ...]
@@ -16,8 +18,8 @@ Metadata = tuple[tuple[str, str], ...]
 _SERVICE = pb.DESCRIPTOR.services_by_name["UnrollService"].full_name
 
 # These change nothing on the server, so asking again is safe. The stream is not among them.
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
+_BALANCING: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+_RETRYING = {
     "methodConfig": [
         {
             "name": [{"service": _SERVICE, "method": method} for method in ("Classify", "ListModels", "GetModel")],
@@ -33,19 +35,44 @@ _SERVICE_CONFIG = {
 }
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # A call is only retried while its request is still in this buffer; the default, 256 KiB, is less than a batch.
     ("grpc.per_rpc_retry_buffer_size", 256 << 20),
     # How soon a replica that was started after one was lost is found; the default is 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
+    # How soon one that comes back at the same address is; the defaults are 1 s, growing to 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # How long a connection may take to be made, whatever it is called; the default is 20 s.
+    ("grpc.min_reconnect_backoff_ms", 5000),
+    # A machine that is gone says nothing; while calls are open it is asked, in milliseconds.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # Each client has its own connections, so that closing one ends them.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 # What a target begins with that says by itself how it is resolved.
 _SCHEME = re.compile(r"[a-z0-9-]+://|(dns|unix|unix-abstract|ipv4|ipv6|vsock):(?!\d+$)")
+# What gRPC can send in metadata, and a header can hold.
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+def targets_of(target: str | Listing[str]) -> tuple[str, ...]:
+    """The servers' addresses, of one string or several; "a:1,b:2" are two, a list of gRPC's "ipv4:" is one target.
+
+    Raises:
+        ValueError: there is none.
+    """
+    listed = [target] if isinstance(target, str) else list(target)
+    found = []
+    for each in listed:
+        found += [each] if _SCHEME.match(each) else [part.strip() for part in each.split(",")]
+    if not found or not all(found):
+        raise ValueError(f"target: an address is missing in {target!r}")
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +80,8 @@ class Connection:
     """How to reach the servers.
 
     Attributes:
-        target: "host:port", or any gRPC target. A name that resolves to several addresses is balanced over them.
+        targets: "host:port" each, or any gRPC target. A name that resolves to several addresses is balanced over
+            them.
         tls: Encrypt; also where certificates are given.
         root_certificates: PEM of the authorities to trust; the system's where absent.
         certificate: PEM of the client's own certificate and key, for mutual TLS.
@@ -62,25 +90,37 @@ class Connection:
         metadata: Further metadata of every call.
     """
 
-    target: str
+    targets: tuple[str, ...]
     tls: bool = False
     root_certificates: bytes | None = None
-    certificate: tuple[bytes, bytes] | None = None
+    # Secrets are in no representation, so that none gets into a log by it.
+    certificate: tuple[bytes, bytes] | None = field(default=None, repr=False)
     server_name: str | None = None
-    token: str | None = None
-    metadata: Metadata = ()
+    token: str | None = field(default=None, repr=False)
+    metadata: Metadata = field(default=(), repr=False)
 
-    def open(self) -> grpc.aio.Channel:
-        """Makes the channel, on the running event loop; the connection itself is made by the first call."""
-        target = self.target if _SCHEME.match(self.target) else f"dns:///{self.target}"
-        options = list(_OPTIONS)
+    def __post_init__(self) -> None:
+        if self.token and not _TOKEN.fullmatch(self.token):
+            raise ValueError("token: only visible ASCII characters can be sent")
+
+    def open(self) -> list[grpc.aio.Channel]:
+        """Makes a channel to each target, on the running event loop; connections are made by the first calls."""
+        return [self._open(target) for target in self.targets]
+
+    def _open(self, target: str) -> grpc.aio.Channel:
+        target = target if _SCHEME.match(target) else f"dns:///{target}"
+        # With several targets, the next one is better than another try.
+        config = _BALANCING if len(self.targets) > 1 else _BALANCING | _RETRYING
+        options = [("grpc.service_config", json.dumps(config)), *_OPTIONS]
+        traced = tracing()
+        interceptors = [traced] if traced else None
         if self.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.server_name))
         if not (self.tls or self.root_certificates or self.certificate):
-            return grpc.aio.insecure_channel(target, options=options)
+            return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
         chain, key = self.certificate or (None, None)
         credentials = grpc.ssl_channel_credentials(self.root_certificates, private_key=key, certificate_chain=chain)
-        return grpc.aio.secure_channel(target, credentials, options=options)
+        return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
     def call_metadata(self) -> Metadata:
         """The metadata of every call."""

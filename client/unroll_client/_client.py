@@ -14,8 +14,9 @@ from typing import Any, Self, TypeVar
 
 from numpy.typing import ArrayLike
 
-from unroll_client._async_client import DEFAULT_TARGET, DEFAULT_TIMEOUT, AsyncClient
+from unroll_client._async_client import DEFAULT_RECONNECT_TIMEOUT, DEFAULT_TARGET, DEFAULT_TIMEOUT, AsyncClient
 from unroll_client._sequence import AsyncSequence
+from unroll_client._sessions import SessionSteps
 from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, ModelInfo, Steps
 
@@ -145,9 +146,10 @@ class Client:
     The arguments and methods are those of `AsyncClient`, blocking. A thread of its own does the work.
 
     Args:
-        target: "host:port", or any gRPC target.
+        target: "host:port", or any gRPC target; several of them in a list, or with commas between.
         model: The model for calls that name none; "" stands for the only one that is served.
         timeout: Seconds that a call may take in all; of a stream, the wait for one answer.
+        reconnect_timeout: Seconds in which a sequence that lost its server must get on elsewhere; 0: it fails at once.
         wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
         coalesce: Let small `classify` calls of many threads share a request, with the results that each would have.
         tls: Encrypt, trusting the system's authorities.
@@ -156,14 +158,18 @@ class Client:
         server_name: Name to expect in the server's certificate.
         token: Sent as a bearer token with every call.
         metadata: Further metadata of every call, as pairs.
+
+    Raises:
+        ValueError: an address is missing, or the token can't be sent.
     """
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Listing[str] = DEFAULT_TARGET,
         *,
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT,
+        reconnect_timeout: float = DEFAULT_RECONNECT_TIMEOUT,
         wait_for_ready: bool = False,
         coalesce: bool = True,
         tls: bool = False,
@@ -177,6 +183,7 @@ class Client:
             target,
             model=model,
             timeout=timeout,
+            reconnect_timeout=reconnect_timeout,
             wait_for_ready=wait_for_ready,
             coalesce=coalesce,
             tls=tls,
@@ -234,6 +241,40 @@ class Client:
             timeout=timeout,
         )
         return SyncSequence(self._thread, self._thread.run(sequence.open()))
+
+    def advance(
+        self,
+        session_id: str,
+        chunk: ArrayLike | None = None,
+        *,
+        model: str | None = None,
+        version: int = 0,
+        start: bool = False,
+        end: bool = False,
+        first_step: int | None = None,
+        snapshot: Snapshot | None = None,
+        states: bool = True,
+        logits: bool = False,
+        return_snapshot: bool = False,
+        timeout: float | None = None,
+    ) -> SessionSteps:
+        """Goes on with a session: a sequence whose state the server keeps; see `AsyncClient.advance`."""
+        return self._thread.run(
+            self._client.advance(
+                session_id,
+                chunk,
+                model=model,
+                version=version,
+                start=start,
+                end=end,
+                first_step=first_step,
+                snapshot=snapshot,
+                states=states,
+                logits=logits,
+                return_snapshot=return_snapshot,
+                timeout=timeout,
+            )
+        )
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every model version that is served; see `AsyncClient.models`."""

@@ -4,6 +4,7 @@ UnrollError
 ├── InvalidArgument (ValueError)         what was sent can't be used; `fields` says which part
 ├── NotFound (LookupError)               no such model or version
 ├── FailedPrecondition                   not in this state: a snapshot of another model, a gap in the steps
+├── Aborted                              another writer has moved the session on
 ├── ResourceExhausted                    over a limit or no room now; `retry_after` says when to come again
 ├── DeadlineExceeded (TimeoutError)      no answer within the timeout
 ├── PermissionDenied, Unauthenticated    not allowed, or not known
@@ -43,8 +44,12 @@ class UnrollError(Exception):
         message: One line.
         fields: The parts of the request at fault, where known.
         retry_after: Seconds after which the server wants to be asked again, where it said so.
+        reason: What tells errors of one code apart, as "SESSION_EXPIRED"; empty where the code says it all.
+        snapshot: The last state that is known of the sequence that failed with its server, where one is:
+            `unroll(snapshot=...)` goes on from its step. None otherwise, also where that is the beginning.
     """
 
+    snapshot: Snapshot | None = None
     code = grpc.StatusCode.UNKNOWN
 
     def __init__(
@@ -54,12 +59,14 @@ class UnrollError(Exception):
         code: grpc.StatusCode | None = None,
         fields: Listing[FieldViolation] = (),
         retry_after: float | None = None,
+        reason: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code
         self.fields = tuple(fields)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class InvalidArgument(UnrollError, ValueError):
@@ -78,6 +85,12 @@ class FailedPrecondition(UnrollError):
     """The request doesn't fit the state of things, as a snapshot of another model."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Aborted(UnrollError):
+    """Another writer was faster: the session is not where this call took it to be."""
+
+    code = grpc.StatusCode.ABORTED
 
 
 class ResourceExhausted(UnrollError):
@@ -123,6 +136,8 @@ class ServerDraining(Unavailable):
         snapshot: The sequence after its last answered step: `unroll(snapshot=...)` goes on from it anywhere.
     """
 
+    snapshot: Snapshot
+
     def __init__(self, message: str, snapshot: Snapshot) -> None:
         super().__init__(message)
         self.snapshot = snapshot
@@ -137,6 +152,7 @@ _BY_CODE: dict[grpc.StatusCode, type[UnrollError]] = {
         InvalidArgument,
         NotFound,
         FailedPrecondition,
+        Aborted,
         ResourceExhausted,
         DeadlineExceeded,
         PermissionDenied,
@@ -172,16 +188,19 @@ def from_status(status: status_pb2.Status) -> UnrollError:
 
 def _make(code: grpc.StatusCode, message: str, status: status_pb2.Status) -> UnrollError:
     fields: list[FieldViolation] = []
-    retry_after = None
+    retry_after, reason = None, ""
     bad_request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         try:
             if detail.Unpack(bad_request):
                 fields += [FieldViolation(each.field, each.description) for each in bad_request.field_violations]
             elif detail.Unpack(retry):
                 retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+            elif detail.Unpack(info):
+                reason = info.reason
         except DecodeError:
             continue
     kind = _BY_CODE.get(code, UnrollError)
     line = " ".join(message.split()) or code.name
-    return kind(line, code=code, fields=fields, retry_after=retry_after)
+    return kind(line, code=code, fields=fields, retry_after=retry_after, reason=reason)

@@ -3,74 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from numpy.typing import ArrayLike
 
-from unroll_client._answers import Answer, Message, cut, decode_steps, joined
+from unroll_client._answers import Answer, Message, cut, decode_steps, joined, since
 from unroll_client._arrays import pack_chunk
-from unroll_client._errors import FailedPrecondition, Internal, ServerDraining, Unavailable, UnrollError, from_status
+from unroll_client._errors import FailedPrecondition, UnrollError
+from unroll_client._line import CLOSED, Host, Line
 from unroll_client._snapshot import Snapshot
-from unroll_client._stream import SharedStream
-from unroll_client._types import ModelInfo, Steps
+from unroll_client._types import Steps
 from unroll_proto.v1 import unroll_pb2 as pb
-
-# Seconds to wait before a sequence is tried to be opened again, when the stream was lost over it.
-OPEN_PAUSES = (0.1, 0.2, 0.4)
-
-
-class Host(Protocol):
-    """What a sequence needs of the client that it belongs to."""
-
-    def shared_stream(self) -> SharedStream:
-        """The RPC on which new sequences are opened."""
-
-    async def known_model(self, name: str, version: int) -> ModelInfo:
-        """Looks a model version up, at best in memory."""
 
 
 class AsyncSequence:
     """One sequence that a server computes step by step; made by `AsyncClient.unroll`.
 
     An async context manager: entering opens the sequence, leaving closes it. Several tasks may send at a time;
-    their chunks are consumed in the order of the calls. After a failure of the stream, every method raises the
-    same error again.
+    their chunks are consumed in the order of the calls.
+
+    It survives its server: where that dies, drains or breaks the stream off, the sequence goes on at another, or at
+    the same one when it is back, and each step is answered once, in order, with the same bits. Where that does not
+    come about within the client's `reconnect_timeout`, or the server answers what can't be, every method raises the
+    same error from then on; its `snapshot` is the last state that is known.
+
+    Args:
+        host: The client.
+        opening: How it is opened.
+        timeout: Seconds to wait for one answer; None for no limit.
+        patience: Seconds to try to go on elsewhere; 0 to fail at once.
     """
 
-    def __init__(self, host: Host, opening: pb.OpenSequence, timeout: float | None) -> None:
-        self._host = host
+    def __init__(self, host: Host, opening: pb.OpenSequence, timeout: float | None, patience: float) -> None:
+        self._line = Line(host, opening, timeout, patience)
         self._opening = opening
         self._timeout = timeout
         self._every = max(opening.every, 1)
-        self._step = opening.initial_state.step
-        self._info: ModelInfo | None = None
-        self._stream: SharedStream | None = None
-        self._key = ""
-        # Messages sent and not yet fully answered; the server answers a sequence's messages in their order.
-        self._pending: deque[Answer] = deque()
         self._order = asyncio.Lock()
-        self._ended: UnrollError | None = None
         self._closed: Snapshot | None = None
 
     @property
     def step(self) -> int:
         """Number of the next timestep to send: those sent before it and not refused, answered or not."""
-        return self._step
+        return self._line.step
 
     @property
     def model(self) -> str:
         """Name of the model; the one asked for, until the sequence is open."""
-        return self._info.name if self._info else self._opening.model
+        return self._line.info.name if self._line.info else self._opening.model
 
     @property
     def version(self) -> int:
         """Version that the sequence stays on until it ends; the one asked for, until it is open."""
-        return self._info.version if self._info else self._opening.version
+        return self._line.info.version if self._line.info else self._opening.version
 
     async def open(self) -> Self:
         """Opens the sequence on the server; the other methods do so where it hasn't been done.
@@ -81,7 +69,7 @@ class AsyncSequence:
             UnrollError: anything else.
         """
         async with self._order:
-            await self._open()
+            await self._line.open()
         return self
 
     async def send(self, chunk: ArrayLike) -> Steps:
@@ -98,7 +86,8 @@ class AsyncSequence:
 
         Raises:
             InvalidArgument: the chunk can't be used; nothing was consumed.
-            ServerDraining: the server is shutting down; its `snapshot` says how far the sequence got.
+            ServerDraining: the server is shutting down, and the client does not reconnect; its `snapshot` says how
+                far the sequence got.
             DeadlineExceeded: no answer came in time. The chunk may be consumed all the same.
             UnrollError: the chunk was refused, or the stream ended.
         """
@@ -122,10 +111,14 @@ class AsyncSequence:
             UnrollError: as in `send`.
         """
         for answer in await self._send_chunk(chunk):
-            assert self._info is not None
+            assert self._line.info is not None
+            due = answer.first_step
             while not answer.drained:
                 response = await answer.next(self._timeout)
-                yield decode_steps(response.steps, self._opening, self._every, self._info)
+                steps = decode_steps(response.steps, self._opening, self._every, self._line.info)
+                # What was sent again may be cut otherwise, and begin with what was answered before.
+                yield since(steps, due)
+                due = steps.first_step + steps.count
 
     async def snapshot(self) -> Snapshot:
         """Asks for the state after every chunk sent before.
@@ -133,8 +126,8 @@ class AsyncSequence:
         Raises:
             UnrollError: the stream ended.
         """
-        response = await self._ask(Message.SNAPSHOT, pb.UnrollRequest(take_snapshot=pb.TakeSnapshot()))
-        return self._read_snapshot(response.snapshot)
+        response = await self._ask(Message.SNAPSHOT)
+        return self._line.read_snapshot(response.snapshot)
 
     async def close(self) -> Snapshot:
         """Ends the sequence after every chunk sent before, and returns its last state; again if called again.
@@ -143,8 +136,8 @@ class AsyncSequence:
             UnrollError: the stream ended first.
         """
         if self._closed is None:
-            response = await self._ask(Message.CLOSE, pb.UnrollRequest(close=pb.CloseSequence()))
-            self._closed = self._read_snapshot(response.closed.snapshot)
+            response = await self._ask(Message.CLOSE)
+            self._closed = self._line.read_snapshot(response.closed.snapshot)
         return self._closed
 
     async def __aenter__(self) -> Self:
@@ -153,138 +146,34 @@ class AsyncSequence:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._stream is None or self._ended is not None or self._closed is not None:
+        if self._line.over or self._closed is not None:
             return
         if error is not None:
             # What went wrong matters more than the answer to this, and waiting for it could take long.
-            self._let_go()
-            self._end(FailedPrecondition("the sequence is closed"))
+            self._line.abandon()
             return
         try:
             await self.close()
         except UnrollError:
             # Whoever waited for an answer has got it, or an exception. A close that fails takes nothing away.
-            self._end(FailedPrecondition("the sequence is closed"))
-
-    # What follows is the sequence's side of the stream. To survive a lost stream, `lose` would open another from
-    # the last snapshot and send again what `_pending` still waits for, instead of ending.
-
-    def receive(self, response: pb.UnrollResponse) -> None:
-        """Takes one answer of the server; the shared stream calls this."""
-        event = response.WhichOneof("event")
-        if event == "closed" and response.closed.reason == pb.SequenceClosed.REASON_DRAINING:
-            assert self._stream is not None
-            self._stream.retire()
-            snapshot = self._read_snapshot(response.closed.snapshot)
-            self._end(ServerDraining(f"the server is shutting down, at step {snapshot.step}", snapshot))
-        elif not self._pending:
-            self._end(Internal(f"the server sent '{event}' for nothing that was asked"))
-        elif event == "error":
-            answer = self._pending.popleft()
-            self._rewind(answer)
-            answer.fail(from_status(response.error))
-        else:
-            answer = self._pending[0]
-            if not answer.take(response):
-                self._end(Internal(f"the server sent '{event}' where '{answer.message.value}' was due"))
-            elif answer.complete:
-                self._pending.popleft()
-                if answer.message is Message.CLOSE:
-                    self._end(FailedPrecondition("the sequence is closed"))
-
-    def lose(self, error: UnrollError) -> None:
-        """Takes note that the stream is over; the shared stream calls this."""
-        self._end(error)
-
-    def _rewind(self, refused: Answer) -> None:
-        """After a refused chunk the server stands where it began, and refuses what was sent behind it as well."""
-        if refused.message is not Message.CHUNK or refused.doomed:
-            return
-        self._step = refused.first_step
-        for answer in self._pending:
-            answer.doomed = True
-
-    def _end(self, error: UnrollError) -> None:
-        if self._ended is not None:
-            return
-        self._ended = error
-        if self._stream is not None:
-            self._stream.release(self._key)
-        while self._pending:
-            self._pending.popleft().fail(copy.copy(error))
-
-    async def _open(self) -> None:
-        """Opens the sequence where it isn't; where the stream is lost over it, on another, some times."""
-        self._check()
-        pauses = iter(OPEN_PAUSES)
-        while self._stream is None:
-            try:
-                await self._open_on(self._host.shared_stream())
-            except Unavailable:
-                pause = next(pauses, None)
-                if pause is None:
-                    raise
-                await asyncio.sleep(pause)
-
-    async def _open_on(self, stream: SharedStream) -> None:
-        await stream.room()
-        self._stream, self._key = stream, stream.register(self)
-        answer = self._put(Message.OPEN, pb.UnrollRequest(open=self._opening))
-        try:
-            opened = (await answer.next(self._timeout)).opened
-            self._info = await self._host.known_model(opened.model, opened.version)
-        except BaseException:
-            if not answer.refused:
-                self._let_go()
-            stream.release(self._key)
-            self._pending.clear()
-            self._stream = self._ended = None
-            raise
-        self._step = opened.step
+            self._line.end(FailedPrecondition(CLOSED))
 
     async def _send_chunk(self, chunk: ArrayLike) -> list[Answer]:
         async with self._order:
-            await self._open()
-            assert self._stream is not None
-            assert self._info is not None
-            values = pack_chunk(chunk, self._info.input_size)
-            answers = []
-            for part in cut(values, self._info):
-                await self._stream.room()
-                self._check()
-                request = pb.UnrollRequest(chunk=pb.Chunk(first_step=self._step, values=part.tobytes()))
-                answers.append(self._put(Message.CHUNK, request, len(part)))
-                self._step += len(part)
+            await self._line.open()
+            assert self._line.info is not None
+            values = pack_chunk(chunk, self._line.info.input_size)
+            answers: list[Answer] = []
+            for part in cut(values, self._line.info):
+                await self._line.ready()
+                if any(answer.refused or answer.doomed for answer in answers):
+                    break  # The rest would take the place of the part that was refused.
+                answers.append(self._line.send(Message.CHUNK, part.tobytes(), len(part)))
             return answers
 
-    async def _ask(self, message: Message, request: pb.UnrollRequest) -> pb.UnrollResponse:
+    async def _ask(self, message: Message) -> pb.UnrollResponse:
         async with self._order:
-            await self._open()
-            assert self._stream is not None
-            await self._stream.room()
-            self._check()
-            answer = self._put(message, request)
+            await self._line.open()
+            await self._line.ready()
+            answer = self._line.send(message)
         return await answer.next(self._timeout)
-
-    def _put(self, message: Message, request: pb.UnrollRequest, count: int = 0) -> Answer:
-        assert self._stream is not None
-        request.key = self._key
-        answer = Answer(message, self._step, count)
-        self._stream.put(request)
-        self._pending.append(answer)
-        return answer
-
-    def _let_go(self) -> None:
-        """Lets the server forget the sequence, without waiting for its answer."""
-        if self._stream is not None:
-            self._stream.put(pb.UnrollRequest(key=self._key, close=pb.CloseSequence()))
-
-    def _check(self) -> None:
-        if self._ended is not None:
-            raise copy.copy(self._ended)
-
-    def _read_snapshot(self, message: pb.Snapshot) -> Snapshot:
-        try:
-            return Snapshot.from_proto(message, self._info.num_layers if self._info else 0)
-        except ValueError as error:
-            raise Internal(f"the server's answer can't be read: {error}") from None

@@ -45,7 +45,8 @@ class SharedStream:
         self._room.set()
         self._retired = False
         self._ended: UnrollError | None = None
-        self._tasks = (asyncio.create_task(self._read(call)), asyncio.create_task(self._write(call)))
+        self._reader = asyncio.create_task(self._read(call))
+        self._writer = asyncio.create_task(self._write(call))
 
     @property
     def usable(self) -> bool:
@@ -58,8 +59,9 @@ class SharedStream:
         return self._ended is not None
 
     def retire(self) -> None:
-        """Takes no new sequences, since the server is leaving; those that are open go on."""
+        """Takes no new sequences, since the server is leaving or hangs; those that are open go on."""
         self._retired = True
+        self._end_if_deserted()
 
     def register(self, route: Route) -> str:
         """Adds a sequence and returns its key."""
@@ -71,6 +73,7 @@ class SharedStream:
     def release(self, key: str) -> None:
         """Takes a sequence out; answers that still come for it are dropped."""
         self._routes.pop(key, None)
+        self._end_if_deserted()
 
     async def room(self) -> None:
         """Waits until there is room for one more message.
@@ -97,7 +100,7 @@ class SharedStream:
         self._end(Unavailable("the client was closed"))
         if call is not None:
             call.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(self._reader, self._writer, return_exceptions=True)
 
     async def _write(self, call: Call) -> None:
         while self._ended is None:
@@ -119,12 +122,8 @@ class SharedStream:
             # Not by read(): after a write that failed, it gives up on answers that are here already.
             async for response in call:
                 route = self._routes.get(response.key)
-                if route is None:
-                    continue
-                try:
+                if route is not None:
                     route.receive(response)
-                except UnrollError as bad:
-                    route.lose(bad)
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
             if failure.code() is grpc.StatusCode.CANCELLED:
@@ -134,10 +133,16 @@ class SharedStream:
         finally:
             self._end(error)
 
+    def _end_if_deserted(self) -> None:
+        if self._retired and not self._routes and self._call is not None:
+            self._call.cancel()
+
     def _end(self, error: UnrollError) -> None:
         if self._ended is not None:
             return
         self._ended = error
+        # A write to an RPC that was cancelled before it had a connection never returns.
+        self._writer.cancel()
         # A call keeps its connection, closed or not, and a sequence that somebody kept must not.
         self._call = None
         self._outbox.clear()

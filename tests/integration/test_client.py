@@ -89,7 +89,7 @@ async def test_a_drained_server_s_sequences_go_on_elsewhere(
         async with elsewhere.unroll() as undisturbed:
             expected = states_of(await undisturbed.send(values))
         with ServerProcess(bundle_root, tmp_path / "log", front=front) as leaving:
-            async with AsyncClient(leaving.address) as client:
+            async with AsyncClient(leaving.address, reconnect_timeout=0) as client:
                 sequences = [await client.unroll().open() for _ in range(10)]
                 running = [asyncio.create_task(until_drained(sequence, values)) for sequence in sequences]
                 leaving.signal(signal.SIGTERM)
@@ -121,7 +121,7 @@ async def test_a_killed_server_s_sequences_go_on_from_a_snapshot_that_was_kept(
         async with elsewhere.unroll() as undisturbed:
             expected = states_of(await undisturbed.send(values))
         with ServerProcess(bundle_root, tmp_path / "log", front=front) as victim:
-            async with AsyncClient(victim.address) as client, client.unroll() as sequence:
+            async with AsyncClient(victim.address, reconnect_timeout=0) as client, client.unroll() as sequence:
                 got = states_of(await sequence.send(values[:5]))
                 (await sequence.snapshot()).save(tmp_path / "state")
                 victim.signal(signal.SIGKILL)

@@ -4,6 +4,7 @@ from typing import NoReturn
 
 import click
 
+from unroll_client.cli.admin import admin_command
 from unroll_client.cli.bench import bench_command
 from unroll_client.cli.classify import classify_command
 from unroll_client.cli.models import models_command
@@ -32,6 +33,7 @@ command.add_command(models_command)
 command.add_command(classify_command)
 command.add_command(stream_command)
 command.add_command(bench_command)
+command.add_command(admin_command)
 
 
 def main() -> NoReturn:

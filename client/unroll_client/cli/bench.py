@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-import os
 import ssl
 from collections.abc import Awaitable
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from unroll_client.cli.bench_settings import DEFAULT_IN_FLIGHT, DEFAULT_LENGTHS, Settings
-from unroll_client.cli.options import TOKEN_VARIABLE, Server, one_line_errors, server_options
+from unroll_client.cli.options import Server, one_line_errors, server_options
 from unroll_proto.cli import InputError
 from unroll_proto.files import replacing
 from unroll_proto.sequences import SequenceError
@@ -81,7 +81,7 @@ def bench_command(json_file: Path | None, **options: Any) -> None:
       unroll bench --open 2000 --lengths normal:60,20 --seconds 30 --json run.json
       unroll bench --sequences 10000 --streams 10 --cadence 1
     """  # noqa: D301 (click's mark for a paragraph that is not wrapped)
-    server = Server(**{name: options.pop(name) for name in ("target", "timeout", "tls", "ca")})
+    server = Server(**{field.name: options.pop(field.name) for field in fields(Server)})
     try:
         settings = Settings(**options)
     except ValueError as error:
@@ -141,20 +141,31 @@ async def _bench(server: Server, settings: Settings, console: Console) -> dict[s
 def _peer(server: Server) -> "Peer":
     from unroll_client.load import Peer
 
-    context = None
-    if server.tls or server.ca:
-        try:
-            context = ssl.create_default_context(cafile=server.ca)
-        except (OSError, ssl.SSLError) as error:
-            raise InputError(f"--ca: {server.ca}: {(error.strerror or str(error)).lower()}") from None
-        context.set_alpn_protocols(["h2"])
-    token = os.environ.get(TOKEN_VARIABLE)
+    if "," in server.target:
+        raise InputError("--server: one server expected, since it is what is measured")
+    token = server.token
     return Peer(
         server.target,
-        tls=context,
+        tls=_context(server) if server.encrypts else None,
         metadata=(("authorization", f"Bearer {token}"),) if token else (),
         timeout=server.timeout,
     )
+
+
+def _context(server: Server) -> ssl.SSLContext:
+    if server.server_name is not None:
+        raise InputError("--server-name: can't be given here")
+    try:
+        context = ssl.create_default_context(cafile=server.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"--ca: {server.ca}: {(error.strerror or str(error)).lower()}") from None
+    if server.cert is not None:
+        try:
+            context.load_cert_chain(server.cert, server.key)
+        except (OSError, ssl.SSLError) as error:
+            raise InputError(f"--cert: {server.cert}: {(error.strerror or str(error)).lower()}") from None
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 async def _watched(run: "Awaitable[Result]", tally: "Tally", seconds: float, console: Console) -> "Result":

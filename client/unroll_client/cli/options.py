@@ -21,32 +21,70 @@ TOKEN_VARIABLE = "UNROLL_TOKEN"  # noqa: S105 (the variable's name)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How to reach the server, from the options of a subcommand."""
+    """How to reach the servers, from the options of a subcommand."""
 
     target: str
     timeout: float
     tls: bool
     ca: Path | None
+    cert: Path | None
+    key: Path | None
+    server_name: str | None
+    token_file: Path | None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise InputError("--cert, --key: one needs the other")
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether TLS is spoken."""
+        return self.tls or self.ca is not None or self.cert is not None
+
+    @property
+    def token(self) -> str | None:
+        """The bearer token, where there is one.
+
+        Raises:
+            InputError: its file can't be read or holds none.
+        """
+        if self.token_file is None:
+            # Not an option, since command lines can be read by everyone on the machine.
+            return os.environ.get(TOKEN_VARIABLE)
+        token = _read("--token-file", self.token_file).decode("utf-8", "replace").strip()
+        if not token:
+            raise InputError(f"--token-file: {self.token_file}: is empty")
+        return token
 
     def client(self, *, wait_for_ready: bool = False) -> AsyncClient:
         """A client for it.
 
         Raises:
-            InputError: the file of `--ca` can't be read.
+            InputError: a file can't be read, or an option can't be used.
         """
+        certificate = None
+        if self.cert and self.key:
+            certificate = _read("--cert", self.cert), _read("--key", self.key)
         try:
-            authorities = self.ca.read_bytes() if self.ca else None
-        except OSError as error:
-            raise InputError(f"--ca: {self.ca}: {(error.strerror or '').lower()}") from None
-        return AsyncClient(
-            self.target,
-            timeout=self.timeout,
-            wait_for_ready=wait_for_ready,
-            tls=self.tls,
-            root_certificates=authorities,
-            # Not an option, since command lines can be read by everyone on the machine.
-            token=os.environ.get(TOKEN_VARIABLE),
-        )
+            return AsyncClient(
+                self.target,
+                timeout=self.timeout,
+                wait_for_ready=wait_for_ready,
+                tls=self.tls,
+                root_certificates=_read("--ca", self.ca) if self.ca else None,
+                certificate=certificate,
+                server_name=self.server_name,
+                token=self.token,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+
+def _read(option: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{option}: {path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def server_options(function: F) -> F:
@@ -55,12 +93,12 @@ def server_options(function: F) -> F:
         click.option(
             "--server",
             "target",
-            metavar="HOST:PORT",
+            metavar="HOST:PORT,...",
             default=DEFAULT_TARGET,
             envvar="UNROLL_SERVER",
             show_default=True,
             show_envvar=True,
-            help="Server to call; a name with several addresses is balanced over all of them.",
+            help="Servers to call. A name with several addresses is balanced over all of them.",
         ),
         click.option(
             "--timeout",
@@ -70,14 +108,30 @@ def server_options(function: F) -> F:
             metavar="SECONDS",
             help="Longest wait for one call.",
         ),
-        click.option(
-            "--tls", is_flag=True, help=f"Encrypt. A bearer token is taken from the environment: {TOKEN_VARIABLE}."
-        ),
+        click.option("--tls", is_flag=True, help="Encrypt, and trust the system's authorities."),
         click.option(
             "--ca",
             type=click.Path(path_type=Path),
             metavar="FILE",
             help="Encrypt, and trust the authorities in this PEM file.",
+        ),
+        click.option(
+            "--cert",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Encrypt, and show the server the certificate in this PEM file; needs --key.",
+        ),
+        click.option(
+            "--key", type=click.Path(path_type=Path), metavar="FILE", help="PEM file of the certificate's private key."
+        ),
+        click.option(
+            "--server-name", metavar="NAME", help="Name in the server's certificate, where it is not its host."
+        ),
+        click.option(
+            "--token-file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help=f"File with a bearer token; without it, the token is taken from the environment: {TOKEN_VARIABLE}.",
         ),
     ]
     for option in reversed(options):

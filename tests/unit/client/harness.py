@@ -16,8 +16,12 @@ from unroll_server.config import Limits
 from unroll_server.engine import Engine
 from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers.unroll import UnrollService
+from unroll_server.identities import Identities
 from unroll_server.interceptors import StatusInterceptor
 from unroll_server.models import Model
+from unroll_server.sessions.memory import MemoryStore
+from unroll_server.sessions.service import Sessions
+from unroll_server.usage import Usage
 
 T = TypeVar("T")
 
@@ -97,7 +101,9 @@ class LocalServer:
 
     async def _start(self, models: tuple[Model, ...], limits: Limits, port: int, queued: int) -> str:
         self._engine = Engine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
-        self._service = UnrollService(Catalog(models), self._engine, limits)
+        catalog = Catalog(models)
+        sessions = Sessions(MemoryStore(3600, 1000), catalog, self._engine)
+        self._service = UnrollService(catalog, self._engine, limits, sessions, Usage(Identities(None)))
         self._front = GrpcioFront(f"127.0.0.1:{port}", [self._counting, StatusInterceptor()], limits.max_message_bytes)
         registry: Any = self._front.registry  # has what the generated code needs of a server
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)

@@ -181,6 +181,9 @@ class Scripted(UnrollServiceServicer):
         model = pb.Model(name="m", version=1, input_size=3, output_size=2, class_labels=["a", "b"], limits=limits)
         return pb.GetModelResponse(model=model)
 
+    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 

@@ -91,6 +91,9 @@ class Zeros(UnrollServiceServicer):
         model = pb.Model(name="m", version=1, input_size=3, output_size=1, class_labels=["a"], limits=limits)
         return pb.GetModelResponse(model=model)
 
+    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 

@@ -94,6 +94,9 @@ class Refusing(UnrollServiceServicer):
     async def Classify(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 
+    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 

@@ -85,6 +85,9 @@ def test_wrong_answers_fail(script: Callable[[UnrollServiceServicer], str], tmp_
         def Unroll(self, requests: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
             raise NotImplementedError
 
+        def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
+            raise NotImplementedError
+
         def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
             raise NotImplementedError
 

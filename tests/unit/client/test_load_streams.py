@@ -131,6 +131,9 @@ class Astray(UnrollServiceServicer):
     async def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
         raise NotImplementedError
 
+    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
+        raise NotImplementedError
+
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802 (gRPC's name)
         raise NotImplementedError
 

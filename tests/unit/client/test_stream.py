@@ -175,17 +175,17 @@ async def test_a_chunk_that_the_server_refuses_can_be_sent_again(address: str) -
     _, expected, _ = alone(MODEL, values, None)
     async with AsyncClient(address, model="m") as client, client.unroll() as sequence:
         first = await sequence.send(values[:8])
-        info = sequence._info
+        info = sequence._line.info
         assert info is not None
         # The client believes in other limits than the server's, and sends a chunk that is refused; the two behind
         # it leave a gap.
-        sequence._info = dataclasses.replace(info, limits=Limits(1, 1000, 1, 100_000))
+        sequence._line.info = dataclasses.replace(info, limits=Limits(1, 1000, 1, 100_000))
         pipelined = (values[8:90], values[90:95], values[95:])
         refused = await asyncio.gather(*map(sequence.send, pipelined), return_exceptions=True)
         kinds = [InvalidArgument, FailedPrecondition, FailedPrecondition]
         assert [type(error) for error in refused] == kinds
         assert sequence.step == 8
-        sequence._info = info
+        sequence._line.info = info
         rest = [await sequence.send(values[start : start + 23]) for start in range(8, 100, 23)]
     assert np.concatenate([states_of(part) for part in [first, *rest]]).tobytes() == expected.tobytes()
 
@@ -194,7 +194,7 @@ async def test_a_draining_server_gives_the_sequence_back(start: Callable[..., Lo
     server = start(MODEL)
     values = np.concatenate([random_values(12), np.ones((2000, 3), np.float32)])
     _, expected, _ = alone(MODEL, values, None)
-    async with AsyncClient(server.address) as client:
+    async with AsyncClient(server.address, reconnect_timeout=0) as client:
         async with client.unroll() as sequence, client.unroll() as idle:
             await sequence.send(values[:12])
             server.drain()
@@ -219,7 +219,7 @@ async def test_a_broken_stream_fails_who_waits_and_the_next_sequence_opens_anoth
     start: Callable[..., LocalServer],
 ) -> None:
     first = start(MODEL)
-    async with AsyncClient(first.address, wait_for_ready=True) as client:
+    async with AsyncClient(first.address, wait_for_ready=True, reconnect_timeout=0) as client:
         async with client.unroll() as sequence:
             await sequence.send(random_values(4))
             first.stop()

@@ -43,6 +43,9 @@ class Scripted(UnrollServiceServicer):
     async def Classify(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 
+    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 
@@ -98,7 +101,7 @@ async def test_a_server_that_ends_the_stream(script: Callable[[UnrollServiceServ
             yield pb.UnrollResponse(key=request.key, opened=pb.SequenceOpened(model="m", version=1))
             await anext(request_iterator)
 
-    async with AsyncClient(script(Ending(lambda _: []))) as client:
+    async with AsyncClient(script(Ending(lambda _: [])), reconnect_timeout=0) as client:
         sequence: AsyncSequence = await client.unroll().open()
         with pytest.raises(Unavailable, match="the server ended the stream"):
             await sequence.send(ones(1))

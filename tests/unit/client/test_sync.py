@@ -135,7 +135,7 @@ def test_a_closed_client_fails_calls_of_other_threads(start: Callable[..., Local
 
 def test_errors_are_the_same(start: Callable[..., LocalServer]) -> None:
     server = start(MODEL)
-    with Client(server.address) as client:
+    with Client(server.address, reconnect_timeout=0) as client:
         with pytest.raises(InvalidArgument, match=r"sequences\[0\]"):
             client.classify([np.ones(3)])
         with client.unroll() as sequence:

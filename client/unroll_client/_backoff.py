@@ -1,0 +1,12 @@
+"""How long to wait before trying again: longer each time, and not in step with others that lost the same server."""
+
+import random
+
+_FIRST = 0.05
+_LONGEST = 2.0
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row, 1 or more."""
+    longest = min(_FIRST * 2.0 ** min(failures, 30), _LONGEST)
+    return random.uniform(longest / 2, longest)  # noqa: S311 (nothing is kept secret by it)

@@ -1,0 +1,382 @@
+"""Line: a sequence's side of the shared stream, and its way to another server when the stream or the server is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import time
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import grpc
+
+from unroll_client._answers import Answer, Message
+from unroll_client._backoff import backoff
+from unroll_client._errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerDraining,
+    Unauthenticated,
+    Unavailable,
+    UnrollError,
+    from_status,
+)
+from unroll_client._ledger import Ledger
+from unroll_client._snapshot import Snapshot
+from unroll_client._stream import SharedStream
+from unroll_client._types import ModelInfo
+from unroll_proto.v1 import unroll_pb2 as pb
+
+# Tries to open a sequence that never was open, where the stream is lost over it.
+OPEN_TRIES = 4
+# Seconds after which a server that has not opened a sequence again is given up for another.
+REOPEN_TIMEOUT = 5.0
+
+CLOSED = "the sequence is closed"
+_CLIENT_CLOSED = "the client was closed"
+
+
+class Host(Protocol):
+    """What a sequence needs of the client that it belongs to."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a server within the timeout, rather than fail while there is none."""
+
+    def shared_stream(self) -> SharedStream:
+        """The RPC on which new sequences are opened."""
+
+    async def known_model(self, name: str, version: int) -> ModelInfo:
+        """Looks a model version up, at best in memory."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs something until the client is closed."""
+
+
+class Line:
+    """Carries the messages of one sequence to a server and their answers back, each answer once.
+
+    What was lost with a server is opened again from the last snapshot, on whichever server is there, and all that was
+    sent since goes once more: at once where an answer is due, or else when the next message is sent.
+
+    Args:
+        host: The client.
+        opening: How the sequence is opened.
+        timeout: Seconds to wait for one answer; None for no limit.
+        patience: Seconds after a loss in which nothing new has come, and the sequence fails; 0: it fails at once.
+
+    Attributes:
+        info: The model, once the sequence is open.
+        step: Number of the next timestep to send.
+    """
+
+    def __init__(self, host: Host, opening: pb.OpenSequence, timeout: float | None, patience: float) -> None:
+        self.info: ModelInfo | None = None
+        self.step = opening.initial_state.step
+        self._host = host
+        self._opening = opening
+        self._timeout = timeout
+        self._patience = patience
+        base = opening.initial_state if opening.HasField("initial_state") else None
+        self._ledger = Ledger(base, keeps=patience > 0)
+        self._stream: SharedStream | None = None
+        self._key = ""
+        self._opened: Answer | None = None  # while an answer to the opening is due
+        self._ready = False  # new messages may follow those that were sent
+        self._changed = asyncio.Event()
+        self._recovery: asyncio.Task[None] | None = None
+        self._lost: UnrollError = Unavailable("the stream was lost")
+        self._give_up_at: float | None = None
+        self._failures = 0
+        self._ended: UnrollError | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the sequence was never opened, or has ended."""
+        return self.info is None or self._ended is not None
+
+    def check(self) -> None:
+        """Raises what ended the sequence, if it has ended."""
+        if self._ended is not None:
+            raise copy.copy(self._ended)
+
+    async def open(self) -> None:
+        """Opens the sequence where it never was; where the stream is lost over it, on another, some times."""
+        self.check()
+        deadline = time.monotonic() + (math.inf if self._timeout is None else self._timeout)
+        tries = 0
+        while self.info is None:
+            try:
+                await self._open_first()
+            except Unavailable:
+                tries += 1
+                pause = backoff(tries)
+                more = tries < OPEN_TRIES or (self._host.waits and time.monotonic() + pause < deadline)
+                if self._host.closed or not more:
+                    raise
+                await asyncio.sleep(pause)
+
+    async def ready(self) -> None:
+        """Waits until one more message can be sent; one task at a time.
+
+        Raises:
+            DeadlineExceeded: that is not so within the timeout.
+            UnrollError: the sequence ended.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._until_ready()
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing could be sent within {self._timeout:g} s") from None
+
+    def send(self, message: Message, values: bytes = b"", count: int = 0) -> Answer:
+        """Sends a message, when `ready` has returned and nothing was awaited since."""
+        answer = Answer(message, self.step, count, values)
+        self.step += count
+        self._put(answer)
+        if self._ledger.wants_snapshot and message is Message.CHUNK:
+            self._put(Answer(Message.SNAPSHOT, self.step))
+        return answer
+
+    def abandon(self) -> None:
+        """Ends the sequence and lets the server forget it, without waiting for its answer."""
+        self._leave(close=True)
+        self.end(FailedPrecondition(CLOSED))
+
+    def end(self, error: UnrollError) -> None:
+        """Ends the sequence, where it hasn't ended; what waits fails."""
+        if self._ended is not None:
+            return
+        self._ended = error
+        self._leave()
+        self._ledger.fail(error)
+        if self._recovery is not None and self._recovery is not asyncio.current_task():
+            self._recovery.cancel()
+        self._changed.set()
+
+    def read_snapshot(self, message: pb.Snapshot) -> Snapshot:
+        """Takes a snapshot of the wire over.
+
+        Raises:
+            Internal: it is none.
+        """
+        try:
+            return Snapshot.from_proto(message, self.info.num_layers if self.info else 0)
+        except ValueError as error:
+            raise Internal(f"the server's answer can't be read: {error}") from None
+
+    # What the shared stream calls.
+
+    def receive(self, response: pb.UnrollResponse) -> None:
+        """Takes one answer of the server."""
+        try:
+            self._receive(response)
+        except UnrollError as error:
+            self.end(error)
+
+    def lose(self, error: UnrollError) -> None:
+        """Takes note that there will be no more answers on this stream."""
+        self._stream, self._ready, self._lost = None, False, error
+        if self._opened is not None:
+            self._opened.fail(error)
+        elif self.info is not None and not self._survives(error):
+            self._fail(error)
+        elif self._ledger.pending:
+            self._recover()
+        self._changed.set()
+
+    def _receive(self, response: pb.UnrollResponse) -> None:
+        event = response.WhichOneof("event")
+        pending = self._ledger.pending
+        if event == "closed" and response.closed.reason == pb.SequenceClosed.REASON_DRAINING:
+            self._drained(response.closed.snapshot)
+        elif self._opened is not None:
+            if event == "error":
+                self._opened.fail(from_status(response.error))
+            elif not self._opened.take(response):
+                raise Internal(f"the server sent '{event}' where 'opened' was due")
+        elif not pending:
+            raise Internal(f"the server sent '{event}' for nothing that was asked")
+        elif event == "error":
+            self._refused(from_status(response.error))
+        else:
+            answer = pending[0]
+            known = answer.known
+            if not answer.take(response):
+                raise Internal(f"the server sent '{event}' where '{answer.message.value}' was due")
+            if answer.complete:
+                self._settle(response)
+            if not known or not pending:
+                # The caller got on, or nothing is missing any more: a loss after this is another one.
+                self._give_up_at, self._failures = None, 0
+
+    def _settle(self, response: pb.UnrollResponse) -> None:
+        answer = self._ledger.settle()
+        if answer.message is Message.CLOSE:
+            self.end(FailedPrecondition(CLOSED))
+        elif answer.message is Message.SNAPSHOT:
+            if not self._ledger.rebase(response.snapshot):
+                raise Internal(f"the server sent a snapshot of step {response.snapshot.step}, which was not asked for")
+            self._changed.set()
+
+    def _drained(self, message: pb.Snapshot) -> None:
+        assert self._stream is not None
+        self._stream.retire()
+        snapshot = self.read_snapshot(message)
+        error = ServerDraining(f"the server is shutting down, at step {snapshot.step}", snapshot)
+        self._leave()
+        self._ledger.rebase(message)
+        self.lose(error)
+
+    def _refused(self, error: UnrollError) -> None:
+        answer = self._ledger.pending[0]
+        # What one server has taken, another must not refuse for lack of room.
+        if answer.repeated and (answer.known or self._survives(error)):
+            self._leave(close=True)
+            self.lose(error)
+            return
+        self._ledger.refuse()
+        if answer.message is Message.CHUNK and not answer.doomed:
+            # The server stands where the chunk began, and refuses what was sent behind it as well.
+            self.step = answer.first_step
+            for behind in self._ledger.pending:
+                behind.doomed = True
+        answer.fail(error)
+
+    def _put(self, answer: Answer) -> None:
+        assert self._stream is not None
+        self._ledger.add(answer)
+        self._stream.put(answer.request(self._key))
+
+    def _leave(self, *, close: bool = False) -> None:
+        """Hears no more of the stream; with `close`, the server need not wait for more of the sequence."""
+        if self._stream is not None:
+            if close:
+                self._stream.put(pb.UnrollRequest(key=self._key, close=pb.CloseSequence()))
+            self._stream.release(self._key)
+        self._stream, self._ready = None, False
+
+    async def _open_first(self) -> None:
+        opened = await self._open_on(self._host.shared_stream(), self._timeout)
+        info = await self._host.known_model(opened.model, opened.version)
+        self.check()
+        self.info, self.step = info, opened.step
+        # Wherever it goes on, it stays on this version.
+        self._opening.model, self._opening.version = info.name, info.version
+        self._ready = self._stream is not None
+
+    async def _open_on(self, stream: SharedStream, timeout: float | None) -> pb.SequenceOpened:  # noqa: ASYNC109 (of an answer)
+        await stream.room()
+        self._stream, self._key = stream, stream.register(self)
+        self._opened = Answer(Message.OPEN)
+        stream.put(pb.UnrollRequest(key=self._key, open=self._opening))
+        try:
+            opened = (await self._opened.next(timeout)).opened
+        except BaseException:
+            self._leave(close=not self._opened.refused)
+            raise
+        finally:
+            self._opened = None
+        if self._stream is not stream:
+            raise copy.copy(self._lost)
+        return opened
+
+    async def _until_ready(self) -> None:
+        while True:
+            self.check()
+            self._changed.clear()
+            stream = self._stream
+            if stream is None or not self._ready:
+                if self._recovery is None:
+                    self._recover()
+                await self._changed.wait()
+            elif self._ledger.full:
+                await self._changed.wait()
+            else:
+                try:
+                    await stream.room()
+                except UnrollError:
+                    continue  # It is lost, and says so itself.
+                if self._stream is stream and self._ready:
+                    return
+
+    # How it goes on elsewhere.
+
+    def _survives(self, error: UnrollError) -> bool:
+        """Whether another server, or another time, can help."""
+        if self._patience <= 0 or self._host.closed:
+            return False
+        if isinstance(error, ResourceExhausted):
+            return error.retry_after is not None
+        hopeless = (InvalidArgument, FailedPrecondition, PermissionDenied, Unauthenticated)
+        return not isinstance(error, hopeless) and error.code is not grpc.StatusCode.UNIMPLEMENTED
+
+    def _recover(self) -> None:
+        if self._recovery is None:
+            self._recovery = self._host.spawn(self._go_on())
+            self._recovery.add_done_callback(self._stopped)
+
+    def _stopped(self, recovery: asyncio.Task[None]) -> None:
+        if recovery.cancelled():
+            self.end(Unavailable(_CLIENT_CLOSED))
+
+    async def _go_on(self) -> None:
+        """Opens the sequence again and sends what is to be sent again, until that succeeds or time is up."""
+        try:
+            if self._give_up_at is None:
+                self._give_up_at = time.monotonic() + self._patience
+            while True:
+                pause = max(backoff(self._failures) if self._failures else 0.0, self._lost.retry_after or 0.0)
+                if not self._survives(self._lost) or time.monotonic() + pause >= self._give_up_at:
+                    self._fail(self._lost)
+                    return
+                await asyncio.sleep(pause)
+                self._failures += 1
+                try:
+                    await self._reopen(self._host.shared_stream())
+                    return
+                except UnrollError as error:
+                    self._lost = error
+        finally:
+            self._recovery = None
+            self._changed.set()
+
+    async def _reopen(self, stream: SharedStream) -> None:
+        if self._ledger.base is not None:
+            self._opening.initial_state.CopyFrom(self._ledger.base)
+        try:
+            opened = await self._open_on(stream, REOPEN_TIMEOUT)
+        except DeadlineExceeded:
+            # It may hang: the next try is another server's.
+            stream.retire()
+            raise
+        expected = (self._opening.model, self._opening.version, self._opening.initial_state.step)
+        if (opened.model, opened.version, opened.step) != expected:
+            self.end(Internal("the server opened another sequence than was asked for"))
+            return
+        for answer in self._ledger.again():
+            await stream.room()
+            if self._stream is not stream:
+                raise copy.copy(self._lost)
+            stream.put(answer.request(self._key))
+        self._ready = True
+        if not self._ledger.pending:
+            self._give_up_at, self._failures = None, 0
+
+    def _fail(self, error: UnrollError) -> None:
+        """Ends the sequence, with the last that is known of it."""
+        if self._host.closed:
+            error = Unavailable(_CLIENT_CLOSED)
+        error = copy.copy(error)
+        if error.snapshot is None and self._ledger.base is not None:
+            error.snapshot = self.read_snapshot(self._ledger.base)
+        self.end(error)

@@ -1,0 +1,103 @@
+"""Sessions: what is asked of a sequence whose state the server keeps, and what it answers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unroll_client._arrays import FLOAT32, pack_chunk
+from unroll_client._snapshot import Snapshot
+from unroll_proto.v1 import unroll_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionSteps:
+    """What was computed for the timesteps `first_step` to `first_step + count - 1` of a session.
+
+    Attributes:
+        model: Name of the model.
+        version: Model version that the session stays on until it ends.
+        first_step: Number of the first timestep.
+        count: Timesteps that were computed.
+        states: float32 [count, hidden_size], the last layer's hidden state after each; None if not asked for.
+        logits: float32 [count, output_size]; None if not asked for.
+        label: Most probable class after the last step; empty where there was no step.
+        label_index: Its index in the model's `class_labels`.
+        probabilities: float32 [classes], after the last step; [0] where there was no step.
+        step: Timesteps that the session has consumed: the `first_step` of the next chunk.
+        snapshot: The state after these steps where asked for, else None.
+    """
+
+    model: str
+    version: int
+    first_step: int
+    count: int
+    states: NDArray[np.float32] | None = field(repr=False)
+    logits: NDArray[np.float32] | None = field(repr=False)
+    label: str
+    label_index: int
+    probabilities: NDArray[np.float32]
+    step: int
+    snapshot: Snapshot | None = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def advance_request(
+    session_id: str,
+    chunk: ArrayLike | None,
+    model: str,
+    version: int,
+    start: bool,
+    end: bool,
+    first_step: int | None,
+    snapshot: Snapshot | None,
+) -> pb.AdvanceRequest:
+    """The request for the next steps of a session; see `AsyncClient.advance`.
+
+    Raises:
+        InvalidArgument: `chunk` is no array [steps, features] of numbers that are finite in float32, 1 step or more.
+    """
+    values = b""
+    if chunk is not None:
+        shape: tuple[int, ...] = ()
+        with suppress(ValueError):  # Rows of unequal lengths, which pack_chunk refuses in words.
+            shape = np.shape(chunk)
+        # Any number of features: the server alone knows the session's model.
+        values = pack_chunk(chunk, shape[1] if len(shape) == 2 else 0).tobytes()
+    return pb.AdvanceRequest(
+        session_id=session_id,
+        model=model,
+        version=version,
+        start=start,
+        end=end,
+        first_step=first_step,
+        values=values,
+        initial_state=snapshot.to_proto() if snapshot else None,
+    )
+
+
+def session_steps(answer: pb.AdvanceResponse, request: pb.AdvanceRequest) -> SessionSteps:
+    """What the server answered."""
+    return SessionSteps(
+        model=answer.model,
+        version=answer.version,
+        first_step=answer.first_step,
+        count=answer.count,
+        states=_rows(answer.states, answer.count) if request.return_states else None,
+        logits=_rows(answer.logits, answer.count) if request.return_logits else None,
+        label=answer.label,
+        label_index=answer.label_index,
+        probabilities=np.frombuffer(answer.probabilities, FLOAT32).astype(np.float32),
+        step=answer.step,
+        snapshot=Snapshot.from_proto(answer.snapshot) if request.return_snapshot else None,
+    )
+
+
+def _rows(data: bytes, rows: int) -> NDArray[np.float32]:
+    columns = len(data) // (rows * FLOAT32.itemsize) if rows else 0
+    return np.frombuffer(data, FLOAT32).reshape(rows, columns).astype(np.float32)

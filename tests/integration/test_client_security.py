@@ -1,0 +1,103 @@
+"""The client library and its commands with TLS, mutual TLS and tokens, against a real server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.certificates import Authority, Files
+from support.operators import write_identities
+from support.processes import ServerProcess, run
+
+from unroll_client import Client, Unauthenticated, Unavailable
+
+ALICE, NOBODY = "TOKEN-alice", "TOKEN-nobody"
+
+
+class Guarded:
+    """A server that asks for a certificate and a token, and what a caller needs.
+
+    Attributes:
+        process: The server.
+        authority: PEM of the authority that vouches for it.
+        certificate: A caller's chain and key.
+        folder: Where the same are files: ca.pem, caller.pem, caller.key, token.
+    """
+
+    def __init__(
+        self, process: ServerProcess, authority: bytes, certificate: tuple[bytes, bytes], folder: Path
+    ) -> None:
+        self.process = process
+        self.authority = authority
+        self.certificate = certificate
+        self.folder = folder
+        (folder / "ca.pem").write_bytes(authority)
+        (folder / "caller.pem").write_bytes(certificate[0])
+        (folder / "caller.key").write_bytes(certificate[1])
+        (folder / "token").write_text(f"{ALICE}\n")
+
+
+@pytest.fixture(scope="module")
+def guarded(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    authority, callers = Authority(), Authority()
+    options = Files(folder / "tls", authority, callers).options
+    options += ["--tokens", str(write_identities(folder / "tokens.toml", alice={}))]
+    with ServerProcess(bundle_root, folder / "log", *options, front=front) as process:
+        yield Guarded(process, authority.pem, callers.issue("caller"), folder)
+        assert process.stop() == 0, process.log
+
+
+def test_who_is_known_is_served(guarded: Guarded) -> None:
+    values = np.ones((5, 12), np.float32)
+    with Client(
+        guarded.process.address,
+        root_certificates=guarded.authority,
+        certificate=guarded.certificate,
+        token=ALICE,
+    ) as client:
+        assert client.classify([values]).labels
+        with client.unroll() as sequence:
+            assert sequence.send(values).count == 5
+
+
+def test_the_name_in_the_certificate_can_be_another(guarded: Guarded) -> None:
+    options: dict[str, Any] = {
+        "root_certificates": guarded.authority,
+        "certificate": guarded.certificate,
+        "token": ALICE,
+    }
+    with Client(guarded.process.address, server_name="localhost", **options) as client:
+        assert client.models()
+    with (
+        Client(guarded.process.address, server_name="elsewhere", **options) as client,
+        pytest.raises(Unavailable),
+    ):
+        client.models()
+
+
+def test_who_is_not_known_is_told(guarded: Guarded) -> None:
+    address, authority, certificate = guarded.process.address, guarded.authority, guarded.certificate
+    with Client(address, root_certificates=authority, certificate=certificate, token=NOBODY) as client:
+        with pytest.raises(Unauthenticated):
+            client.models()
+        with pytest.raises(Unauthenticated):
+            client.unroll()
+    with Client(address, root_certificates=authority, token=ALICE) as client, pytest.raises(Unavailable):
+        client.models()
+    with Client(address, tls=True, certificate=certificate) as client, pytest.raises(Unavailable):
+        client.models()
+
+
+def test_commands(guarded: Guarded) -> None:
+    folder = guarded.folder
+    base: list[str | Path] = ["--server", guarded.process.address, "--ca", folder / "ca.pem"]
+    base += ["--cert", folder / "caller.pem", "--key", folder / "caller.key"]
+    assert "jv" in run("unroll", "models", *base, "--token-file", folder / "token").stdout
+    done = run("unroll", "bench", *base, "--token-file", folder / "token", "--closed", "2", "--seconds", "0.3")
+    assert "TOKEN" not in done.stdout + done.stderr
+    assert "jv" in run("unroll", "models", *base, env={"UNROLL_TOKEN": ALICE}).stdout
+    refused = run("unroll", "models", *base, env={"UNROLL_TOKEN": NOBODY}, check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert ALICE not in guarded.process.log

@@ -1,0 +1,267 @@
+"""Sequences that survive their server: every step once, in order, with the bits of an undisturbed run."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.models import alone, random_network, served
+from support.proxy import CuttingProxy
+from unit.client.harness import MODEL, TWO_LAYERS, LocalServer
+
+from unroll_client import (
+    AsyncClient,
+    AsyncSequence,
+    Client,
+    InvalidArgument,
+    Limits,
+    NotFound,
+    Steps,
+    Unavailable,
+    _ledger,
+)
+from unroll_client._answers import Answer
+
+Float32Array = NDArray[np.float32]
+Start = Callable[..., LocalServer]
+
+
+def random_values(steps: int, seed: int = 0) -> Float32Array:
+    return np.random.default_rng(seed).normal(size=(steps, 3)).astype(np.float32)
+
+
+def cut(values: Float32Array, sizes: list[int]) -> list[Float32Array]:
+    return [part for part in np.split(values, np.cumsum(sizes)) if len(part)]
+
+
+async def collected(sequence: AsyncSequence, chunk: Float32Array) -> list[Steps]:
+    return [steps async for steps in sequence.stream(chunk)]
+
+
+def check(parts: list[Steps], model: Any, values: Float32Array, every: int = 1, first: int = 0) -> None:
+    """Steps come once and in order, with the bits of a run in one piece."""
+    logits, states, _ = alone(model, values, None)
+    step = first
+    for part in parts:
+        assert (part.first_step, part.count > 0) == (step, True)
+        step += part.count
+    assert step == len(values)
+    reported = [index for index in range(first, len(values)) if (index + 1) % every == 0]
+    assert np.concatenate([part.steps for part in parts]).tolist() == reported
+    assert b"".join(part.states.tobytes() for part in parts if part.states is not None) == states[reported].tobytes()
+    assert b"".join(part.logits.tobytes() for part in parts if part.logits is not None) == logits[reported].tobytes()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cuts=st.lists(st.integers(1, 6000), max_size=6),
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=8),
+    every=st.integers(1, 9),
+    model=st.sampled_from([MODEL, TWO_LAYERS]),
+    snapshot_steps=st.sampled_from([1, 20, 128]),
+    asked=st.sets(st.integers(0, 7)),
+    together=st.booleans(),
+)
+async def test_connections_that_break_lose_double_and_change_nothing(
+    address: str,
+    cuts: list[int],
+    sizes: list[int],
+    every: int,
+    model: Any,
+    snapshot_steps: int,
+    asked: set[int],
+    together: bool,
+) -> None:
+    values = random_values(sum(sizes))
+    chunks = cut(values, sizes)
+    with patch.object(_ledger, "SNAPSHOT_STEPS", snapshot_steps):
+        async with CuttingProxy(address, cuts) as proxy, AsyncClient(proxy.address, wait_for_ready=True) as client:
+            sequence = client.unroll(model.spec.key.name, logits=True, every=every)
+            waiting = []
+            for index, chunk in enumerate(chunks):
+                waiting.append(asyncio.create_task(collected(sequence, chunk)))
+                await asyncio.sleep(0)  # It takes its turn before the snapshot does.
+                if not together:
+                    await waiting[-1]
+                if index in asked:
+                    snapshot = await sequence.snapshot()
+                    assert snapshot.step == sum(sizes[: index + 1])
+            parts = [part for answers in waiting for part in await answers]
+            last = await sequence.close()
+    check(parts, model, values, every)
+    _, _, (final,) = alone(model, values, None)
+    assert (last.step, last.state[0].tobytes()) == (len(values), final.tobytes())
+
+
+async def test_a_drained_server_s_sequences_go_on_at_another_address(start: Start) -> None:
+    leaving, staying = start(MODEL), start(MODEL)
+    values = random_values(60)
+    async with AsyncClient([leaving.address, staying.address], model="m") as client:
+        sequences = [client.unroll(logits=True) for _ in range(20)]
+        starts = [await collected(sequence, values[:7]) for sequence in sequences]
+        assert (leaving.calls["Unroll"], staying.calls["Unroll"]) in ((1, 0), (0, 1))
+        if staying.calls["Unroll"]:
+            leaving, staying = staying, leaving
+        leaving.drain()
+        rests = [
+            [part for chunk in cut(values[7:], [10] * 5) for part in await collected(sequence, chunk)]
+            for sequence in sequences
+        ]
+        assert [(await sequence.close()).step for sequence in sequences] == [60] * 20
+        assert staying.calls["Unroll"] == 1
+    for first, rest in zip(starts, rests, strict=True):
+        check([*first, *rest], MODEL, values)
+
+
+async def test_a_killed_server_s_sequences_go_on_when_it_is_back(start: Start) -> None:
+    first = start(MODEL, TWO_LAYERS)
+    values = random_values(400)
+    async with AsyncClient(first.address) as client, client.unroll("deep", logits=True) as sequence:
+        parts = [part for chunk in cut(values[:200], [50] * 3) for part in await collected(sequence, chunk)]
+        first.stop()
+        waiting = asyncio.create_task(collected(sequence, values[200:]))
+        await asyncio.sleep(0)
+        second = start(MODEL, TWO_LAYERS, port=first.port)
+        parts += await waiting
+        last = await sequence.close()
+        assert second.calls["Unroll"] >= 1
+    check(parts, TWO_LAYERS, values)
+    _, _, (final,) = alone(TWO_LAYERS, values, None)
+    assert last.state[0].tobytes() == final.tobytes()
+
+
+def test_it_is_the_same_for_who_blocks(start: Start) -> None:
+    first = start(MODEL)
+    values = random_values(30)
+    with Client(first.address) as client, client.unroll(logits=True) as sequence:
+        parts = [sequence.send(values[:10])]
+        first.stop()
+        start(MODEL, port=first.port)
+        parts += sequence.stream(values[10:])
+        assert sequence.close().step == 30
+    check(parts, MODEL, values)
+
+
+async def test_an_idle_sequence_survives_however_long_its_server_is_away(start: Start) -> None:
+    first = start(MODEL)
+    values = random_values(20)
+    async with AsyncClient(first.address) as client:
+        sequence = client.unroll(logits=True)
+        parts = await collected(sequence, values[:10])
+        lost = client._streams[0]
+        first.stop()
+        await lost._reader
+        # It is looked for when it is needed, and has the whole of the time for it then.
+        assert not client._tasks
+        with pytest.raises(Unavailable):
+            await client.unroll().open()
+        start(MODEL, port=first.port)
+        parts += await collected(sequence, values[10:])
+    check(parts, MODEL, values)
+
+
+async def test_with_no_server_left_the_error_has_the_last_snapshot(start: Start, address: str) -> None:
+    doomed = start(MODEL)
+    values = random_values(300)
+    async with AsyncClient(doomed.address, reconnect_timeout=0.5) as client:
+        sequence = await client.unroll().open()
+        await sequence.send(values[:200])
+        snapshot = await sequence.snapshot()
+        parts = await collected(sequence, values[200:210])
+        doomed.stop()
+        with pytest.raises(Unavailable) as caught:
+            await sequence.send(values[210:])
+        # It stays so.
+        with pytest.raises(Unavailable):
+            await sequence.close()
+    assert caught.value.snapshot == snapshot
+    async with AsyncClient(address) as elsewhere, elsewhere.unroll(snapshot=snapshot, logits=True) as sequence:
+        again = await collected(sequence, values[200:])
+    check(again, MODEL, values, first=200)
+    assert parts[0].first_step == 200
+
+
+async def test_a_version_that_is_gone_is_missed_and_not_replaced(start: Start) -> None:
+    first = start(MODEL)
+    async with AsyncClient(first.address, reconnect_timeout=1) as client:
+        sequence = client.unroll(logits=True)
+        await sequence.send(random_values(200))
+        first.stop()
+        start(served(random_network(seed=1), "m", version=2), port=first.port)
+        with pytest.raises((NotFound, InvalidArgument), match="m") as caught:
+            await sequence.send(random_values(5))
+        assert caught.value.snapshot is None or caught.value.snapshot.version == 1
+        async with client.unroll() as other:
+            assert other.version == 2
+
+
+async def test_a_loss_that_is_not_to_be_survived_is_told_with_the_last_snapshot(start: Start) -> None:
+    first = start(MODEL)
+    async with AsyncClient(first.address, reconnect_timeout=0) as client:
+        sequence = client.unroll()
+        await sequence.send(random_values(200))
+        snapshot = await sequence.snapshot()
+        first.stop()
+        with pytest.raises(Unavailable) as caught:
+            await sequence.send(random_values(5))
+        assert caught.value.snapshot == snapshot
+        assert not sequence._line._ledger._answered
+
+
+async def test_a_client_that_is_closed_ends_sequences_that_look_for_a_server(start: Start) -> None:
+    first = start(MODEL)
+    client = AsyncClient(first.address)
+    sequence = client.unroll()
+    await sequence.send(random_values(5))
+    first.stop()
+    waiting = asyncio.create_task(sequence.send(random_values(5)))
+    idle = client.unroll()
+    await client._streams[0]._reader
+    assert client._tasks
+    await client.close()
+    with pytest.raises(Unavailable, match="the client was closed"):
+        await waiting
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        await idle.open()
+    assert not client._tasks
+
+
+async def test_what_is_kept_to_be_sent_again_is_bounded(address: str) -> None:
+    values = random_values(2000)
+    with patch.object(_ledger, "KEPT_BYTES", 1500), patch.object(_ledger, "SNAPSHOT_BYTES", 1000):
+        async with AsyncClient(address) as client, client.unroll("m", logits=True) as sequence:
+            ledger = sequence._line._ledger
+            kept: list[int] = []
+            add = ledger.add
+
+            def noted(answer: Answer) -> None:
+                add(answer)
+                kept.append(ledger._bytes)
+
+            with patch.object(ledger, "add", noted):
+                waiting = [asyncio.create_task(collected(sequence, chunk)) for chunk in cut(values, [50] * 39)]
+                parts = [part for answers in waiting for part in await answers]
+    check(parts, MODEL, values)
+    assert 1500 < max(kept) <= 1500 + 50 * 12
+
+
+async def test_what_follows_a_refused_part_of_a_chunk_does_not_take_its_place(address: str) -> None:
+    values = random_values(4000)
+    async with AsyncClient(address, model="m") as client, client.unroll(logits=True) as sequence:
+        parts = await collected(sequence, values[:8])
+        info = sequence._line.info
+        assert info is not None
+        # The client believes in other limits than the server's: of many parts, the first is refused.
+        sequence._line.info = dataclasses.replace(info, limits=Limits(1, 65, 1, 100_000))
+        with pytest.raises(InvalidArgument):
+            await sequence.send(values[8:])
+        sequence._line.info = info
+        assert sequence.step == 8
+        parts += await collected(sequence, values[8:])
+    check(parts, MODEL, values)
