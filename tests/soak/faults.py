@@ -1,0 +1,87 @@
+"""What goes wrong on purpose: servers killed and started again, versions that come and go, broken ones among them."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+import numpy as np
+from support import wire
+from support.processes import ServerProcess
+
+from soak.ledger import Ledger
+from soak.oracle import NAME, VERSIONS, Oracle
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
+
+PATIENCE = 60.0
+"""Seconds that a server has to notice a version."""
+
+
+class Replica:
+    """A server that can be killed, and started again on the same port.
+
+    Args:
+        start: Starts it on an address.
+    """
+
+    def __init__(self, start: Callable[[str], ServerProcess]) -> None:
+        self._start = start
+        self.server = start("127.0.0.1:0")
+        self.address = self.server.address
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.server.__exit__(kind, error, trace)
+
+    async def kill(self) -> None:
+        """Ends it by SIGKILL, as when its machine dies, and starts it again."""
+        self.server.signal(signal.SIGKILL)
+        await asyncio.to_thread(self.server.wait)
+        self.server = await asyncio.to_thread(self._start, self.address)
+
+
+async def kill(replica: Replica, ledger: Ledger, rng: np.random.Generator, pause: float) -> None:
+    """Kills a replica again and again, `pause` seconds apart on average."""
+    while True:
+        await asyncio.sleep(float(rng.uniform(0.5, 1.5)) * pause)
+        # A kill once begun is ended: the replica must be there afterwards.
+        await asyncio.shield(replica.kill())
+        ledger.fault("servers killed and started again")
+
+
+async def reload(oracle: Oracle, channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Generator) -> None:
+    """Adds and removes versions, some of them broken; each good one must be served, no broken one may be."""
+    stub = wire.stub_of(channel)
+    while True:
+        version, other = (int(each) for each in rng.permutation(np.arange(2, VERSIONS + 1))[:2])
+        broken = bool(rng.random() < 0.25)
+        if broken:
+            # A good one comes behind it: where that is served, the broken one has been looked at.
+            oracle.add(other, broken=True)
+            ledger.fault("broken versions")
+        oracle.add(version)
+        await _until(stub, {1, version})
+        if broken:
+            ledger.check("broken versions refused", other not in await _served(stub), f"version {other} is served")
+            oracle.remove(other)
+        oracle.remove(version)
+        await _until(stub, {1})
+        ledger.right("reloads")
+
+
+async def _served(stub: UnrollServiceStub) -> set[int]:
+    answer = await stub.ListModels(pb.ListModelsRequest())
+    return {model.version for model in answer.models if model.name == NAME}
+
+
+async def _until(stub: UnrollServiceStub, versions: set[int]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while await _served(stub) != versions:  # noqa: ASYNC110 - the server can only be asked
+            await asyncio.sleep(0.1)
