@@ -6,21 +6,17 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from unroll_server.errors import OverloadedError
+from unroll_server.rate import Rate
 
 STEPS, BYTES, DEADLINE, IDENTITY = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR", "IDENTITY_LIMIT"
 """Reasons of a refusal: what there is too much of in the queue, that the answer would come too late, or that the caller
 has as much queued as it may."""
-WINDOW = 0.05
-"""Seconds of work, at least, that the rate is measured over."""
-BELIEF = 10.0
-"""Seconds for which a measured rate is believed."""
-LEARNING = 0.3
-"""How much of the rate a single window tells."""
 MARGIN = 0.5
 """Share of the time to a deadline that waiting and computing may be expected to take. The rest is for the way back, and
 for the way here, of which the server knows nothing: a deadline comes as the seconds that were left when it was sent."""
 UNREAD = 15 / 16
-"""Share of the queue past which a call that is not read yet is refused; the rest is for streams and what is read."""
+"""Share of the queue, and of the time, past which a call that is not read yet is refused; the rest is for streams and
+what is read: to refuse it then costs the most."""
 STRAIN = 1.0
 """Seconds after a refusal for which callers are turned away before their message is read, if they have to be."""
 GRAIN = 0.05
@@ -93,17 +89,10 @@ class Admission:
         self.bytes = 0
         self._max_steps = max_steps
         self._max_bytes = max_bytes
-        self._ample = 2 * full_tick
         # Timesteps by deadline, in grains; streams come before all.
         self._due: dict[int, int] = defaultdict(int)
         self._refused = -math.inf
-        self._rate: float | None = None
-        self._rate_until = -math.inf
-        # The window: when it began or the queue was empty last, busy seconds before that, steps, fewest steps queued.
-        self._since = 0.0
-        self._busy = 0.0
-        self._done = 0
-        self._least = math.inf
+        self._rate = Rate(2 * full_tick)
 
     def admit(self, work: Asked, now: float) -> None:
         """Takes work onto the books, until `release`.
@@ -119,7 +108,7 @@ class Admission:
                 self._refuse(BYTES, f"the queue is full: {self._max_bytes} bytes at most", now)
             self._check_time(work.deadline, steps, now)
         else:
-            self._since = now
+            self._rate.begin(now)
         if self._limits_of:
             self._check_share(work.owner, steps, size, now)
             held = self._held[work.owner]
@@ -152,14 +141,7 @@ class Admission:
             self._due[work.due] = left
         else:
             del self._due[work.due]
-        self._least = min(self._least, self.steps)
-        if computed:
-            self._done += steps
-        if not self.steps:
-            self._busy += now - self._since
-            self._since = now
-        if computed and self._busy + now - self._since >= WINDOW:
-            self._learn(self._busy + now - self._since, now)
+        self._rate.end(steps if computed else 0, self.steps, now)
 
     def strained(self, now: float) -> bool:
         """Whether a caller was refused of late, so that it pays to ask `check_unread` before a message is read."""
@@ -182,18 +164,37 @@ class Admission:
             self._refuse(STEPS, f"the queue is full: {self._max_steps} timesteps at most", now)
         if self.bytes > UNREAD * self._max_bytes:
             self._refuse(BYTES, f"the queue is full: {self._max_bytes} bytes at most", now)
-        self._check_time(deadline, 1, now)
+        self._check_time(deadline, 1, now, UNREAD * MARGIN)
         if self._limits_of:
             self._check_share(owner, 1, 1, now)
 
+    def horizon(self, now: float) -> float:
+        """Seconds to the nearest deadline of new work that is not refused; infinite where the queue is full.
+
+        What `check_unread` says of all calls at once, apart from the shares of callers.
+        """
+        if self.steps > UNREAD * self._max_steps or self.bytes > UNREAD * self._max_bytes:
+            return math.inf
+        rate = self.rate(now)
+        seconds = 0.0
+        if rate is None:
+            return seconds
+        before = 0
+        for due, count in sorted(self._due.items()):
+            if due * GRAIN > now + seconds:
+                break
+            before += count
+            seconds = before / (UNREAD * MARGIN * rate)
+        return seconds
+
     def rate(self, now: float) -> float | None:
         """Timesteps a second that are computed under load; None where that is not known, or no longer."""
-        return self._rate if now < self._rate_until else None
+        return self._rate.of(now)
 
-    def _check_time(self, deadline: float, steps: int, now: float) -> None:
+    def _check_time(self, deadline: float, steps: int, now: float, margin: float = MARGIN) -> None:
         if deadline == math.inf or (rate := self.rate(now)) is None:
             return
-        budget = MARGIN * (deadline - now) * rate
+        budget = margin * (deadline - now) * rate
         # What comes later does not stand before it, but to count that is only worth it where it may matter.
         if deadline <= now or self.steps + steps <= budget:
             return
@@ -219,14 +220,3 @@ class Admission:
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate
         # Rounded, so that refusals of the same moment are alike, and made once.
         raise OverloadedError(description, round(min(max(seconds, RETRY[0]), RETRY[1]), 2), reason)
-
-    def _learn(self, seconds: float, now: float) -> None:
-        measured = self._done / seconds
-        known = self.rate(now)
-        if self._least >= self._ample:
-            self._rate = measured if known is None else known + LEARNING * (measured - known)
-            self._rate_until = now + BELIEF
-        elif known is not None:
-            # With too little to do it is slower than it can be, never faster.
-            self._rate = max(known, measured)
-        self._since, self._busy, self._done, self._least = now, 0.0, 0, self.steps

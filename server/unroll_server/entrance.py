@@ -49,6 +49,14 @@ class Entrance:
         """Whether callers are refused these days, so that it pays to ask `check_unread` before a message is read."""
         return self._admission.strained(time.monotonic())
 
+    def horizon(self) -> float:
+        """Seconds to the nearest deadline of a call that is not refused; infinite where the queue is full."""
+        return self._admission.horizon(time.monotonic())
+
+    def refused(self, cause: str) -> None:
+        """Counts a refusal by somebody else; see ServerMetrics."""
+        self._figures.refused(cause)
+
     def check_unread(self, remaining: float | None) -> None:
         """Refuses a call whose message is not read yet, where it is clear that it will be.
 

@@ -77,6 +77,18 @@ def test_the_server_says_how_many_calls_a_connection_may_have(process: ServerPro
     assert dict(struct.iter_unpack(">HI", said.payload))[MAX_CONCURRENT_STREAMS] == 3
 
 
+async def test_callers_beyond_the_limit_of_a_connection_wait_their_turn(process: ServerProcess) -> None:
+    request = wire.classify_request([np.zeros((5, 12), np.float32)])
+    async with grpc.aio.insecure_channel(process.address, options=OWN) as channel:
+        stub = wire.stub_of(channel)
+
+        async def ask() -> None:
+            for _ in range(10):
+                assert (await stub.Classify(request, timeout=PATIENCE)).labels
+
+        await asyncio.gather(*(ask() for _ in range(50)))
+
+
 def test_a_client_that_does_not_answer_pings_is_left(process: ServerProcess) -> None:
     with Connection(process.address) as connection:
         kinds = []

@@ -1,6 +1,8 @@
 """A real server with more to do than it can, and with messages that are none: it refuses, and lives."""
 
 import asyncio
+import re
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -89,6 +92,97 @@ async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time
             whole = wire.classify_request([np.zeros((1000, 12), np.float32)] * 6)
             async with asyncio.timeout(PATIENCE):
                 assert len((await stub.Classify(whole)).labels) == 6
+        assert process.stop() == 0, process.log
+        assert "Traceback" not in process.log
+
+
+async def test_names_too_long_to_be_repeated_are_refused_for_what_they_are(server: ServerProcess) -> None:
+    name = "n" * 100_000
+    tensor = oip.ModelInferRequest.InferInputTensor(name=name, datatype="FP32", shape=[1, 5, 12])
+    infer = oip.ModelInferRequest(model_name="jv", inputs=[tensor], raw_input_contents=[wire.to_bytes(STEPS)])
+    infer.parameters[name].bool_param = True
+    refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+    async with channel_to(server.address) as channel:
+        for path, message in (
+            ("/unroll.v1.UnrollService/Classify", wire.classify_request([STEPS], name)),
+            ("/unroll.v1.UnrollService/GetModel", pb.GetModelRequest(model=name)),
+            ("/unroll.v1.UnrollService/Advance", pb.AdvanceRequest(session_id=name)),
+            ("/inference.GRPCInferenceService/ModelInfer", infer),
+            ("/inference.GRPCInferenceService/ModelMetadata", oip.ModelMetadataRequest(name=name, version="1")),
+            ("/inference.GRPCInferenceService/ModelMetadata", oip.ModelMetadataRequest(name="jv", version=name)),
+        ):
+            assert await status_of(channel, path, message.SerializeToString()) in refused, path
+
+
+def told(process: ServerProcess, figure: str) -> float:
+    """A figure of the server's metrics, by its line's beginning."""
+    (url,) = re.findall(r"metrics on (http\S+)", process.log)
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310
+        (value,) = re.findall(rf"^{re.escape(figure)} (\S+)$", answer.read().decode(), re.MULTILINE)
+    return float(value)
+
+
+async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_that_happens(
+    front: str, bundle_root: Path, tmp_path: Path
+) -> None:
+    """Envoy refuses by itself, without asking Python; what a caller is told is the same, and counted alike."""
+    options = ("--max-lanes", "1", "--tick-steps", "1", "--metrics", "127.0.0.1:0")
+    request = wire.classify_request([np.zeros((2000, 12), np.float32)])
+    metadata = (("x-request-id", "over-1"),)
+    refused: list[grpc.aio.AioRpcError] = []
+    answered = 0
+    heard = asyncio.Event()
+    enough = asyncio.Event()
+    by_envoy = "too much is in flight"
+
+    async def ask(stub: Any) -> None:
+        nonlocal answered
+        while not enough.is_set():
+            try:
+                await stub.Classify(request, timeout=1.5, metadata=metadata)
+                answered += 1
+            except grpc.aio.AioRpcError as error:
+                if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    refused.append(error)
+            heard.set()
+
+    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+        async with channel_to(process.address) as channel, channel_to(process.address) as other:
+            stub = wire.stub_of(channel)
+            callers = [asyncio.create_task(ask(stub)) for _ in range(60)]
+            async with asyncio.timeout(PATIENCE):
+                while not answered or not any(by_envoy in (e.details() or "") or front == "grpcio" for e in refused):
+                    heard.clear()
+                    await heard.wait()
+            check = health_pb2_grpc.HealthStub(other).Check
+            response = await check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
+            enough.set()
+            await asyncio.gather(*callers)
+            for error in refused:
+                status = wire.details_of(error)
+                info, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+                assert status.message == error.details()
+                assert status.details[0].Unpack(info)
+                assert info.reason == "DEADLINE_TOO_NEAR"
+                assert status.details[1].Unpack(delay)
+                trailers = dict(error.trailing_metadata() or ())
+                assert int(trailers["grpc-retry-pushback-ms"]) == delay.retry_delay.ToMilliseconds() > 0
+                assert trailers["x-request-id"] == "over-1"
+            refusals = 'unroll_refused_total{cause="deadline"}'
+            async with asyncio.timeout(PATIENCE):
+                while await asyncio.to_thread(told, process, refusals) < len(refused):  # noqa: ASYNC110 - a figure
+                    await asyncio.sleep(0.01)
+            # Nobody is refused for long for what was.
+            enough.clear()
+            request, answered = wire.classify_request([np.zeros((1, 12), np.float32)]), 0
+            caller = asyncio.create_task(ask(stub))
+            async with asyncio.timeout(PATIENCE):
+                while not answered:
+                    heard.clear()
+                    await heard.wait()
+            enough.set()
+            await caller
         assert process.stop() == 0, process.log
         assert "Traceback" not in process.log
 

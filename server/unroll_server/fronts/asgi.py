@@ -17,6 +17,7 @@ from unroll_server.fronts.asgi_context import Event
 from unroll_server.fronts.asgi_methods import Method, Methods
 from unroll_server.fronts.asgi_serve import serve
 from unroll_server.fronts.asgi_streams import HIGH_WATER
+from unroll_server.fronts.gate import Gate
 from unroll_server.fronts.grpc_wire import ACCEPT_ENCODING, CODECS, WireError, decode_metadata, seconds_of
 
 _log = logging.getLogger(__name__)
@@ -35,13 +36,17 @@ class AsgiFront:
     Args:
         interceptors: What stands before every handler, outermost first; see `Registry`.
         max_message_bytes: The largest request message; a larger one is RESOURCE_EXHAUSTED.
+        gate: Told of calls, where what runs this refuses some by itself.
 
     Attributes:
         registry: What the generated `add_...Servicer_to_server` functions take.
     """
 
-    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor], max_message_bytes: int) -> None:
-        self.registry = Methods(interceptors)
+    def __init__(
+        self, interceptors: Sequence[grpc.aio.ServerInterceptor], max_message_bytes: int, gate: Gate | None = None
+    ) -> None:
+        self.registry = Methods(interceptors, gate)
+        self._gate = gate
         self._limit = max_message_bytes
         # Those looked for longest ago come first.
         self._calls: OrderedDict[Call, None] = OrderedDict()
@@ -55,6 +60,8 @@ class AsgiFront:
         if scope["type"] != "http":
             raise ValueError(f"a scope of type {scope['type']}, http expected")
         headers = dict(scope["headers"])
+        gate = self._gate
+        counts = gate is not None and gate.enter(scope["path"])
         call = Call(scope, headers, receive, send)
         call.round = self._round
         self._calls[call] = None
@@ -105,6 +112,8 @@ class AsgiFront:
         finally:
             del self._calls[call]
             call.close()
+            if gate and counts:
+                gate.leave(answered=call.code() is grpc.StatusCode.OK and not call.ended_by)
             if self._stopping and not self._calls:
                 self._idle.set()
 

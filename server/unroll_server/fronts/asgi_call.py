@@ -133,10 +133,10 @@ class Call(Context):
         return frame(message)
 
     async def send_piece(self, body: bytes) -> None:
-        """Sends the headers, if they are not sent, and a piece of the body that is not the last."""
+        """Sends the headers, if they are not sent, and a part of the body that is not the last."""
         if not self.started:
             await self.send(self._start())
-        await self.send(piece(body, True))
+        await self.send(piece(await self._but_last(body), True))
 
     async def finish(self, body: bytes) -> None:
         """Sends the rest of the body and the status that the servicer left, OK where it left none."""
@@ -146,12 +146,17 @@ class Call(Context):
             return
         if not self.started:
             await self.send(self._start())
-        while len(body) > PIECE:
-            # What Envoy is given at once it takes, however slowly the caller reads; between pieces it can let us wait.
-            await self.send(piece(body[:PIECE], True))
-            body = body[PIECE:]
-        await self.send(piece(body, False))
+        await self.send(piece(await self._but_last(body), False))
         await self.send(self._trailers() if self._status or self._trailing or self._details else _OK)
+
+    async def _but_last(self, body: bytes) -> bytes:
+        """Sends a part of the body but for its last piece, which it returns."""
+        begin = 0
+        while len(body) - begin > PIECE:
+            # What Envoy is given at once it takes, however slowly the caller reads; between pieces it can let us wait.
+            await self.send(piece(body[begin : begin + PIECE], True))
+            begin += PIECE
+        return body[begin:] if begin else body
 
     async def fail(self, code: grpc.StatusCode, details: str) -> None:
         """Ends the call with a status that is not the servicer's; nothing where the caller has left."""

@@ -1,15 +1,16 @@
 """The methods that servicers registered, as the ASGI front calls them."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from unroll_server import calls
+from unroll_server.fronts.gate import Gate
 from unroll_server.fronts.grpc_wire import Metadata
-from unroll_server.fronts.registry import Continuation, Registry
+from unroll_server.fronts.registry import Continuation, Entrance, Registry
 
 
 class CallDetails(grpc.HandlerCallDetails):
@@ -68,14 +69,22 @@ class Methods(Registry):
 
     Args:
         interceptors: See `Registry`.
+        gate: What refuses guarded calls before they come here; None for nothing.
 
     Attributes:
         resolved: The methods that need no asking again, by path.
     """
 
-    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
+    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor], gate: Gate | None = None) -> None:
         super().__init__(interceptors)
+        self._gate = gate
         self.resolved: dict[str, Method] = {}
+
+    def guard(self, entrance: Entrance, paths: Collection[str]) -> None:
+        """See Registry."""
+        super().guard(entrance, paths)
+        if self._gate:
+            self._gate.open(entrance, paths)
 
     async def find(self, path: str, metadata: Metadata) -> Method | None:
         """The method of a call, None where there is none.

@@ -8,7 +8,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from unroll_server.fronts.asgi_call import Call, piece
+from unroll_server.fronts.asgi_call import PIECE, Call, piece
 from unroll_server.fronts.grpc_wire import FrameReader, WireError
 
 HIGH_WATER = 64 * 1024
@@ -127,7 +127,8 @@ class Responses:
 
     def _give(self, body: bytes) -> None:
         call = self._call
-        self._sending = asyncio.ensure_future(call.send(piece(body, True)) if call.started else call.send_piece(body))
+        simple = call.started and len(body) <= PIECE
+        self._sending = asyncio.ensure_future(call.send(piece(body, True)) if simple else call.send_piece(body))
         self._sending.add_done_callback(self._was_sent)
 
     def _take(self) -> bytes:
@@ -171,12 +172,12 @@ class Responses:
                     waits_for = step.send(None)
                 except StopIteration as ready:
                     self.put(ready.value)
-                    if self.waiting >= HIGH_WATER:
-                        await self.room()
-                    continue
-                # Before the servicer waits, all that it has said is sent.
-                self.flush()
-                self.put(await _resume(step, waits_for))
+                else:
+                    # Before the servicer waits, all that it has said is sent.
+                    self.flush()
+                    self.put(await _resume(step, waits_for))
+                if self.waiting >= HIGH_WATER:
+                    await self.room()
         except StopAsyncIteration:
             pass
         finally:

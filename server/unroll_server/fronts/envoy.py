@@ -15,6 +15,7 @@ from typing import Any
 from unroll_server.config import Connections, Settings
 from unroll_server.errors import StartupError
 from unroll_server.fronts.envoy_secrets import Secrets
+from unroll_server.fronts.gate_filter import http_filter
 from unroll_server.fronts.limits import HANDSHAKE, METADATA
 
 _STREAM_WINDOW = 2**19
@@ -38,7 +39,13 @@ _LOG_FORMATS = {
 
 
 def command(
-    application: str, hosts: Sequence[str], port: int, admin: Path, settings: Settings, secrets: Secrets | None = None
+    application: str,
+    hosts: Sequence[str],
+    port: int,
+    admin: Path,
+    gate: Path,
+    settings: Settings,
+    secrets: Secrets | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line that starts Envoy, and the environment that it needs.
 
@@ -47,6 +54,7 @@ def command(
         hosts: IP addresses to listen on, together with other processes.
         port: The port on each of them.
         admin: Where it makes the socket on which it answers for itself.
+        gate: Where the application tells it of calls to refuse; see gate.py.
         settings: What connections may do, and what is logged.
         secrets: What TLS is spoken with; None for none.
 
@@ -72,6 +80,7 @@ def command(
     config = PyvoyServer(application, address=hosts[0], port=port, lifespan=True).get_envoy_config()
     (listener,) = config["static_resources"]["listeners"]
     _serve_grpc(listener, hosts, port, settings.connections, secrets)
+    _manager(listener)["http_filters"].insert(0, http_filter(gate))
     config["admin"] = {
         "address": {"pipe": {"path": str(admin), "mode": 0o600}},
         # However many callers there are, the server itself is answered.
@@ -119,8 +128,8 @@ def _serve_grpc(
     listener["enable_reuse_port"] = True
     listener["per_connection_buffer_limit_bytes"] = _BUFFER
     (filter_chain,) = listener["filter_chains"]
-    (network_filter,) = filter_chain["filters"]
-    network_filter["typed_config"] |= {
+    manager = _manager(listener)
+    manager |= {
         "codec_type": "HTTP2",
         "http2_protocol_options": {
             "max_concurrent_streams": connections.calls,
@@ -151,7 +160,15 @@ def _serve_grpc(
         "skip_xff_append": True,
     }
     if secrets:
-        secrets.secure(filter_chain, network_filter["typed_config"])
+        secrets.secure(filter_chain, manager)
+
+
+def _manager(listener: dict[str, Any]) -> dict[str, Any]:
+    """The settings of what speaks HTTP."""
+    (filter_chain,) = listener["filter_chains"]
+    (network_filter,) = filter_chain["filters"]
+    manager: dict[str, Any] = network_filter["typed_config"]
+    return manager
 
 
 def _seconds(seconds: float) -> str:

@@ -11,6 +11,9 @@ from unroll_server.fronts.certificates import Certificates, Pem
 from unroll_server.fronts.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
 from unroll_server.fronts.registry import Registry
 
+PENDING = 50_000
+"""Calls that have come and wait for Python, at most, over all connections; what a client cancels at once among them."""
+
 
 class GrpcioFront:
     """A grpc.aio server.
@@ -52,8 +55,8 @@ class GrpcioFront:
                 # Two servers that share a port by accident would each get half of the calls.
                 ("grpc.so_reuseport", int(share_port)),
                 # A burst of calls waits for its turn; from 1,000 on some would be CANCELLED otherwise.
-                ("grpc.server.max_pending_requests", 2**31 - 1),
-                ("grpc.server.max_pending_requests_hard_limit", 2**31 - 1),
+                ("grpc.server.max_pending_requests", PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING),
                 *_limits(connections or Connections()),
             ],
         )
@@ -84,6 +87,9 @@ def _limits(connections: Connections) -> list[tuple[str, int]]:
     limits = {
         "grpc.max_allowed_incoming_connections": connections.most,
         "grpc.max_concurrent_streams": connections.calls,
+        # With it a call counts until Python has let go of it, after its caller has the answer; a client that keeps to
+        # the limit then gets UNAVAILABLE for the next one. PENDING bounds what it was meant to.
+        "grpc.http.overload_protection": 0,
         "grpc.keepalive_time_ms": _milliseconds(connections.keepalive),
         "grpc.keepalive_timeout_ms": _milliseconds(HANDSHAKE),
         "grpc.server_handshake_timeout_ms": _milliseconds(HANDSHAKE),

@@ -25,6 +25,14 @@ class Entrance(Protocol):
         """Raises an OverloadedError where the call, with so many seconds left, will be refused."""
         ...
 
+    def horizon(self) -> float:
+        """Seconds left, at least, of a call that is not refused."""
+        ...
+
+    def refused(self, cause: str) -> None:
+        """Counts a call that was refused elsewhere."""
+        ...
+
 
 class _Guard(NamedTuple):
     entrance: Entrance

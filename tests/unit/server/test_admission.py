@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_server.admission import (
-    BELIEF,
     BYTES,
     DEADLINE,
     IDENTITY,
@@ -19,11 +18,11 @@ from unroll_server.admission import (
     STEPS,
     STRAIN,
     UNKNOWN_RETRY,
-    WINDOW,
     Admission,
     Share,
 )
 from unroll_server.errors import OverloadedError
+from unroll_server.rate import BELIEF, WINDOW
 
 ROOMY = 10**12
 RATE = 100_000.0

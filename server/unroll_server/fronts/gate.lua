@@ -1,0 +1,88 @@
+-- Refuses calls in Envoy's own thread while more of them are in flight than can be answered in time; see gate.py,
+-- which writes `gate_path`'s file, and puts that name before this.
+
+local ffi = require("ffi")
+ffi.cdef [[
+int open(const char *path, int flags, ...);
+int close(int descriptor);
+void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset);
+]]
+local READ_WRITE, SHARED, O_RDWR = 3, 1, 2
+local PASSED, ENDED, RATE, SHARE, FLOOR, HORIZON, REFUSED = 0, 1, 2, 3, 4, 5, 8
+local DEADLINE, STEPS = 0, 1
+local SECONDS = { H = 3600, M = 60, S = 1, m = 1e-3, u = 1e-6, n = 1e-9 }
+
+local numbers, places, refusals
+
+local function open_gate()
+  local file = assert(io.open(gate_path, "r"))
+  file:seek("set", gate_numbers)
+  places, refusals = {}, { [DEADLINE] = {}, [STEPS] = {} }
+  for line in file:lines() do
+    local place, path = line:match("^method (%d+) (%S+)$")
+    if place then
+      places[path] = tonumber(place)
+    else
+      local reason, seconds, pushback, details, message = line:match("^refusal (%S+) (%S+) (%S+) (%S+) (.+)$")
+      table.insert(refusals[reason == "QUEUED_STEPS" and STEPS or DEADLINE], {
+        seconds = tonumber(seconds), pushback = pushback, details = details, message = message,
+      })
+    end
+  end
+  file:close()
+  local descriptor = ffi.C.open(gate_path, O_RDWR)
+  local address = ffi.C.mmap(nil, gate_numbers, READ_WRITE, SHARED, descriptor, 0)
+  ffi.C.close(descriptor)
+  assert(ffi.cast("intptr_t", address) ~= -1, "the gate can't be mapped")
+  numbers = ffi.cast("double *", address)
+end
+
+local function seconds_of(timeout)
+  if timeout == nil then return nil end
+  local digits, unit = timeout:match("^(%d+)([HMSmun])$")
+  return digits and tonumber(digits) * SECONDS[unit]
+end
+
+local function refuse(handle, place, cause, seconds, request_id)
+  local counter = REFUSED + 2 * place + cause
+  numbers[counter] = numbers[counter] + 1
+  local chosen
+  for _, refusal in ipairs(refusals[cause]) do
+    chosen = refusal
+    if refusal.seconds >= seconds then break end
+  end
+  local trailers = {
+    [":status"] = "200",
+    ["grpc-status"] = "8",
+    ["grpc-message"] = chosen.message,
+    ["grpc-status-details-bin"] = chosen.details,
+    ["grpc-retry-pushback-ms"] = chosen.pushback,
+  }
+  if request_id and #request_id <= 128 and request_id:match("^[!-~]+$") then
+    trailers["x-request-id"] = request_id
+  end
+  handle:respond(trailers, nil)
+end
+
+function envoy_on_request(handle)
+  if numbers == nil then open_gate() end
+  local headers = handle:headers()
+  local place = places[headers:get(":path")]
+  if place == nil then return end
+  local flight, rate, horizon = numbers[PASSED] - numbers[ENDED], numbers[RATE], numbers[HORIZON]
+  if horizon == math.huge then
+    refuse(handle, place, STEPS, 1, headers:get("x-request-id"))
+    return
+  end
+  local crowded = rate > 0 and flight >= numbers[FLOOR]
+  if crowded or horizon > 0 then
+    local seconds = seconds_of(headers:get("grpc-timeout"))
+    local late = seconds and (seconds < horizon or (crowded and flight > rate * seconds * numbers[SHARE]))
+    if late then
+      local patience = crowded and math.max(horizon / 4, flight / rate / 2) or horizon / 4
+      refuse(handle, place, DEADLINE, patience, headers:get("x-request-id"))
+      return
+    end
+  end
+  numbers[PASSED] = numbers[PASSED] + 1
+end

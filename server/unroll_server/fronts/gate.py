@@ -1,0 +1,145 @@
+"""Refusals by Envoy itself, before Python hears of a call: what they cost is what overload takes from good answers.
+
+Envoy's Lua filter and the worker inside that Envoy share a file in memory: numbers (`NUMBERS` bytes of float64, each
+written by one side alone), then lines of text that say which methods are meant and what a refusal says. The filter
+refuses what the engine's books would. It also knows what came through and is not on the books yet, its message on the
+way: by Little's law a call waits for all that is in flight over the rate of answers, and more than a share of the time
+to its deadline is too long.
+"""
+
+import asyncio
+import base64
+import mmap
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+
+from unroll_server.admission import DEADLINE, STEPS
+from unroll_server.errors import OverloadedError
+from unroll_server.fronts.gate_filter import NUMBERS
+from unroll_server.interceptors import status_of
+from unroll_server.metrics import CallMetrics, Metrics
+from unroll_server.rate import Rate
+
+_PASSED, _ENDED, _RATE, _SHARE, _FLOOR, _HORIZON, _REFUSED = 0, 1, 2, 3, 4, 5, 8
+SHARE = 0.4
+"""Share of the time to its deadline that a call may be expected to wait for those in flight. Less than the engine's
+books allow: to refuse in Python what has come through costs more than the difference."""
+FLOOR = 16
+"""Calls in flight that are no overload, whatever they ask; and that, in flight throughout a window, tell the rate."""
+DELAYS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds after which the refused are told to come again: the first that is enough."""
+LOOK = 0.02
+"""Seconds between two looks at the books, and at what Envoy refused."""
+_REASONS = {
+    DEADLINE: "too much is in flight for an answer within the deadline",
+    STEPS: "the queue is full",
+}
+_CAUSES = ("deadline", "steps")
+"""What the metrics call them, in the same order."""
+_TOO_MUCH: int = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+
+class Books(Protocol):
+    """What is queued; see entrance.py."""
+
+    def horizon(self) -> float:
+        """Seconds left, at least, of a call that is not refused."""
+        ...
+
+    def refused(self, cause: str) -> None:
+        """Counts a call that was refused elsewhere."""
+        ...
+
+
+class Gate:
+    """What the front tells the filter. Made, opened and used on the event loop, before Envoy takes calls.
+
+    Args:
+        path: The file, which `open` makes.
+        metrics: Counts the calls that are refused.
+    """
+
+    def __init__(self, path: Path, metrics: Metrics) -> None:
+        self._path = path
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._rate = Rate(FLOOR)
+        self._inside = 0
+        self._looking = False
+        self._methods: dict[str, CallMetrics] = {}
+
+    def open(self, books: Books, methods: Collection[str]) -> None:
+        """Makes the file.
+
+        Args:
+            books: Asked what would be refused.
+            methods: Those that are refused, as `/package.Service/Method`: with one request, and work.
+        """
+        self._books = books
+        self._methods = {method: self._metrics.method(method, "unary") for method in sorted(methods)}
+        self._counted = [0.0] * (len(_REASONS) * len(self._methods))
+        lines = [f"method {place} {method}" for place, method in enumerate(self._methods)]
+        self._path.write_bytes(bytes(NUMBERS) + "\n".join([*lines, *_refusals(), ""]).encode())
+        with self._path.open("r+b") as file:
+            self._numbers = memoryview(mmap.mmap(file.fileno(), NUMBERS)).cast("d")
+        self._numbers[_SHARE] = SHARE
+        self._numbers[_FLOOR] = FLOOR
+
+    def enter(self, method: str) -> bool:
+        """A call has come through; returns whether it is one of those that count, for which `leave` is to be called."""
+        if method not in self._methods:
+            return False
+        if not self._inside:
+            self._rate.begin(self._loop.time())
+        self._inside += 1
+        self._refresh()
+        if not self._looking:
+            self._looking = True
+            self._loop.call_later(LOOK, self._look)
+        return True
+
+    def leave(self, answered: bool) -> None:
+        """A call that counts has ended, with an answer or without one."""
+        self._inside -= 1
+        self._rate.end(int(answered), self._inside, self._loop.time())
+        self._numbers[_ENDED] += 1
+        self._refresh()
+
+    def _refresh(self) -> None:
+        # Where some are refused, the next one may not be, and the other way round.
+        if self._numbers[_HORIZON]:
+            self._numbers[_HORIZON] = self._books.horizon()
+
+    def _look(self) -> None:
+        """Looks after both sides' numbers, until nobody is refused any more."""
+        numbers = self._numbers
+        numbers[_RATE] = rate = self._rate.of(self._loop.time()) or 0.0
+        numbers[_HORIZON] = horizon = self._books.horizon()
+        if not self._inside:
+            # What left before it came here was never counted as ended.
+            numbers[_ENDED] = numbers[_PASSED]
+        self._count()
+        self._looking = bool(self._inside or rate or horizon)
+        if self._looking:
+            self._loop.call_later(LOOK, self._look)
+
+    def _count(self) -> None:
+        for place, figures in enumerate(self._methods.values()):
+            for number, cause in enumerate(_CAUSES, len(_CAUSES) * place):
+                refused = self._numbers[_REFUSED + number]
+                for _ in range(int(refused - self._counted[number])):
+                    figures.started()
+                    figures.handled(_TOO_MUCH, 0.0)
+                    self._books.refused(cause)
+                self._counted[number] = refused
+
+
+def _refusals() -> Iterator[str]:
+    for reason, message in _REASONS.items():
+        for seconds in DELAYS:
+            status = status_of(OverloadedError(message, seconds, reason))
+            details = base64.b64encode(status.SerializeToString()).rstrip(b"=").decode()
+            yield f"refusal {reason} {seconds} {int(seconds * 1000)} {details} {message}"
