@@ -206,6 +206,10 @@ def _check_proof(proof: pb.ArtifactProof, artifact: pb.Artifact, tolerance: floa
         _require(passed, file, f"{artifact.file}: {case.name}: differs from eager by {diff}, over {tolerance}")
         same = not (proof.bitwise and case.bit_differences)
         _require(same, file, f"{artifact.file}: {case.name}: {case.bit_differences} values differ in their bits")
+    # It is what is told of the model when it is served.
+    largest = max(case.max_abs_diff for case in proof.cases)
+    problem = f"{artifact.file}: max_abs_diff {proof.max_abs_diff}, its cases say {largest}"
+    _require(proof.max_abs_diff == largest, file, problem)
 
 
 def _parse(content: bytes, message: _MessageT, file: Path) -> _MessageT:

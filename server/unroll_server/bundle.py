@@ -67,14 +67,12 @@ class VerifiedBundle:
         spec: What its model takes and gives.
         manifest: What its maker says of it.
         report: The proof.
-        digest: SHA-256, hex, of the manifest, which vouches for every other file: it tells contents apart.
     """
 
     path: Path
     spec: ModelSpec
     manifest: bundle_pb2.BundleManifest
     report: bundle_pb2.ParityReport
-    digest: str
 
     def read(self, kind: "bundle_pb2.ArtifactKind.ValueType") -> bytes:
         """Content of an artifact; its checksum is checked again, so that what is loaded is what was verified."""
@@ -116,6 +114,6 @@ def verify(root: Path, key: ModelKey) -> VerifiedBundle:
         num_layers=manifest.num_layers,
         class_labels=tuple(manifest.class_labels),
         feature_names=tuple(manifest.feature_names),
+        bundle=hashlib.sha256(manifest.SerializeToString(deterministic=True)).digest()[:16],
     )
-    digest = hashlib.sha256(manifest.SerializeToString(deterministic=True)).hexdigest()
-    return VerifiedBundle(path, spec, manifest, report, digest)
+    return VerifiedBundle(path, spec, manifest, report)

@@ -1,7 +1,8 @@
 """The models that are served, by name and version, and who still needs those that are not served any more."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from unroll_server.errors import InvalidRequestError, ModelNotFoundError
 from unroll_server.metrics import Metrics
@@ -23,6 +24,7 @@ class Catalog:
         models: What takes new work, by name and version.
         leaving: Retired ones that are not yet forgotten, in the order of their retirement.
         on_free: Called when the last holder of a retired model releases it.
+        freed: How often that was.
     """
 
     def __init__(self, models: Iterable[Model] = (), metrics: Metrics | None = None) -> None:
@@ -30,6 +32,7 @@ class Catalog:
         self.models: list[Model] = []
         self.leaving: list[Model] = []
         self.on_free: Callable[[], None] = lambda: None
+        self.freed = 0
         self._by_key: dict[ModelKey, Model] = {}
         self._newest: dict[str, Model] = {}
         self._holders: Counter[Model] = Counter()
@@ -37,15 +40,15 @@ class Catalog:
             self._by_key[model.spec.key] = model
         self._index()
 
-    def find(self, name: str, version: int, field: str = "model", resumes: bool = False) -> Model:
+    def find(self, name: str, version: int, field: str = "model", resumes: bytes | None = None) -> Model:
         """The model of that name and version.
 
         Args:
             name: Empty means the only model served.
             version: 0 means the newest.
             field: Where the name stands in the request.
-            resumes: Whether the work goes on with a sequence that began on this version, by its snapshot or session:
-                then one that takes no new work is found too, as long as it is loaded.
+            resumes: The bundle of the snapshot or session that the work goes on with, empty where it is not told: a
+                version that takes no new work is found too, as long as it is loaded, the content of that bundle first.
 
         Raises:
             ModelNotFoundError: no such model, or no such version of it, is served.
@@ -57,12 +60,13 @@ class Catalog:
             if not self._newest:
                 raise ModelNotFoundError("none is served", field)
             name = next(iter(self._newest))
-        if version and (model := self._by_key.get(ModelKey(name, version))):
+        model = self._by_key.get(ModelKey(name, version))
+        if version and resumes is not None and (model is None or resumes != model.spec.bundle):
+            left = [leaving for leaving in reversed(self.leaving) if leaving.spec.key == (name, version)]
+            begun_on = (leaving for leaving in left if leaving.spec.bundle == resumes)
+            model = next(begun_on, model or next(iter(left), None))
+        if model:
             return model
-        if version and resumes:
-            for model in reversed(self.leaving):
-                if model.spec.key == (name, version):
-                    return model
         newest = self._newest.get(name)
         if newest is None:
             served = f"; served are {', '.join(self._newest)}" if self._newest else ", none is served"
@@ -103,7 +107,17 @@ class Catalog:
         if not self._holders[model]:
             del self._holders[model]
             if model in self.leaving:
+                self.freed += 1
                 self.on_free()
+
+    @contextmanager
+    def held(self, model: Model) -> Iterator[None]:
+        """Holds a model for as long as the context is open."""
+        self.hold(model)
+        try:
+            yield
+        finally:
+            self.release(model)
 
     def holders(self, model: Model) -> int:
         """How many sequences hold a model."""

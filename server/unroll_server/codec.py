@@ -121,7 +121,7 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
         field: Where it stands in the request.
 
     Raises:
-        SequenceStateError: it is of another model, version or architecture.
+        SequenceStateError: it is of another model, version or architecture, or of another content of the version.
         InvalidRequestError: it is not a snapshot that this server can have given.
     """
     if snapshot.format != SNAPSHOT_FORMAT:
@@ -132,6 +132,7 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
     ours = f"{spec.key} ({spec.architecture})"
     if theirs != ours:
         raise SequenceStateError(f"the snapshot is of {theirs}, the request is for {ours}", field)
+    check_bundle(snapshot, spec, "snapshot", field)
     shapes = spec.state_shapes
     if len(snapshot.state) != len(shapes):
         raise InvalidRequestError(f"{len(snapshot.state)} state tensors, {len(shapes)} expected", f"{field}.state")
@@ -148,6 +149,18 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
     return tuple(state)
 
 
+def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) -> None:
+    """Checks that a snapshot, or `what` else it is told as, was made by the very content that is to go on from it.
+
+    Raises:
+        SequenceStateError: it was made by another content of the version.
+    """
+    if snapshot.bundle and snapshot.bundle != spec.bundle:
+        theirs, ours = snapshot.bundle.hex(), spec.bundle.hex()
+        problem = f"the {what} is of {spec.key} with bundle {theirs}, served is {spec.key} with bundle {ours}"
+        raise SequenceStateError(problem, field)
+
+
 def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snapshot:
     """The snapshot of a sequence that has consumed `step` timesteps; no state is the zero state."""
     if state is None:
@@ -159,6 +172,7 @@ def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snaps
         architecture=spec.architecture,
         step=step,
         state=[encode(array) for array in state],
+        bundle=spec.bundle,
     )
 
 

@@ -29,7 +29,6 @@ class Model:
         test_accuracy: From the training summary; None where there was no test split.
         cost: What a tick's run of it costs here.
         timings: How the forms compared that could run it; empty where there was but one.
-        digest: Of its bundle; see VerifiedBundle.
     """
 
     spec: ModelSpec
@@ -39,7 +38,6 @@ class Model:
     test_accuracy: float | None
     cost: TickCost
     timings: tuple[FormTiming, ...] = ()
-    digest: str = ""
 
     @property
     def states_are_state(self) -> bool:
@@ -99,7 +97,6 @@ class Loader:
             test_accuracy=training.test_accuracy if training.HasField("test_accuracy") else None,
             cost=cost,
             timings=timings,
-            digest=bundle.digest,
         )
 
     @staticmethod

@@ -27,7 +27,11 @@ class ModelKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a model takes and gives, from its manifest."""
+    """What a model takes and gives, from its manifest.
+
+    `bundle` is the first 16 bytes of the SHA-256 of the manifest, which vouches for every other file: it tells contents
+    of one version apart. Empty where there is no bundle.
+    """
 
     key: ModelKey
     architecture: str
@@ -37,6 +41,7 @@ class ModelSpec:
     num_layers: int
     class_labels: tuple[str, ...]
     feature_names: tuple[str, ...]
+    bundle: bytes = b""
 
     @property
     def state_shapes(self) -> tuple[tuple[int, int], ...]:

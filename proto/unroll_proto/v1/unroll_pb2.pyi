@@ -36,6 +36,7 @@ class Snapshot(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Version of this message's meaning, 1."""
     model: _builtins.str
@@ -43,6 +44,10 @@ class Snapshot(_message.Message):
     architecture: _builtins.str
     step: _builtins.int
     """Timesteps that the sequence has consumed."""
+    bundle: _builtins.bytes
+    """Which content of that version made it: the first 16 bytes of the SHA-256 of its manifest. Empty: not told, and not
+    checked.
+    """
     @_builtins.property
     def state(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """One entry a state tensor of the cell (an RNN has one): float32 [num_layers, hidden_size]."""
@@ -56,10 +61,11 @@ class Snapshot(_message.Message):
         architecture: _builtins.str = ...,
         step: _builtins.int = ...,
         state: _abc.Iterable[_builtins.bytes] | None = ...,
+        bundle: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "format", b"format", "model", b"model", "state", b"state", "step", b"step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "bundle", b"bundle", "format", b"format", "model", b"model", "state", b"state", "step", b"step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -76,8 +82,8 @@ class ClassifyRequest(_message.Message):
     INITIAL_STATES_FIELD_NUMBER: _builtins.int
     RETURN_FINAL_STATES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """As in OpenSequence."""
     version: _builtins.int
-    """0 picks the newest version served."""
     values: _builtins.bytes
     """float32 [sum(lengths), input_size], sequences end to end; finite."""
     return_final_states: _builtins.bool
@@ -207,8 +213,9 @@ class OpenSequence(_message.Message):
     RETURN_LOGITS_FIELD_NUMBER: _builtins.int
     EVERY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """Empty: the model of `initial_state` where that is given, or else the only one served."""
     version: _builtins.int
-    """0 picks the newest version served, or the version of `initial_state` where that is given."""
+    """0 picks the version of `initial_state` where that is given, or else the newest version served."""
     return_states: _builtins.bool
     return_logits: _builtins.bool
     every: _builtins.int
@@ -347,21 +354,25 @@ class SequenceOpened(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.int
     """The version that the sequence stays on until it ends."""
     step: _builtins.int
     """Number of the next step."""
+    bundle: _builtins.bytes
+    """As in Snapshot."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         version: _builtins.int = ...,
         step: _builtins.int = ...,
+        bundle: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "step", b"step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "model", b"model", "step", b"step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

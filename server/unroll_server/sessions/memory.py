@@ -26,11 +26,12 @@ SWEPT = 8
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sessions (
     owner TEXT NOT NULL, id TEXT NOT NULL, revision BLOB NOT NULL, model TEXT NOT NULL, version INTEGER NOT NULL,
-    step INTEGER NOT NULL, ended INTEGER NOT NULL, expires REAL NOT NULL, used INTEGER NOT NULL, record BLOB NOT NULL,
+    bundle BLOB NOT NULL, step INTEGER NOT NULL, ended INTEGER NOT NULL, expires REAL NOT NULL, used INTEGER NOT NULL,
+    record BLOB NOT NULL,
     UNIQUE (owner, id));
 CREATE INDEX IF NOT EXISTS sessions_expires ON sessions (expires);
 CREATE INDEX IF NOT EXISTS sessions_used ON sessions (ended DESC, used);
-CREATE INDEX IF NOT EXISTS sessions_model ON sessions (model, version, ended, expires);
+CREATE INDEX IF NOT EXISTS sessions_model ON sessions (model, version, bundle, ended, expires);
 CREATE TABLE IF NOT EXISTS gone (
     number INTEGER PRIMARY KEY, owner TEXT NOT NULL, id TEXT NOT NULL, pushed_out INTEGER NOT NULL,
     until REAL NOT NULL, UNIQUE (owner, id));
@@ -88,9 +89,9 @@ class MemoryStore:
         """See store.Store."""
         return await self._do(self._remove, owner, session_id)
 
-    async def count(self, model: ModelKey) -> int:
+    async def count(self, model: ModelKey, bundle: bytes) -> int:
         """See store.Store."""
-        return await self._do(self._count, model)
+        return await self._do(self._count, model, bundle)
 
     async def owned(self, owner: str) -> int:
         """See store.Store."""
@@ -229,16 +230,18 @@ class MemoryStore:
     def _write(self, session: Session, expires: float, used: int) -> None:
         snapshot = session.snapshot
         self._db.execute(
-            "INSERT INTO sessions (owner, id, revision, model, version, step, ended, expires, used, record)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, id) DO UPDATE SET revision = excluded.revision,"
-            " model = excluded.model, version = excluded.version, step = excluded.step, ended = excluded.ended,"
-            " expires = excluded.expires, used = excluded.used, record = excluded.record",
+            "INSERT INTO sessions (owner, id, revision, model, version, bundle, step, ended, expires, used, record)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner, id) DO UPDATE SET"
+            " revision = excluded.revision, model = excluded.model, version = excluded.version,"
+            " bundle = excluded.bundle, step = excluded.step, ended = excluded.ended, expires = excluded.expires,"
+            " used = excluded.used, record = excluded.record",
             (
                 session.owner,
                 session.session_id,
                 new_revision(),
                 snapshot.model,
                 snapshot.version,
+                snapshot.bundle,
                 snapshot.step,
                 session.ended,
                 expires,
@@ -254,11 +257,14 @@ class MemoryStore:
             self._drop(owner, session_id, None, now)
         return row is not None and not row[2]
 
-    def _count(self, model: ModelKey) -> int:
+    def _count(self, model: ModelKey, bundle: bytes) -> int:
         with self._transaction() as now:
             self._sweep(now, 100 * SWEPT)
-            query = "SELECT count(*) FROM sessions WHERE model = ? AND version = ? AND NOT ended AND expires > ?"
-            (count,) = self._db.execute(query, (*model, now)).fetchone()
+            query = (
+                "SELECT count(*) FROM sessions"
+                " WHERE model = ? AND version = ? AND bundle = ? AND NOT ended AND expires > ?"
+            )
+            (count,) = self._db.execute(query, (*model, bundle, now)).fetchone()
         return int(count)
 
     def _owned(self, owner: str) -> int:

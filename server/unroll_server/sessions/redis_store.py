@@ -160,13 +160,13 @@ class RedisStore:
     async def put(self, session: Session, before: bytes | None) -> bool:
         """See store.Store."""
         member = _member(session.owner, session.session_id)
-        model = ModelKey(session.snapshot.model, session.snapshot.version)
+        snapshot = session.snapshot
         ttl = max(1, round(lifetime(session, self._ttl) * 1000))
         arguments: list[bytes | str | int] = [
             before or b"",
             new_revision(),
             session.SerializeToString(),
-            str(model),
+            _content(ModelKey(snapshot.model, snapshot.version), snapshot.bundle),
             int(session.ended),
             ttl,
             2 * self._milliseconds,
@@ -182,10 +182,10 @@ class RedisStore:
         with self._answering():
             return bool(await self._remove(keys=_keys(owner, member), args=[member, _MODELS]))
 
-    async def count(self, model: ModelKey) -> int:
+    async def count(self, model: ModelKey, bundle: bytes) -> int:
         """See store.Store."""
         with self._answering():
-            return int(await self._count(keys=[f"{_MODELS}{model}"]))
+            return int(await self._count(keys=[f"{_MODELS}{_content(model, bundle)}"]))
 
     async def owned(self, owner: str) -> int:
         """See store.Store."""
@@ -228,6 +228,11 @@ def _member(*names: str) -> str:
     for part in map(str.encode, names):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def _content(model: ModelKey, bundle: bytes) -> str:
+    """Names the content of a version."""
+    return f"{model}/{bundle.hex()}"
 
 
 def _keys(owner: str, member: str) -> list[str]:

@@ -79,8 +79,8 @@ class Store(Protocol):
         """Forgets a session as if it had never been; returns whether there was one."""
         ...
 
-    async def count(self, model: ModelKey) -> int:
-        """How many sessions stay on a model version."""
+    async def count(self, model: ModelKey, bundle: bytes) -> int:
+        """How many sessions stay on a model version, on the content of it that `bundle` tells."""
         ...
 
     async def owned(self, owner: str) -> int:

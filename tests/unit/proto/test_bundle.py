@@ -96,6 +96,7 @@ def test_a_changed_model_is_not_what_was_proven_even_if_the_manifest_vouches(bun
         (lambda report: scan_proof(report)["cases"][0].update(maxAbsDiff="NaN"), "differs from eager by nan"),
         (lambda report: scan_proof(report)["cases"][-1].update(bitDifferences="1"), "1 values differ in their bits"),
         (lambda report: scan_proof(report).update(cases=[]), "has no cases"),
+        (lambda report: scan_proof(report).update(maxAbsDiff=0.5), "max_abs_diff 0.5, its cases say"),
         (lambda report: scan_proof(report).update(bitwise=False), "is not proven to the bit"),
         (lambda report: report["proofs"].pop(), "0 proofs of"),
         (lambda report: report.update(tolerance=1e-3), "tolerance 0.001"),

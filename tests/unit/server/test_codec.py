@@ -1,5 +1,6 @@
 """The codec: what passes keeps its values, what does not names the field and the limit."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,16 +107,25 @@ def test_a_snapshot_comes_back_with_its_bits(state: Float32Array, step: int) -> 
         ({"model": "other"}, SequenceStateError, r"of other/1 \(simple_rnn\), the request is for m/1 \(simple_rnn\)"),
         ({"version": 7}, SequenceStateError, "of m/7 .* for m/1"),
         ({"architecture": "lstm"}, SequenceStateError, r"m/1 \(lstm\)"),
+        ({"bundle": b"A"}, SequenceStateError, "^s: .* of m/1 with bundle 41, served is m/1 with bundle 42$"),
         ({"state": []}, InvalidRequestError, "0 state tensors, 1 expected"),
         ({"state": [b"\0" * 4]}, InvalidRequestError, r"s.state\[0\]: 4 bytes, 64 expected: float32 \[2, 8\]"),
         ({"state": [np.full(16, np.nan, np.float32).tobytes()]}, InvalidRequestError, "not finite"),
     ],
 )
 def test_a_wrong_snapshot_says_what_is_wrong(change: dict[str, Any], error: type[Exception], says: str) -> None:
-    good = encode_snapshot(SPEC, 3, None)
-    fields = {name: getattr(good, name) for name in ("format", "model", "version", "architecture", "step", "state")}
+    spec = replace(SPEC, bundle=b"B")
+    good = encode_snapshot(spec, 3, None)
+    fields = {field.name: value for field, value in good.ListFields()}
+    assert set(fields) == {"format", "model", "version", "architecture", "step", "state", "bundle"}
     with pytest.raises(error, match=says):
-        decode_snapshot(pb.Snapshot(**{**fields, **change}), SPEC, "s")
+        decode_snapshot(pb.Snapshot(**{**fields, **change}), spec, "s")
+
+
+def test_a_snapshot_that_does_not_tell_its_bundle_goes_on() -> None:
+    old = encode_snapshot(SPEC, 3, None)
+    assert not old.bundle
+    assert len(decode_snapshot(old, replace(SPEC, bundle=b"B"), "s")) == 1
 
 
 async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() -> None:

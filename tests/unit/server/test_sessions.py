@@ -29,9 +29,10 @@ from unroll_server.errors import (
     SessionTakenError,
 )
 from unroll_server.metrics import Metrics
+from unroll_server.sessions.chunks import Advance, Advanced
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.redis_store import RedisStore
-from unroll_server.sessions.service import Advance, Advanced, Sessions
+from unroll_server.sessions.service import Sessions
 from unroll_server.sessions.store import Kept, Store
 from unroll_server.types import Float32Array, ModelKey
 
@@ -252,7 +253,7 @@ async def test_a_session_stays_on_its_version_and_another_s_owner_has_none() -> 
         begun = await sessions.advance(ask("s", values, model="m", version=1, start=True, owner="ann"))
         assert (await sessions.advance(ask("s", values, model="m", start=True, owner="bob"))).model is NEWER
         assert begun.model is (await sessions.advance(ask("s", values, owner="ann"))).model is MODEL
-        assert (await sessions.count(ModelKey("m", 1)), await sessions.count(ModelKey("m", 2))) == (1, 1)
+        assert [await sessions.count(ModelKey("m", version), b"") for version in (1, 2)] == [1, 1]
         refused = [
             ({"model": "m", "version": 2}, SequenceStateError, "the session is of m/1, the request names version 2"),
             ({"model": "x"}, SequenceStateError, "the session is of m/1, the request names 'x'"),
@@ -274,6 +275,33 @@ async def test_a_session_stays_on_its_version_and_another_s_owner_has_none() -> 
         assert not await sessions.end("ann", "s")
         with pytest.raises(SessionNotFoundError):
             await sessions.advance(ask("s", values, owner="ann"))
+
+
+async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> None:
+    values = values_of(0, 6)
+    old, new = (
+        replace(model, spec=replace(MODEL.spec, bundle=bundle)) for model, bundle in ((MODEL, b"A"), (NEWER, b"B"))
+    )
+    catalog = Catalog([old])
+    engine = Engine([old, new], max_lanes=4, tick_steps=5, max_queued_steps=1000, metrics=Metrics())
+    sessions = Sessions(MemoryStore(60, 100), catalog, engine)
+    try:
+        await sessions.advance(ask("s", values[:2], start=True))
+        catalog.add(new)
+        assert [await sessions.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B", b"")] == [1, 0, 0]
+        done = await sessions.advance(ask("s", values[2:4]))
+        assert done.model is old
+        assert done.states.tobytes() == alone(old, values, None)[1][2:4].tobytes()
+        catalog.forget(old)
+        says = "^session_id: the session is of m/1 with bundle 41, served is m/1 with bundle 42$"
+        for first_step in (None, 2, 4):
+            with pytest.raises(SequenceStateError, match=says):
+                await sessions.advance(ask("s", values[2:4], first_step=first_step))
+        assert (await sessions.advance(ask("s", values, start=True))).model is new
+        assert [await sessions.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B")] == [0, 1]
+    finally:
+        await asyncio.to_thread(engine.close)
+        await sessions.close()
 
 
 async def test_what_is_refused_late_or_cancelled_leaves_the_session_as_it_was() -> None:
@@ -314,3 +342,24 @@ async def test_an_identity_has_no_more_sessions_than_it_may() -> None:
         await sessions.advance(ask("2", values, start=True, owner="bob"))
         await sessions.advance(ask("1", values, end=True, owner="ann"))
         await sessions.advance(ask("2", values, start=True, owner="ann"))
+
+
+async def test_a_model_is_held_until_its_session_is_stored() -> None:
+    catalog = Catalog([MODEL])
+    engine = Engine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
+    held: list[int] = []
+
+    class Watched(MemoryStore):
+        async def put(self, session: Session, before: bytes | None) -> bool:
+            held.append(catalog.holders(MODEL))
+            return await super().put(session, before)
+
+    sessions = Sessions(Watched(ttl=60, max_sessions=10), catalog, engine)
+    try:
+        await sessions.advance(ask(values=values_of(0, 3), start=True))
+        await sessions.advance(ask(end=True))
+        assert held == [1, 1]
+        assert catalog.holders(MODEL) == 0
+    finally:
+        await asyncio.to_thread(engine.close)
+        await sessions.close()

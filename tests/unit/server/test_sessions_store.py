@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.redis_server import RedisServer, redis_executable
 
 from unroll_proto.v1.session_pb2 import Session
+from unroll_proto.v1.unroll_pb2 import Snapshot
 from unroll_server.errors import SequenceStateError, SessionExpiredError, SessionRoomError, SessionStoreError
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.redis_store import RedisStore
@@ -43,9 +45,9 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[float], St
     return lambda ttl: MemoryStore(ttl, 100)
 
 
-def session(session_id: str = "s", step: int = 0, owner: str = "", ended: bool = False, version: int = 1) -> Session:
+def session(session_id: str = "s", step: int = 0, owner: str = "", ended: bool = False, **of: Any) -> Session:
     made = Session(format=1, owner=owner, session_id=session_id, ended=ended)
-    made.snapshot.format, made.snapshot.model, made.snapshot.version, made.snapshot.step = 1, KEY.name, version, step
+    made.snapshot.MergeFrom(Snapshot(**{"format": 1, "model": KEY.name, "version": 1, "step": step, **of}))
     return made
 
 
@@ -103,15 +105,20 @@ async def test_sessions_are_counted_by_model_version_and_listed_latest_first(
 ) -> None:
     store, name = make(60), request.node.name
     old, new = ModelKey("m", 70), ModelKey("m", 71)
+
+    async def counts() -> tuple[int, int]:
+        return await store.count(old, b"B"), await store.count(new, b"")
+
     for n in range(3):
-        assert await store.put(session(f"{name}{n}", n, version=70), None)
+        assert await store.put(session(f"{name}{n}", n, version=70, bundle=b"B"), None)
     assert await store.put(session(name, owner=name), None)
-    assert (await store.count(old), await store.count(new)) == (3, 0)
+    assert await counts() == (3, 0)
     assert (await store.owned(name), await store.owned(f"{name}0")) == (1, 0)
+    assert (await store.count(old, b""), await store.count(old, b"C")) == (0, 0)
     # Started anew on another version, ended, and removed.
     revisions = [found.revision for n in range(3) if (found := await store.get("", f"{name}{n}"))]
     assert await store.put(session(f"{name}0", version=71), revisions[0])
-    assert (await store.count(old), await store.count(new)) == (2, 1)
+    assert await counts() == (2, 1)
     assert await store.remove(name, name)
     assert await store.owned(name) == 0
     listed = [each for each in await store.listed(100) if each.session_id.startswith(name)]
@@ -122,9 +129,9 @@ async def test_sessions_are_counted_by_model_version_and_listed_latest_first(
     }
     assert all(0 < each.expires_in <= 60 for each in listed)
     assert listed[0].session_id == f"{name}0"
-    assert await store.put(session(f"{name}1", ended=True, version=70), revisions[1])
+    assert await store.put(session(f"{name}1", ended=True, version=70, bundle=b"B"), revisions[1])
     assert await store.remove("", f"{name}2")
-    assert (await store.count(old), await store.count(new)) == (0, 1)
+    assert await counts() == (0, 1)
     assert [each.session_id for each in await store.listed(100) if each.session_id.startswith(name)] == [f"{name}0"]
     await store.close()
 
@@ -136,7 +143,7 @@ async def test_a_session_that_rested_too_long_is_told_apart_until_it_starts_anew
     assert await store.put(session(f"{name} ended", ended=True, version=80), None)
     assert await store.put(session(name, version=80), None)
     async with asyncio.timeout(30):
-        while await store.count(ModelKey("m", 80)):  # noqa: ASYNC110 (Redis tells nobody)
+        while await store.count(ModelKey("m", 80), b""):  # noqa: ASYNC110 (Redis tells nobody)
             await asyncio.sleep(0.01)
     with pytest.raises(SessionExpiredError, match=r"^session_id: the session rested for more than"):
         await store.get("", name)
