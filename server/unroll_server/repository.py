@@ -14,19 +14,19 @@ from typing import Any, TypeVar
 from unroll_proto.bundle import BundleError
 from unroll_server.bundle import Fingerprint, find_bundles, fingerprint, path_of, verify
 from unroll_server.catalog import Catalog
+from unroll_server.departures import CountSessions, Departures
 from unroll_server.engine import Engine
-from unroll_server.errors import ModelNotFoundError, ModelRefusedError, RequestError, StartupError
+from unroll_server.errors import ModelNotFoundError, ModelRefusedError, StartupError
 from unroll_server.index import IndexEntry, VersionState
 from unroll_server.metrics import Metrics
 from unroll_server.models import Loader, Model
 from unroll_server.types import ModelKey
+from unroll_server.watcher import Watcher
 
 _log = logging.getLogger(__name__)
 
 NICENESS = 10
 """Of the thread that loads while others are served (Linux)."""
-LOOK_AGAIN = 5.0
-"""Seconds between looks for the sessions of versions that leave, where the repository is not polled."""
 
 _T = TypeVar("_T")
 
@@ -48,7 +48,7 @@ class _Version:
     missed: bool = False
 
 
-async def _none(_: ModelKey) -> int:
+async def _none(_: ModelKey, __: bytes) -> int:
     return 0
 
 
@@ -67,9 +67,11 @@ class Repository:
         metrics: Counts what is loaded and refused.
         keep: How many versions of a model to serve, the newest good ones; None for all.
         poll: Seconds between looks at the folder; 0 for none.
+        linger: Seconds that a version stays loaded at least when it leaves: processes that have not looked yet may
+            still begin sessions on it.
 
     Attributes:
-        sessions: Counts the sessions that go on with a version; it leaves when there are none.
+        sessions: Counts the sessions that go on with a content of a version; it leaves when there are none.
         on_change: Called when what takes new work has changed.
     """
 
@@ -83,8 +85,9 @@ class Repository:
         *,
         keep: int | None = None,
         poll: float = 0.0,
+        linger: float = 0.0,
     ) -> None:
-        self.sessions: Callable[[ModelKey], Awaitable[int]] = _none
+        self.sessions: CountSessions = _none
         self.on_change: Callable[[], Awaitable[None]] = _unheard
         self._root = root
         self._loader = loader
@@ -92,19 +95,23 @@ class Repository:
         self._engine = engine
         self._metrics = metrics
         self._keep = keep
-        self._poll = poll
+        self._departures = Departures(catalog, engine, metrics, linger)
         self._versions: dict[ModelKey, _Version] = {}
         self._loading: set[ModelKey] = set()
         self._unloaded: set[str] = set()
         self._unreadable = ""
         self._changed = False
+        # What the folder held when it was looked at last.
+        self._seen: dict[ModelKey, Fingerprint] = {}
+        self._looking: asyncio.Task[None] | None = None
         # One change at a time, in the order in which they were asked for.
         self._lock = asyncio.Lock()
-        self._freed = asyncio.Event()
-        self._watcher: asyncio.Task[None] | None = None
+        self._watcher = Watcher(
+            poll, lambda: self._refresh(patient=True), self._let_go_in_turn, lambda: bool(catalog.leaving)
+        )
         # One thread, so that what libraries keep for each thread is kept once.
         self._thread = ThreadPoolExecutor(1, "models")
-        catalog.on_free = self._freed.set
+        catalog.on_free = self._watcher.wake
 
     async def open(self) -> None:
         """Loads what is there, and begins to watch it.
@@ -126,12 +133,11 @@ class Repository:
             problems = "; ".join(version.refused for version in self._versions.values())
             raise StartupError(f"--models: no bundle under {self._root} can be served: {problems}")
         await self._on_thread(_be_nice)
-        self._watcher = asyncio.create_task(self._watch())
+        self._watcher.start()
 
     def close(self) -> None:
         """Stops watching. What is being loaded is not served any more."""
-        if self._watcher:
-            self._watcher.cancel()
+        self._watcher.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def index(self) -> list[IndexEntry]:
@@ -143,12 +149,27 @@ class Repository:
             if key in ready or (version.refused and key not in self._loading)
         ]
         entries += [IndexEntry(*key, VersionState.LOADING, "") for key in self._loading - ready]
-        entries += [IndexEntry(*model.spec.key, VersionState.LEAVING, "") for model in self._catalog.leaving]
+        # One whose content was replaced takes new work, whatever is left of the old.
+        leaving = {model.spec.key for model in self._catalog.leaving} - ready
+        entries += [IndexEntry(*key, VersionState.LEAVING, "") for key in leaving]
         return sorted(entries)
 
     async def refresh(self) -> None:
         """Looks at the folder: loads what is new or has changed, lets go what is gone."""
         await self._refresh(patient=False)
+
+    async def look_for(self, key: ModelKey) -> None:
+        """Looks at the folder where the files of a version are not those of the last look.
+
+        Of several processes that each look for themselves, another one may have been faster.
+        """
+        there, *files = await self._on_thread(fingerprint, self._root, key)
+        if there is None or (there, *files) == self._seen.get(key):
+            return
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._refresh(patient=True))
+        # Whoever asked first may be gone before the others have their answer.
+        await asyncio.shield(self._looking)
 
     async def _refresh(self, patient: bool) -> None:
         """See refresh.
@@ -166,6 +187,7 @@ class Repository:
                 self._unreadable = str(error)
                 return
             self._unreadable = ""
+            seen = dict(found)
             known = {key.name for key in self._versions}
             for key, version in self._versions.items():
                 gone = key not in found and version.model is not None
@@ -173,6 +195,7 @@ class Repository:
                     found[key] = version.seen
                 version.missed = gone
             await self._settle(found, known.union(key.name for key in found) - self._unloaded)
+            self._seen = seen
             await self._let_go()
 
     async def load(self, name: str) -> None:
@@ -213,26 +236,9 @@ class Repository:
             await self._settle({}, {name})
             await self._let_go()
 
-    async def _watch(self) -> None:
-        """Looks at the folder now and then, and lets go of versions when they are free."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._poll
-        while True:
-            pause = max(0.0, due - loop.time()) if self._poll else LOOK_AGAIN if self._catalog.leaving else None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._freed.wait()
-            self._freed.clear()
-            try:
-                if self._poll and loop.time() >= due:
-                    await self._refresh(patient=True)
-                    due = loop.time() + self._poll
-                else:
-                    async with self._lock:
-                        await self._let_go()
-            except Exception:
-                _log.exception("the repository could not be brought up to date")
-                due = loop.time() + self._poll
+    async def _let_go_in_turn(self) -> None:
+        async with self._lock:
+            await self._let_go()
 
     async def _settle(self, found: dict[ModelKey, Fingerprint], names: Iterable[str]) -> None:
         """Brings what is served of the models `names` in step with what was found of them."""
@@ -281,7 +287,7 @@ class Repository:
     def _load(self, key: ModelKey, current: Model | None, others: list[Model]) -> Model:
         """Verifies and loads a version, on the thread; `current` where that has the same content."""
         bundle = verify(self._root, key)
-        return current if current and current.digest == bundle.digest else self._loader.load(bundle, others)
+        return current if current and current.spec.bundle == bundle.spec.bundle else self._loader.load(bundle, others)
 
     def _refuse(self, key: ModelKey, seen: Fingerprint, current: Model | None, reason: str) -> None:
         known = self._versions.get(key)
@@ -297,25 +303,8 @@ class Repository:
         _log.info("%s takes no new work", model.spec.key)
 
     async def _let_go(self) -> None:
-        """Unloads the versions that leave and that nobody needs any more."""
-        for model in list(self._catalog.leaving):
-            key = model.spec.key
-            if self._catalog.holders(model) or await self._has_sessions(model):
-                continue
-            # Somebody may have come while the sessions were counted.
-            if not self._catalog.holders(model):
-                self._catalog.forget(model)
-                self._engine.remove_model(model)
-                if key not in self._versions:
-                    self._metrics.model_removed(str(key))
-                _log.info("%s unloaded", key)
-
-    async def _has_sessions(self, model: Model) -> bool:
-        try:
-            return await self.sessions(model.spec.key) > 0
-        except RequestError as error:
-            _log.warning("%s stays loaded: its sessions can't be counted: %s", model.spec.key, error)
-            return True
+        """Unloads the versions that leave and that nobody needs any more; the caller has the lock."""
+        await self._departures.let_go(self.sessions, self._versions)
 
     async def _on_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)

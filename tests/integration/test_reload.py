@@ -172,14 +172,33 @@ async def test_a_version_replaced_in_place_leaves_its_sequences_alone(
         held = Held(stub)
         await held.open()
         await held.go_on(10)
-        bundles.publish(exported[0], root, "m", 1)
 
         async def replaced() -> bool:
             answer = await stub.Classify(wire.classify_request([VALUES], "m"))
             return bool(answer.logits == EXPECTED[0][0][-1:].tobytes())
 
+        request = pb.AdvanceRequest(session_id="s", start=True, values=wire.to_bytes(VALUES[:10]), return_logits=True)
+        await stub.Advance(request)
+        snapshot = await held.snapshot()
+        bundles.publish(exported[0], root, "m", 1)
         await until(replaced)
+        # What was begun on the old content goes on with it as long as it is loaded, which the session sees to.
         await held.close()
+        again = pb.AdvanceRequest(session_id="s", values=wire.to_bytes(VALUES[10:20]), return_logits=True)
+        check(1, (await stub.Advance(again)).logits, 10, 20)
+        forked = Held(stub)
+        await forked.open(initial_state=snapshot)
+        forked.version, forked._step = 1, 10
+        await forked.close()
+        await stub.Advance(pb.AdvanceRequest(session_id="s", end=True))
+
+        async def gone() -> bool:
+            return "m/1 unloaded" in process.log
+
+        await until(gone)
+        (refused,) = await wire.exchange(stub, [wire.open_request("k", "m", initial_state=snapshot)])
+        assert refused.error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+        assert f"the snapshot is of m/1 with bundle {snapshot.bundle.hex()}, served is m/1" in refused.error.message
 
 
 async def test_a_bad_version_is_refused_and_the_old_one_serves(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from support import wire
+from support import bundles, wire
 from support.processes import ServerProcess, run
 
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -17,11 +17,11 @@ def repository(bundle_root: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(bundle_root: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of two versions of `jv` and one of `other`."""
     root = Path(shutil.copytree(bundle_root, tmp_path_factory.mktemp("several") / "models"))
-    run("unroll-export", run_folder, "--out", root / "jv")
-    run("unroll-export", run_folder, "--out", root / "other")
+    for name, version in (("jv", 2), ("other", 1)):
+        bundles.publish(bundle_root / "jv" / "1", root, name, version)
     return root
 
 

@@ -42,12 +42,14 @@ def root(exported: list[Path], tmp_path: Path) -> Path:
 class Served:
     """A repository with what it tells."""
 
-    def __init__(self, root: Path, keep: int | None = None, poll: float = 0.0) -> None:
+    def __init__(self, root: Path, keep: int | None = None, poll: float = 0.0, linger: float = 0.0) -> None:
         metrics = Metrics()
         self.engine = Engine((), max_lanes=LANES, tick_steps=5, max_queued_steps=10**6, metrics=metrics)
         self.catalog = Catalog()
         loader = Loader("onnx", "cpu", LANES)
-        self.repository = Repository(root, loader, self.catalog, self.engine, metrics, keep=keep, poll=poll)
+        self.repository = Repository(
+            root, loader, self.catalog, self.engine, metrics, keep=keep, poll=poll, linger=linger
+        )
         self.changes: list[list[str]] = []
         self.changed = asyncio.Event()
         self.repository.on_change = self._hear
@@ -81,8 +83,8 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def serving(root: Path, keep: int | None = None, poll: float = 0.0) -> AsyncIterator[Served]:
-    served = Served(root, keep, poll)
+async def serving(root: Path, keep: int | None = None, poll: float = 0.0, linger: float = 0.0) -> AsyncIterator[Served]:
+    served = Served(root, keep, poll, linger)
     try:
         await served.repository.open()
         yield served
@@ -133,14 +135,14 @@ async def test_a_held_version_stays_loaded_until_its_last_holder_has_gone(root: 
         served.catalog.release(model)
         await served.repository.refresh()
         assert served.index == [("m", 1, "LEAVING")]
-        assert served.catalog.find("m", 1, resumes=True) is model
+        assert served.catalog.find("m", 1, resumes=b"") is model
         with pytest.raises(ModelNotFoundError):
             served.catalog.find("m", 1)
         await served.classify(model)
         served.catalog.release(model)
         await until(lambda: not served.catalog.leaving)  # it goes by itself
         with pytest.raises(ModelNotFoundError):
-            served.catalog.find("m", 1, resumes=True)
+            served.catalog.find("m", 1, resumes=b"")
         with pytest.raises(ModelNotFoundError, match="m/1 is not served any more"):
             await served.classify(model)
 
@@ -149,7 +151,7 @@ async def test_a_version_with_sessions_stays_loaded(root: Path) -> None:
     async with serving(root) as served:
         sessions: dict[ModelKey, int] = {ModelKey("m", 1): 1}
 
-        async def count(key: ModelKey) -> int:
+        async def count(key: ModelKey, bundle: bytes) -> int:
             if sessions[key] < 0:
                 raise SessionStoreError("the store does not answer")
             return sessions[key]
@@ -165,6 +167,26 @@ async def test_a_version_with_sessions_stays_loaded(root: Path) -> None:
         assert served.index == []
 
 
+async def test_a_version_stays_for_a_session_that_is_stored_while_they_are_counted(root: Path) -> None:
+    async with serving(root) as served:
+        model = served.catalog.find("m", 1)
+        stored: list[str] = []
+
+        async def count(key: ModelKey, bundle: bytes) -> int:
+            before = len(stored)
+            if not before:
+                served.catalog.hold(model)
+                stored.append("session")
+                served.catalog.release(model)
+            return before
+
+        served.repository.sessions = count
+        bundles.withdraw(root / "m" / "1")
+        await served.repository.refresh()
+        await served.repository.refresh()
+        assert served.index == [("m", 1, "LEAVING")]
+
+
 async def test_a_version_replaced_in_place_serves_new_work_and_the_old_content_its_sequences(
     root: Path, exported: list[Path]
 ) -> None:
@@ -175,10 +197,12 @@ async def test_a_version_replaced_in_place_serves_new_work_and_the_old_content_i
         await served.repository.refresh()
         new = served.catalog.find("m", 1)
         assert new is not old
-        assert new.digest != old.digest
+        assert new.spec.bundle != old.spec.bundle
+        for bundle, model in ((new.spec.bundle, new), (old.spec.bundle, old), (b"", new), (b"other", new), (None, new)):
+            assert served.catalog.find("m", 1, resumes=bundle) is model
         await served.classify(old)
         await served.classify(new)
-        assert served.index == [("m", 1, "LEAVING"), ("m", 1, "READY")]
+        assert served.index == [("m", 1, "READY")]
         served.catalog.release(old)
         await served.repository.refresh()
         assert served.index == [("m", 1, "READY")]
@@ -335,3 +359,28 @@ async def test_reloads_leave_nothing_behind(root: Path, exported: list[Path]) ->
             await until(lambda: not any(runtime() for runtime in gone))
         finally:
             gc.enable()
+
+
+async def test_what_another_process_may_know_already_is_looked_for_once(exported: list[Path], root: Path) -> None:
+    async with serving(root) as served:
+        assert served.names == ["m/1"]
+        await served.repository.look_for(ModelKey("m", 2))
+        assert served.changes == [["m/1"]]
+        bundles.publish(exported[0], root, "m", 2)
+        await asyncio.gather(*(served.repository.look_for(ModelKey("m", 2)) for _ in range(5)))
+        assert served.names == ["m/1", "m/2"]
+        bundles.publish(exported[1], root, "m", 2)
+        old = served.catalog.find("m", 2)
+        await served.repository.look_for(ModelKey("m", 2))
+        assert served.catalog.find("m", 2).spec.bundle != old.spec.bundle
+        assert len(served.changes) == 3
+
+
+async def test_a_version_that_leaves_waits_for_processes_that_have_not_looked_yet(
+    exported: list[Path], root: Path
+) -> None:
+    async with serving(root, keep=1, linger=3600) as served:
+        bundles.publish(exported[1], root, "m", 2)
+        await served.repository.refresh()
+        await served.repository.refresh()
+        assert served.index == [("m", 1, "LEAVING"), ("m", 2, "READY")]
