@@ -1,4 +1,4 @@
-"""What every process of the server does alike: logging, and the signals that end it."""
+"""What every process of the server does alike: logging, what it may hold, and the signals that end it."""
 
 import asyncio
 import json
@@ -6,11 +6,17 @@ import logging
 import os
 import re
 import signal
+import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from unroll_server import caller
 
+_log = logging.getLogger(__name__)
+
+OTHERS = 200
+"""Descriptors of a process, at most, that are no connections."""
 _WORD = re.compile(r"[!#-<>-~]+")
 
 
@@ -24,6 +30,28 @@ def configure_logging(level: str, form: str = "text") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    if level != "debug":
+        # Its core tells of its own doings, on standard error and past the form; it asks when it is imported.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def allow_descriptors(connections: int) -> None:
+    """Lets this process, and those that it starts, hold as many descriptors as the system lets them.
+
+    Args:
+        connections: That there may be, each of which is a descriptor; it is logged where they are too many.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS says that there is no limit, and allows less.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if soft != resource.RLIM_INFINITY and soft < connections + OTHERS:
+        _log.warning("at most %d descriptors, too few for --max-connections %d: see ulimit -n", soft, connections)
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:

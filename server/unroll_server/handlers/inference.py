@@ -102,7 +102,9 @@ class InferenceService(GRPCInferenceServiceServicer):
         if self._draining:
             raise DrainingError("the server is shutting down")
         # A stream's deadline ends the stream; each of its requests can have a timeout of its own.
-        stream = InferenceStream(lambda each: self._inference.answer(each, math.inf), _unforeseen)
+        stream = InferenceStream(
+            lambda each: self._inference.answer(each, math.inf), _unforeseen, self._inference.expected_bytes
+        )
         self._streams.add(stream)
         try:
             async with aclosing(stream.responses(request_iterator)) as responses:

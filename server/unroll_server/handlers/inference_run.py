@@ -24,8 +24,9 @@ from unroll_server.handlers.inference_request import (
 )
 from unroll_server.handlers.inference_statistics import Stages, Statistics
 from unroll_server.models import Model
+from unroll_server.sessions.chunks import Advance
 from unroll_server.sessions.running import compute
-from unroll_server.sessions.service import Advance, Sessions
+from unroll_server.sessions.service import Sessions
 from unroll_server.types import Float32Array, ModelSpec, State
 from unroll_server.work import Batch
 
@@ -101,6 +102,20 @@ class Inference:
         self.statistics.answered(results.model.spec.key, inputs.batch, stages)
         return response
 
+    def expected_bytes(self, request: pb.ModelInferRequest) -> int:
+        """How many bytes the states in the response to a request will have, at most; 0 where it can't have any."""
+        names = {output.name for output in request.outputs}
+        shapes = [list(each.shape) for each in request.inputs if each.name == "input"]
+        specs = [model.spec for model in self._catalog.models if request.model_name in ("", model.spec.key.name)]
+        if not names & {"states", "final_state"} or not specs or [len(shape) for shape in shapes] != [3]:
+            return 0
+        # Nothing is checked yet: what can't be will be refused.
+        batch, steps = min(max(shapes[0][0], 0), self._limits.max_sequences), max(shapes[0][1], 0)
+        width = 4 * max(spec.hidden_size for spec in specs)
+        states = min(batch * steps * width, MAX_STATES_BYTES) if "states" in names else 0
+        final = batch * max(spec.num_layers for spec in specs) * width if "final_state" in names else 0
+        return states + final
+
     async def _run(
         self, model: Model, inputs: tensors.Inputs, wanted: tuple[Wanted, ...], deadline: float, stages: Stages
     ) -> _Results:
@@ -116,13 +131,10 @@ class Inference:
             stages.waited = int(batch.waited * 1e9)
             return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))
         # Between two pieces of a sequence the engine may have no work of the model.
-        self._catalog.hold(model)
-        try:
+        with self._catalog.held(model):
             return _Results(
                 model, await self._run_keeping_states(model, inputs, rows, offsets.tolist(), state, deadline)
             )
-        finally:
-            self._catalog.release(model)
 
     async def _run_keeping_states(
         self,

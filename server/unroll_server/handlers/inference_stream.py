@@ -12,12 +12,13 @@ from unroll_server.interceptors import status_of
 MAX_UNANSWERED = 256
 """Requests of one stream that are read and whose answers the caller has not yet taken; past it it is not read."""
 MAX_BYTES = 2**26
-"""Bytes of those requests and answers together, likewise; the answers of requests under way come on top."""
+"""Bytes of those requests and of their answers, there or to come, likewise; one request and its answer come on top."""
 LINGER = 1.0
 """Seconds that a draining stream listens to a caller that has not half-closed it."""
 FINAL = "triton_final_response"
 """The parameter that marks the last response to a request: here each is."""
 
+Expected = Callable[[pb.ModelInferRequest], int]
 Answer = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
 
 
@@ -34,11 +35,15 @@ class InferenceStream:
     Args:
         answer: Answers a request.
         unforeseen: Told of an error that is no RequestError.
+        expected: How many bytes the answer to a request will have, where that may be many.
     """
 
-    def __init__(self, answer: Answer, unforeseen: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, answer: Answer, unforeseen: Callable[[Exception], None], expected: Expected = lambda _: 0
+    ) -> None:
         self._answer = answer
         self._unforeseen = unforeseen
+        self._expected = expected
         self._latest: dict[_Key, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._out: deque[pb.ModelStreamInferResponse] = deque()
@@ -113,8 +118,9 @@ class InferenceStream:
         key = _key(request)
         before = self._latest.get(key)
         self._requested += 1
-        self._bytes += request.ByteSize()
-        task = asyncio.create_task(self._serve(request, key, before))
+        size = request.ByteSize() + self._expected(request)
+        self._bytes += size
+        task = asyncio.create_task(self._serve(request, key, before, size))
         self._latest[key] = task
         self._running.add(task)
         task.add_done_callback(lambda done: self._forget(key, done))
@@ -124,7 +130,9 @@ class InferenceStream:
         if self._latest.get(key) is task:
             del self._latest[key]
 
-    async def _serve(self, request: pb.ModelInferRequest, key: _Key, before: asyncio.Task[None] | None) -> None:
+    async def _serve(
+        self, request: pb.ModelInferRequest, key: _Key, before: asyncio.Task[None] | None, size: int
+    ) -> None:
         # What is of no sequence runs at once, and is answered in its order, as a caller that gives no ids must expect.
         if before and key.sequence:
             await asyncio.wait({before})
@@ -138,7 +146,7 @@ class InferenceStream:
         response.infer_response.parameters[FINAL].bool_param = True
         if before and not key.sequence:
             await asyncio.wait({before})
-        self._bytes += response.ByteSize() - request.ByteSize()
+        self._bytes += response.ByteSize() - size
         self._out.append(response)
         self._written.set()
 

@@ -11,7 +11,9 @@ from unroll_server.classes import classify
 from unroll_server.codec import decode_chunk, decode_snapshot, encode, encode_snapshot
 from unroll_server.config import Limits
 from unroll_server.errors import InvalidRequestError
-from unroll_server.sessions.service import Advance, Advanced, Sessions
+from unroll_server.handlers.resuming import model_of
+from unroll_server.sessions.chunks import Advance, Advanced
+from unroll_server.sessions.service import Sessions
 from unroll_server.types import Float32Array, ModelSpec
 
 
@@ -27,9 +29,9 @@ async def advance(
     if request.HasField("initial_state"):
         if not request.start:
             raise InvalidRequestError("only a session that starts can have one", "initial_state")
-        # The version that the snapshot is of, where none is named.
-        spec = catalog.find(name, version or request.initial_state.version, resumes=True).spec
-        state = decode_snapshot(request.initial_state, spec, "initial_state")
+        snapshot = request.initial_state
+        spec = model_of(catalog, snapshot, name, version, "initial_state").spec
+        state = decode_snapshot(snapshot, spec, "initial_state")
         name, version = spec.key
     remaining = context.time_remaining()
     done = await sessions.advance(
@@ -45,6 +47,7 @@ async def advance(
             deadline=math.inf if remaining is None else time.monotonic() + remaining,
             initial_state=state,
             initial_step=request.initial_state.step,
+            initial_bundle=request.initial_state.bundle,
             keep_states=request.return_states,
         )
     )

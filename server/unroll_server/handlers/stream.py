@@ -12,15 +12,20 @@ from unroll_server.codec import MAX_KEY_BYTES, decode_chunk, decode_snapshot, en
 from unroll_server.config import Limits
 from unroll_server.engine import Engine
 from unroll_server.errors import InvalidRequestError, RequestError, SequenceStateError
+from unroll_server.handlers.resuming import model_of
 from unroll_server.interceptors import status_of
-from unroll_server.sequence import Repeatable, Sequence
+from unroll_server.sequence import PIECE, Repeatable, Sequence
 from unroll_server.types import Float32Array
 from unroll_server.usage import OPEN_SEQUENCES, Usage
 
 MAX_UNANSWERED = 256
 """Messages of one stream that are read and not yet answered; past it the stream is not read."""
+MAX_UNANSWERED_BYTES = 2**25
+"""Bytes of those messages, likewise; one message comes on top."""
 MAX_UNSENT = 64
 """Answers of one stream that wait for a slow reader; past it its sequences wait."""
+MAX_UNSENT_BYTES = 2**24
+"""Bytes of those answers and of those that are being computed, likewise; one piece of a chunk comes on top."""
 LINGER = 1.0
 """Seconds that a draining stream listens to a caller that has not half-closed it."""
 
@@ -31,41 +36,77 @@ class _Slot:
     It is the reader of its sequence's chunks. While it is busy, a chunk runs.
     """
 
-    __slots__ = ("busy", "every", "key", "logits", "pending", "sequence", "states", "stream")
+    __slots__ = (
+        "busy",
+        "every",
+        "key",
+        "left",
+        "logits",
+        "pending",
+        "promised",
+        "sequence",
+        "size",
+        "states",
+        "stream",
+        "width",
+    )
 
     def __init__(self, stream: "Stream", key: str) -> None:
         self.stream = stream
         self.key = key
         self.sequence: Sequence | None = None
-        self.pending: deque[pb.UnrollRequest] | None = None
+        self.pending: deque[tuple[pb.UnrollRequest, int]] | None = None
         self.busy = False
         self.every = 1
         self.states = False
         self.logits = False
+        # Of the chunk that runs: bytes of its message, steps not yet computed, and bytes of answers to its piece.
+        self.size = 0
+        self.left = 0
+        self.promised = 0
+        # Bytes of the answer to a step.
+        self.width = 0
+
+    def promise(self) -> None:
+        """The next piece of the chunk is on its way."""
+        self.promised = min(self.left, PIECE) * self.width // self.every
+        self.stream.expect(self.promised)
+
+    def _keep_promise(self) -> None:
+        """What was promised is sent, or never will be."""
+        self.stream.expect(-self.promised)
+        self.promised = 0
 
     def progressed(self, step: int, count: int, logits: Float32Array, states: Float32Array) -> None:
         """See sequence.Reader."""
+        self.left -= count
         if self.every > 1:
             # Reported are the steps s with (s + 1) % every == 0.
             reported = slice(self.every - 1 - step % self.every, None, self.every)
             logits, states = logits[reported], states[reported]
         steps = pb.Steps(first_step=step, count=count)
+        size = 0
         if self.states:
             steps.states = encode(states)
+            size = states.nbytes
         if self.logits:
             steps.logits = encode(logits)
-        self.stream.send(pb.UnrollResponse(key=self.key, steps=steps))
+            size += logits.nbytes
+        self.stream.send(pb.UnrollResponse(key=self.key, steps=steps), size)
 
     def paused(self) -> None:
         """See sequence.Reader."""
+        self._keep_promise()
         self.stream.when_there_is_room(self)
 
     def finished(self) -> None:
         """See sequence.Reader."""
+        self._keep_promise()
         self.stream.answered(self)
 
     def failed(self, error: RequestError) -> None:
         """See sequence.Reader."""
+        self._keep_promise()
         self.stream.send(pb.UnrollResponse(key=self.key, error=status_of(error)))
         self.stream.answered(self)
 
@@ -94,8 +135,13 @@ class Stream:
         self._repeatable = Repeatable()
         self._call = watched.get()
         self._unanswered = 0
-        self._out: deque[pb.UnrollResponse] = deque()
+        self._unanswered_bytes = 0
+        # With their sizes, as far as those matter.
+        self._out: deque[tuple[pb.UnrollResponse, int]] = deque()
+        self._bytes = 0
+        # Who waits for room: slots, and perhaps the reader.
         self._held: deque[_Slot] = deque()
+        self._crowded = False
         # Set whenever what it stands for may have changed.
         self._written = asyncio.Event()
         self._fewer = asyncio.Event()
@@ -113,8 +159,11 @@ class Stream:
         try:
             while True:
                 while out:
-                    yield out.popleft()
-                    if len(out) == MAX_UNSENT - 1:
+                    response, size = out.popleft()
+                    yield response
+                    # One that the transport has not taken yet still counts.
+                    self._bytes -= size
+                    if self._crowded:
                         self._go_on()
                 if runner.done():
                     break
@@ -130,27 +179,40 @@ class Stream:
                     self._usage.give(OPEN_SEQUENCES, self._owner)
                     self._catalog.release(slot.sequence.model)
 
-    def send(self, response: pb.UnrollResponse) -> None:
-        """Puts an answer into the caller's queue."""
-        self._out.append(response)
+    def send(self, response: pb.UnrollResponse, size: int = 0) -> None:
+        """Puts an answer, which holds so many bytes of values, into the caller's queue."""
+        self._out.append((response, size))
+        self._bytes += size
         self._written.set()
 
+    def expect(self, size: int) -> None:
+        """So many bytes of answers are about to be computed; less than 0: not any more."""
+        self._bytes += size
+
     def when_there_is_room(self, slot: _Slot) -> None:
-        """Goes on with the chunk of `slot`, at once or when the caller has read more."""
-        if len(self._out) < MAX_UNSENT:
+        """Goes on with the chunk of `slot`, or its next message, at once or when the caller has read more."""
+        if self._has_room():
             self._resume(slot)
         else:
+            self._crowded = True
             self._held.append(slot)
 
     def answered(self, slot: _Slot) -> None:
         """Goes on with the next message of `slot`, whose chunk is answered."""
         slot.busy = False
-        self._unanswered -= 1
-        self._fewer.set()
+        self._count_answered(slot.size)
         if slot.pending:
-            self._serve(slot, slot.pending.popleft())
+            self.when_there_is_room(slot)
         else:
             slot.pending = None
+
+    def _count_answered(self, size: int) -> None:
+        self._unanswered -= 1
+        self._unanswered_bytes -= size
+        self._fewer.set()
+
+    def _has_room(self) -> bool:
+        return len(self._out) < MAX_UNSENT and self._bytes < MAX_UNSENT_BYTES
 
     async def _run(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
         reader = asyncio.create_task(self._read(requests))
@@ -182,18 +244,25 @@ class Stream:
             slot = self._slots.get(key)
             if slot is None:
                 slot = self._slots[key] = _Slot(self, key)
+            size = request.ByteSize()
             self._unanswered += 1
-            if slot.busy:
+            self._unanswered_bytes += size
+            if slot.busy or slot.pending:
                 if slot.pending is None:
                     slot.pending = deque()
-                slot.pending.append(request)
+                slot.pending.append((request, size))
             else:
-                self._serve(slot, request)
-            while self._unanswered >= MAX_UNANSWERED or len(self._out) >= MAX_UNSENT:
+                self._serve(slot, request, size)
+            while (
+                self._unanswered >= MAX_UNANSWERED
+                or self._unanswered_bytes >= MAX_UNANSWERED_BYTES
+                or not self._has_room()
+            ):
+                self._crowded = True
                 self._fewer.clear()
                 await self._fewer.wait()
 
-    def _serve(self, slot: _Slot, request: pb.UnrollRequest) -> None:
+    def _serve(self, slot: _Slot, request: pb.UnrollRequest, size: int) -> None:
         """Answers a message of a slot, and those that wait behind it, until a chunk runs."""
         while True:
             try:
@@ -201,27 +270,38 @@ class Stream:
             except RequestError as error:
                 self.send(pb.UnrollResponse(key=slot.key, error=status_of(error)))
             if slot.busy:
+                slot.size = size
                 return
-            self._unanswered -= 1
-            self._fewer.set()
+            self._count_answered(size)
             if not slot.pending:
                 break
-            request = slot.pending.popleft()
+            if not self._has_room():
+                self.when_there_is_room(slot)
+                return
+            request, size = slot.pending.popleft()
         slot.pending = None
         if not slot.sequence:
             self._slots.pop(slot.key, None)
 
     def _go_on(self) -> None:
-        while self._held and len(self._out) < MAX_UNSENT:
+        while self._held and self._has_room():
             self._resume(self._held.popleft())
-        self._fewer.set()
+        if not self._held and self._has_room():
+            self._crowded = False
+            self._fewer.set()
 
     def _resume(self, slot: _Slot) -> None:
+        if not slot.busy:
+            assert slot.pending
+            self._serve(slot, *slot.pending.popleft())
+            return
         assert slot.sequence is not None
         try:
             slot.sequence.resume()
         except RequestError as error:
             slot.failed(error)
+        else:
+            slot.promise()
 
     def _answer(self, slot: _Slot, request: pb.UnrollRequest) -> bool:
         """Answers a message; True where that is still to come."""
@@ -230,7 +310,8 @@ class Stream:
             self._check_key(key)
             sequence = slot.sequence = self._opened(slot, request.open)
             spec = sequence.model.spec
-            opened = pb.SequenceOpened(model=spec.key.name, version=spec.key.version, step=sequence.step)
+            name, version = spec.key
+            opened = pb.SequenceOpened(model=name, version=version, step=sequence.step, bundle=spec.bundle)
             self.send(pb.UnrollResponse(key=key, opened=opened))
             return False
         if slot.sequence is None:
@@ -243,16 +324,19 @@ class Stream:
             chunk = request.chunk
             values = decode_chunk(chunk.values, sequence.model.spec, self._limits)
             sequence.start(chunk.first_step, values, slot)
+            slot.left = len(values)
+            slot.promise()
             return True
         if action == "take_snapshot":
             snapshot = encode_snapshot(sequence.model.spec, sequence.step, sequence.state)
-            self.send(pb.UnrollResponse(key=key, snapshot=snapshot))
+            self.send(pb.UnrollResponse(key=key, snapshot=snapshot), snapshot.ByteSize())
         elif action == "close":
             slot.sequence = None
             self._open -= 1
             self._usage.give(OPEN_SEQUENCES, self._owner)
             self._catalog.release(sequence.model)
-            self.send(_closed(key, sequence, pb.SequenceClosed.REASON_CLOSED))
+            closed = _closed(key, sequence, pb.SequenceClosed.REASON_CLOSED)
+            self.send(closed, closed.ByteSize())
         else:
             raise InvalidRequestError("one of open, chunk, take_snapshot, close expected", "action")
         return False
@@ -268,16 +352,20 @@ class Stream:
         if self._open >= self._limits.max_open_sequences:
             problem = f"{self._open} sequences are open on this stream, {self._limits.max_open_sequences} allowed"
             raise InvalidRequestError(problem, "open")
-        resumes = request.HasField("initial_state")
-        version = request.version or (request.initial_state.version if resumes else 0)
-        model = self._catalog.find(request.model, version, "open.model", resumes)
-        state = decode_snapshot(request.initial_state, model.spec, "open.initial_state") if resumes else None
+        snapshot = request.initial_state if request.HasField("initial_state") else None
+        name, version, state = request.model, request.version, None
+        if snapshot:
+            model = model_of(self._catalog, snapshot, name, version, "open.initial_state", "open.model")
+            state = decode_snapshot(snapshot, model.spec, "open.initial_state")
+        else:
+            model = self._catalog.find(name, version, "open.model")
         self._usage.take(OPEN_SEQUENCES, self._owner)
         self._open += 1
         self._catalog.hold(model)
         slot.every = request.every or 1
         slot.states = request.return_states
         slot.logits = request.return_logits
+        slot.width = 4 * (slot.states * model.spec.hidden_size + slot.logits * model.spec.output_size)
         step = request.initial_state.step
         return Sequence(self._engine, model, step, state, self._repeatable, self._owner, self._call)
 

@@ -13,6 +13,7 @@ from unroll_server.codec import decode_batch, encode_batch
 from unroll_server.config import Limits
 from unroll_server.engine import Engine
 from unroll_server.errors import DrainingError
+from unroll_server.handlers.resuming import model_of
 from unroll_server.handlers.sessions import advance
 from unroll_server.handlers.stream import Stream
 from unroll_server.models import Model
@@ -48,10 +49,13 @@ class UnrollService(UnrollServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See unroll.proto."""
-        version = request.version
-        if not version and request.initial_states:
-            version = max(snapshot.version for snapshot in request.initial_states)
-        model = self._catalog.find(request.model, version, resumes=bool(request.initial_states))
+        # All are of the same, or one of them is refused; those without a format are of none.
+        begun = next((index for index, snapshot in enumerate(request.initial_states) if snapshot.format), None)
+        if begun is None:
+            model = self._catalog.find(request.model, request.version)
+        else:
+            snapshot, field = request.initial_states[begun], f"initial_states[{begun}]"
+            model = model_of(self._catalog, snapshot, request.model, request.version, field)
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else time.monotonic() + remaining
         batch = decode_batch(request, model, self._limits, deadline)
@@ -83,7 +87,9 @@ class UnrollService(UnrollServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """See unroll.proto."""
-        return pb.GetModelResponse(model=self._describe(self._catalog.find(request.model, request.version)))
+        # A client asks of the version that its sequence was begun on, which may have begun to leave since.
+        model = self._catalog.find(request.model, request.version, resumes=b"")
+        return pb.GetModelResponse(model=self._describe(model))
 
     def _describe(self, model: Model) -> pb.Model:
         spec, runtime, limits = model.spec, model.runtime, self._limits

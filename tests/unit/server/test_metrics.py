@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from unroll_server.errors import StartupError
-from unroll_server.metrics import LANES, QUEUE_SECONDS, TICK_SECONDS, Metrics, Workers, served
+from unroll_server.metrics import LANES, QUEUE_SECONDS, TICK_SECONDS, Metrics, Workers, served, shared
+from unroll_server.metrics.figures import DROPPED, MODEL_SIZE
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -227,14 +228,50 @@ def test_what_a_killed_worker_counted_stays(tmp_path: Path) -> None:
     assert samples[key("unroll_steps_total", model="jv/1", kind="real")] == 19
 
 
+def descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_models_that_come_and_go_take_no_descriptors(tmp_path: Path) -> None:
+    before = descriptors()
+    metrics = Metrics(tmp_path)
+    for version in range(1500):
+        metrics.model_loaded(f"m/{version}")
+        metrics.of(f"m/{version}").dropped("expired", version)
+    assert descriptors() == before + 1
+    found = Metrics(tmp_path).memory.sums("model", MODEL_SIZE)
+    assert {name: figures[DROPPED] for name, figures in found.items()} == {f"m/{v}": v for v in range(1500)}
+
+
+def test_figures_that_outgrow_a_file_go_on_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "FILE_BYTES", 4096)
+    for life in (1, 2):
+        metrics = Metrics(tmp_path)
+        for version in range(40):
+            metrics.of(f"m/{version}").serves(1)
+            metrics.of(f"m/{version}").waited(1.0)
+        samples = samples_of(Metrics(tmp_path))
+        for version in range(40):
+            assert samples[key("unroll_queue_seconds_count", model=f"m/{version}")] == life
+            assert samples[key("unroll_model_served", model=f"m/{version}")] == 1
+    assert len(list(tmp_path.iterdir())) > 2
+    # What the new process in a worker's place does not serve is not served there, whoever served it before.
+    Metrics(tmp_path).of("m/0").serves(1)
+    served_now = [labels for name, labels in samples_of(Metrics(tmp_path)) if name == "unroll_model_served"]
+    assert served_now == [frozenset({("model", "m/0")})]
+
+
 def test_processes_have_figures_while_they_live() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    program = "print('here', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         workers = Workers(lambda: {0: os.getpid(), 1: process.pid}, lambda: 3)
         samples = samples_of(workers)
         for worker in ("0", "1"):
             assert samples[key("process_resident_memory_bytes", worker=worker)] > 1e6
             assert key("process_cpu_seconds_total", worker=worker) in samples
-        process.communicate()
+        process.communicate(b"\n")
     samples = samples_of(workers)
     assert key("process_resident_memory_bytes", worker="0") in samples
     assert key("process_resident_memory_bytes", worker="1") not in samples

@@ -1,7 +1,10 @@
-"""What a log line is made of, for machines and for people."""
+"""What every process begins with: how it logs, to machines and to people, and what it may hold."""
 
 import json
 import logging
+import os
+import resource
+import subprocess
 import sys
 from contextvars import copy_context
 from datetime import datetime
@@ -91,3 +94,33 @@ def test_what_a_caller_names_itself_looks_like_no_other_field_and_no_other_line(
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
 def test_a_message_with_a_percent_sign_is_taken_as_it_is(formatter: logging.Formatter) -> None:
     assert "100 %" in formatter.format(record("100 %"))
+
+
+@pytest.mark.parametrize(("level", "verbosity"), [("info", "ERROR"), ("debug", None)])
+def test_grpc_tells_of_its_own_doings_only_to_who_debugs(level: str, verbosity: str | None) -> None:
+    program = "import os, sys; from unroll_server.process import configure_logging; configure_logging(sys.argv[1]);"
+    program += "print(os.environ.get('GRPC_VERBOSITY'))"
+    said = subprocess.run(
+        [sys.executable, "-c", program, level],
+        env={name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == str(verbosity)
+
+
+@pytest.mark.parametrize(("connections", "warned"), [(10, False), (2**31, True)])
+def test_a_process_may_hold_as_many_descriptors_as_the_system_lets_it(connections: int, warned: bool) -> None:
+    program = """
+import resource, sys
+from unroll_server.process import allow_descriptors
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+allow_descriptors(int(sys.argv[1]))
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    command = [sys.executable, "-c", program, str(connections)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(said.stdout) == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert ("--max-connections" in said.stderr) == warned

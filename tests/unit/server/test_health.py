@@ -1,0 +1,67 @@
+"""grpc.health.v1.Health: what it says, and that no watcher can hold it up."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2 as pb
+
+from unroll_server.handlers.health import Health
+
+SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
+UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Caller:
+    """The context of a call: keeps what is written, and takes `room` messages, then no more."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.statuses: asyncio.Queue[Any] = asyncio.Queue()
+        self._room = asyncio.Semaphore(room)
+
+    async def write(self, response: Any) -> None:
+        await self._room.acquire()
+        self.statuses.put_nowait(response.status)
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise grpc.aio.AbortError(code, details)
+
+    async def hears(self, status: Any) -> None:
+        async with asyncio.timeout(10):
+            assert await self.statuses.get() == status
+
+
+async def test_a_name_is_checked_and_listed_as_it_was_set() -> None:
+    health = Health()
+    assert (await health.Check(pb.HealthCheckRequest(), Caller())).status == NOT_SERVING
+    health.set({"": True, "jv": True})
+    health.set({"jv": False})
+    assert (await health.Check(pb.HealthCheckRequest(service="jv"), Caller())).status == NOT_SERVING
+    listed = await health.List(pb.HealthListRequest(), Caller())
+    assert {name: each.status for name, each in listed.statuses.items()} == {"": SERVING, "jv": NOT_SERVING}
+    with pytest.raises(grpc.aio.AbortError, match="NOT_FOUND"):
+        await health.Check(pb.HealthCheckRequest(service="other"), Caller())
+
+
+async def test_watchers_hear_each_change_though_another_does_not_read() -> None:
+    health = Health()
+    unread, watcher, early = Caller(room=0), Caller(), Caller()
+    async with asyncio.TaskGroup() as calls:
+        watching = [
+            calls.create_task(health.Watch(pb.HealthCheckRequest(service=name), caller))
+            for name, caller in (("", unread), ("", watcher), ("jv", early))
+        ]
+        await watcher.hears(NOT_SERVING)
+        await early.hears(UNKNOWN)
+        health.set({"": True, "jv": True})
+        await watcher.hears(SERVING)
+        await early.hears(SERVING)
+        health.end()
+        health.set({"": True})
+        await watcher.hears(NOT_SERVING)
+        await early.hears(NOT_SERVING)
+        assert unread.statuses.empty()
+        for call in watching:
+            call.cancel()

@@ -1,0 +1,131 @@
+"""One call of Unroll to a caller that does not read: how much is taken, computed and kept for it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+from support import wire
+from support.models import alone, random_network, served
+
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server.catalog import Catalog
+from unroll_server.config import Limits
+from unroll_server.engine import Engine
+from unroll_server.handlers.stream import MAX_UNANSWERED_BYTES, MAX_UNSENT_BYTES, Stream
+from unroll_server.identities import Identities
+from unroll_server.metrics import Metrics
+from unroll_server.metrics.figures import MODEL_SIZE, QUEUED_STEPS, REAL, SERVER_SIZE
+from unroll_server.sequence import PIECE
+from unroll_server.usage import Usage
+
+MODEL = served(random_network(hidden=1024))
+STATE = 4 * MODEL.spec.hidden_size
+"""Bytes of a step's answer."""
+LIMITS = Limits(max_sequences=10, max_steps=10**6, max_open_sequences=1000, max_message_bytes=2**31 - 1)
+
+
+class Caller:
+    """Sends requests as they are asked for; `sent` says how many bytes were."""
+
+    def __init__(self, requests: list[pb.UnrollRequest]) -> None:
+        self.sent = 0
+        self._requests = requests
+
+    async def requests(self) -> AsyncIterator[pb.UnrollRequest]:
+        for request in self._requests:
+            self.sent += request.ByteSize()
+            yield request
+
+
+class Serving:
+    """An engine, and what it counts."""
+
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+        self._catalog = Catalog([MODEL], metrics=self._metrics)
+        self.engine = Engine([MODEL], max_lanes=64, tick_steps=32, max_queued_steps=10**8, metrics=self._metrics)
+
+    def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
+        """Those of a stream."""
+        return Stream(self._catalog, self.engine, LIMITS, Usage(Identities(None))).responses(requests)
+
+    @property
+    def steps(self) -> int:
+        """How many were computed."""
+        return int(self._metrics.memory.sums("model", MODEL_SIZE)[str(MODEL.spec.key)][REAL])
+
+    async def settle(self) -> None:
+        """Waits until all is computed that can be before anybody reads."""
+        idle = 0
+        while idle < 100:
+            queued = self._metrics.memory.sums("server", SERVER_SIZE)[""][QUEUED_STEPS]
+            idle = 0 if queued else idle + 1
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def serving() -> AsyncIterator[Serving]:
+    serving = Serving()
+    yield serving
+    await asyncio.to_thread(serving.engine.close)
+
+
+def chunks_of(keys: int, pieces: int) -> tuple[list[pb.UnrollRequest], wire.Array]:
+    """A chunk of the same values for each of several keys."""
+    values = np.random.default_rng(1).standard_normal((pieces * PIECE, 3)).astype(np.float32)
+    names = [str(index) for index in range(keys)]
+    opened = [wire.open_request(name, "m", return_logits=False) for name in names]
+    return [*opened, *(wire.chunk_request(name, 0, values) for name in names)], values
+
+
+async def test_a_slow_reader_s_answers_are_not_computed_far_ahead_however_large_they_are(serving: Serving) -> None:
+    requests, values = chunks_of(keys=60, pieces=2)
+    expected = alone(MODEL, values, None)[1].tobytes()
+    got: dict[str, bytes] = {}
+    async with aclosing(serving.responses(Caller(requests).requests())) as responses:
+        assert (await anext(responses)).HasField("opened")
+        await serving.settle()
+        assert 0 < serving.steps * STATE <= MAX_UNSENT_BYTES + PIECE * STATE
+        before = 0
+        async for response in responses:
+            if not response.HasField("steps"):
+                continue
+            got[response.key] = got.get(response.key, b"") + response.steps.states
+            before += len(response.steps.states)
+            if len(got) == 1:
+                # However far it has read, no more than that is computed in advance.
+                await serving.settle()
+                assert serving.steps * STATE <= before + MAX_UNSENT_BYTES + PIECE * STATE
+    assert set(got.values()) == {expected}
+    assert len(got) == 60
+
+
+async def test_chunks_of_one_key_are_not_computed_far_ahead_either(serving: Serving) -> None:
+    values = np.random.default_rng(2).standard_normal((80 * 40, 3)).astype(np.float32)
+    parts = range(0, len(values), 40)
+    requests = [wire.open_request("a", "m", return_logits=False)]
+    requests += [wire.chunk_request("a", begin, values[begin : begin + 40]) for begin in parts]
+    requests += [wire.snapshot_request("a"), wire.close_request("a")]
+    async with aclosing(serving.responses(Caller(requests).requests())) as responses:
+        assert (await anext(responses)).HasField("opened")
+        await serving.settle()
+        assert 0 < serving.steps < len(values) - 40
+        rest = [response async for response in responses]
+    states = b"".join(response.steps.states for response in rest)
+    assert states == alone(MODEL, values, None)[1].tobytes()
+    assert rest[-2].snapshot.step == len(values)
+    assert rest[-1].HasField("closed")
+
+
+async def test_a_slow_reader_s_messages_are_not_read_far_ahead_however_large_they_are(serving: Serving) -> None:
+    values = np.zeros((10**6, 3), np.float32)
+    requests = [wire.open_request("a", "m", return_states=False, return_logits=False, every=10**6)]
+    requests += [wire.chunk_request("a", index * len(values), values) for index in range(6)]
+    caller = Caller(requests)
+    async with aclosing(serving.responses(caller.requests())) as responses:
+        assert (await anext(responses)).HasField("opened")
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert MAX_UNANSWERED_BYTES <= caller.sent <= MAX_UNANSWERED_BYTES + 2 * values.nbytes
