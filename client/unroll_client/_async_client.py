@@ -4,49 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from collections.abc import Sequence as Listing
 from functools import partial
-from itertools import count
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import grpc
 from numpy.typing import ArrayLike
 
-from unroll_client._backoff import backoff
+from unroll_client._calls import Calls
 from unroll_client._channel import Connection, targets_of
 from unroll_client._classify import Batch, classify
 from unroll_client._coalesce import Coalescer
-from unroll_client._errors import (
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-    Unavailable,
-    from_rpc_error,
-)
+from unroll_client._errors import InvalidArgument, NotFound
 from unroll_client._models import Models
 from unroll_client._sequence import AsyncSequence
-from unroll_client._servers import Servers
 from unroll_client._sessions import SessionSteps, advance_request, session_steps
 from unroll_client._snapshot import Snapshot
 from unroll_client._stream import SharedStream
 from unroll_client._tracing import traced_stream
 from unroll_client._types import Classification, ModelInfo
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_RECONNECT_TIMEOUT = 30.0
-
-# Tries of a unary call at each of several servers; gRPC makes as many where there is one.
-TRIES = 5
-
-ResponseT = TypeVar("ResponseT")
-# Picks an RPC of a server.
-Method = Callable[[UnrollServiceStub], Callable[..., Awaitable[ResponseT]]]
 
 
 class AsyncClient:
@@ -93,20 +75,16 @@ class AsyncClient:
         token: str | None = None,
         metadata: Listing[tuple[str, str]] = (),
     ) -> None:
-        self._connection = Connection(
+        connection = Connection(
             targets_of(target), tls, root_certificates, certificate, server_name, token, tuple(metadata)
         )
-        self._metadata = self._connection.call_metadata()
+        self._calls = Calls(connection, timeout, wait_for_ready)
         self._model = model
-        self._timeout = timeout
         self._reconnect_timeout = reconnect_timeout
-        self._wait_for_ready = wait_for_ready
-        self._opened: Servers | None = None
         self._streams: list[SharedStream] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._models = Models(self._look_up)
         self._coalescer = Coalescer(self._classify_once, self._models.forget) if coalesce else None
-        self._closed = False
 
     async def classify(
         self,
@@ -140,7 +118,7 @@ class AsyncClient:
             FailedPrecondition: a snapshot is of another model or version.
             DeadlineExceeded, ResourceExhausted, Unavailable, UnrollError: as they say.
         """
-        deadline = self._deadline(timeout)
+        deadline = self._calls.deadline(timeout)
         name = self._model if model is None else model
         batch = Batch.make(sequences, initial_states, return_final_states)
         info = self._models.get(name, version) or await self._models.find(name, version, deadline)
@@ -192,7 +170,7 @@ class AsyncClient:
             return_logits=logits,
             every=every,
         )
-        wait = self._timeout if timeout is None else timeout
+        wait = self._calls.timeout if timeout is None else timeout
         return AsyncSequence(self, opening, None if math.isinf(wait) else wait, self._reconnect_timeout)
 
     async def advance(
@@ -242,18 +220,12 @@ class AsyncClient:
             model = "" if not start else snapshot.model if snapshot else self._model
         request = advance_request(session_id, chunk, model, version, start, end, first_step, snapshot)
         request.return_states, request.return_logits, request.return_snapshot = states, logits, return_snapshot
-        deadline = self._deadline(timeout)
-        repeatable = start or first_step is not None
-        for tries in count(1):
-            try:
-                answer = await self._call(lambda server: server.Advance, request, deadline, again=repeatable)
-                return session_steps(answer, request)
-            except Unavailable:
-                pause = backoff(tries)
-                if not repeatable or tries == TRIES or self._closed or time.monotonic() + pause >= deadline:
-                    raise
-            await asyncio.sleep(pause)
-        raise AssertionError
+        deadline = self._calls.deadline(timeout)
+        if start or first_step is not None:
+            answer = await self._calls.make_repeatable(lambda server: server.Advance, request, deadline)
+        else:
+            answer = await self._calls.make(lambda server: server.Advance, request, deadline, again=False)
+        return session_steps(answer, request)
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:  # noqa: ASYNC109 (as above)
         """Every model version that is served, by name and version.
@@ -261,7 +233,8 @@ class AsyncClient:
         Raises:
             UnrollError: the call failed.
         """
-        answer = await self._call(lambda server: server.ListModels, pb.ListModelsRequest(), self._deadline(timeout))
+        request, deadline = pb.ListModelsRequest(), self._calls.deadline(timeout)
+        answer = await self._calls.make(lambda server: server.ListModels, request, deadline)
         return [ModelInfo.from_proto(model) for model in answer.models]
 
     async def model(
@@ -282,11 +255,11 @@ class AsyncClient:
             NotFound: no such model or version.
             UnrollError: the call failed.
         """
-        return await self._look_up(self._model if name is None else name, version, self._deadline(timeout))
+        return await self._look_up(self._model if name is None else name, version, self._calls.deadline(timeout))
 
     async def close(self) -> None:
         """Ends all that is under way, and the connections; what still waits fails with Unavailable."""
-        self._closed = True
+        self._calls.closed = True
         if self._coalescer is not None:
             await self._coalescer.close()
         await self._models.close()
@@ -296,9 +269,7 @@ class AsyncClient:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(stream.close() for stream in self._streams))
         self._streams.clear()
-        if self._opened is not None:
-            await self._opened.close()
-            self._opened = None
+        await self._calls.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -313,12 +284,12 @@ class AsyncClient:
     @property
     def closed(self) -> bool:
         """Whether it is closed."""
-        return self._closed
+        return self._calls.closed
 
     @property
     def waits(self) -> bool:
         """Whether it waits for a server within the timeout, rather than fail while there is none."""
-        return self._wait_for_ready
+        return self._calls.wait_for_ready
 
     def shared_stream(self) -> SharedStream:
         """The RPC on which new sequences are opened; a new one where there is none or it is lost."""
@@ -326,10 +297,10 @@ class AsyncClient:
         for stream in self._streams:
             if stream.usable:
                 return stream
-        servers = self._servers()
+        servers = self._calls.servers()
         # Of several, the one that it would wait for may never come.
-        wait = self._wait_for_ready and len(servers) == 1
-        call = traced_stream(servers.next().Unroll, self._metadata, wait)
+        wait = self._calls.wait_for_ready and len(servers) == 1
+        call = traced_stream(servers.next().Unroll, self._calls.metadata, wait)
         self._streams.append(SharedStream(call))
         return self._streams[-1]
 
@@ -342,78 +313,17 @@ class AsyncClient:
 
     async def known_model(self, name: str, version: int) -> ModelInfo:
         """One served model version, from memory where it was asked for before."""
-        return await self._models.find(name, version, self._deadline(None))
+        return await self._models.find(name, version, self._calls.deadline(None))
 
     async def _look_up(self, name: str, version: int, deadline: float) -> ModelInfo:
-        answer = await self._call(
-            lambda server: server.GetModel, pb.GetModelRequest(model=name, version=version), deadline
-        )
+        request = pb.GetModelRequest(model=name, version=version)
+        answer = await self._calls.make(lambda server: server.GetModel, request, deadline)
         info = ModelInfo.from_proto(answer.model)
         self._models.remember(name, version, info)
         return info
 
-    def _servers(self) -> Servers:
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        if self._opened is None:
-            # Not before the first call: a channel belongs to the event loop that runs when it is made.
-            self._opened = Servers(self._connection)
-        return self._opened
-
-    def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (self._timeout if timeout is None else timeout)
-
     async def _classify_in_time(self, deadline: float, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
-        return await self._call(lambda server: server.Classify, request, deadline)
+        return await self._calls.make(lambda server: server.Classify, request, deadline)
 
     async def _classify_once(self, request: pb.ClassifyRequest, deadline: float) -> pb.ClassifyResponse:
-        return await self._once(lambda server: server.Classify, request, deadline)
-
-    async def _call(
-        self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
-    ) -> ResponseT:
-        """Makes one RPC, and makes it again where the server is full and says when to come again."""
-        while True:
-            try:
-                return await self._once(method, request, deadline, again=again)
-            except ResourceExhausted as error:
-                pause = error.retry_after
-                if pause is None or pause >= deadline - time.monotonic():
-                    raise
-            await asyncio.sleep(pause)
-
-    async def _once(
-        self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
-    ) -> ResponseT:
-        """Makes one RPC; where there are several servers, `again` at the next one when one of them is not there."""
-        servers = self._servers()
-        for tries in count(1):
-            try:
-                return await self._ask(method(servers.next()), request, deadline, wait=len(servers) == 1)
-            except Unavailable:
-                round_over = tries % len(servers) == 0
-                pause = backoff(tries // len(servers)) if round_over else 0.0
-                last = not again or len(servers) == 1 or (tries >= TRIES * len(servers) and not self._wait_for_ready)
-                if last or self._closed or time.monotonic() + pause >= deadline:
-                    raise
-            await asyncio.sleep(pause)
-        raise AssertionError
-
-    async def _ask(
-        self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float, *, wait: bool
-    ) -> ResponseT:
-        left = deadline - time.monotonic()
-        try:
-            return await method(
-                request,
-                timeout=None if math.isinf(left) else max(left, 0.0),
-                metadata=self._metadata,
-                wait_for_ready=self._wait_for_ready and wait,
-            )
-        except grpc.aio.AioRpcError as failure:
-            raise from_rpc_error(failure) from failure
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):
-                raise Unavailable("the client was closed") from None
-            raise
+        return await self._calls.make_once(lambda server: server.Classify, request, deadline)

@@ -6,10 +6,6 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import Coroutine
-from typing import Any, Protocol
-
-import grpc
 
 from unroll_client._answers import Answer, Message
 from unroll_client._backoff import backoff
@@ -17,16 +13,14 @@ from unroll_client._errors import (
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
-    InvalidArgument,
-    PermissionDenied,
-    ResourceExhausted,
     ServerDraining,
-    Unauthenticated,
     Unavailable,
     UnrollError,
     from_status,
 )
+from unroll_client._host import Host
 from unroll_client._ledger import Ledger
+from unroll_client._recovery import Recovery
 from unroll_client._snapshot import Snapshot
 from unroll_client._stream import SharedStream
 from unroll_client._types import ModelInfo
@@ -38,28 +32,6 @@ OPEN_TRIES = 4
 REOPEN_TIMEOUT = 5.0
 
 CLOSED = "the sequence is closed"
-_CLIENT_CLOSED = "the client was closed"
-
-
-class Host(Protocol):
-    """What a sequence needs of the client that it belongs to."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether it waits for a server within the timeout, rather than fail while there is none."""
-
-    def shared_stream(self) -> SharedStream:
-        """The RPC on which new sequences are opened."""
-
-    async def known_model(self, name: str, version: int) -> ModelInfo:
-        """Looks a model version up, at best in memory."""
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs something until the client is closed."""
 
 
 class Line:
@@ -85,18 +57,15 @@ class Line:
         self._host = host
         self._opening = opening
         self._timeout = timeout
-        self._patience = patience
         base = opening.initial_state if opening.HasField("initial_state") else None
         self._ledger = Ledger(base, keeps=patience > 0)
         self._stream: SharedStream | None = None
         self._key = ""
+        self._bundle = b""
         self._opened: Answer | None = None  # while an answer to the opening is due
         self._ready = False  # new messages may follow those that were sent
         self._changed = asyncio.Event()
-        self._recovery: asyncio.Task[None] | None = None
-        self._lost: UnrollError = Unavailable("the stream was lost")
-        self._give_up_at: float | None = None
-        self._failures = 0
+        self._recovery = Recovery(host, patience, self._reopen, self._fail, self._changed.set)
         self._ended: UnrollError | None = None
 
     @property
@@ -159,8 +128,7 @@ class Line:
         self._ended = error
         self._leave()
         self._ledger.fail(error)
-        if self._recovery is not None and self._recovery is not asyncio.current_task():
-            self._recovery.cancel()
+        self._recovery.cancel()
         self._changed.set()
 
     def read_snapshot(self, message: pb.Snapshot) -> Snapshot:
@@ -185,13 +153,13 @@ class Line:
 
     def lose(self, error: UnrollError) -> None:
         """Takes note that there will be no more answers on this stream."""
-        self._stream, self._ready, self._lost = None, False, error
+        self._stream, self._ready, self._recovery.lost = None, False, error
         if self._opened is not None:
             self._opened.fail(error)
-        elif self.info is not None and not self._survives(error):
+        elif self.info is not None and not self._recovery.can_help(error):
             self._fail(error)
         elif self._ledger.pending:
-            self._recover()
+            self._recovery.begin()
         self._changed.set()
 
     def _receive(self, response: pb.UnrollResponse) -> None:
@@ -216,8 +184,7 @@ class Line:
             if answer.complete:
                 self._settle(response)
             if not known or not pending:
-                # The caller got on, or nothing is missing any more: a loss after this is another one.
-                self._give_up_at, self._failures = None, 0
+                self._recovery.got_on()
 
     def _settle(self, response: pb.UnrollResponse) -> None:
         answer = self._ledger.settle()
@@ -240,7 +207,7 @@ class Line:
     def _refused(self, error: UnrollError) -> None:
         answer = self._ledger.pending[0]
         # What one server has taken, another must not refuse for lack of room.
-        if answer.repeated and (answer.known or self._survives(error)):
+        if answer.repeated and (answer.known or self._recovery.can_help(error)):
             self._leave(close=True)
             self.lose(error)
             return
@@ -269,7 +236,7 @@ class Line:
         opened = await self._open_on(self._host.shared_stream(), self._timeout)
         info = await self._host.known_model(opened.model, opened.version)
         self.check()
-        self.info, self.step = info, opened.step
+        self.info, self.step, self._bundle = info, opened.step, opened.bundle
         # Wherever it goes on, it stays on this version.
         self._opening.model, self._opening.version = info.name, info.version
         self._ready = self._stream is not None
@@ -287,7 +254,7 @@ class Line:
         finally:
             self._opened = None
         if self._stream is not stream:
-            raise copy.copy(self._lost)
+            raise copy.copy(self._recovery.lost)
         return opened
 
     async def _until_ready(self) -> None:
@@ -296,8 +263,7 @@ class Line:
             self._changed.clear()
             stream = self._stream
             if stream is None or not self._ready:
-                if self._recovery is None:
-                    self._recover()
+                self._recovery.begin()
                 await self._changed.wait()
             elif self._ledger.full:
                 await self._changed.wait()
@@ -311,46 +277,9 @@ class Line:
 
     # How it goes on elsewhere.
 
-    def _survives(self, error: UnrollError) -> bool:
-        """Whether another server, or another time, can help."""
-        if self._patience <= 0 or self._host.closed:
-            return False
-        if isinstance(error, ResourceExhausted):
-            return error.retry_after is not None
-        hopeless = (InvalidArgument, FailedPrecondition, PermissionDenied, Unauthenticated)
-        return not isinstance(error, hopeless) and error.code is not grpc.StatusCode.UNIMPLEMENTED
-
-    def _recover(self) -> None:
-        if self._recovery is None:
-            self._recovery = self._host.spawn(self._go_on())
-            self._recovery.add_done_callback(self._stopped)
-
-    def _stopped(self, recovery: asyncio.Task[None]) -> None:
-        if recovery.cancelled():
-            self.end(Unavailable(_CLIENT_CLOSED))
-
-    async def _go_on(self) -> None:
-        """Opens the sequence again and sends what is to be sent again, until that succeeds or time is up."""
-        try:
-            if self._give_up_at is None:
-                self._give_up_at = time.monotonic() + self._patience
-            while True:
-                pause = max(backoff(self._failures) if self._failures else 0.0, self._lost.retry_after or 0.0)
-                if not self._survives(self._lost) or time.monotonic() + pause >= self._give_up_at:
-                    self._fail(self._lost)
-                    return
-                await asyncio.sleep(pause)
-                self._failures += 1
-                try:
-                    await self._reopen(self._host.shared_stream())
-                    return
-                except UnrollError as error:
-                    self._lost = error
-        finally:
-            self._recovery = None
-            self._changed.set()
-
-    async def _reopen(self, stream: SharedStream) -> None:
+    async def _reopen(self) -> None:
+        """Opens the sequence again, and sends what is to be sent again."""
+        stream = self._host.shared_stream()
         if self._ledger.base is not None:
             self._opening.initial_state.CopyFrom(self._ledger.base)
         try:
@@ -359,6 +288,13 @@ class Line:
             # It may hang: the next try is another server's.
             stream.retire()
             raise
+        if opened.bundle != self._bundle and opened.bundle and self._bundle:
+            name = f"{opened.model}/{opened.version}"
+            problem = f"the sequence is of {name} with bundle {self._bundle.hex()}, "
+            problem += f"served is {name} with bundle {opened.bundle.hex()}"
+            self._leave(close=True)
+            self.end(FailedPrecondition(problem))
+            return
         expected = (self._opening.model, self._opening.version, self._opening.initial_state.step)
         if (opened.model, opened.version, opened.step) != expected:
             self.end(Internal("the server opened another sequence than was asked for"))
@@ -366,16 +302,16 @@ class Line:
         for answer in self._ledger.again():
             await stream.room()
             if self._stream is not stream:
-                raise copy.copy(self._lost)
+                raise copy.copy(self._recovery.lost)
             stream.put(answer.request(self._key))
         self._ready = True
         if not self._ledger.pending:
-            self._give_up_at, self._failures = None, 0
+            self._recovery.got_on()
 
     def _fail(self, error: UnrollError) -> None:
         """Ends the sequence, with the last that is known of it."""
         if self._host.closed:
-            error = Unavailable(_CLIENT_CLOSED)
+            error = Unavailable("the client was closed")
         error = copy.copy(error)
         if error.snapshot is None and self._ledger.base is not None:
             error.snapshot = self.read_snapshot(self._ledger.base)

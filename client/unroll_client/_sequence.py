@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from unroll_client._answers import Answer, Message, cut, decode_steps, joined, since
 from unroll_client._arrays import pack_chunk
 from unroll_client._errors import FailedPrecondition, UnrollError
-from unroll_client._line import CLOSED, Host, Line
+from unroll_client._host import Host
+from unroll_client._line import CLOSED, Line
 from unroll_client._snapshot import Snapshot
 from unroll_client._types import Steps
 from unroll_proto.v1 import unroll_pb2 as pb

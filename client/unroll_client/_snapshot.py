@@ -19,7 +19,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of one sequence after `step` timesteps. Snapshots are equal when model, step and bits are.
+    """The state of one sequence after `step` timesteps. Snapshots are equal when model, bundle, step and bits are.
 
     Attributes:
         model: Model name.
@@ -28,6 +28,7 @@ class Snapshot:
         step: Timesteps that the sequence has consumed.
         data: Each state tensor of the cell (an RNN has one) as little-endian float32.
         num_layers: Stacked layers of the model; 0 where unknown, as in a snapshot read from bytes.
+        bundle: Which content of the version made it, 16 bytes; empty where unknown.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Snapshot:
     step: int
     data: tuple[bytes, ...] = field(repr=False)
     num_layers: int = field(default=0, repr=False, compare=False)
+    bundle: bytes = field(default=b"", repr=False)
 
     @property
     def state(self) -> tuple[NDArray[np.float32], ...]:
@@ -89,6 +91,7 @@ class Snapshot:
             architecture=self.architecture,
             step=self.step,
             state=self.data,
+            bundle=self.bundle,
         )
 
     @classmethod
@@ -109,4 +112,5 @@ class Snapshot:
             step=message.step,
             data=tuple(message.state),
             num_layers=num_layers,
+            bundle=message.bundle,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
+from contextlib import suppress
 from typing import Protocol
 
 import grpc
@@ -46,7 +47,7 @@ class SharedStream:
         self._retired = False
         self._ended: UnrollError | None = None
         self._reader = asyncio.create_task(self._read(call))
-        self._writer = asyncio.create_task(self._write(call))
+        self._writer = asyncio.create_task(self._write_until_cancelled(call))
 
     @property
     def usable(self) -> bool:
@@ -115,6 +116,11 @@ class SharedStream:
                 await call.write(message)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # The reader learns why.
+
+    async def _write_until_cancelled(self, call: Call) -> None:
+        # A cancelled task keeps the call until garbage is collected; one that returns does not.
+        with suppress(asyncio.CancelledError):
+            await self._write(call)
 
     async def _read(self, call: Call) -> None:
         error: UnrollError = Unavailable("the server ended the stream")

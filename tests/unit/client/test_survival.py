@@ -19,9 +19,11 @@ from unroll_client import (
     AsyncClient,
     AsyncSequence,
     Client,
+    FailedPrecondition,
     InvalidArgument,
     Limits,
     NotFound,
+    Snapshot,
     Steps,
     Unavailable,
     _ledger,
@@ -265,3 +267,21 @@ async def test_what_follows_a_refused_part_of_a_chunk_does_not_take_its_place(ad
         assert sequence.step == 8
         parts += await collected(sequence, values[8:])
     check(parts, MODEL, values)
+
+
+async def test_a_sequence_does_not_go_on_with_other_weights_of_the_same_version(start: Start) -> None:
+    first, second = (
+        dataclasses.replace(model, spec=dataclasses.replace(MODEL.spec, bundle=bundle))
+        for model, bundle in ((MODEL, b"A"), (served(random_network(seed=9)), b"B"))
+    )
+    server = start(first)
+    async with AsyncClient(server.address) as client:
+        begun, gone_on = client.unroll(), client.unroll()
+        await begun.send(random_values(5))
+        snapshot = await gone_on.snapshot()
+        server.stop()
+        start(second, port=server.port)
+        for sequence in (begun, gone_on):
+            with pytest.raises(FailedPrecondition, match="m/1 with bundle 41, served is m/1 with bundle 42"):
+                await sequence.send(random_values(5))
+        assert (snapshot.bundle, Snapshot.from_bytes(snapshot.to_bytes())) == (b"A", snapshot)

@@ -1,0 +1,140 @@
+"""Calls: unary calls to the servers of one client, tried again where that can help and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import TypeVar
+
+import grpc
+
+from unroll_client._backoff import backoff
+from unroll_client._channel import Connection
+from unroll_client._errors import ResourceExhausted, Unavailable, from_rpc_error
+from unroll_client._servers import Servers
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
+
+# Tries of a call at each of several servers; gRPC makes as many where there is one.
+TRIES = 5
+
+ResponseT = TypeVar("ResponseT")
+# Picks an RPC of a server.
+Method = Callable[[UnrollServiceStub], Callable[..., Awaitable[ResponseT]]]
+
+
+class Calls:
+    """Makes calls, each until a deadline of time.monotonic(), on one asyncio event loop.
+
+    Args:
+        connection: How to reach the servers.
+        timeout: Seconds that a call may take where it says nothing else.
+        wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
+
+    Attributes:
+        metadata: Of every call.
+        timeout: As given.
+        wait_for_ready: As given.
+        closed: Whether no more calls are made.
+    """
+
+    def __init__(self, connection: Connection, timeout: float, wait_for_ready: bool) -> None:
+        self.metadata = connection.call_metadata()
+        self.timeout = timeout
+        self.wait_for_ready = wait_for_ready
+        self.closed = False
+        self._connection = connection
+        self._opened: Servers | None = None
+
+    def servers(self) -> Servers:
+        """The servers.
+
+        Raises:
+            RuntimeError: the client is closed.
+        """
+        if self.closed:
+            raise RuntimeError("the client is closed")
+        if self._opened is None:
+            # Not before the first call: a channel belongs to the event loop that runs when it is made.
+            self._opened = Servers(self._connection)
+        return self._opened
+
+    def deadline(self, timeout: float | None) -> float:
+        """When a call must be done that begins now."""
+        return time.monotonic() + (self.timeout if timeout is None else timeout)
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    async def make(
+        self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
+    ) -> ResponseT:
+        """Makes one call, and makes it again where the server is full and says when to come again.
+
+        Args:
+            method: The RPC.
+            request: Its request.
+            deadline: When it must be done.
+            again: Whether it may be made again at the next of several servers when one of them goes away.
+        """
+        while True:
+            try:
+                return await self.make_once(method, request, deadline, again=again)
+            except ResourceExhausted as error:
+                pause = error.retry_after
+                if pause is None or pause >= deadline - time.monotonic():
+                    raise
+            await asyncio.sleep(pause)
+
+    async def make_repeatable(self, method: Method[ResponseT], request: object, deadline: float) -> ResponseT:
+        """Makes one call, and makes it again too when the only server goes away: it counts once on the server."""
+        for tries in count(1):
+            try:
+                return await self.make(method, request, deadline)
+            except Unavailable:
+                pause = backoff(tries)
+                if tries == TRIES or self.closed or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def make_once(
+        self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
+    ) -> ResponseT:
+        """Makes one call; where there are several servers, `again` at the next one when one of them is not there."""
+        servers = self.servers()
+        for tries in count(1):
+            try:
+                return await self._ask(method(servers.next()), request, deadline, wait=len(servers) == 1)
+            except Unavailable:
+                round_over = tries % len(servers) == 0
+                pause = backoff(tries // len(servers)) if round_over else 0.0
+                last = not again or len(servers) == 1 or (tries >= TRIES * len(servers) and not self.wait_for_ready)
+                if last or self.closed or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _ask(
+        self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float, *, wait: bool
+    ) -> ResponseT:
+        left = deadline - time.monotonic()
+        try:
+            return await method(
+                request,
+                timeout=None if math.isinf(left) else max(left, 0.0),
+                metadata=self.metadata,
+                wait_for_ready=self.wait_for_ready and wait,
+            )
+        except grpc.aio.AioRpcError as failure:
+            raise from_rpc_error(failure) from failure
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.closed and not (task and task.cancelling()):
+                raise Unavailable("the client was closed") from None
+            raise
