@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from support.processes import ServerProcess
 
-from soak import calls, faults, gauges, streaming
+from soak import calls, faults, gauges, inference, streaming
 from soak.ledger import Ledger, table
 from soak.oracle import Oracle
 from unroll_client import AsyncClient
@@ -26,6 +26,8 @@ from unroll_proto import cli
 
 STREAMS = 20
 """Streams at a time that outlive their servers."""
+SESSIONS = 10
+"""Sessions at a time, kept by the server that lives throughout."""
 POLL = 0.5
 """Seconds between looks of the servers for versions."""
 
@@ -57,8 +59,8 @@ async def soak(folder: Path, seconds: float, seed: int, front: str) -> list[str]
     with ServerProcess(oracle.models, folder / "steady.log", *_options(), "--metrics", metrics, front=front) as steady:
         looking = partial(gauges.look, steady, metrics)
         samples: list[gauges.Sample] = []
-        with faults.Replica(partial(_start, oracle.models, folder / "killed.log", _other(front))) as replica:
-            start = await asyncio.to_thread(looking)
+        async with faults.Replica(partial(_start, oracle.models, folder / "killed.log", _other(front))) as replica:
+            start = await gauges.steady(looking)
             begin = time.monotonic()
             await _run(oracle, ledger, steady.address, replica, seed, seconds, gauges.watch(samples, looking))
             elapsed = time.monotonic() - begin
@@ -72,8 +74,9 @@ async def soak(folder: Path, seconds: float, seed: int, front: str) -> list[str]
         "memory, MiB": f"{samples[0].resident >> 20} to {samples[-1].resident >> 20}",
         "slope, MiB/h": f"{slope:+.1f}",
     }
-    for name in ("descriptors", "threads", "tasks"):
-        figures[f"{name}, before and after"] = f"{getattr(start, name)}, {getattr(end, name)}"
+    for name, before, after in zip(gauges.HELD, start.held, end.held, strict=True):
+        figures[f"{name}, before and after"] = f"{before}, {after}"
+    figures["calls that the server failed"] = str(end.bugs)
     console = Console(width=100)
     console.print(table(ledger, figures, elapsed))
     for example in ledger.examples:
@@ -82,7 +85,8 @@ async def soak(folder: Path, seconds: float, seed: int, front: str) -> list[str]
         f"{ledger.wrong} wrong answers": ledger.wrong > 0,
         f"{ledger.lost} lost steps": ledger.lost > 0,
         "memory grows": not bounded,
-        "the server holds on to something": any(a > b for a, b in zip(end.held, start.held, strict=True)),
+        f"{end.bugs} calls that the server failed": end.bugs > 0,
+        "the server holds on to something": not gauges.let_go(start, end),
     }
     return [problem for problem, holds in problems.items() if holds]
 
@@ -114,21 +118,27 @@ async def _run(
             calls.bad_input(channel, ledger, rng()),
             *(streaming.stream(both, oracle, ledger, rng(), 1, 0.1) for _ in range(STREAMS)),
             *(streaming.stream(one, oracle, ledger, rng(), 0, 0.1) for _ in range(STREAMS // 4)),
+            *(streaming.session(one, oracle, ledger, rng(), f"session {each}") for each in range(SESSIONS)),
+            *(inference.infer(channel, oracle, ledger, rng()) for _ in range(2)),
+            *(inference.stream(channel, oracle, ledger, rng(), each) for each in range(3)),
             streaming.read_slowly(channel, oracle, ledger, rng()),
             faults.reload(oracle, channel, ledger, rng()),
             faults.kill(replica, ledger, rng(), min(seconds / 4, 20.0)),
         ]
         tasks = [asyncio.create_task(actor) for actor in actors]
-        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             task.result()
 
 
 def _options() -> list[str]:
-    return ["--models-poll", str(POLL)]
+    # Sessions that nobody ends hold their version of the model, so they go soon.
+    return ["--models-poll", str(POLL), "--session-ttl", "20"]
 
 
 def _start(models: Path, log: Path, front: str, address: str) -> ServerProcess:

@@ -6,11 +6,14 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
-from support import wire
+from google.protobuf.message import Message
+from support import oip, wire
 
 from soak.ledger import Ledger
-from soak.oracle import CLASSES, FEATURES, LONGEST, NAME, Oracle
+from soak.oracle import FEATURES, LONGEST, NAME, Oracle
 from unroll_client import AsyncClient, UnrollError
+from unroll_proto.inference import service_pb2 as pb_infer
+from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.types import Float32Array
 
@@ -21,7 +24,9 @@ REFUSALS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """How bad input may be answered."""
-METHOD = "/unroll.v1.UnrollService/Classify"
+CLASSIFY = "/unroll.v1.UnrollService/Classify"
+ADVANCE = "/unroll.v1.UnrollService/Advance"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def sequences(rng: np.random.Generator, count: int, longest: int = LONGEST) -> list[Float32Array]:
@@ -49,59 +54,113 @@ async def classify(client: AsyncClient, oracle: Oracle, ledger: Ledger, rng: np.
 
 async def cancel(channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Generator) -> None:
     """Begins calls and streams and leaves them, at whatever moment."""
-    stub = wire.stub_of(channel)
+    unroll, infer = wire.stub_of(channel), GRPCInferenceServiceStub(channel)
     while True:
-        if rng.random() < 0.5:
-            call: Any = stub.Classify(wire.classify_request(sequences(rng, 64), NAME))
-        else:
-            call = stub.Unroll()
-            await call.write(wire.open_request("a", NAME))
-            await call.write(wire.chunk_request("a", 0, rng.standard_normal((500, FEATURES), np.float32)))
+        values = rng.standard_normal((500, FEATURES), np.float32)
+        padded = oip.request_of(values[np.newaxis], model=NAME, sequence_id="left", sequence_start=True)
+        call: Any
+        match int(rng.integers(4)):
+            case 0:
+                call = unroll.Classify(wire.classify_request(sequences(rng, 64), NAME))
+            case 1:
+                call = unroll.Unroll()
+                await call.write(wire.open_request("a", NAME))
+                await call.write(wire.chunk_request("a", 0, values))
+            case 2:
+                call = infer.ModelInfer(padded)
+            case 3:
+                call = infer.ModelStreamInfer()
+                await call.write(padded)
+                await call.write(padded)
         await asyncio.sleep(float(rng.exponential(0.005)))
         call.cancel()
         ledger.fault("calls cancelled")
         await asyncio.sleep(0.02)
 
 
-def bad_requests(rng: np.random.Generator) -> Iterator[bytes]:
-    """Messages that can't be answered: each wrong in a way of its own."""
-    good = wire.classify_request(sequences(rng, 3), NAME)
+def bad_requests(rng: np.random.Generator) -> Iterator[tuple[str, bytes, bool]]:
+    """Methods, messages that are wrong each in a way of its own, and whether they can't be right all the same."""
+    values = sequences(rng, 1)[0]
+    classify_request = wire.classify_request(sequences(rng, 3), NAME)
+    advance = pb.AdvanceRequest(session_id="bad", model=NAME, start=True, values=wire.to_bytes(values))
+    infer = oip.request_of(values[np.newaxis], model=NAME)
+    nan = np.full(values.shape, np.nan, np.float32)
+    snapshot = pb.Snapshot(format=1, model=NAME, version=1, architecture="lstm", state=[b"1"])
+    wrong: list[tuple[str, Message, list[dict[str, Any]]]] = [
+        (
+            CLASSIFY,
+            classify_request,
+            [
+                {"model": "nobody"},
+                {"version": 999},
+                {"lengths": []},
+                {"lengths": [0]},
+                {"lengths": [2**32 - 1] * 3},
+                {"values": classify_request.values[:-1]},
+                {"values": b""},
+                {"lengths": [len(values)], "values": nan.tobytes()},
+                {"initial_states": [pb.Snapshot(format=9)]},
+                {"initial_states": [snapshot] * 3},
+            ],
+        ),
+        (
+            ADVANCE,
+            advance,
+            [
+                {"session_id": ""},
+                {"session_id": "x" * 129},
+                {"start": False, "session_id": "nobody"},
+                {"model": "nobody"},
+                {"first_step": 7},
+                {"values": advance.values[:-1]},
+                {"values": nan.tobytes()},
+                {"initial_state": snapshot},
+            ],
+        ),
+        (
+            INFER,
+            infer,
+            [
+                {"model_name": "nobody"},
+                {"model_version": "newest"},
+                {"inputs": []},
+                {"inputs": [*infer.inputs, *infer.inputs]},
+                {"outputs": [pb_infer.ModelInferRequest.InferRequestedOutputTensor(name="secrets")]},
+                {"raw_input_contents": [b"1"]},
+                {"raw_input_contents": [nan.tobytes()]},
+            ],
+        ),
+    ]
+    for method, good, changes in wrong:
+        yield from ((method, _changed(good, each), True) for each in changes)
+        message = bytearray(good.SerializeToString())
+        for _ in range(5):
+            message[int(rng.integers(len(message)))] ^= int(rng.integers(1, 256))
+        yield method, bytes(message[: int(rng.integers(1, len(message)))]), False
+        yield method, rng.bytes(100), False
 
-    def changed(**changes: Any) -> bytes:
-        request = pb.ClassifyRequest()
-        request.CopyFrom(good)
-        for name, value in changes.items():
-            request.ClearField(name)  # type: ignore[arg-type]  # its names are literals
-            if isinstance(value, list):
-                getattr(request, name).extend(value)
-            else:
-                setattr(request, name, value)
-        return request.SerializeToString()
 
-    yield changed(model="nobody")
-    yield changed(version=999)
-    yield changed(lengths=[])
-    yield changed(lengths=[0])
-    yield changed(lengths=[2**32 - 1] * 3)
-    yield changed(values=good.values[:-1])
-    yield changed(values=b"")
-    yield changed(values=np.full(len(good.values) // 4, np.nan, np.float32).tobytes())
-    yield changed(initial_states=[pb.Snapshot(format=9)])
-    yield changed(initial_states=[pb.Snapshot(format=1, model=NAME, version=1, architecture="lstm", state=[b"1"])] * 3)
-    message = bytearray(good.SerializeToString())
-    for _ in range(5):
-        message[int(rng.integers(len(message)))] ^= int(rng.integers(1, 256))
-    yield bytes(message[: int(rng.integers(1, len(message)))])
-    yield rng.bytes(100)
+def _changed(good: Message, changes: dict[str, Any]) -> bytes:
+    request = type(good)()
+    request.CopyFrom(good)
+    for name, value in changes.items():
+        request.ClearField(name)
+        if isinstance(value, list):
+            getattr(request, name).extend(value)
+        elif isinstance(value, Message):
+            getattr(request, name).CopyFrom(value)
+        else:
+            setattr(request, name, value)
+    return request.SerializeToString()
 
 
 async def bad_input(channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Generator) -> None:
     """Sends what is wrong, message by message; each must be refused as the caller's fault."""
-    method: Any = channel.unary_unary(METHOD)
+    methods: dict[str, Any] = {path: channel.unary_unary(path) for path in (CLASSIFY, ADVANCE, INFER)}
     while True:
-        for message in bad_requests(rng):
+        for path, message, surely in bad_requests(rng):
             try:
-                answer = pb.ClassifyResponse.FromString(await method(message))
+                await methods[path](message)
             except grpc.aio.AioRpcError as error:
                 if error.code() in REFUSALS:
                     ledger.right("bad input refused")
@@ -109,6 +168,6 @@ async def bad_input(channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Ge
                     ledger.failure("bad input", error)
             else:
                 # What a few turned bits have made may be a request all the same.
-                ledger.check("bad input", len(answer.logits) % (4 * CLASSES) == 0, f"answered: {message[:50]!r}")
+                ledger.check("bad input that was good", not surely, f"answered: {path} {message[:50]!r}")
             ledger.fault("bad messages")
             await asyncio.sleep(0.01)

@@ -21,7 +21,7 @@ PATIENCE = 60.0
 
 
 class Replica:
-    """A server that can be killed, and started again on the same port.
+    """A server that can be ended, and started again on the same port.
 
     Args:
         start: Starts it on an address.
@@ -29,31 +29,46 @@ class Replica:
 
     def __init__(self, start: Callable[[str], ServerProcess]) -> None:
         self._start = start
+        self._again: asyncio.Task[None] | None = None
         self.server = start("127.0.0.1:0")
         self.address = self.server.address
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # One that is just being started would outlive us.
+        if self._again:
+            await asyncio.gather(self._again, return_exceptions=True)
         self.server.__exit__(kind, error, trace)
 
-    async def kill(self) -> None:
-        """Ends it by SIGKILL, as when its machine dies, and starts it again."""
-        self.server.signal(signal.SIGKILL)
+    async def again(self, number: signal.Signals) -> int:
+        """Ends it by SIGKILL, as when its machine dies, or by SIGTERM; starts it again; how it ended."""
+        self.server.signal(number)
+        ended = self.server
+        self._again = asyncio.create_task(self._replace())
+        # What has begun is ended, whoever waits for it.
+        await asyncio.shield(self._again)
+        return ended.process.returncode
+
+    async def _replace(self) -> None:
         await asyncio.to_thread(self.server.wait)
         self.server = await asyncio.to_thread(self._start, self.address)
 
 
 async def kill(replica: Replica, ledger: Ledger, rng: np.random.Generator, pause: float) -> None:
-    """Kills a replica again and again, `pause` seconds apart on average."""
+    """Ends a replica again and again, `pause` seconds apart on average: at times it may drain, mostly it is killed."""
     while True:
         await asyncio.sleep(float(rng.uniform(0.5, 1.5)) * pause)
-        # A kill once begun is ended: the replica must be there afterwards.
-        await asyncio.shield(replica.kill())
-        ledger.fault("servers killed and started again")
+        if rng.random() < 0.3:
+            code = await replica.again(signal.SIGTERM)
+            ledger.check("servers drained", code == 0, f"ended with {code}")
+            ledger.fault("servers drained and started again")
+        else:
+            await replica.again(signal.SIGKILL)
+            ledger.fault("servers killed and started again")
 
 
 async def reload(oracle: Oracle, channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Memory, descriptors, threads and tasks of a server over the time of the soak, and whether they come back."""
+"""What a server holds, and has under way, over the time of the soak, and whether that comes back."""
 
 import asyncio
 import time
@@ -14,27 +14,50 @@ INTERVAL = 1.0
 """Seconds between samples."""
 PATIENCE = 60.0
 """Seconds that a server without callers has to let go of what it held."""
+STEADY = 5.0
+"""Seconds for which nothing changes before a run; the server counts its tasks every two."""
+POOL = 6
+"""Threads that asyncio's pool grows to as they are needed, and keeps."""
 SLACK = 16 * 2**20
 """Bytes that a server may grow by while it warms up, beside `GROWTH`."""
 GROWTH = 0.10
 """How much of its memory a server may gain from the second quarter of a run to the last."""
-TASKS = "unroll_event_loop_tasks"
+HELD = ("descriptors", "threads", "tasks", "queued", "sequences", "calls")
+"""Of a sample: what must come back to where it began."""
+BUGS = ("Internal", "Unknown", "DataLoss")
+"""Statuses that no caller may ever get."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a server: bytes resident, open descriptors, threads, tasks of its event loops."""
+    """One look at a server.
+
+    Attributes:
+        seconds: When.
+        resident: Bytes of memory.
+        descriptors: That are open.
+        threads: Of all its processes.
+        tasks: Of its event loops.
+        queued: Timesteps and bytes that are accepted and not answered.
+        sequences: Open on streams.
+        calls: That have come and not ended.
+        bugs: Calls that have ended with one of `BUGS`.
+    """
 
     seconds: float
     resident: int
     descriptors: int
     threads: int
     tasks: int
+    queued: int
+    sequences: int
+    calls: int
+    bugs: int
 
     @property
-    def held(self) -> tuple[int, int, int]:
+    def held(self) -> list[int]:
         """What must come back to where it began."""
-        return self.descriptors, self.threads, self.tasks
+        return [getattr(self, name) for name in HELD]
 
 
 def look(server: ServerProcess, metrics: str) -> Sample:
@@ -44,15 +67,25 @@ def look(server: ServerProcess, metrics: str) -> Sample:
         server: The server.
         metrics: HOST:PORT of its metrics.
     """
-    family = server.family()
     with urlopen(f"http://{metrics}/metrics", timeout=30) as answer:
         families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
+
+    def total(name: str, *codes: str) -> int:
+        samples = families[name].samples if name in families else []
+        counted = [each for each in samples if each.name in {name, f"{name}_total"}]
+        return int(sum(each.value for each in counted if not codes or each.labels["grpc_code"] in codes))
+
+    family = server.family()
     return Sample(
         time.monotonic(),
         sum(each.resident for each in family),
         sum(each.descriptors for each in family),
         sum(each.threads for each in family),
-        int(sum(sample.value for sample in families[TASKS].samples)),
+        total("unroll_event_loop_tasks"),
+        total("unroll_queued_steps") + total("unroll_queued_bytes"),
+        total("unroll_open_sequences"),
+        total("grpc_server_started") - total("grpc_server_handled"),
+        total("grpc_server_handled", *BUGS),
     )
 
 
@@ -63,12 +96,29 @@ async def watch(samples: list[Sample], looking: Callable[[], Sample]) -> None:
         await asyncio.sleep(INTERVAL)
 
 
+async def steady(looking: Callable[[], Sample]) -> Sample:
+    """Waits until a server that has just been started holds the same for a while; the last sample."""
+    since = now = await asyncio.to_thread(looking)
+    while now.seconds - since.seconds < STEADY:
+        await asyncio.sleep(INTERVAL / 4)
+        now = await asyncio.to_thread(looking)
+        if now.held != since.held:
+            since = now
+    return now
+
+
+def let_go(start: Sample, end: Sample) -> bool:
+    """Whether a server without callers holds no more than at its start."""
+    more = zip(HELD, start.held, end.held, strict=True)
+    return all(after <= before + (POOL if name == "threads" else 0) for name, before, after in more)
+
+
 async def settled(start: Sample, looking: Callable[[], Sample]) -> Sample:
     """Waits until the server holds no more than at `start`, or its patience is over; the last sample."""
     until = time.monotonic() + PATIENCE
     while True:
         now = await asyncio.to_thread(looking)
-        if all(after <= before for after, before in zip(now.held, start.held, strict=True)) or now.seconds > until:
+        if let_go(start, now) or now.seconds > until:
             return now
         await asyncio.sleep(INTERVAL / 4)
 

@@ -8,7 +8,8 @@ from support import wire
 
 from soak.ledger import Ledger
 from soak.oracle import CLASSES, FEATURES, HIDDEN, NAME, Oracle
-from unroll_client import AsyncClient, UnrollError
+from unroll_client import Aborted, AsyncClient, SessionSteps, UnrollError
+from unroll_server.types import Float32Array
 
 STEPS = 400
 """Steps of a stream."""
@@ -79,6 +80,76 @@ async def read_slowly(channel: grpc.aio.Channel, oracle: Oracle, ledger: Ledger,
         ledger.lost += len(values) - len(got[0])
         same = got[0].tobytes() == states.tobytes() and got[1].tobytes() == logits.tobytes()
         ledger.check("slow readers", same, f"{len(parts)} answers, version {version}")
+
+
+async def session(client: AsyncClient, oracle: Oracle, ledger: Ledger, rng: np.random.Generator, name: str) -> None:
+    """Goes on with a session again and again, at times twice with the same steps; each must count once, to the bit.
+
+    Args:
+        client: Of the server.
+        oracle: What it must answer.
+        ledger: Counts.
+        rng: Makes the sequences and their cuts.
+        name: Id of the session. A sequence in three is left unfinished, and the next one begins the session anew.
+    """
+    while True:
+        values = rng.standard_normal((int(rng.integers(1, STEPS)), FEATURES), np.float32)
+        ends, begin, version = bool(rng.random() < 2 / 3), 0, 0
+        try:
+            while begin < len(values):
+                chunk = values[begin : begin + int(rng.integers(1, CHUNK + 1))]
+                end = begin + len(chunk)
+                last = ends and end == len(values)
+                answer = await _advance(client, ledger, rng, name, chunk, begin, last)
+                version = version or answer.version
+                if (answer.first_step, answer.count, answer.step) != (begin, len(chunk), end):
+                    ledger.lost += 1
+                    break
+                assert answer.states is not None
+                assert answer.logits is not None
+                logits, states = oracle.answer(version, values)
+                same = answer.version == version and answer.states.tobytes() == states[begin:end].tobytes()
+                same &= answer.logits.tobytes() == logits[begin:end].tobytes()
+                ledger.check("session chunks", same, f"steps {begin} to {end}, version {answer.version}")
+                begin = end
+                await asyncio.sleep(float(rng.exponential(0.1)))
+        except UnrollError as error:
+            ledger.failure("sessions", error)
+            ledger.lost += 1
+            await asyncio.sleep(0.05)
+
+
+async def _advance(
+    client: AsyncClient,
+    ledger: Ledger,
+    rng: np.random.Generator,
+    name: str,
+    chunk: Float32Array,
+    begin: int,
+    last: bool,
+) -> SessionSteps:
+    """One chunk: sent once, or given up and sent again, or answered and sent again."""
+
+    async def once() -> SessionSteps:
+        start, model = begin == 0, NAME if begin == 0 else None
+        return await client.advance(name, chunk, model=model, start=start, end=last, first_step=begin, logits=True)
+
+    how = rng.random()
+    if how < 0.1:
+        given_up = asyncio.create_task(once())
+        await asyncio.sleep(float(rng.exponential(0.003)))
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        ledger.fault("session calls cancelled")
+        try:
+            return await once()
+        except Aborted:
+            # The call that was given up was another writer, and is over now.
+            return await once()
+    if how < 0.2 and begin:
+        await once()
+        ledger.fault("session chunks sent twice")
+    return await once()
 
 
 _OUTPUTS = (("states", HIDDEN), ("logits", CLASSES))
