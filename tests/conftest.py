@@ -1,7 +1,9 @@
 """Fixtures that many tests share: a trained run, its bundle, a running server."""
 
+import fcntl
 import importlib.util
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,28 @@ from unroll_proto.sequences import Sequence, read_sequences
 torch.set_num_threads(1)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process of this run of pytest makes, and that all of them share and leave as it is."""
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(draft := factory.mktemp(name) / name)
+            draft.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `unroll-train` leaves after a few epochs on JapaneseVowels."""
-    folder = tmp_path_factory.mktemp("runs") / "jv"
-    run("unroll-train", "--data", "japanese-vowels", "--out", folder, "--epochs", "4")
-    return folder
+
+    def train(folder: Path) -> None:
+        run("unroll-train", "--data", "japanese-vowels", "--out", folder, "--epochs", "4")
+
+    return made_once(tmp_path_factory, "jv", train)
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +51,7 @@ def trained_run(run_folder: Path) -> TrainedRun:
 @pytest.fixture(scope="session")
 def bundle_root(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository that holds `jv`, version 1."""
-    root = tmp_path_factory.mktemp("models")
-    run("unroll-export", run_folder, "--out", root / "jv")
-    return root
+    return made_once(tmp_path_factory, "models", lambda root: run("unroll-export", run_folder, "--out", root / "jv"))
 
 
 @pytest.fixture(scope="session", params=["grpcio", "envoy"])

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from support import wire
+from support import bundles, wire
 from support.operators import admin_address, channel_to, wait_for_log
 from support.processes import PATIENCE, ServerProcess, run
 from support.workers import wait_until_gone, workers_of
@@ -32,12 +33,11 @@ STEPS = np.zeros((3, 12), np.float32)
 
 
 @pytest.fixture(scope="session")
-def exported(bundle_root: Path, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository that holds `jv`, version 1, and `other`, versions 1 and 2."""
     root = tmp_path_factory.mktemp("two-models")
-    shutil.copytree(bundle_root / "jv", root / "jv")
-    for _ in range(2):
-        run("unroll-export", run_folder, "--out", root / "other")
+    for name, version in (("jv", 1), ("other", 1), ("other", 2)):
+        bundles.publish(bundle_root / "jv" / "1", root, name, version)
     return root
 
 
@@ -50,10 +50,16 @@ def models(exported: Path, tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture(params=["1", "2"])
-def administered(front: str, models: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    options = ("--admin", "127.0.0.1:0", "--workers", str(request.param), "--models-poll", "0")
-    with ServerProcess(models, tmp_path / "log", *options, front=front) as process:
+OPTIONS = ("--admin", "127.0.0.1:0", "--models-poll", "0", "--workers")
+
+
+@pytest.fixture(scope="module", params=["1", "2"])
+def administered(
+    front: str, exported: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[ServerProcess]:
+    """A server of `jv` and `other`, two versions of it, that a test leaves as it was."""
+    log = tmp_path_factory.mktemp("administered") / "log"
+    with ServerProcess(exported, log, *OPTIONS, str(request.param), front=front) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -80,7 +86,7 @@ async def states(stub: AdminServiceStub) -> dict[tuple[str, int], str]:
 async def test_models_are_unloaded_and_loaded_by_every_worker(administered: ServerProcess) -> None:
     async with channel_to(admin_address(administered)) as channel:
         stub: Any = AdminServiceStub(channel)
-        assert await states(stub) == {("jv", 1): "READY", ("other", 1): "READY"}
+        assert await states(stub) == {("jv", 1): "READY", ("other", 1): "READY", ("other", 2): "READY"}
         await stub.UnloadModel(admin.UnloadModelRequest(model="other"), timeout=PATIENCE)
         assert await states(stub) == {("jv", 1): "READY"}
         assert await statuses(administered.address, "other") == {grpc.StatusCode.NOT_FOUND}
@@ -95,12 +101,19 @@ async def test_models_are_unloaded_and_loaded_by_every_worker(administered: Serv
         assert await statuses(administered.address, "other") == {grpc.StatusCode.OK}
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_refresh_finds_new_versions_and_says_why_it_refuses_bad_ones(
-    administered: ServerProcess, models: Path
+    front: str, workers: str, models: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(models.parent / "staged", models / "other" / "3")
-    (models.parent / "staged").rename(models / "other" / "2")
-    async with channel_to(admin_address(administered)) as channel:
+    with ServerProcess(models, tmp_path / "log", *OPTIONS, workers, front=front) as process:
+        shutil.copytree(models.parent / "staged", models / "other" / "3")
+        (models.parent / "staged").rename(models / "other" / "2")
+        await new_versions_are_found(process)
+        assert process.stop() == 0, process.log
+
+
+async def new_versions_are_found(process: ServerProcess) -> None:
+    async with channel_to(admin_address(process)) as channel:
         stub: Any = AdminServiceStub(channel)
         response = await stub.RefreshRepository(admin.RefreshRepositoryRequest(), timeout=PATIENCE)
         found = {(each.model, each.version): each for each in response.versions}
@@ -215,8 +228,7 @@ def test_each_listener_serves_its_own_services_alone(administered: ServerProcess
 
 
 async def test_a_worker_that_starts_again_is_told_what_was_unloaded(front: str, models: Path, tmp_path: Path) -> None:
-    options = ("--admin", "127.0.0.1:0", "--workers", "2", "--models-poll", "0")
-    with ServerProcess(models, tmp_path / "log", *options, front=front) as process:
+    with ServerProcess(models, tmp_path / "log", *OPTIONS, "2", front=front) as process:
         async with channel_to(admin_address(process)) as channel:
             stub: Any = AdminServiceStub(channel)
             await stub.UnloadModel(admin.UnloadModelRequest(model="other"), timeout=PATIENCE)
@@ -225,7 +237,9 @@ async def test_a_worker_that_starts_again_is_told_what_was_unloaded(front: str, 
             wait_until_gone(victim)
             # Loading takes every worker: while one is not there, it says which one.
             codes = set()
+            deadline = time.monotonic() + PATIENCE
             while True:
+                assert time.monotonic() < deadline, process.log
                 try:
                     found = await states(stub)
                 except grpc.aio.AioRpcError as error:
@@ -257,8 +271,9 @@ def test_an_admin_address_that_is_taken_ends_the_start(front: str, server: Serve
 def test_the_log_says_where_it_is_and_what_was_done(administered: ServerProcess) -> None:
     environment = {"UNROLL_ADMIN": admin_address(administered), "COLUMNS": "120"}
     assert "other" in run("unroll", "admin", "index", env=environment).stdout
+    before = administered.log.count("unloaded other")
     run("unroll", "admin", "unload", "other", env=environment)
-    wait_for_log(administered, "unloaded other")
+    wait_for_log(administered, "unloaded other", before + 1)
     assert "other" not in run("unroll", "admin", "index", env=environment).stdout
     run("unroll", "admin", "load", "other", env=environment)
     assert "other" in run("unroll", "admin", "refresh", env=environment).stdout

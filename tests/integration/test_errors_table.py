@@ -1,13 +1,15 @@
 """The table of errors in docs/api.md, row by row: each is provoked on a real server, and none is missing there."""
 
 import asyncio
-import itertools
+import base64
 import re
+import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -28,25 +30,59 @@ from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
 
 API = Path(__file__).parents[2] / "docs" / "api.md"
 STEPS = np.zeros((3, 12), np.float32)
-TIGHT = ("--max-lanes", "1", "--tick-steps", "1", "--max-queued-steps", "20000", "--max-queued-bytes", "400000")
+SLOW = ("--max-lanes", "1", "--tick-steps", "1")
 """One step at a time, so that little work takes long."""
+TIGHT = (*SLOW, "--max-queued-steps", "20000", "--max-queued-bytes", "400000", "--max-sessions", "1")
 
 
-class Place(NamedTuple):
-    """Where servers may be started."""
+class Place:
+    """Where servers may be started, which end with it.
 
-    bundles: Path
-    folder: Path
-    front: str
-    shared: ServerProcess
+    Attributes:
+        bundles: The models of its servers.
+        folder: For files of the provocations' own.
+        shared: A server with nothing special.
+    """
+
+    def __init__(self, bundles: Path, folder: Path, front: str, shared: ServerProcess) -> None:
+        self.folder = folder
+        self.shared = shared
+        self.bundles = bundles
+        self._front = front
+        self._open = ExitStack()
+        self._kept: dict[tuple[str, ...], ServerProcess] = {}
+        self._redis: RedisServer | None = None
 
     @asynccontextmanager
     async def server(self, *options: str) -> AsyncIterator[ServerProcess]:
         """A server of one's own."""
-        with await asyncio.to_thread(
-            ServerProcess, self.bundles, self.folder / "log", *options, front=self.front
-        ) as server:
+        with await asyncio.to_thread(self._started, *options) as server:
             yield server
+
+    async def kept(self, *options: str) -> ServerProcess:
+        """A server that other provocations ask with the same options, and leave as it is."""
+        if options not in self._kept:
+            self._kept[options] = self._open.enter_context(await asyncio.to_thread(self._started, *options))
+        return self._kept[options]
+
+    def redis(self) -> RedisServer:
+        """A store, running, that has no room."""
+        if redis_executable() is None:
+            pytest.skip("there is no redis-server")
+        if self._redis is None:
+            folder = self.folder / "redis"
+            folder.mkdir()
+            self._redis = RedisServer(folder, "--maxmemory", "1", "--maxmemory-policy", "noeviction")
+            self._open.enter_context(self._redis)
+        return self._redis
+
+    def close(self) -> None:
+        """Ends them."""
+        self._open.close()
+
+    def _started(self, *options: str) -> ServerProcess:
+        log = self.folder / f"log{len(list(self.folder.iterdir()))}"
+        return ServerProcess(self.bundles, log, *options, front=self._front)
 
 
 Provocation = Callable[[Place], Awaitable[grpc.aio.AioRpcError]]
@@ -122,9 +158,37 @@ async def not_compressed(place: Place) -> grpc.aio.AioRpcError:
                 got |= dict(decoder.decode(each.payload))
                 if "grpc-status" in got:
                     break
+    return ended_with(got)
+
+
+def ended_with(headers: dict[str, str]) -> grpc.aio.AioRpcError:
+    """What a client of grpcio's makes of trailers."""
     codes = {str(code.value[0]): code for code in grpc.StatusCode}
-    none = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(codes[str(got["grpc-status"])], none, none, str(got.get("grpc-message")))
+    trailers = grpc.aio.Metadata()
+    for name, value in headers.items():
+        trailers.add(name, base64.b64decode(value + "==") if name.endswith("-bin") else value)
+    return grpc.aio.AioRpcError(
+        codes[headers["grpc-status"]], grpc.aio.Metadata(), trailers, unquote(headers["grpc-message"])
+    )
+
+
+async def unread_answers(place: Place) -> grpc.aio.AioRpcError:
+    """Clients of grpcio's read all that comes."""
+    sequences = list(np.zeros((4096, 1, 12), np.float32))
+    request = wire.classify_request(sequences, return_final_states=True).SerializeToString()
+
+    def ask() -> dict[str, str]:
+        # Headers that refer to nothing said before can be read alone.
+        greeting = raw_http2.PREFACE + raw_http2.settings(header_table_size=0, initial_window_size=0)
+        with raw_http2.Connection(place.shared.address, greeting) as connection:
+            for stream in range(1, 100, 2):
+                assert connection.call(stream, "/unroll.v1.UnrollService/Classify", request)
+            for each in connection.frames():
+                if each.kind == raw_http2.HEADERS and each.flags & raw_http2.END_STREAM:
+                    return {str(name): str(value) for name, value in hpack.Decoder().decode(each.payload)}
+        raise AssertionError("never refused")
+
+    return ended_with(await asyncio.to_thread(ask))
 
 
 async def unknown_session(place: Place) -> grpc.aio.AioRpcError:
@@ -140,7 +204,8 @@ async def taken_session(place: Place) -> grpc.aio.AioRpcError:
 
 
 async def evicted_session(place: Place) -> grpc.aio.AioRpcError:
-    async with place.server("--max-sessions", "1") as server, channel_to(server.address) as channel:
+    server = await place.kept(*TIGHT)
+    async with channel_to(server.address) as channel:
         stub = wire.stub_of(channel)
         for name in ("first", "second"):
             await stub.Advance(advance(name, start=True))
@@ -152,35 +217,58 @@ def advance(session: str, **more: Any) -> pb.AdvanceRequest:
 
 
 async def full_store(place: Place) -> grpc.aio.AioRpcError:
-    with redis(place, "--maxmemory", "1", "--maxmemory-policy", "noeviction") as store:
-        async with place.server("--sessions", store.url) as server, channel_to(server.address) as channel:
-            return await error_of(wire.stub_of(channel).Advance(advance("a", start=True)))
+    server = await place.kept("--sessions", place.redis().url)
+    async with channel_to(server.address) as channel:
+        return await error_of(wire.stub_of(channel).Advance(advance("a", start=True)))
 
 
 async def dead_store(place: Place) -> grpc.aio.AioRpcError:
-    with redis(place) as store:
-        async with place.server("--sessions", store.url) as server, channel_to(server.address) as channel:
-            store.kill()
+    store = place.redis()
+    server = await place.kept("--sessions", store.url)
+    store.kill()
+    try:
+        async with channel_to(server.address) as channel:
             return await error_of(wire.stub_of(channel).Advance(advance("a", start=True)))
+    finally:
+        store.start()
 
 
-def redis(place: Place, *options: str) -> RedisServer:
-    if redis_executable() is None:
-        pytest.skip("there is no redis-server")
-    return RedisServer(place.folder, *options)
+async def refused_among(
+    calls: Iterable[Awaitable[Any]], waiting: set[asyncio.Future[Any]], reason: str
+) -> grpc.aio.AioRpcError | None:
+    """Makes calls beside those that wait, and waits for one to end; what was refused for this reason, if any was."""
+    waiting |= {asyncio.ensure_future(call) for call in calls}
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    waiting -= done
+    for error in (call.exception() for call in done):
+        if isinstance(error, grpc.aio.AioRpcError) and reason_of(error) == reason:
+            return error
+    return None
 
 
-async def refused_beside(place: Place, steps: int, small: int, reason: str) -> grpc.aio.AioRpcError:
-    """The refusal of calls of `small` steps beside one of `steps`, which may have to be tried until they coincide."""
-    async with place.server(*TIGHT) as server, channel_to(server.address) as channel:
+async def called_off(calls: set[asyncio.Future[Any]]) -> None:
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def refused_beside(place: Place, large: int, small: int, reason: str) -> grpc.aio.AioRpcError:
+    """What is refused while a call of `large` steps and calls of `small` ones, one after another, come together."""
+    server = await place.kept(*TIGHT)
+    first, other = (wire.classify_request([np.zeros((count, 12), np.float32)]) for count in (large, small))
+    waiting: set[asyncio.Future[Any]] = set()
+    beside: asyncio.Future[Any] | None = None
+    async with channel_to(server.address) as channel, asyncio.timeout(PATIENCE):
         stub = wire.stub_of(channel)
-        requests = [wire.classify_request([np.zeros((count, 12), np.float32)]) for count in (steps, small, small)]
-        async with asyncio.timeout(PATIENCE):
+        try:
             while True:
-                answers = await asyncio.gather(*map(stub.Classify, requests), return_exceptions=True)
-                for answer in answers:
-                    if isinstance(answer, grpc.aio.AioRpcError) and reason_of(answer) == reason:
-                        return answer
+                if beside is None or beside.done():
+                    beside = asyncio.ensure_future(stub.Classify(first))
+                    waiting.add(beside)
+                if refused := await refused_among([stub.Classify(other)], waiting, reason):
+                    return refused
+        finally:
+            await called_off(waiting)
 
 
 async def full_of_steps(place: Place) -> grpc.aio.AioRpcError:
@@ -192,25 +280,19 @@ async def full_of_bytes(place: Place) -> grpc.aio.AioRpcError:
 
 
 async def too_near(place: Place) -> grpc.aio.AioRpcError:
-    options = TIGHT[:4]
-    async with place.server(*options) as server, channel_to(server.address) as channel:
+    server = await place.kept(*SLOW)
+    request = wire.classify_request([np.zeros((300, 12), np.float32)])
+    waiting: set[asyncio.Future[Any]] = set()
+    async with channel_to(server.address) as channel, asyncio.timeout(PATIENCE):
         stub = wire.stub_of(channel)
-        request = wire.classify_request([np.zeros((300, 12), np.float32)])
-        waiting: set[asyncio.Future[Any]] = set()
-        async with asyncio.timeout(PATIENCE):
+        try:
             # More and more, until it is more than can be done.
-            for _ in itertools.count():
-                waiting |= {asyncio.ensure_future(stub.Classify(request, timeout=1)) for _ in range(20)}
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                errors = [call.exception() for call in done]
-                refused = [error for error in errors if reason_of(error) == "DEADLINE_TOO_NEAR"]
-                if refused:
-                    for call in waiting:
-                        call.cancel()
-                    await asyncio.gather(*waiting, return_exceptions=True)
-                    assert isinstance(refused[0], grpc.aio.AioRpcError)
-                    return refused[0]
-    raise AssertionError("never refused")
+            while True:
+                calls = (stub.Classify(request, timeout=1) for _ in range(20))
+                if refused := await refused_among(calls, waiting, "DEADLINE_TOO_NEAR"):
+                    return refused
+        finally:
+            await called_off(waiting)
 
 
 async def without_token(place: Place) -> grpc.aio.AioRpcError:
@@ -231,17 +313,33 @@ async def too_much_for_one(place: Place) -> grpc.aio.AioRpcError:
 
 
 async def guarded(place: Place, ask: Callable[[Any], Awaitable[Any]]) -> grpc.aio.AioRpcError:
-    identities = write_identities(place.folder / "identities.toml", bob={"max_concurrent_calls": 1})
-    async with place.server("--tokens", str(identities)) as server, channel_to(server.address) as channel:
+    server = await guarded_server(place)
+    async with channel_to(server.address) as channel:
         return await error_of(ask(wire.stub_of(channel)))
 
 
+async def guarded_server(place: Place) -> ServerProcess:
+    """A server that knows bob, who may make one call at a time and administrate nothing."""
+    identities = write_identities(place.folder / "identities.toml", bob={"max_concurrent_calls": 1})
+    return await place.kept("--tokens", str(identities), "--admin", "127.0.0.1:0")
+
+
 async def no_administrator(place: Place) -> grpc.aio.AioRpcError:
-    identities = write_identities(place.folder / "identities.toml", bob={})
-    options = ("--tokens", str(identities), "--admin", "127.0.0.1:0")
-    async with place.server(*options) as server, channel_to(admin_address(server)) as channel:
+    server = await guarded_server(place)
+    async with channel_to(admin_address(server)) as channel:
         stub = AdminServiceStub(channel)
         return await error_of(stub.ListSessions(admin.ListSessionsRequest(), metadata=bearer("TOKEN-bob")))
+
+
+async def refused_model(place: Place) -> grpc.aio.AioRpcError:
+    models = place.folder / "models"
+    shutil.copytree(place.bundles, models)
+    async with place.server("--models", str(models), "--admin", "127.0.0.1:0", "--models-poll", "0") as server:
+        bad = models / "bad" / "1"
+        shutil.copytree(models / "jv" / "1", bad)
+        (bad / "manifest.json").write_text("none")
+        async with channel_to(admin_address(server)) as channel:
+            return await error_of(AdminServiceStub(channel).LoadModel(admin.LoadModelRequest(model="bad")))
 
 
 async def gone(place: Place) -> grpc.aio.AioRpcError:
@@ -260,11 +358,13 @@ PROVOCATIONS: dict[tuple[str, str], Provocation] = {
     ("NOT_FOUND", "SESSION_UNKNOWN"): unknown_session,
     ("NOT_FOUND", "SESSION_EXPIRED"): evicted_session,
     ("FAILED_PRECONDITION", ""): other_snapshot,
+    ("FAILED_PRECONDITION", "MODEL_REFUSED"): refused_model,
     ("ABORTED", "SESSION_TAKEN"): taken_session,
     ("RESOURCE_EXHAUSTED", "QUEUED_STEPS"): full_of_steps,
     ("RESOURCE_EXHAUSTED", "QUEUED_BYTES"): full_of_bytes,
     ("RESOURCE_EXHAUSTED", "DEADLINE_TOO_NEAR"): too_near,
     ("RESOURCE_EXHAUSTED", "IDENTITY_LIMIT"): too_much_for_one,
+    ("RESOURCE_EXHAUSTED", "UNREAD_ANSWERS"): unread_answers,
     ("RESOURCE_EXHAUSTED", "SESSION_ROOM"): full_store,
     ("RESOURCE_EXHAUSTED", ""): large_message,
     ("DEADLINE_EXCEEDED", ""): late,
@@ -310,9 +410,13 @@ def _details(error: object) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def place(bundle_root: Path, tmp_path: Path, front: str, server: ServerProcess) -> Place:
-    return Place(bundle_root, tmp_path, front, server)
+@pytest.fixture(scope="module")
+def place(
+    bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, front: str, server: ServerProcess
+) -> Iterator[Place]:
+    place = Place(bundle_root, tmp_path_factory.mktemp("place"), front, server)
+    yield place
+    place.close()
 
 
 def test_every_row_has_a_provocation_and_every_provocation_a_row() -> None:

@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from support import wire
+from support.oip import outputs_of, request_of
 from support.processes import PATIENCE, ServerProcess
 
 from unroll_proto.inference import service_pb2 as pb
@@ -29,31 +30,12 @@ async def infer(server: ServerProcess) -> AsyncIterator[Any]:
         yield GRPCInferenceServiceStub(channel)
 
 
-def request_of(values: wire.Array, *outputs: str, request_id: str = "", **parameters: Any) -> pb.ModelInferRequest:
-    """A request for values [batch, time, features], raw."""
-    request = pb.ModelInferRequest(model_name="jv", id=request_id, raw_input_contents=[wire.to_bytes(values)])
-    request.inputs.add(name="input", datatype="FP32", shape=values.shape)
-    for output in outputs:
-        request.outputs.add(name=output)
-    for name, value in parameters.items():
-        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
-        setattr(request.parameters[name], kind, value)
-    return request
-
-
 def typed(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
     """The same with its values in `contents`."""
     (raw,) = request.raw_input_contents
     request.inputs[0].contents.fp32_contents.extend(np.frombuffer(raw, "<f4").tolist())
     request.ClearField("raw_input_contents")
     return request
-
-
-def outputs_of(response: pb.ModelInferResponse) -> dict[str, wire.Array]:
-    return {
-        output.name: np.frombuffer(raw, "<f4").reshape(output.shape)
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:

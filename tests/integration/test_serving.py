@@ -34,7 +34,8 @@ def test_reflection_describes_the_service_to_a_client_without_the_proto(server: 
         database = ProtoReflectionDescriptorDatabase(channel)
         assert {"unroll.v1.UnrollService", "grpc.health.v1.Health"} <= set(database.get_services())
         service = descriptor_pool.DescriptorPool(database).FindServiceByName("unroll.v1.UnrollService")
-        assert [method.name for method in service.methods] == ["Classify", "Unroll", "ListModels", "GetModel"]
+        methods = ["Classify", "Unroll", "Advance", "ListModels", "GetModel"]
+        assert [method.name for method in service.methods] == methods
 
 
 async def test_models_are_described(stub: UnrollServiceStub, trained_run: TrainedRun) -> None:
@@ -128,9 +129,9 @@ async def test_a_deadline_ends_a_call_and_the_next_is_answered(stub: UnrollServi
 async def test_a_full_queue_is_resource_exhausted_and_says_when_to_come_again(
     front: str, bundle_root: Path, tmp_path: Path
 ) -> None:
-    long = wire.classify_request([np.zeros((60000, 12), np.float32)] * 5)
+    long = wire.classify_request([np.zeros((20000, 12), np.float32)] * 5)
     with ServerProcess(
-        bundle_root, tmp_path / "log", "--max-queued-steps", "300001", "--max-lanes", "1", front=front
+        bundle_root, tmp_path / "log", "--max-queued-steps", "100001", "--max-lanes", "1", front=front
     ) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)

@@ -1,6 +1,7 @@
 """One open sequence: whatever is sent again, every chunk counts once and every answer keeps its bits."""
 
 import asyncio
+import gc
 
 import numpy as np
 import pytest
@@ -140,5 +141,16 @@ async def test_a_stream_s_latest_chunks_can_be_repeated_over_all_its_sequences()
                 await answer(sequence, 0, values)
         for sequence, before in zip(sequences[3:], answers[3:], strict=True):
             assert (await answer(sequence, 0, values)).tobytes() == before.tobytes()
+    finally:
+        await asyncio.to_thread(engine.close)
+
+
+async def test_what_is_kept_of_a_stream_s_latest_chunks_keeps_no_sequence_that_ended() -> None:
+    engine = new_engine()
+    try:
+        repeatable = Repeatable()
+        await answer(Sequence(engine, MODEL, 0, None, repeatable), 0, values_of(3))
+        gc.collect()
+        assert not [each for each in gc.get_objects() if type(each) is Sequence and each._repeatable is repeatable]
     finally:
         await asyncio.to_thread(engine.close)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.models import random_network, served
 
@@ -48,7 +49,7 @@ def exporter() -> InMemorySpanExporter:
 def tracer(exporter: InMemorySpanExporter) -> Iterator[Tracer]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracer = Tracer(provider)
+    tracer = Tracer(provider, exporter)
     yield tracer
     tracer.close()
 
@@ -143,6 +144,37 @@ def test_a_stream_of_many_ticks_has_spans_of_the_first_ones(
     assert len(named(exporter, "unroll.tick")) == len(named(exporter, "unroll.queue")) == 2
     (call,) = named(exporter, "a.B/C")
     assert dict(call.attributes or {})["unroll.ticks"] == 5
+
+
+class Unreachable(SpanExporter):
+    """Tries for as long as it is not shut down.
+
+    Attributes:
+        told_by: The threads that shut it down.
+    """
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self.told_by: list[threading.Thread] = []
+
+    def export(self, spans: object) -> SpanExportResult:
+        self._over.wait()
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        self.told_by.append(threading.current_thread())
+        self._over.set()
+
+
+def test_spans_that_can_not_be_sent_hold_up_the_end_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "FLUSH_SECONDS", 0.01)
+    provider, unreachable = TracerProvider(shutdown_on_exit=False), Unreachable()
+    provider.add_span_processor(BatchSpanProcessor(unreachable))
+    tracer = Tracer(provider, unreachable)
+    method_of(tracer).open(Context()).end(0)
+    tracer.close()
+    # While the end still waited for it; OpenTelemetry alone would do so half a minute later.
+    assert unreachable.told_by[0] is not threading.current_thread()
 
 
 def test_probes_are_not_traced(exporter: InMemorySpanExporter, tracer: Tracer) -> None:

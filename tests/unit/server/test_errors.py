@@ -1,0 +1,27 @@
+"""What a caller is told fits into the trailers that its client takes, whatever it sent."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unroll_server.errors import MOST_SAID, InvalidRequestError, shortened
+from unroll_server.interceptors import status_of
+
+
+@given(st.text(max_size=50), st.integers(7, 100))
+def test_what_fits_is_left_alone_and_the_rest_keeps_its_ends(text: str, most: int) -> None:
+    short = shortened(text, most)
+    if len(text.encode()) <= most:
+        assert short == text
+    else:
+        assert len(short.encode()) <= most
+        begin, end = short.split(" ... ", 1) if text.count(" ... ") == 0 else ("", "")
+        assert text.startswith(begin)
+        assert text.endswith(end)
+
+
+def test_a_status_stays_small_whatever_a_caller_called_its_fields() -> None:
+    status = status_of(InvalidRequestError(f"no model {'é' * 10**6!r} is served", f"parameters[{'x' * 10**6}]"))
+    assert len(status.message.encode()) < 2 * MOST_SAID
+    assert status.ByteSize() < 4 * MOST_SAID
+    assert status.message.startswith("parameters[xxx")
+    assert status.message.endswith("' is served")
