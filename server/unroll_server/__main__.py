@@ -10,7 +10,7 @@ import click
 from unroll_proto import cli
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError
-from unroll_server.process import configure_logging
+from unroll_server.process import allow_descriptors, configure_logging
 
 _POSITIVE = click.IntRange(min=1)
 _FILE = click.Path(path_type=Path)
@@ -63,7 +63,7 @@ _option = partial(click.option, show_envvar=True)
 @_option("--sessions-file", type=_FILE, help="Keeps the sessions of the memory from one start to the next.")
 @_option("--max-queued-bytes", type=_POSITIVE, default=2**29, help="Bytes of values accepted and not yet answered.")
 @_option("--max-connections", type=_POSITIVE, default=10_000, help="Connections of a process.")
-@_option("--max-concurrent-calls", type=_POSITIVE, default=10_000, help="Calls in flight on one connection.")
+@_option("--max-concurrent-calls", type=_POSITIVE, default=1000, help="Calls in flight on one connection.")
 @_option("--max-connection-age", type=click.FloatRange(min=0), default=0.0, help="Seconds; 0: any age.")
 @_option("--keepalive", type=click.FloatRange(min=1), default=60.0, help="Seconds of silence until a client is pinged.")
 @_option("--tls-cert", type=_FILE, help="Certificate chain, PEM; read again when it changes. TLS only with it.")
@@ -83,6 +83,7 @@ def command(**options: Any) -> None:
     try:
         settings = Settings(**options)
         configure_logging(settings.log_level, settings.log_format)
+        allow_descriptors(settings.max_connections)
         # A parent of workers imports neither models nor gRPC.
         if settings.front == "grpcio" and settings.workers == 1:
             from unroll_server.app import serve

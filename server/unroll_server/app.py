@@ -9,8 +9,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from unroll_proto.inference import service_pb2_grpc
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
@@ -21,16 +20,19 @@ from unroll_server.auth import AuthInterceptor
 from unroll_server.calls import Calls
 from unroll_server.catalog import Catalog
 from unroll_server.config import Settings
+from unroll_server.endless import EndlessCalls
 from unroll_server.engine import Engine
 from unroll_server.fronts.certificates import Certificates
 from unroll_server.fronts.grpcio import GrpcioFront
-from unroll_server.handlers import inference
+from unroll_server.handlers import health, inference
+from unroll_server.handlers.health import Health
 from unroll_server.handlers.inference import InferenceService
 from unroll_server.handlers.inference_run import Inference
 from unroll_server.handlers.inference_statistics import Statistics
+from unroll_server.handlers.reflection import add_reflection
 from unroll_server.handlers.unroll import UnrollService
 from unroll_server.identities import Identities
-from unroll_server.interceptors import EndlessCalls, StatusInterceptor
+from unroll_server.interceptors import StatusInterceptor
 from unroll_server.metrics import Metrics
 from unroll_server.models import Loader
 from unroll_server.process import stop_signal
@@ -121,6 +123,8 @@ class Service(Generic[AnyFront]):
             figures,
             keep=settings.versions_kept,
             poll=settings.models_poll,
+            # A version that is gone leaves at the second look at the latest.
+            linger=2 * settings.models_poll + 1 if settings.workers > 1 else 0.0,
         )
         self._repository.on_change = self._tell_health
         self._endless = EndlessCalls(*SERVICES)
@@ -141,7 +145,7 @@ class Service(Generic[AnyFront]):
             Inference(self._catalog, self._engine, self.sessions, settings.limits, Statistics(figures.memory)),
             self._repository.index,
         )
-        self._checks = health.aio.HealthServicer()
+        self._checks = Health()
         # Models of which health says that they are served.
         self._told: set[str] = set()
         registry = self.front.registry
@@ -149,8 +153,7 @@ class Service(Generic[AnyFront]):
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
         registry.guard(self._engine.entrance, WORKING)
-        names = [*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), registry)
+        add_reflection([*SERVICES, health.SERVICE], registry)
 
     def _share_of(self, identity: str) -> Share | None:
         steps = self.identities.named(identity).max_queued_steps
@@ -167,6 +170,7 @@ class Service(Generic[AnyFront]):
             StartupError: nothing can be served.
         """
         self._repository.sessions = self.sessions.count
+        self.sessions.look_for = self._repository.look_for
         await self._repository.open()
         self._watching = asyncio.create_task(self._auth.watch())
         self._count_tasks()
@@ -174,8 +178,7 @@ class Service(Generic[AnyFront]):
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
-        for name in ("", *SERVICES):
-            await self._checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._checks.set(dict.fromkeys(("", *SERVICES), True))
 
     def _count_tasks(self) -> None:
         loop = asyncio.get_running_loop()
@@ -191,16 +194,13 @@ class Service(Generic[AnyFront]):
         """Says of each model, by NAME and by NAME/VERSION, whether it takes new work."""
         served = {model.spec.key for model in self._catalog.models}
         names = {str(key) for key in served} | {key.name for key in served}
-        for name in sorted(names | self._told):
-            serving = health_pb2.HealthCheckResponse.SERVING
-            status = serving if name in names else health_pb2.HealthCheckResponse.NOT_SERVING
-            await self._checks.set(name, status)
+        self._checks.set({name: name in names for name in sorted(names | self._told)})
         self._told = names
 
     async def drain(self) -> None:
         """Lets calls in flight end and streams end with their snapshots, and takes no others."""
         _log.info("draining")
-        await self._checks.enter_graceful_shutdown()
+        self._checks.end()
         self._service.drain()
         self._inference.drain()
         self._endless.end(LINGER)

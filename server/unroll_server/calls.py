@@ -260,7 +260,8 @@ def _current() -> WatchedCall | None:
 
 def code_of(context: Any) -> int:
     """The number of the status that a servicer has left in its context, 0 (OK) where it left none."""
-    code = context.code()
+    # That of grpcio's servicers in threads does not tell.
+    code = context.code() if hasattr(context, "code") else None
     if isinstance(code, grpc.StatusCode):
         number: int = code.value[0]
         return number

@@ -47,7 +47,7 @@ class Settings:
     sessions_file: Path | None = None
     max_queued_bytes: int = 2**29
     max_connections: int = 10_000
-    max_concurrent_calls: int = 10_000
+    max_concurrent_calls: int = 1000
     max_connection_age: float = 0.0
     keepalive: float = 60.0
     tls_cert: Path | None = None
@@ -167,6 +167,6 @@ class Connections:
     """
 
     most: int = 10_000
-    calls: int = 10_000
+    calls: int = 1000
     age: float = 0.0
     keepalive: float = 60.0

@@ -1,11 +1,24 @@
 """What can go wrong with a caller's request, in the domain's own terms; interceptors.py gives each its status."""
 
+MOST_SAID = 1024
+"""Bytes of a message to a caller, at most: gRPC's clients refuse a call whose trailers have more than 8 KiB."""
+_FIELD_SAID = 128
+
+
+def shortened(text: str, most: int = MOST_SAID) -> str:
+    """The text, without its middle where it has more than `most` bytes."""
+    raw = text.encode(errors="replace")
+    if len(raw) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{raw[:half].decode(errors='ignore')} ... {raw[-half:].decode(errors='ignore')}"
+
 
 class RequestError(Exception):
     """A request can't be served. The message is for the caller; it carries no feature values and no secrets.
 
     Args:
-        description: What is wrong, with the limit or the expected value.
+        description: What is wrong, with the limit or the expected value; what is too long to be told is shortened.
         field: The request field at fault, in protobuf's path syntax; empty where none is.
 
     Attributes:
@@ -15,9 +28,10 @@ class RequestError(Exception):
     reason = ""
 
     def __init__(self, description: str, field: str = "") -> None:
-        super().__init__(f"{field}: {description}" if field else description)
-        self.description = description
-        self.field = field
+        # Both can hold what a caller sent, at any length.
+        self.description = shortened(description)
+        self.field = shortened(field, _FIELD_SAID)
+        super().__init__(f"{self.field}: {self.description}" if field else self.description)
 
 
 class InvalidRequestError(RequestError):

@@ -44,19 +44,23 @@ class _Applied(NamedTuple):
     state: State | None  # before the chunk
 
 
+_Chunks = list[_Applied]
+"""The chunks of a sequence that can be answered again, oldest first."""
+
+
 class Repeatable:
-    """Which sequences of a stream applied its latest chunks; older ones are forgotten."""
+    """The latest chunks of a stream, whose sequences forget those before; it keeps no sequence, and so no model."""
 
     __slots__ = ("_latest",)
 
     def __init__(self) -> None:
-        self._latest: deque[Sequence] = deque()
+        self._latest: deque[_Chunks] = deque()
 
-    def add(self, sequence: "Sequence") -> None:
-        """Notes that `sequence` applied a chunk."""
-        self._latest.append(sequence)
+    def add(self, chunks: _Chunks) -> None:
+        """Notes that a chunk was added to those of a sequence."""
+        self._latest.append(chunks)
         if len(self._latest) > REPEATABLE:
-            self._latest.popleft().forget()
+            del self._latest.popleft()[0]
 
 
 class _Running:
@@ -163,15 +167,8 @@ class Sequence:
         self.owner = owner
         self.call = call
         self._repeatable = repeatable
-        self._applied: list[_Applied] | None = None
+        self._applied: _Chunks | None = None  # an idle sequence costs its state alone
         self._running: _Running | None = None
-
-    def forget(self) -> None:
-        """Forgets the oldest chunk that could be answered again."""
-        if self._applied:
-            del self._applied[0]
-        # An idle sequence costs its state alone.
-        self._applied = self._applied or None
 
     def start(self, first_step: int, values: Float32Array, reader: Reader) -> None:
         """Begins to apply a chunk; `reader` hears how it gets on.
@@ -221,7 +218,7 @@ class Sequence:
         if self._applied is None:
             self._applied = []
         self._applied.append(applied)
-        self._repeatable.add(self)
+        self._repeatable.add(self._applied)
         self.state = running.state
         self.step += applied.steps
 

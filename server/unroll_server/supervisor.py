@@ -18,7 +18,7 @@ import click
 
 from unroll_server import metrics
 from unroll_server.config import Settings
-from unroll_server.control import FD, Channel, Orders, admin_socket, metrics_folder
+from unroll_server.control import FD, Channel, Orders, admin_socket, gate_file, metrics_folder
 from unroll_server.errors import StartupError
 from unroll_server.fronts import envoy
 from unroll_server.fronts.certificates import Certificates
@@ -130,9 +130,9 @@ class _Worker:
         self._orders = orders
         settings = orders.settings
         if settings.front == "envoy":
-            admin = admin_socket(orders.folder, orders.worker)
+            admin, gate = (place(orders.folder, orders.worker) for place in (admin_socket, gate_file))
             self._command, self._environment = envoy.command(
-                "unroll_server.worker:app", hosts, port, admin, settings, secrets
+                "unroll_server.worker:app", hosts, port, admin, gate, settings, secrets
             )
         else:
             self._command, self._environment = [sys.executable, "-m", "unroll_server.worker"], {}

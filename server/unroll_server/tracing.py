@@ -6,6 +6,7 @@ imported. No span holds values, states, tokens, or ids of sessions.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
@@ -14,6 +15,7 @@ from unroll_server.errors import StartupError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -23,21 +25,24 @@ MAX_LINKS = 128
 """Links of a span: OpenTelemetry's default limit."""
 MAX_TICKS = 1000
 """Ticks of a call that get spans: a stream can live for days."""
-_FLUSH_MILLISECONDS = 3000
+FLUSH_SECONDS = 3.0
+"""What spans are left when the server ends may take so long to be sent."""
 
 
 class Tracer:
     """Makes spans and sends them away on a thread of its own.
 
     Args:
-        provider: OpenTelemetry's, with what it sends to.
+        provider: OpenTelemetry's.
+        exporter: What it sends to.
     """
 
-    def __init__(self, provider: "TracerProvider") -> None:
+    def __init__(self, provider: "TracerProvider", exporter: "SpanExporter") -> None:
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
+        self._exporter = exporter
         self._tracer = provider.get_tracer("unroll_server")
         self._kind = trace.SpanKind.SERVER
         self._propagator = TraceContextTextMapPropagator()
@@ -66,8 +71,9 @@ class Tracer:
             raise StartupError(f"{variable}: OpenTelemetry is missing; install unroll-server[otel]") from None
         given = OTELResourceDetector().detect()
         provider = TracerProvider(resource=Resource.create({NAME: SERVICE_NAME}).merge(given), shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        return cls(provider)
+        exporter = OTLPSpanExporter()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        return cls(provider, exporter)
 
     def call(self, path: str, metadata: Mapping[str, str]) -> "CallSpan | None":
         """The span of a call, from now on; None where it is not sampled.
@@ -108,9 +114,13 @@ class Tracer:
         return span
 
     def close(self) -> None:
-        """Sends what is left, for as long as that may take, and ends."""
-        self._provider.force_flush(_FLUSH_MILLISECONDS)
+        """Sends what is left, for FLUSH_SECONDS at most, and ends."""
+        # OpenTelemetry's own timeouts don't hold while an exporter tries again; one that is shut down gives up.
+        give_up = threading.Timer(FLUSH_SECONDS, self._exporter.shutdown)
+        give_up.daemon = True
+        give_up.start()
         self._provider.shutdown()
+        give_up.cancel()
 
 
 class CallSpan:

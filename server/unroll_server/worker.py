@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 from unroll_server.app import LINGER, Service, serve_grpcio
-from unroll_server.control import Channel, Orders, admin_socket
+from unroll_server.control import Channel, Orders, admin_socket, gate_file
 from unroll_server.errors import StartupError
 from unroll_server.fronts import envoy
 from unroll_server.fronts.asgi import AsgiFront
+from unroll_server.fronts.gate import Gate
 from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.identities import Identities
 from unroll_server.metrics import Metrics
@@ -95,11 +96,13 @@ class Application:
     async def _start(self) -> None:
         channel, orders = await _begin()
         settings = orders.settings
+        figures = Metrics(orders.metrics, orders.worker)
+        gate = Gate(gate_file(orders.folder, orders.worker), figures)
         try:
             service = Service(
                 settings,
-                Metrics(orders.metrics, orders.worker),
-                lambda interceptors: AsgiFront(interceptors, settings.max_message_bytes),
+                figures,
+                lambda interceptors: AsgiFront(interceptors, settings.max_message_bytes, gate),
                 partial(_usage, orders),
             )
             await service.open()

@@ -8,8 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.rpc import status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2_grpc
 
 from unroll_proto.v1 import admin_pb2 as pb
 from unroll_proto.v1 import admin_pb2_grpc
@@ -17,10 +16,14 @@ from unroll_server.admin import channelz, inference
 from unroll_server.admin.merging import Processes, StatusError, merged_versions
 from unroll_server.auth import AuthInterceptor
 from unroll_server.config import Settings
+from unroll_server.endless import EndlessCalls
 from unroll_server.fronts.certificates import Certificates
 from unroll_server.fronts.grpcio import GrpcioFront
+from unroll_server.handlers import health
+from unroll_server.handlers.health import Health
+from unroll_server.handlers.reflection import add_reflection
 from unroll_server.identities import Identities
-from unroll_server.interceptors import DETAILS, EndlessCalls, StatusInterceptor
+from unroll_server.interceptors import DETAILS, StatusInterceptor
 from unroll_server.relay import Ask
 from unroll_server.usage import Usage
 
@@ -144,15 +147,14 @@ class AdminListener:
             certificates=Certificates.of(settings),
             option="--admin",
         )
-        self._checks = health.aio.HealthServicer()
+        self._checks = Health()
         self._service = AdminService(processes)
         registry: Any = self._front.registry
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._service, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
         registry.add_registered_method_handlers(inference.SERVICE, inference.Repository(self._service).handlers())
         registry.add_registered_method_handlers(channelz.SERVICE, channelz.Merged(asks, self._service.one).handlers())
-        names = [SERVICE, inference.SERVICE, channelz.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, registry)
+        add_reflection([SERVICE, inference.SERVICE, channelz.SERVICE, health.SERVICE], registry)
 
     async def catch_up(self, number: int) -> None:
         """Tells a process that has started again what the others were told."""
@@ -166,13 +168,13 @@ class AdminListener:
             StartupError: the address can't be listened on.
         """
         address = await self._front.start()
-        await self._checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._checks.set({"": True})
         _log.info("admin on %s", address)
         watching = asyncio.create_task(self._auth.watch())
         try:
             yield
         finally:
             watching.cancel()
-            await self._checks.enter_graceful_shutdown()
+            self._checks.end()
             self._endless.end(GRACE)
             await self._front.stop(GRACE)

@@ -7,6 +7,7 @@ import grpc
 from google.rpc import status_pb2
 
 from unroll_proto.v1 import admin_pb2 as pb
+from unroll_server.errors import shortened
 from unroll_server.relay import Ask, GoneError, RefusedError
 
 _GONE = grpc.StatusCode.UNAVAILABLE.value[0]
@@ -73,7 +74,7 @@ class Processes:
         if refusals:
             # One that is only away says least.
             first = next((status for status in refusals if status.code != _GONE), refusals[0])
-            first.message = "; ".join(status.message for status in refusals)
+            first.message = shortened("; ".join(status.message for status in refusals))
             raise StatusError(first)
         return answers
 
