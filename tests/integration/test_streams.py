@@ -78,7 +78,9 @@ async def test_streamed_states_are_eager_s_and_name_their_steps(
     requests = [wire.open_request("a", every=3), wire.chunk_request("a", 0, values[:20])]
     requests += [wire.chunk_request("a", 20, values[20:]), wire.close_request("a")]
     responses = await wire.exchange(stub, requests)
-    assert responses[0].opened == pb.SequenceOpened(model="jv", version=1, step=0)
+    opened = responses[0].opened
+    assert (opened.model, opened.version, opened.step) == ("jv", 1, 0)
+    assert opened.bundle == responses[-1].closed.snapshot.bundle != b""
     parts = wire.steps_of(responses, "a")
     step = 0
     for part in parts:

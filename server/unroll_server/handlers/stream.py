@@ -8,14 +8,14 @@ from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
 from unroll_server.caller import watched
 from unroll_server.catalog import Catalog
-from unroll_server.codec import MAX_KEY_BYTES, decode_chunk, decode_snapshot, encode, encode_snapshot
+from unroll_server.codec import MAX_KEY_BYTES, decode_chunk, decode_snapshot, encode_snapshot
 from unroll_server.config import Limits
 from unroll_server.engine import Engine
 from unroll_server.errors import InvalidRequestError, RequestError, SequenceStateError
 from unroll_server.handlers.resuming import model_of
+from unroll_server.handlers.slot import Slot
 from unroll_server.interceptors import status_of
-from unroll_server.sequence import PIECE, Repeatable, Sequence
-from unroll_server.types import Float32Array
+from unroll_server.sequence import Repeatable, Sequence
 from unroll_server.usage import OPEN_SEQUENCES, Usage
 
 MAX_UNANSWERED = 256
@@ -28,87 +28,6 @@ MAX_UNSENT_BYTES = 2**24
 """Bytes of those answers and of those that are being computed, likewise; one piece of a chunk comes on top."""
 LINGER = 1.0
 """Seconds that a draining stream listens to a caller that has not half-closed it."""
-
-
-class _Slot:
-    """What a key stands for: its sequence, if open, what it is to report, and the messages that wait for it.
-
-    It is the reader of its sequence's chunks. While it is busy, a chunk runs.
-    """
-
-    __slots__ = (
-        "busy",
-        "every",
-        "key",
-        "left",
-        "logits",
-        "pending",
-        "promised",
-        "sequence",
-        "size",
-        "states",
-        "stream",
-        "width",
-    )
-
-    def __init__(self, stream: "Stream", key: str) -> None:
-        self.stream = stream
-        self.key = key
-        self.sequence: Sequence | None = None
-        self.pending: deque[tuple[pb.UnrollRequest, int]] | None = None
-        self.busy = False
-        self.every = 1
-        self.states = False
-        self.logits = False
-        # Of the chunk that runs: bytes of its message, steps not yet computed, and bytes of answers to its piece.
-        self.size = 0
-        self.left = 0
-        self.promised = 0
-        # Bytes of the answer to a step.
-        self.width = 0
-
-    def promise(self) -> None:
-        """The next piece of the chunk is on its way."""
-        self.promised = min(self.left, PIECE) * self.width // self.every
-        self.stream.expect(self.promised)
-
-    def _keep_promise(self) -> None:
-        """What was promised is sent, or never will be."""
-        self.stream.expect(-self.promised)
-        self.promised = 0
-
-    def progressed(self, step: int, count: int, logits: Float32Array, states: Float32Array) -> None:
-        """See sequence.Reader."""
-        self.left -= count
-        if self.every > 1:
-            # Reported are the steps s with (s + 1) % every == 0.
-            reported = slice(self.every - 1 - step % self.every, None, self.every)
-            logits, states = logits[reported], states[reported]
-        steps = pb.Steps(first_step=step, count=count)
-        size = 0
-        if self.states:
-            steps.states = encode(states)
-            size = states.nbytes
-        if self.logits:
-            steps.logits = encode(logits)
-            size += logits.nbytes
-        self.stream.send(pb.UnrollResponse(key=self.key, steps=steps), size)
-
-    def paused(self) -> None:
-        """See sequence.Reader."""
-        self._keep_promise()
-        self.stream.when_there_is_room(self)
-
-    def finished(self) -> None:
-        """See sequence.Reader."""
-        self._keep_promise()
-        self.stream.answered(self)
-
-    def failed(self, error: RequestError) -> None:
-        """See sequence.Reader."""
-        self._keep_promise()
-        self.stream.send(pb.UnrollResponse(key=self.key, error=status_of(error)))
-        self.stream.answered(self)
 
 
 class Stream:
@@ -128,7 +47,7 @@ class Stream:
         self._catalog = catalog
         self._engine = engine
         self._limits = limits
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._open = 0
         self._usage = usage
         self._owner = caller.identity.get()
@@ -140,7 +59,7 @@ class Stream:
         self._out: deque[tuple[pb.UnrollResponse, int]] = deque()
         self._bytes = 0
         # Who waits for room: slots, and perhaps the reader.
-        self._held: deque[_Slot] = deque()
+        self._held: deque[Slot] = deque()
         self._crowded = False
         # Set whenever what it stands for may have changed.
         self._written = asyncio.Event()
@@ -189,7 +108,7 @@ class Stream:
         """So many bytes of answers are about to be computed; less than 0: not any more."""
         self._bytes += size
 
-    def when_there_is_room(self, slot: _Slot) -> None:
+    def when_there_is_room(self, slot: Slot) -> None:
         """Goes on with the chunk of `slot`, or its next message, at once or when the caller has read more."""
         if self._has_room():
             self._resume(slot)
@@ -197,7 +116,7 @@ class Stream:
             self._crowded = True
             self._held.append(slot)
 
-    def answered(self, slot: _Slot) -> None:
+    def answered(self, slot: Slot) -> None:
         """Goes on with the next message of `slot`, whose chunk is answered."""
         slot.busy = False
         self._count_answered(slot.size)
@@ -243,7 +162,7 @@ class Stream:
             key = request.key
             slot = self._slots.get(key)
             if slot is None:
-                slot = self._slots[key] = _Slot(self, key)
+                slot = self._slots[key] = Slot(self, key)
             size = request.ByteSize()
             self._unanswered += 1
             self._unanswered_bytes += size
@@ -262,7 +181,7 @@ class Stream:
                 self._fewer.clear()
                 await self._fewer.wait()
 
-    def _serve(self, slot: _Slot, request: pb.UnrollRequest, size: int) -> None:
+    def _serve(self, slot: Slot, request: pb.UnrollRequest, size: int) -> None:
         """Answers a message of a slot, and those that wait behind it, until a chunk runs."""
         while True:
             try:
@@ -290,7 +209,7 @@ class Stream:
             self._crowded = False
             self._fewer.set()
 
-    def _resume(self, slot: _Slot) -> None:
+    def _resume(self, slot: Slot) -> None:
         if not slot.busy:
             assert slot.pending
             self._serve(slot, *slot.pending.popleft())
@@ -303,7 +222,7 @@ class Stream:
         else:
             slot.promise()
 
-    def _answer(self, slot: _Slot, request: pb.UnrollRequest) -> bool:
+    def _answer(self, slot: Slot, request: pb.UnrollRequest) -> bool:
         """Answers a message; True where that is still to come."""
         key, action = slot.key, request.WhichOneof("action")
         if action == "open":
@@ -346,7 +265,7 @@ class Stream:
         if not 1 <= len(key.encode()) <= MAX_KEY_BYTES:
             raise InvalidRequestError(f"{len(key.encode())} bytes, 1 to {MAX_KEY_BYTES} allowed", "key")
 
-    def _opened(self, slot: _Slot, request: pb.OpenSequence) -> Sequence:
+    def _opened(self, slot: Slot, request: pb.OpenSequence) -> Sequence:
         if slot.sequence:
             raise SequenceStateError("a sequence is open under this key", "key")
         if self._open >= self._limits.max_open_sequences:
