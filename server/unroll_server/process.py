@@ -28,11 +28,17 @@ def configure_logging(level: str, form: str = "text") -> None:
         form: "text", or "json" for an object a line.
     """
     handler = logging.StreamHandler()
+    handler.addFilter(_is_no_race)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level != "debug":
         # Its core tells of its own doings, on standard error and past the form; it asks when it is imported.
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def _is_no_race(record: logging.LogRecord) -> bool:
+    """Leaves out what grpc.aio tells of an answer that its call's end overtook: the caller's deadline, say."""
+    return not (record.exc_info and type(record.exc_info[1]).__name__ == "ExecuteBatchError")
 
 
 def allow_descriptors(connections: int) -> None:

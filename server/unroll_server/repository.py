@@ -300,6 +300,7 @@ class Repository:
     def _retire(self, model: Model) -> None:
         self._catalog.retire(model)
         self._changed = True
+        self._watcher.wake()
         _log.info("%s takes no new work", model.spec.key)
 
     async def _let_go(self) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 _log = logging.getLogger(__name__)
 
-LOOK_AGAIN = 5.0
-"""Seconds between looks for the sessions of versions that leave, where the repository is not polled."""
+LOOK_AGAIN = 1.0
+"""Seconds between looks at versions that leave, where the repository is not polled."""
 
 
 class Watcher:
@@ -40,7 +40,7 @@ class Watcher:
         self._task = asyncio.create_task(self._run())
 
     def wake(self) -> None:
-        """Says that a version may be free."""
+        """Says that a version may be free, or that one leaves."""
         self._freed.set()
 
     def close(self) -> None:

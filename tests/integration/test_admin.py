@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import time
@@ -83,12 +84,19 @@ async def states(stub: AdminServiceStub) -> dict[tuple[str, int], str]:
     }
 
 
+async def until(stub: AdminServiceStub, expected: dict[tuple[str, int], str]) -> None:
+    """Waits until the versions are in these states: with several workers one that leaves lingers."""
+    async with asyncio.timeout(PATIENCE):
+        while await states(stub) != expected:  # noqa: ASYNC110 - the server can only be asked
+            await asyncio.sleep(0.05)
+
+
 async def test_models_are_unloaded_and_loaded_by_every_worker(administered: ServerProcess) -> None:
     async with channel_to(admin_address(administered)) as channel:
         stub: Any = AdminServiceStub(channel)
         assert await states(stub) == {("jv", 1): "READY", ("other", 1): "READY", ("other", 2): "READY"}
         await stub.UnloadModel(admin.UnloadModelRequest(model="other"), timeout=PATIENCE)
-        assert await states(stub) == {("jv", 1): "READY"}
+        await until(stub, {("jv", 1): "READY"})
         assert await statuses(administered.address, "other") == {grpc.StatusCode.NOT_FOUND}
         assert await statuses(administered.address, "jv") == {grpc.StatusCode.OK}
         # A look at the folder does not bring back what was unloaded by name.
@@ -274,7 +282,8 @@ def test_the_log_says_where_it_is_and_what_was_done(administered: ServerProcess)
     before = administered.log.count("unloaded other")
     run("unroll", "admin", "unload", "other", env=environment)
     wait_for_log(administered, "unloaded other", before + 1)
-    assert "other" not in run("unroll", "admin", "index", env=environment).stdout
+    # With several workers it may still be leaving.
+    assert re.search(r"other.*READY", run("unroll", "admin", "index", env=environment).stdout) is None
     run("unroll", "admin", "load", "other", env=environment)
     assert "other" in run("unroll", "admin", "refresh", env=environment).stdout
     assert run("unroll", "admin", "sessions", env=environment).returncode == 0

@@ -181,7 +181,8 @@ async def test_calls_cancelled_at_once_leave_the_others_on_their_connection_alon
         await stream.read()
         return stream
 
-    with ServerProcess(bundle_root, tmp_path / "log", "--front", front) as process:
+    options = ("--front", front, "--max-concurrent-calls", "1500")
+    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         async with connected(process.address, 1) as (stub,):
             stays, *leave = await asyncio.gather(*(opened(stub) for _ in range(1500)))
             for stream in leave:
