@@ -8,7 +8,7 @@ from support import wire
 
 from soak.ledger import Ledger
 from soak.oracle import CLASSES, FEATURES, HIDDEN, NAME, Oracle
-from unroll_client import Aborted, AsyncClient, SessionSteps, UnrollError
+from unroll_client import Aborted, AsyncClient, NotFound, SessionSteps, UnrollError
 from unroll_server.types import Float32Array
 
 STEPS = 400
@@ -101,6 +101,9 @@ async def session(client: AsyncClient, oracle: Oracle, ledger: Ledger, rng: np.r
                 end = begin + len(chunk)
                 last = ends and end == len(values)
                 answer = await _advance(client, ledger, rng, name, chunk, begin, last)
+                if answer is None:
+                    ledger.right("sessions that had ended on a version that has left")
+                    break
                 version = version or answer.version
                 if (answer.first_step, answer.count, answer.step) != (begin, len(chunk), end):
                     ledger.lost += 1
@@ -127,12 +130,23 @@ async def _advance(
     chunk: Float32Array,
     begin: int,
     last: bool,
-) -> SessionSteps:
-    """One chunk: sent once, or given up and sent again, or answered and sent again."""
+) -> SessionSteps | None:
+    """One chunk: sent once, or given up and sent again, or answered and sent again.
+
+    None where it was the last one, applied already, and its version has left since.
+    """
 
     async def once() -> SessionSteps:
         start, model = begin == 0, NAME if begin == 0 else None
         return await client.advance(name, chunk, model=model, start=start, end=last, first_step=begin, logits=True)
+
+    async def again() -> SessionSteps | None:
+        try:
+            return await once()
+        except NotFound:
+            if last and begin:
+                return None
+            raise
 
     how = rng.random()
     if how < 0.1:
@@ -142,13 +156,14 @@ async def _advance(
         await asyncio.gather(given_up, return_exceptions=True)
         ledger.fault("session calls cancelled")
         try:
-            return await once()
+            return await again()
         except Aborted:
             # The call that was given up was another writer, and is over now.
-            return await once()
+            return await again()
     if how < 0.2 and begin:
         await once()
         ledger.fault("session chunks sent twice")
+        return await again()
     return await once()
 
 

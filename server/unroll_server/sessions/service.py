@@ -209,6 +209,9 @@ class Sessions:
         if model is None or model.spec.bundle != bundle:
             await self._look(key, request.deadline)
             model = self._served(key, bundle)
+        if session.ended and (model is None or model.spec.bundle != bundle):
+            # Only sessions that go on keep their version loaded.
+            raise SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
         if model is None:
             raise SequenceStateError(f"the session is of {key}, which is not served here", "session_id")
         check_bundle(session.snapshot, model.spec, "session", "session_id")

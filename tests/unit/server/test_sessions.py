@@ -299,6 +299,14 @@ async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> 
                 await sessions.advance(ask("s", values[2:4], first_step=first_step))
         assert (await sessions.advance(ask("s", values, start=True))).model is new
         assert [await sessions.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B")] == [0, 1]
+        # One that has ended keeps no version, and with it gone can't be answered again: it is over.
+        last = ask("s", values, first_step=6, end=True)
+        assert (await sessions.advance(last)).states.tobytes() == (await sessions.advance(last)).states.tobytes()
+        assert await sessions.count(MODEL.spec.key, b"B") == 0
+        catalog.retire(new)
+        catalog.forget(new)
+        with pytest.raises(SessionNotFoundError, match="no session 's'"):
+            await sessions.advance(last)
     finally:
         await asyncio.to_thread(engine.close)
         await sessions.close()
