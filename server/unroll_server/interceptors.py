@@ -81,7 +81,7 @@ def status_of(error: RequestError) -> status_pb2.Status:
         details.append(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     if isinstance(error, OverloadedError):
         delay = Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=STATUS[type(error)].value[0], message=str(error))
     for detail in details:
@@ -239,4 +239,4 @@ async def _abort(error: Exception, context: Any, method: str) -> None:
 def _refusal(description: str, retry_after: float, reason: str) -> tuple[tuple[str, str | bytes], ...]:
     """The trailers of a refusal. There are many like it when there are any, and they must cost little."""
     status = status_of(OverloadedError(description, retry_after, reason))
-    return (DETAILS, status.SerializeToString()), (PUSHBACK, str(int(retry_after * 1000)))
+    return (DETAILS, status.SerializeToString()), (PUSHBACK, str(round(retry_after * 1000)))

@@ -246,8 +246,10 @@ async def test_a_snapshot_goes_on_while_its_version_is_loaded(
         assert forked.version == 1
         forked._step = 10
         await forked.close()
+        # It takes no new work, but who is on it is told of it.
+        assert (await stub.GetModel(pb.GetModelRequest(model="m", version=1))).model.version == 1
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.GetModel(pb.GetModelRequest(model="m", version=1))
+            await stub.Classify(wire.classify_request([VALUES], "m", version=1))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         await held.close()
 

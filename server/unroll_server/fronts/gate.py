@@ -142,4 +142,4 @@ def _refusals() -> Iterator[str]:
         for seconds in DELAYS:
             status = status_of(OverloadedError(message, seconds, reason))
             details = base64.b64encode(status.SerializeToString()).rstrip(b"=").decode()
-            yield f"refusal {reason} {seconds} {int(seconds * 1000)} {details} {message}"
+            yield f"refusal {reason} {seconds} {round(seconds * 1000)} {details} {message}"
