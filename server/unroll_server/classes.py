@@ -16,6 +16,6 @@ def classify(logits: Float32Array) -> tuple[Float32Array, NDArray[np.intp]]:
     if logits.shape[1] == 1:
         # Softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)).
         wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
-    exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    exponentials = np.exp(wide - np.maximum.reduce(wide, axis=1, keepdims=True))
+    probabilities = exponentials / np.add.reduce(exponentials, axis=1, keepdims=True)
     return probabilities.astype(np.float32), wide.argmax(axis=1)

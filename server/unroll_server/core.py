@@ -82,7 +82,7 @@ class Core:
     Args:
         models: What can be run.
         max_lanes: Sequences of one class, streams or bulk, in a tick of a model, at most.
-        max_steps: Timesteps of a tick, at most.
+        max_steps: Timesteps of a tick, at most, of all lanes or of streams; one of few lanes may run more.
         metrics: Counts what is done.
     """
 
@@ -127,6 +127,11 @@ class Core:
                 if self._room is room:
                     self._room = None
 
+    @property
+    def backlog(self) -> bool:
+        """Whether work waits that was not let in: the lanes are full, and what comes now can't share the next tick."""
+        return any(room.queue for room in self._rooms.values())
+
     def add(self, work: Work, now: float) -> None:
         """Queues work that came at time `now`."""
         room = self._rooms[work.model]
@@ -169,7 +174,7 @@ class Core:
                         if work.call is not None and work.call.traced:
                             room.traced = True
                             work.call.waited(str(room.model.spec.key), now - work.arrived)
-                if len(slices) == 1 and not lanes.count and self._is_short(slices[0].work):
+                if len(slices) == 1 and not lanes.count and self._is_short(slices[0].work, lanes):
                     self._room, self._lone, self._steps = room, slices[0].work, slices[0].work.steps
                     return room.cost.seconds(1, self._steps)
                 if slices:
@@ -178,7 +183,7 @@ class Core:
                 lanes.settle()
                 self._room = room
                 self._steps = tick_steps(
-                    self._max_steps,
+                    self._max_steps if lanes.interactive else lanes.longest_tick,
                     room.cost,
                     lanes.remaining,
                     interactive=lanes.shortest_interactive,
@@ -224,8 +229,8 @@ class Core:
         if traced:
             traced[0].ticked(traced[1:], str(room.model.spec.key), count, steps, real, took)
 
-    def _is_short(self, work: Work) -> bool:
-        return work.size == 1 and work.steps <= self._max_steps
+    def _is_short(self, work: Work, lanes: Lanes) -> bool:
+        return work.size == 1 and work.steps <= (self._max_steps if work.interactive else lanes.longest_tick)
 
     def events(self) -> Events:
         """What is to be delivered since the last call; a new list."""

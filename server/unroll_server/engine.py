@@ -58,7 +58,7 @@ class Engine:
     Args:
         models: What can be run.
         max_lanes: Sequences of one class, streams or bulk, in one tick, at most.
-        tick_steps: Timesteps in one tick, at most.
+        tick_steps: Timesteps in a tick of all lanes, at most.
         max_queued_steps: Timesteps accepted and not yet answered, over all models; work beyond it is refused.
         max_queued_bytes: Bytes of values and states, likewise.
         metrics: Counts what is done.
@@ -188,13 +188,13 @@ class Engine:
         if self._taken < len(self._inbox):
             self._taken = len(self._inbox)
             self._turns = min(TURNS, 4 * self._company - 3)
-        if self._turns and self._taken < self._max_lanes:
+        if self._turns and self._taken < self._max_lanes and not self._core.backlog:
             self._turns -= 1
             _let_others()
             self._loop.call_soon(self._run_on_loop)
             return
         self._company = self._taken or self._company
-        self._taken = 0
+        self._taken = self._turns = 0
         self._planned = False
         begin = now = time.monotonic()
         until = begin + SLICE
@@ -209,6 +209,10 @@ class Engine:
             self._core.run()
             self._deliver(self._core.events())
             now = time.monotonic()
+            if ONE_CORE and now > until:
+                # Planned again in any case, and planning a tick is not done twice.
+                self._plan()
+                return
         if seconds <= INLINE and ONE_CORE:
             # The rest after the loop has seen to others: without a second core a thread would only be in its way.
             self._plan()

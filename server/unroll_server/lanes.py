@@ -32,7 +32,7 @@ class Lanes:
     Args:
         model: What runs them.
         capacity: The most lanes at a time.
-        max_steps: The most timesteps of a tick.
+        max_steps: The most timesteps of a tick of all lanes.
 
     Attributes:
         count: Lanes in use.
@@ -49,7 +49,7 @@ class Lanes:
         self._region = max(_REGION_STEPS, max_steps)
         self._regions = _aligned((capacity * self._region, features))
         self._input = _aligned((max_steps * capacity, features))
-        self._steps = np.arange(max_steps)[:, np.newaxis]
+        self._steps = np.arange(self._region)[:, np.newaxis]
         self._state = tuple(_aligned((layers, capacity, size)) for layers, size in model.spec.state_shapes)
         self._table = np.zeros((6, capacity), np.int64)
         self._table[_REGION] = np.arange(capacity) * self._region
@@ -65,6 +65,11 @@ class Lanes:
     def remaining(self) -> NDArray[np.int64]:
         """Steps that each lane still has to run; of settled lanes."""
         return self._table[_LEFT, : self.count]
+
+    @property
+    def longest_tick(self) -> int:
+        """The most timesteps that a tick of the lanes may run: few lanes more of them, in no more time than all."""
+        return min(self._region, len(self._input) // max(1, self.count))
 
     @property
     def shortest_interactive(self) -> int | None:

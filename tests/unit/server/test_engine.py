@@ -180,12 +180,14 @@ class GatedRuntime:
         self.gate = threading.Semaphore(0)
         self.entered = threading.Semaphore(0)
         self.lanes: list[int] = []
+        self.steps: list[int] = []
         self.fails = False
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         self.entered.release()
         self.gate.acquire()
         self.lanes.append(x.shape[1])
+        self.steps.append(len(x))
         if self.fails:
             raise MemoryError("no room")
         return self._inner.run(x, state)
@@ -216,6 +218,21 @@ async def test_work_whose_caller_left_is_dropped_at_the_next_tick() -> None:
         assert sum(len(part) for part in staying.states) == 10
     # A thousand ticks would be needed for all of it.
     assert len(runtime.lanes) <= 16
+
+
+async def test_few_lanes_run_more_steps_a_tick_than_all_and_streams_hear_as_often() -> None:
+    runtime, model = gated()
+    runtime.gate.release(1000)
+    async with running(model, lanes=8, steps=4) as engine:
+        await engine.classify(batch_of(model, [random_values(model, 30, 0)]))
+        assert (runtime.lanes, runtime.steps) == ([1], [30])
+        await engine.classify(batch_of(model, [random_values(model, 30, seed) for seed in range(8)]))
+        # There are lanes for a quarter more, and so much a tick.
+        assert all(lanes * steps <= 4 * 10 for lanes, steps in zip(runtime.lanes, runtime.steps, strict=True))
+        assert 4 < max(runtime.steps[1:]) <= 5
+        runtime.steps.clear()
+        await run_stretch(engine, model, random_values(model, 30, 9))
+        assert max(runtime.steps) == 4
 
 
 async def test_expired_and_cancelled_work_never_reaches_the_model_and_is_counted() -> None:
