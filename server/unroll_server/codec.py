@@ -189,10 +189,11 @@ def encode_batch(batch: Batch, request: pb.ClassifyRequest) -> pb.ClassifyRespon
         labels=[spec.class_labels[index] for index in indices],
     )
     if batch.final_state is not None:
-        begun = request.initial_states or [pb.Snapshot()] * batch.size
+        # One without a format stands for the zero state, whatever else it says.
+        begun = [before.step if before.format else 0 for before in request.initial_states] or [0] * batch.size
         steps = np.diff(batch.offsets).tolist()
         response.final_states.extend(
-            encode_snapshot(spec, before.step + count, tuple(array[:, index] for array in batch.final_state))
+            encode_snapshot(spec, before + count, tuple(array[:, index] for array in batch.final_state))
             for index, (before, count) in enumerate(zip(begun, steps, strict=True))
         )
     return response

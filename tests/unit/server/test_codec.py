@@ -129,9 +129,9 @@ def test_a_snapshot_that_does_not_tell_its_bundle_goes_on() -> None:
 
 
 async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() -> None:
-    request = request_of(
-        [2, 3], return_final_states=True, initial_states=[encode_snapshot(SPEC, 40, None), pb.Snapshot()]
-    )
+    # Without a format it is the zero state, whatever else it says.
+    begun = [encode_snapshot(SPEC, 40, None), pb.Snapshot(step=2**64 - 1)]
+    request = request_of([2, 3], return_final_states=True, initial_states=begun)
     batch = decode_batch(request, MODEL, LIMITS)
     logits = np.array([[0, 3, 0, 0], [0, 0, 0, 5]], np.float32)
     state = (np.repeat(np.array([0, 0.5], np.float32), 2 * 8).reshape(2, 2, 8).transpose(1, 0, 2),)
