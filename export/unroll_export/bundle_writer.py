@@ -10,12 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from unroll_proto.bundle import BundleError
+from unroll_proto.bundle import MAX_VERSION, BundleError
 
 PREFIX = ".tmp-"
 """Of a folder that is being written; no version starts so."""
-
-MOST_VERSIONS = 2**32 - 1
 
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
@@ -77,7 +75,7 @@ class Draft:
         """
         names = [path.name for path in self._out.iterdir()]
         version = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
-        if version > MOST_VERSIONS:
+        if version > MAX_VERSION:
             raise BundleError(f"{self._out}: version {version - 1} has no next one")
         return version
 

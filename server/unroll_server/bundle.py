@@ -24,7 +24,8 @@ def find_bundles(root: Path) -> dict[ModelKey, Fingerprint]:
         OSError: `root` can't be listed.
     """
     with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        # What is found is told: in messages, which take no bytes that are no text, and in lines of the log.
+        names = sorted(entry.name for entry in entries if entry.name.isprintable() and not entry.name.startswith("."))
     return {key: fingerprint(root, key) for name in names for key in _versions(root, name)}
 
 
@@ -46,7 +47,7 @@ def _versions(root: Path, name: str) -> Iterator[ModelKey]:
     except OSError:  # no folder, or gone by now
         return
     for folder in folders:
-        if folder.isascii() and folder.isdigit() and not folder.startswith("0"):
+        if folder.isascii() and folder.isdigit() and not folder.startswith("0") and int(folder) <= bundle.MAX_VERSION:
             yield ModelKey(name, int(folder))
 
 

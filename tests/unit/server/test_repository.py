@@ -302,7 +302,9 @@ async def test_the_folder_is_watched(root: Path, exported: list[Path]) -> None:
             assert served.names[-1] == f"m/{version}"
 
 
-@pytest.mark.parametrize("name", ["m/01", "m/0", "m/latest", ".hidden/1", "m/.tmp-1"])
+@pytest.mark.parametrize(
+    "name", ["m/01", "m/0", "m/latest", "m/4294967296", ".hidden/1", "m/.tmp-1", "a\nb/1", "\udcff/1"]
+)
 async def test_other_folders_are_no_versions(root: Path, exported: list[Path], name: str) -> None:
     (root / name).parent.mkdir(exist_ok=True)
     async with serving(root) as served:
