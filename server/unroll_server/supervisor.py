@@ -153,8 +153,25 @@ class _Worker:
             StartupError: it can't.
         """
         self._hang_up()
+        try:
+            ours = await self._spawn()
+        except OSError as error:
+            # No descriptor, process or memory to be had, which may be what ended the one before.
+            raise StartupError(f"a worker can't be started: {error.strerror or error}") from None
+        self._channel = await Channel.on(ours)
+        self._channel.send(**self._orders.to_message())
+        answer = await self._channel.receive()
+        if answer and "serving" in answer:
+            self._questions = Questions(self._channel)
+            return str(answer["serving"])
+        await self.kill()
+        raise StartupError(str(answer["failed"]) if answer else "a worker ended while it started; its log says why")
+
+    async def _spawn(self) -> socket.socket:
+        """Starts the process, and returns this end of what is said to it."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as failed:
+            failed.callback(ours.close)
             # In a session of its own: a terminal's Ctrl-C is for the supervisor alone. Nor is a worker's standard
             # output the supervisor's, which says one line.
             self._process = await asyncio.create_subprocess_exec(
@@ -165,14 +182,8 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._channel = await Channel.on(ours)
-        self._channel.send(**self._orders.to_message())
-        answer = await self._channel.receive()
-        if answer and "serving" in answer:
-            self._questions = Questions(self._channel)
-            return str(answer["serving"])
-        await self.kill()
-        raise StartupError(str(answer["failed"]) if answer else "a worker ended while it started; its log says why")
+            failed.pop_all()
+        return ours
 
     async def keep(self) -> None:
         """Starts the process again whenever it ends, until cancelled."""
