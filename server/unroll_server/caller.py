@@ -10,6 +10,9 @@ identity: ContextVar[str] = ContextVar("identity", default="")
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Names the call in logs, traces and answers."""
 
+lasting: ContextVar[bool] = ContextVar("lasting", default=False)
+"""Whether the call has changed what outlives it: to refuse it then comes too late."""
+
 
 class Watched(Protocol):
     """A call of which more is told than figures.

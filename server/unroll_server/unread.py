@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from unroll_server import caller
 from unroll_server.errors import OverloadedError
 from unroll_server.metrics import Metrics
 
@@ -74,8 +75,10 @@ class UnreadInterceptor(grpc.aio.ServerInterceptor):
     def _hold(self, context: Any, size: int) -> None:
         """Counts an answer until it is read, or nobody is there to read it."""
         connection: str = context.peer()
-        # Again, now that the size is known: many calls may have begun when nothing waited yet.
-        self._check(connection, size)
+        # Again, now that the size is known: many calls may have begun when nothing waited yet. But whoever is refused
+        # takes it that nothing was done, and asks again.
+        if not caller.lasting.get():
+            self._check(connection, size)
         self._waiting[connection] += size
         self._total += size
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 
 from unroll_proto.v1.session_pb2 import Session
-from unroll_server import usage
+from unroll_server import caller, usage
 from unroll_server.catalog import Catalog
 from unroll_server.codec import MAX_KEY_BYTES, check_bundle
 from unroll_server.engine import Engine
@@ -169,6 +169,7 @@ class Sessions:
         after_it = following(request, session, values, answer)
         async with _patience(request.deadline):
             if await self.store.put(after_it, kept.revision if kept else None):
+                caller.lasting.set(True)
                 return answer, "ended" if request.end else "started" if request.start else "advanced"
             # An earlier try of this very call, whose answer was lost, can have been the faster one.
             if request.start or request.first_step is not None:
