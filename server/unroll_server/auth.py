@@ -70,6 +70,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         """Ends the streams whose credentials are not good any more."""
         now = asyncio.get_running_loop().time()
         for timeout, (digest, identity) in self._streams.items():
+            if timeout.expired():
+                continue  # it ends already
             known = self._identities.of_token(digest) if digest else self._identities.named(identity.name)
             if known is None or known.name != identity.name or (self._admins_only and not known.admin):
                 timeout.reschedule(now)

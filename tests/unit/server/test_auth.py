@@ -1,0 +1,77 @@
+"""Streams whose tokens are withdrawn, when they take their time to end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from unroll_server.auth import AuthInterceptor
+from unroll_server.errors import UnauthenticatedError
+from unroll_server.fronts.asgi_methods import CallDetails
+from unroll_server.identities import Identities, digest_of
+from unroll_server.usage import Usage
+
+
+class Caller:
+    """The context of a call with a token."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self._token}"),)
+
+
+def write(file: Path, *tokens: str) -> None:
+    entries = [f'[identities.{token}]\ntokens = ["sha256:{digest_of(token).hex()}"]\n' for token in tokens]
+    draft = file.with_suffix(".new")
+    draft.write_text("\n".join(entries))
+    draft.replace(file)
+
+
+async def test_a_stream_that_is_slow_to_end_keeps_no_change_from_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    write(file, "alice", "bob")
+    identities = Identities(file)
+    auth = AuthInterceptor(identities, Usage(identities))
+    ending, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow(requests: Any, context: Any) -> AsyncIterator[str]:
+        try:
+            yield "open"
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await may_end.wait()
+
+    async def quick(requests: Any, context: Any) -> AsyncIterator[str]:
+        yield "open"
+        await asyncio.Event().wait()
+
+    async def call(behavior: Any, token: str, opened: asyncio.Event) -> None:
+        async def continuation(_: Any) -> Any:
+            return grpc.stream_stream_rpc_method_handler(behavior)
+
+        handler = await auth.intercept_service(continuation, CallDetails("/m", ()))
+        async for _ in handler.stream_stream(None, Caller(token)):
+            opened.set()
+
+    both = [asyncio.Event(), asyncio.Event()]
+    alice = asyncio.create_task(call(slow, "alice", both[0]))
+    bob = asyncio.create_task(call(quick, "bob", both[1]))
+    await asyncio.gather(*(opened.wait() for opened in both))
+    write(file, "bob")
+    identities.reload()
+    auth.withdraw()
+    await ending.wait()
+    write(file)
+    identities.reload()
+    auth.withdraw()
+    with pytest.raises(UnauthenticatedError):
+        await bob
+    may_end.set()
+    with pytest.raises(UnauthenticatedError):
+        await alice
