@@ -147,11 +147,6 @@ class Identities:
         """Whether there is a file, and so a call needs credentials."""
         return self._path is not None
 
-    @property
-    def have_admin(self) -> bool:
-        """Whether anybody may call the admin listener."""
-        return any(identity.admin for identity in self._contents.by_name.values())
-
     def of_token(self, digest: bytes) -> Identity | None:
         """Whose token it is, by its hash: what a lookup tells by its time is of no use to who guesses tokens."""
         return self._contents.by_token.get(digest)
