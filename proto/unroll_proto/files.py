@@ -9,11 +9,15 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Gives a temporary neighbour of `path` to write to, which takes its place at the end.
 
     After an exception the neighbour is removed and `path` is as it was. The content is on the disk before it takes
     the place, so that not even a power cut leaves half of it.
+
+    Args:
+        path: The file.
+        private: Whether its owner alone may read it, from the first moment on; else it gets the rights of any new file.
     """
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
@@ -21,10 +25,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            # A temporary file is for its owner only; this one gets the rights of any new file.
-            umask = os.umask(0o022)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            if not private:
+                # A temporary file is for its owner only.
+                umask = os.umask(0o022)
+                os.umask(umask)
+                temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

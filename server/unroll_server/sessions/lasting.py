@@ -81,10 +81,9 @@ class LastingStore(MemoryStore):
             return
         self._open = False
         try:
-            with replacing(self._file) as stream:
-                _log.info("saved %d sessions in %s", self._save(stream), self._file)
             # What they hold is their callers' own.
-            self._file.chmod(0o600)
+            with replacing(self._file, private=True) as stream:
+                _log.info("saved %d sessions in %s", self._save(stream), self._file)
         except OSError as error:
             _log.error("the sessions are lost: can't write %s: %s", self._file, error.strerror)
         await super().close()

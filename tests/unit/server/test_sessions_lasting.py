@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,22 @@ def session(session_id: str, step: int = 0, ended: bool = False) -> Session:
 
 def opened(file: Path, clock: Callable[[], float], most: int = 100) -> LastingStore:
     return LastingStore(100, most, None, file, clock=clock)
+
+
+async def test_nobody_else_can_ever_read_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rights: list[int] = []
+    take_its_place = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        rights.append(stat.S_IMODE(self.stat().st_mode))
+        return take_its_place(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    store = opened(tmp_path / "sessions", Clock())
+    assert await store.put(session("s"), None)
+    await store.close()
+    assert rights == [0o600]
+    assert stat.S_IMODE((tmp_path / "sessions").stat().st_mode) == 0o600
 
 
 async def test_what_is_saved_comes_back_with_the_time_that_is_left(tmp_path: Path) -> None:
