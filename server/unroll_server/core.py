@@ -160,6 +160,9 @@ class Core:
                 return self._room.cost.seconds(1, self._steps)
             self._room.metrics.dropped("cancelled", 1)
         self._lone = None
+        if self._leaving:
+            # Not only where there is nothing to run: under load that may never be.
+            self._remove_idle()
         begin = time.perf_counter()
         for _ in range(len(self._rotation)):
             room = self._rotation[0]
