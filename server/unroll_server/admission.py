@@ -21,6 +21,8 @@ STRAIN = 1.0
 """Seconds after a refusal for which callers are turned away before their message is read, if they have to be."""
 GRAIN = 0.05
 """Seconds between two deadlines that count as one."""
+_FIRST = -1
+"""The deadline, in grains, that streams count as: they go before all others."""
 PATIENCE = 60.0
 """Seconds that work without a deadline is ordered by; see scheduler.PATIENCE."""
 UNKNOWN_RETRY = 1.0
@@ -106,7 +108,7 @@ class Admission:
                 self._refuse(STEPS, f"the queue is full: {self._max_steps} timesteps at most", now)
             if self.bytes + size > self._max_bytes:
                 self._refuse(BYTES, f"the queue is full: {self._max_bytes} bytes at most", now)
-            self._check_time(work.deadline, steps, now)
+            self._check_time(work.deadline, steps, now, interactive=work.interactive)
         else:
             self._rate.begin(now)
         if self._limits_of:
@@ -116,7 +118,7 @@ class Admission:
             held.bytes += size
         self.steps += steps
         self.bytes += size
-        work.due = -1 if work.interactive else int(min(work.deadline, now + PATIENCE) / GRAIN)
+        work.due = _FIRST if work.interactive else int(min(work.deadline, now + PATIENCE) / GRAIN)
         self._due[work.due] += steps
 
     def release(self, work: Asked, now: float, *, computed: bool) -> None:
@@ -147,13 +149,14 @@ class Admission:
         """Whether a caller was refused of late, so that it pays to ask `check_unread` before a message is read."""
         return now - self._refused < STRAIN
 
-    def check_unread(self, owner: str, deadline: float, now: float) -> None:
+    def check_unread(self, owner: str, deadline: float, now: float, *, interactive: bool = False) -> None:
         """Refuses a call whose message is not read yet, where it is clear that it will be.
 
         Args:
             owner: Identity of the caller.
             deadline: Of the call; infinite where it has none.
             now: Time.
+            interactive: Whether it goes before bulk work.
 
         Raises:
             OverloadedError: there is no room for it, or it can't be done in time.
@@ -164,11 +167,11 @@ class Admission:
             self._refuse(STEPS, f"the queue is full: {self._max_steps} timesteps at most", now)
         if self.bytes > UNREAD * self._max_bytes:
             self._refuse(BYTES, f"the queue is full: {self._max_bytes} bytes at most", now)
-        self._check_time(deadline, 1, now, UNREAD * MARGIN)
+        self._check_time(deadline, 1, now, UNREAD * MARGIN, interactive=interactive)
         if self._limits_of:
             self._check_share(owner, 1, 1, now)
 
-    def horizon(self, now: float) -> float:
+    def horizon(self, now: float, *, interactive: bool = False) -> float:
         """Seconds to the nearest deadline of new work that is not refused; infinite where the queue is full.
 
         What `check_unread` says of all calls at once, apart from the shares of callers.
@@ -180,7 +183,7 @@ class Admission:
         if rate is None:
             return seconds
         before = 0
-        for due, count in sorted(self._due.items()):
+        for due, count in [(_FIRST, self._due.get(_FIRST, 0))] if interactive else sorted(self._due.items()):
             if due * GRAIN > now + seconds:
                 break
             before += count
@@ -191,14 +194,16 @@ class Admission:
         """Timesteps a second that are computed under load; None where that is not known, or no longer."""
         return self._rate.of(now)
 
-    def _check_time(self, deadline: float, steps: int, now: float, margin: float = MARGIN) -> None:
+    def _check_time(
+        self, deadline: float, steps: int, now: float, margin: float = MARGIN, *, interactive: bool
+    ) -> None:
         if deadline == math.inf or (rate := self.rate(now)) is None:
             return
         budget = margin * (deadline - now) * rate
         # What comes later does not stand before it, but to count that is only worth it where it may matter.
         if deadline <= now or self.steps + steps <= budget:
             return
-        grain = int(deadline / GRAIN)
+        grain = _FIRST if interactive else int(deadline / GRAIN)
         before = sum(count for due, count in self._due.items() if due <= grain)
         if before and before + steps > budget:
             self._refuse(DEADLINE, "too much is queued for an answer within the deadline", now)

@@ -47,8 +47,12 @@ _log = logging.getLogger(__name__)
 
 SERVICE = unroll_pb2.DESCRIPTOR.services_by_name["UnrollService"].full_name
 SERVICES = (SERVICE, inference.SERVICE)
-WORKING = frozenset((f"/{SERVICE}/Classify", f"/{SERVICE}/Advance", "/inference.GRPCInferenceService/ModelInfer"))
-"""The unary methods that bring the engine work."""
+WORKING = {
+    f"/{SERVICE}/Classify": False,
+    f"/{SERVICE}/Advance": True,
+    "/inference.GRPCInferenceService/ModelInfer": False,
+}
+"""The unary methods that bring the engine work, and whether that goes before bulk work, as far as is known unread."""
 GC_THRESHOLD = (20_000, 20, 20)
 """Objects, and collections of younger ones, between collections. By default it is 700, some ten requests."""
 BETWEEN_COUNTS = 2.0

@@ -49,26 +49,32 @@ class Entrance:
         """Whether callers are refused these days, so that it pays to ask `check_unread` before a message is read."""
         return self._admission.strained(time.monotonic())
 
-    def horizon(self) -> float:
-        """Seconds to the nearest deadline of a call that is not refused; infinite where the queue is full."""
-        return self._admission.horizon(time.monotonic())
+    def horizon(self, interactive: bool) -> float:
+        """Seconds to the nearest deadline of a call that is not refused; infinite where the queue is full.
+
+        Args:
+            interactive: Of calls that go before bulk work; else of bulk work.
+        """
+        return self._admission.horizon(time.monotonic(), interactive=interactive)
 
     def refused(self, cause: str) -> None:
         """Counts a refusal by somebody else; see ServerMetrics."""
         self._figures.refused(cause)
 
-    def check_unread(self, remaining: float | None) -> None:
+    def check_unread(self, remaining: float | None, interactive: bool) -> None:
         """Refuses a call whose message is not read yet, where it is clear that it will be.
 
         Args:
             remaining: Seconds until the call's deadline; None where it has none.
+            interactive: Whether it goes before bulk work.
 
         Raises:
             OverloadedError: there is no room for it, it can't be done in time, or its caller has had its share.
         """
         now = time.monotonic()
         try:
-            self._admission.check_unread(identity.get(), math.inf if remaining is None else now + remaining, now)
+            deadline = math.inf if remaining is None else now + remaining
+            self._admission.check_unread(identity.get(), deadline, now, interactive=interactive)
         except OverloadedError as error:
             self._figures.refused(_CAUSES[error.reason])
             raise

@@ -113,7 +113,7 @@ class AsgiFront:
             del self._calls[call]
             call.close()
             if gate and counts:
-                gate.leave(answered=call.code() is grpc.StatusCode.OK and not call.ended_by)
+                gate.leave(scope["path"], answered=call.code() is grpc.StatusCode.OK and not call.ended_by)
             if self._stopping and not self._calls:
                 self._idle.set()
 

@@ -1,7 +1,7 @@
 """The methods that servicers registered, as the ASGI front calls them."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -80,7 +80,7 @@ class Methods(Registry):
         self._gate = gate
         self.resolved: dict[str, Method] = {}
 
-    def guard(self, entrance: Entrance, paths: Collection[str]) -> None:
+    def guard(self, entrance: Entrance, paths: Mapping[str, bool]) -> None:
         """See Registry."""
         super().guard(entrance, paths)
         if self._gate:

@@ -8,7 +8,9 @@ int close(int descriptor);
 void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset);
 ]]
 local READ_WRITE, SHARED, O_RDWR = 3, 1, 2
-local PASSED, ENDED, RATE, SHARE, FLOOR, HORIZON, REFUSED = 0, 1, 2, 3, 4, 5, 8
+local SHARE, FLOOR, REFUSED = 0, 1, 16
+-- From where a method's kind has its numbers.
+local PASSED, ENDED, RATE, HORIZON = 0, 1, 2, 3
 local DEADLINE, STEPS = 0, 1
 local SECONDS = { H = 3600, M = 60, S = 1, m = 1e-3, u = 1e-6, n = 1e-9 }
 
@@ -19,9 +21,9 @@ local function open_gate()
   file:seek("set", gate_numbers)
   places, refusals = {}, { [DEADLINE] = {}, [STEPS] = {} }
   for line in file:lines() do
-    local place, path = line:match("^method (%d+) (%S+)$")
+    local place, kind, path = line:match("^method (%d+) (%d+) (%S+)$")
     if place then
-      places[path] = tonumber(place)
+      places[path] = { place = tonumber(place), kind = tonumber(kind) }
     else
       local reason, seconds, pushback, details, message = line:match("^refusal (%S+) (%S+) (%S+) (%S+) (.+)$")
       table.insert(refusals[reason == "QUEUED_STEPS" and STEPS or DEADLINE], {
@@ -67,9 +69,10 @@ end
 function envoy_on_request(handle)
   if numbers == nil then open_gate() end
   local headers = handle:headers()
-  local place = places[headers:get(":path")]
-  if place == nil then return end
-  local flight, rate, horizon = numbers[PASSED] - numbers[ENDED], numbers[RATE], numbers[HORIZON]
+  local method = places[headers:get(":path")]
+  if method == nil then return end
+  local place, own = method.place, numbers + method.kind
+  local flight, rate, horizon = own[PASSED] - own[ENDED], own[RATE], own[HORIZON]
   if horizon == math.huge then
     refuse(handle, place, STEPS, 1, headers:get("x-request-id"))
     return
@@ -84,5 +87,5 @@ function envoy_on_request(handle)
       return
     end
   end
-  numbers[PASSED] = numbers[PASSED] + 1
+  own[PASSED] = own[PASSED] + 1
 end

@@ -10,7 +10,7 @@ to its deadline is too long.
 import asyncio
 import base64
 import mmap
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +20,14 @@ from unroll_server.admission import DEADLINE, STEPS
 from unroll_server.errors import OverloadedError
 from unroll_server.fronts.gate_filter import NUMBERS
 from unroll_server.interceptors import status_of
-from unroll_server.metrics import CallMetrics, Metrics
+from unroll_server.metrics import Metrics
 from unroll_server.rate import Rate
 
-_PASSED, _ENDED, _RATE, _SHARE, _FLOOR, _HORIZON, _REFUSED = 0, 1, 2, 3, 4, 5, 8
+_SHARE, _FLOOR = range(2)
+_KIND = (8, 12)
+"""Where the numbers of bulk work begin, and those of what goes before it."""
+_PASSED, _ENDED, _RATE, _HORIZON = range(4)
+_REFUSED = 16
 SHARE = 0.4
 """Share of the time to its deadline that a call may be expected to wait for those in flight. Less than the engine's
 books allow: to refuse in Python what has come through costs more than the difference."""
@@ -45,13 +49,38 @@ _TOO_MUCH: int = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 class Books(Protocol):
     """What is queued; see entrance.py."""
 
-    def horizon(self) -> float:
+    def horizon(self, interactive: bool) -> float:
         """Seconds left, at least, of a call that is not refused."""
         ...
 
     def refused(self, cause: str) -> None:
         """Counts a call that was refused elsewhere."""
         ...
+
+
+class _Kind:
+    """Calls of one kind: neither bulk work nor what goes before it waits for the other's calls in flight."""
+
+    def __init__(self, interactive: bool, numbers: "memoryview[float]") -> None:
+        self.interactive = interactive
+        self.numbers = numbers[_KIND[interactive] :]
+        self.rate = Rate(FLOOR)
+        self.inside = 0
+
+    def refresh(self, books: Books) -> None:
+        """Where some are refused, the next one may not be, and the other way round."""
+        if self.numbers[_HORIZON]:
+            self.numbers[_HORIZON] = books.horizon(self.interactive)
+
+    def look(self, books: Books, now: float) -> bool:
+        """Looks after both sides' numbers; returns whether anybody is there, or is refused."""
+        numbers = self.numbers
+        numbers[_RATE] = rate = self.rate.of(now) or 0.0
+        numbers[_HORIZON] = horizon = books.horizon(self.interactive)
+        if not self.inside:
+            # What left before it came here was never counted as ended.
+            numbers[_ENDED] = numbers[_PASSED]
+        return bool(self.inside or rate or horizon)
 
 
 class Gate:
@@ -66,68 +95,62 @@ class Gate:
         self._path = path
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._rate = Rate(FLOOR)
-        self._inside = 0
         self._looking = False
-        self._methods: dict[str, CallMetrics] = {}
+        self._kinds: dict[str, _Kind] = {}
 
-    def open(self, books: Books, methods: Collection[str]) -> None:
+    def open(self, books: Books, methods: Mapping[str, bool]) -> None:
         """Makes the file.
 
         Args:
             books: Asked what would be refused.
-            methods: Those that are refused, as `/package.Service/Method`: with one request, and work.
+            methods: Those that are refused, as `/package.Service/Method`: with one request, and work; of each, whether
+                its work goes before bulk work.
         """
         self._books = books
-        self._methods = {method: self._metrics.method(method, "unary") for method in sorted(methods)}
+        self._methods = [self._metrics.method(method, "unary") for method in sorted(methods)]
         self._counted = [0.0] * (len(_REASONS) * len(self._methods))
-        lines = [f"method {place} {method}" for place, method in enumerate(self._methods)]
+        lines = [f"method {place} {_KIND[methods[method]]} {method}" for place, method in enumerate(sorted(methods))]
         self._path.write_bytes(bytes(NUMBERS) + "\n".join([*lines, *_refusals(), ""]).encode())
         with self._path.open("r+b") as file:
             self._numbers = memoryview(mmap.mmap(file.fileno(), NUMBERS)).cast("d")
         self._numbers[_SHARE] = SHARE
         self._numbers[_FLOOR] = FLOOR
+        self._both = [_Kind(interactive, self._numbers) for interactive in (False, True)]
+        self._kinds = {method: self._both[interactive] for method, interactive in methods.items()}
 
     def enter(self, method: str) -> bool:
         """A call has come through; returns whether it is one of those that count, for which `leave` is to be called."""
-        if method not in self._methods:
+        kind = self._kinds.get(method)
+        if kind is None:
             return False
-        if not self._inside:
-            self._rate.begin(self._loop.time())
-        self._inside += 1
-        self._refresh()
+        if not kind.inside:
+            kind.rate.begin(self._loop.time())
+        kind.inside += 1
+        kind.refresh(self._books)
         if not self._looking:
             self._looking = True
             self._loop.call_later(LOOK, self._look)
         return True
 
-    def leave(self, answered: bool) -> None:
+    def leave(self, method: str, answered: bool) -> None:
         """A call that counts has ended, with an answer or without one."""
-        self._inside -= 1
-        self._rate.end(int(answered), self._inside, self._loop.time())
-        self._numbers[_ENDED] += 1
-        self._refresh()
-
-    def _refresh(self) -> None:
-        # Where some are refused, the next one may not be, and the other way round.
-        if self._numbers[_HORIZON]:
-            self._numbers[_HORIZON] = self._books.horizon()
+        kind = self._kinds[method]
+        kind.inside -= 1
+        kind.rate.end(int(answered), kind.inside, self._loop.time())
+        kind.numbers[_ENDED] += 1
+        kind.refresh(self._books)
 
     def _look(self) -> None:
-        """Looks after both sides' numbers, until nobody is refused any more."""
-        numbers = self._numbers
-        numbers[_RATE] = rate = self._rate.of(self._loop.time()) or 0.0
-        numbers[_HORIZON] = horizon = self._books.horizon()
-        if not self._inside:
-            # What left before it came here was never counted as ended.
-            numbers[_ENDED] = numbers[_PASSED]
+        """Looks after both sides' numbers, and at what Envoy refused, until nobody is refused any more."""
+        now = self._loop.time()
+        looked = [kind.look(self._books, now) for kind in self._both]
         self._count()
-        self._looking = bool(self._inside or rate or horizon)
+        self._looking = any(looked)
         if self._looking:
             self._loop.call_later(LOOK, self._look)
 
     def _count(self) -> None:
-        for place, figures in enumerate(self._methods.values()):
+        for place, figures in enumerate(self._methods):
             for number, cause in enumerate(_CAUSES, len(_CAUSES) * place):
                 refused = self._numbers[_REFUSED + number]
                 for _ in range(int(refused - self._counted[number])):

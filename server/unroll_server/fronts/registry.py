@@ -1,6 +1,6 @@
 """The handlers that servicers registered, each with what the interceptors make of it."""
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
@@ -21,11 +21,11 @@ class Entrance(Protocol):
         """Whether calls are refused these days."""
         ...
 
-    def check_unread(self, remaining: float | None) -> None:
+    def check_unread(self, remaining: float | None, interactive: bool) -> None:
         """Raises an OverloadedError where the call, with so many seconds left, will be refused."""
         ...
 
-    def horizon(self) -> float:
+    def horizon(self, interactive: bool) -> float:
         """Seconds left, at least, of a call that is not refused."""
         ...
 
@@ -36,7 +36,7 @@ class Entrance(Protocol):
 
 class _Guard(NamedTuple):
     entrance: Entrance
-    paths: Collection[str]
+    paths: Mapping[str, bool]
 
 
 class Registry(grpc.GenericRpcHandler):
@@ -62,12 +62,13 @@ class Registry(grpc.GenericRpcHandler):
         self._guard: _Guard | None = None
         self._unread: dict[str, Any] = {}
 
-    def guard(self, entrance: Entrance, paths: Collection[str]) -> None:
+    def guard(self, entrance: Entrance, paths: Mapping[str, bool]) -> None:
         """Has calls refused, while the server is strained, before their message is read: it may be all that they cost.
 
         Args:
             entrance: Who refuses.
-            paths: Methods with one request and one response, as `/package.Service/Method`, that bring work.
+            paths: Methods with one request and one response, as `/package.Service/Method`, that bring work; of each,
+                whether its work goes before bulk work.
         """
         self._guard = _Guard(entrance, paths)
 
@@ -120,7 +121,7 @@ class Registry(grpc.GenericRpcHandler):
         if guard is None or path not in guard.paths or handler is None:
             return None
         if path not in self._unread:
-            self._unread[path] = self._intercept(_unread(handler, guard.entrance), handler_call_details)
+            self._unread[path] = self._intercept(_unread(handler, guard, path), handler_call_details)
         return self._unread[path]
 
     def _intercept(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -130,11 +131,12 @@ class Registry(grpc.GenericRpcHandler):
         return handler
 
 
-def _unread(handler: Any, entrance: Entrance) -> Any:
+def _unread(handler: Any, guard: _Guard, path: str) -> Any:
     """A handler with one request, as one that asks for it itself."""
+    entrance, interactive = guard.entrance, guard.paths[path]
 
     async def call(requests: Any, context: Any) -> Any:
-        entrance.check_unread(context.time_remaining())
+        entrance.check_unread(context.time_remaining(), interactive)
         request = await context.read()
         if request is grpc.aio.EOF:
             raise InvalidRequestError("the call has no message")

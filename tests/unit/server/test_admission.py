@@ -199,6 +199,26 @@ def test_a_call_that_is_not_read_and_can_t_be_done_in_time_is_refused() -> None:
     assert caught.value.reason == DEADLINE
 
 
+def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:
+    """As the next steps of a session, whose call has a deadline, beside as much bulk work as can be done in time."""
+    admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
+    now = work_off(admission, 5)
+    rate = admission.rate(now)
+    assert rate is not None
+    seconds = 2.0
+    most = int(MARGIN * seconds * rate)
+    admission.admit(Asked(most, deadline=now + seconds), now)
+    assert refusal(admission, Asked(1, deadline=now + seconds), now).reason == DEADLINE
+    assert admission.horizon(now, interactive=True) == 0
+    admission.check_unread("", now + seconds, now, interactive=True)
+    admission.admit(Asked(most - 10, deadline=now + seconds, interactive=True), now)
+    # Others of its own kind are.
+    assert admission.horizon(now, interactive=True) == pytest.approx(seconds, rel=0.1)
+    assert refusal(admission, Asked(11, deadline=now + seconds, interactive=True), now).reason == DEADLINE
+    with pytest.raises(OverloadedError):
+        admission.check_unread("", now + seconds, now, interactive=True)
+
+
 @pytest.mark.parametrize("timeout", [0.2, 1.0, 10.0])
 def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout: float) -> None:
     """One core, a queue in order of arrival; to serve takes 10 ms, to refuse 50 us: 98 % can be left, at best."""

@@ -15,8 +15,10 @@ from unroll_server.fronts.gate import DELAYS, FLOOR, LOOK, SHARE, Gate
 from unroll_server.fronts.gate_filter import NUMBERS, http_filter
 from unroll_server.metrics import Metrics
 
-METHODS = ("/t/B", "/t/A")
-PASSED, ENDED, RATE, SHARE_AT, FLOOR_AT, HORIZON, REFUSED = 0, 1, 2, 3, 4, 5, 8
+METHODS = {"/t/B": False, "/t/A": False, "/t/First": True}
+SHARE_AT, FLOOR_AT, REFUSED = 0, 1, 16
+BULK, FIRST = 8, 12
+PASSED, ENDED, RATE, HORIZON = range(BULK, BULK + 4)
 PATIENCE = 30.0
 
 
@@ -27,8 +29,8 @@ class Books:
         self.least = 0.0
         self.causes: Counter[str] = Counter()
 
-    def horizon(self) -> float:
-        return self.least
+    def horizon(self, interactive: bool) -> float:
+        return 0.0 if interactive else self.least
 
     def refused(self, cause: str) -> None:
         self.causes[cause] += 1
@@ -53,8 +55,8 @@ async def test_the_file_says_which_methods_are_meant_and_what_a_refusal_says(tmp
     _, numbers = opened(tmp_path / "gate", Books(), Metrics())
     assert (numbers[SHARE_AT], numbers[FLOOR_AT]) == (SHARE, FLOOR)
     lines = (tmp_path / "gate").read_bytes()[NUMBERS:].decode().splitlines()
-    assert lines[:2] == ["method 0 /t/A", "method 1 /t/B"]
-    refusals = [line.split(" ", 5) for line in lines[2:]]
+    assert lines[:3] == [f"method 0 {BULK} /t/A", f"method 1 {BULK} /t/B", f"method 2 {FIRST} /t/First"]
+    refusals = [line.split(" ", 5) for line in lines[3:]]
     assert {fields[0] for fields in refusals} == {"refusal"}
     for reason in ("DEADLINE_TOO_NEAR", "QUEUED_STEPS"):
         chosen = [fields for fields in refusals if fields[1] == reason]
@@ -81,9 +83,9 @@ async def test_calls_are_counted_and_those_that_left_on_their_way_are_forgotten_
     numbers[PASSED] = 5
     assert gate.enter("/t/A")
     assert gate.enter("/t/B")
-    gate.leave(answered=True)
+    gate.leave("/t/A", answered=True)
     assert numbers[ENDED] == 1
-    gate.leave(answered=True)
+    gate.leave("/t/A", answered=True)
     assert numbers[ENDED] == 2
     await until(lambda: numbers[ENDED] == 5)
 
@@ -100,9 +102,33 @@ async def test_envoy_hears_of_the_horizon_at_once_while_there_is_one_and_in_a_mo
     gate.enter("/t/A")
     assert numbers[HORIZON] == math.inf
     books.least = 0.0
-    gate.leave(answered=True)
+    gate.leave("/t/A", answered=True)
     assert numbers[HORIZON] == 0.0
-    gate.leave(answered=True)
+    gate.leave("/t/A", answered=True)
+
+
+async def test_calls_whose_work_goes_first_are_counted_apart(tmp_path: Path) -> None:
+    books = Books()
+    books.least = 0.7
+    gate, numbers = opened(tmp_path / "gate", books, Metrics())
+    for _ in range(2 * FLOOR):
+        gate.enter("/t/A")
+    assert gate.enter("/t/First")
+
+    def one_more() -> bool:
+        gate.leave("/t/A", answered=True)
+        gate.enter("/t/A")
+        return numbers[RATE] > 0
+
+    await until(one_more)
+    ended = numbers[ENDED]
+    assert ended > 0
+    own = {name: place - BULK + FIRST for name, place in (("ended", ENDED), ("rate", RATE), ("horizon", HORIZON))}
+    assert [numbers[place] for place in own.values()] == [0.0, 0.0, 0.0]
+    assert numbers[HORIZON] == 0.7
+    gate.leave("/t/First", answered=True)
+    assert numbers[own["ended"]] == 1
+    assert numbers[ENDED] == ended
 
 
 async def test_the_rate_is_told_once_enough_calls_are_in_flight(tmp_path: Path) -> None:
@@ -111,7 +137,7 @@ async def test_the_rate_is_told_once_enough_calls_are_in_flight(tmp_path: Path) 
         gate.enter("/t/A")
 
     def one_more() -> bool:
-        gate.leave(answered=True)
+        gate.leave("/t/A", answered=True)
         gate.enter("/t/A")
         return numbers[RATE] > 0
 
@@ -128,7 +154,7 @@ async def test_what_envoy_refused_is_counted_by_method_and_cause(tmp_path: Path)
     assert books.causes == {"deadline": 3, "steps": 2}
     numbers[REFUSED] = 4
     await until(lambda: books.causes["deadline"] == 4)
-    gate.leave(answered=True)
+    gate.leave("/t/A", answered=True)
 
 
 def test_the_filter_reads_the_file_whatever_its_name(tmp_path: Path) -> None:
