@@ -2,82 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import weakref
-from collections.abc import Coroutine, Generator
+from collections.abc import Generator
 from collections.abc import Sequence as Listing
-from concurrent.futures import CancelledError
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
 from unroll_client._async_client import DEFAULT_RECONNECT_TIMEOUT, DEFAULT_TARGET, DEFAULT_TIMEOUT, AsyncClient
+from unroll_client._loop_thread import LoopThread
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps
 from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, ModelInfo, Steps
 
-T = TypeVar("T")
 
-
-class _LoopThread:
-    """An event loop on a daemon thread, for callers of other threads."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._serve, name="unroll-client", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine and waits for its result; an interrupt of the wait cancels it."""
-        with self._lock:
-            if self._stopped:
-                work.close()
-                raise RuntimeError("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except CancelledError:
-            raise RuntimeError("the client was closed") from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self, last: Coroutine[Any, Any, None]) -> None:
-        """Runs `last`, then ends the loop and the thread; does nothing when called again."""
-        with self._lock:
-            if self._stopped:
-                last.close()
-                return
-            self._stopped = True
-        future = asyncio.run_coroutine_threadsafe(self._finish(last), self._loop)
-        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-    async def _finish(self, last: Coroutine[Any, Any, None]) -> None:
-        await last
-        mine = asyncio.current_task()
-        others = [task for task in asyncio.all_tasks() if task is not mine]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
-
-
-def _shut_down(thread: _LoopThread, client: AsyncClient) -> None:
+def _shut_down(thread: LoopThread, client: AsyncClient) -> None:
     thread.stop(client.close())
 
 
@@ -87,7 +29,7 @@ class SyncSequence:
     A context manager: leaving it closes the sequence. The methods are those of `AsyncSequence`, blocking.
     """
 
-    def __init__(self, thread: _LoopThread, sequence: AsyncSequence) -> None:
+    def __init__(self, thread: LoopThread, sequence: AsyncSequence) -> None:
         self._thread = thread
         self._sequence = sequence
 
@@ -193,7 +135,7 @@ class Client:
             token=token,
             metadata=metadata,
         )
-        self._thread = _LoopThread()
+        self._thread = LoopThread()
         # Also when the client is dropped, and at the end of the process, while threads still run.
         self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._client)
 
