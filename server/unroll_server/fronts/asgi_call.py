@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -63,6 +64,7 @@ class Call(Context):
     _left = False
     _initial: Metadata = ()
     _timer: asyncio.TimerHandle | None = None
+    _farewell: asyncio.Task[None] | None = None
 
     def __init__(self, scope: Event, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         super().__init__(scope, headers)
@@ -89,7 +91,16 @@ class Call(Context):
         if self.over or self.ended_by or self._task is None:
             return
         self.ended_by = (code, details)
-        self._task.cancel()
+        if self.requests or self.watched:
+            self._task.cancel()
+        else:
+            # To cancel what waits for the transport would leave it with a future that nobody owns. The call is answered
+            # beside it; the transport, which has no more to read then, lets it go.
+            self._farewell = asyncio.ensure_future(self._part(code, details))
+
+    async def _part(self, code: grpc.StatusCode, details: str) -> None:
+        with suppress(OSError):
+            await self.fail(code, details)
 
     def leave(self) -> None:
         """Cancels the servicer, because the caller has left and nobody hears a status."""
@@ -159,7 +170,9 @@ class Call(Context):
         return body[begin:] if begin else body
 
     async def fail(self, code: grpc.StatusCode, details: str) -> None:
-        """Ends the call with a status that is not the servicer's; nothing where the caller has left."""
+        """Ends the call with a status that is not its servicer's; nothing where it has ended or the caller has left."""
+        if self.over:
+            return
         self.over = True
         if self._left:
             return

@@ -23,20 +23,21 @@ async def serve(call: Call, method: Method, limit: int) -> None:
     Raises:
         WireError: the request breaks the protocol or the limit, or its deadline has passed.
     """
+    call.begin()
     if method.many_requests:
-        call.begin()
         call.requests = request = Requests(call, method.deserialize, limit)
     else:
         event = await call.receive()
         message = _whole_message(event, limit)
         if message is None:
             message = await _only_message(call, event, limit)
+        if call.ended_by:
+            # Its deadline passed, or the server stops: it is answered.
+            return
         if message is None:
             call.over = True
             call.ended_by = (grpc.StatusCode.CANCELLED, "the caller left")
             return
-        # Not before: to cancel what waits for the transport would leave it with a future that nobody owns.
-        call.begin()
         call.watched = True
         request = method.deserialize(message)
     try:

@@ -107,9 +107,10 @@ class Exchange:
             return {"type": "http.request", "body": b"", "more_body": False}
         getting = asyncio.ensure_future(self._inbox.get())
         leaving = asyncio.ensure_future(self.gone.wait())
+        ending = asyncio.ensure_future(self.complete.wait())
         try:
-            await asyncio.wait({getting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if self.gone.is_set():
+            await asyncio.wait({getting, leaving, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if self.gone.is_set() or self.complete.is_set():
                 return {"type": "http.disconnect"}
             event = getting.result()
             self._ended = not event["more_body"]
@@ -117,6 +118,7 @@ class Exchange:
         finally:
             getting.cancel()
             leaving.cancel()
+            ending.cancel()
 
     async def _send(self, event: dict[str, Any]) -> None:
         await self.can_send.wait()

@@ -139,6 +139,31 @@ async def test_a_deadline_that_has_passed_reaches_no_servicer() -> None:
     assert malformed.status is grpc.StatusCode.INTERNAL
 
 
+@pytest.mark.parametrize("begun", [None, b"", framed(b"sleep")[:7], framed(b"sleep")])
+async def test_a_request_that_never_ends_is_over_at_its_deadline(begun: bytes | None) -> None:
+    sleeper = Sleeper()
+    async with open_call(sleeper.front(), "unary", (b"grpc-timeout", b"20m")) as call:
+        if begun is not None:
+            call.feed(begun)
+        await call.ended()
+    assert call.status is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not sleeper.begun.is_set()
+
+
+async def test_a_request_that_never_ends_does_not_keep_a_drain_past_its_grace() -> None:
+    sleeper = Sleeper()
+    front = sleeper.front()
+    async with open_call(front, "unary") as call:
+        call.feed(framed(b"sleep")[:7])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert call.asked == 2
+        await asyncio.wait_for(front.stop(0), PATIENCE)
+        await call.ended()
+    assert call.status is grpc.StatusCode.UNAVAILABLE
+    assert not sleeper.begun.is_set()
+
+
 async def test_without_a_deadline_there_is_no_time_remaining() -> None:
     async def remaining(request: bytes, context: Any) -> bytes:
         assert context.time_remaining() is None
