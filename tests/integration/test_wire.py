@@ -19,7 +19,7 @@ from support.raw_http2 import (
 
 PATH = "/unroll.v1.UnrollService/Classify"
 REQUEST = message(wire.classify_request([np.ones((5, 12), np.float32)]).SerializeToString())
-DEADLINE_EXCEEDED = "4"
+OK, DEADLINE_EXCEEDED = "0", "4"
 
 
 def ending_of(connection: Connection) -> dict[str, str]:
@@ -44,3 +44,16 @@ def test_a_call_whose_request_never_ends_is_over_at_its_deadline(server: ServerP
         assert ending_of(connection)["grpc-status"] == DEADLINE_EXCEEDED
         connection.send(frame(HEADERS, END_HEADERS, 3, header_block(PATH)), frame(DATA, END_STREAM, 3, REQUEST))
         assert connection.is_alive()
+
+
+@pytest.mark.parametrize("without", ["", "te"])
+def test_no_call_ends_without_a_status(server: ServerProcess, without: str) -> None:
+    with Connection(server.address) as connection:
+        headers = header_block(PATH, without=without)
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers), frame(DATA, END_STREAM, 1, REQUEST))
+        ending = ending_of(connection)
+    if without:
+        # grpcio resets such a call.
+        assert "rst" in ending or ending["grpc-status"] not in (OK, "")
+    else:
+        assert ending["grpc-status"] == OK

@@ -36,13 +36,13 @@ def settings(**values: int) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in pairs))
 
 
-def header_block(path: str, *more: tuple[str, str]) -> bytes:
-    """The headers of a gRPC call, which refer to nothing said before."""
+def header_block(path: str, *more: tuple[str, str], without: str = "") -> bytes:
+    """The headers of a gRPC call, but for the one named, which refer to nothing said before."""
     usual = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
     usual += [("te", "trailers"), ("content-type", "application/grpc")]
     encoder = Encoder()
     encoder.header_table_size = 0
-    block: bytes = encoder.encode([*usual, *more], huffman=False)
+    block: bytes = encoder.encode([each for each in (*usual, *more) if each[0] != without], huffman=False)
     return block
 
 

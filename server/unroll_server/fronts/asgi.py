@@ -75,6 +75,7 @@ class AsgiFront:
                 or self._stopping
                 or scope["method"] != "POST"
                 or headers.get(b"content-type") != b"application/grpc"
+                or b"te" not in headers
             ):
                 method = await self._admit(call)
                 if method is None:
@@ -143,6 +144,9 @@ class AsgiFront:
         if not _GRPC.fullmatch(content_type):
             await _refuse(call, 415, [(b"accept", b"application/grpc")])
             return None
+        if b"te" not in call.headers:
+            # A server of HTTP sends none then, and an answer would have no status.
+            raise WireError(grpc.StatusCode.INTERNAL, "te: trailers expected among the headers")
         if self._stopping:
             raise WireError(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         path: str = scope["path"]

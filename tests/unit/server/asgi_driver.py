@@ -47,6 +47,8 @@ class Exchange:
         headers: More than gRPC needs, or instead.
         polled: Whether the server is like Envoy's, which answers a request for more after the end at once; others wait
             until the caller leaves, as the specification has it.
+        http: The request's method.
+        without: The header of those that gRPC needs that it has not.
 
     Attributes:
         pieces: The pieces of the response's body.
@@ -55,11 +57,17 @@ class Exchange:
     """
 
     def __init__(
-        self, front: AsgiFront, method: str, *headers: tuple[bytes, bytes], polled: bool = True, http: str = "POST"
+        self,
+        front: AsgiFront,
+        method: str,
+        *headers: tuple[bytes, bytes],
+        polled: bool = True,
+        http: str = "POST",
+        without: bytes = b"",
     ) -> None:
         path = method if method.startswith("/") else f"/t/{method}"
         usual = {b"content-type": b"application/grpc", b"te": b"trailers"}
-        more = [item for item in usual.items() if item[0] not in dict(headers)]
+        more = [item for item in usual.items() if item[0] not in (*dict(headers), without)]
         self._scope: dict[str, Any] = {"type": "http", "method": http, "path": path, "headers": [*more, *headers]}
         self._scope["client"] = ("127.0.0.1", 4242)
         self._front = front

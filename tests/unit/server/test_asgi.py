@@ -139,6 +139,14 @@ async def test_only_grpc_is_served(content_type: bytes, status: int) -> None:
     assert answer.start["status"] == status
 
 
+async def test_a_caller_who_takes_no_trailers_is_told_so_in_the_headers() -> None:
+    answer = await ask(plain_front(), "echo", without=b"te")
+    assert answer.status is grpc.StatusCode.INTERNAL
+    assert "te: trailers" in answer.details
+    assert answer.start is not None
+    assert not answer.start.get("trailers")
+
+
 async def test_other_http_methods_and_unknown_methods() -> None:
     got = await ask(plain_front(), "echo", http="GET")
     assert got.start is not None
