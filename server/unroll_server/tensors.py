@@ -178,9 +178,8 @@ def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
         datatype, rank = INPUTS[name]
         if tensor.datatype != datatype:
             raise InvalidRequestError(f"`{name}` is {datatype}, not {tensor.datatype!r}", f"{field}.datatype")
-        for parameter in tensor.parameters:
-            kind = "shared memory is not offered" if parameter.startswith("shared_memory") else "an input takes none"
-            raise InvalidRequestError(f"{parameter!r}: {kind}", f"{field}.parameters")
+        for parameter, value in tensor.parameters.items():
+            _check_parameter(parameter, value, raw[index] if raw else None, f"{field}.parameters[{parameter[:64]}]")
         shape = list(tensor.shape)
         # numpy has its own limit, which empty arrays can be over too.
         if len(shape) != rank or min(shape) < 0 or math.prod(max(size, 1) for size in shape) >= 2**31:
@@ -194,6 +193,31 @@ def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
         else:
             arrays[name] = _typed(tensor.contents, datatype, shape, f"{field}.contents")
     return arrays
+
+
+def check_content_type(value: pb.InferParameter, field: str) -> None:
+    """Checks the parameter by which MLServer's clients say what a tensor is made of: here all are arrays.
+
+    Raises:
+        InvalidRequestError: it is another one.
+    """
+    if value.string_param != "np":
+        raise InvalidRequestError(f"{value.string_param[:64]!r}, 'np' in string_param expected", field)
+
+
+def _check_parameter(name: str, value: pb.InferParameter, raw: bytes | None, field: str) -> None:
+    """Lets pass what clients of other servers always add to an input; it says nothing that is not known."""
+    if name == "content_type":
+        check_content_type(value, field)
+    elif name == "binary_data_size" and raw is not None:
+        # KServe's, out of the protocol over HTTP.
+        size = value.int64_param or value.uint64_param
+        if size != len(raw):
+            raise InvalidRequestError(f"{size}, and raw_input_contents has {len(raw)} bytes", field)
+    elif name.startswith("shared_memory"):
+        raise InvalidRequestError("shared memory is not offered", field)
+    else:
+        raise InvalidRequestError("an input takes `content_type`, and a raw one `binary_data_size`, alone", field)
 
 
 def _raw(raw: bytes, datatype: str, shape: list[int], field: str) -> NDArray[Any]:

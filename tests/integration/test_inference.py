@@ -72,6 +72,26 @@ async def test_typed_contents_give_the_bits_of_raw_ones_and_answers_are_raw(infe
     assert not any(output.HasField("contents") for output in raw.outputs)
 
 
+async def test_what_kserve_s_and_mlserver_s_clients_add_changes_nothing(infer: Any, vowels: list[Vowel]) -> None:
+    values = vowels[0].values[np.newaxis]
+    plain = await infer.ModelInfer(request_of(values, "logits", "probabilities"))
+    # As KServe's InferRequest.to_grpc and MLServer's NumpyRequestCodec make them.
+    kserve = request_of(values, "logits", "probabilities", binary_data_output=True)
+    kserve.inputs[0].parameters["binary_data_size"].int64_param = values.nbytes
+    kserve.outputs[0].parameters["binary_data"].bool_param = False
+    assert await infer.ModelInfer(kserve) == plain
+    mlserver = typed(request_of(values, "logits", "probabilities", content_type="np"))
+    mlserver.inputs[0].parameters["content_type"].string_param = "np"
+    mlserver.outputs[0].parameters["content_type"].string_param = "np"
+    assert await infer.ModelInfer(mlserver) == plain
+    for name, kind in (("scale", "double_param"), ("binary_data", "int64_param"), ("content_type", "string_param")):
+        wrong = request_of(values, "logits")
+        setattr(wrong.outputs[0].parameters[name], kind, {"string_param": "pd"}.get(kind, 1))
+        code, details = await refusal(infer.ModelInfer(wrong))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert f"outputs[0].parameters[{name}]: " in details
+
+
 async def test_errors_of_a_call_carry_the_field(infer: Any, vowels: list[Vowel]) -> None:
     request = request_of(vowels[0].values[np.newaxis])
     request.inputs[0].contents.fp32_contents.append(1.0)
@@ -94,6 +114,8 @@ async def test_errors_of_a_call_carry_the_field(infer: Any, vowels: list[Vowel])
         ({"timeout": "soon"}, "int64_param or uint64_param expected"),
         ({"priority": -1}, "0 or more expected"),
         ({"sequence": 4}, "unknown; there are sequence_id"),
+        ({"content_type": "pd"}, "parameters[content_type]: 'pd', 'np' in string_param expected"),
+        ({"binary_data_output": "yes"}, "bool_param expected"),
     ],
 )
 async def test_wrong_parameters_are_refused(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.codec import MAX_KEY_BYTES
 from unroll_server.errors import InvalidRequestError
+from unroll_server.tensors import check_content_type
 
 OUTPUTS = ("logits", "probabilities", "states", "final_state")
 DEFAULT_OUTPUTS = ("logits", "probabilities")
@@ -19,6 +20,8 @@ _KINDS = {
     "timeout": ("int64_param", "uint64_param"),
     "priority": ("int64_param", "uint64_param"),
     "triton_enable_empty_final_response": ("bool_param",),
+    "content_type": ("string_param",),
+    "binary_data_output": ("bool_param",),
 }
 
 
@@ -70,6 +73,8 @@ def options_of(request: pb.ModelInferRequest) -> Options:
         InvalidRequestError: one is unknown, or of another type, or does not go with the others.
     """
     values = {name: _value(name, parameter) for name, parameter in request.parameters.items()}
+    if "content_type" in values:
+        check_content_type(request.parameters["content_type"], "parameters[content_type]")
     # Triton's convention: an id of 0 or of no characters is none.
     sequence = values.get("sequence_id") or None
     start, end = bool(values.get("sequence_start")), bool(values.get("sequence_end"))
@@ -102,8 +107,15 @@ def outputs_of(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
             where = f"{field}.parameters[{parameter}]"
             if parameter.startswith("shared_memory"):
                 raise InvalidRequestError("shared memory is not offered", where)
+            if parameter == "content_type":
+                check_content_type(value, where)
+                continue
+            if parameter == "binary_data" and value.WhichOneof("parameter_choice") == "bool_param":
+                # KServe's, out of the protocol over HTTP: over gRPC all outputs are raw.
+                continue
             if parameter != "classification":
-                raise InvalidRequestError("an output takes `classification` alone", where)
+                problem = "an output takes `classification`, `content_type` and, as bool_param, `binary_data` alone"
+                raise InvalidRequestError(problem, where)
             if name not in CLASSIFIED:
                 raise InvalidRequestError(f"`{name}` has no classes; {' and '.join(CLASSIFIED)} have", where)
             if value.WhichOneof("parameter_choice") not in ("int64_param", "uint64_param"):

@@ -100,9 +100,9 @@ def _two_types() -> pb.ModelInferRequest:
     return request
 
 
-def _shared() -> pb.ModelInferRequest:
-    request = request_of(input=VALUES)
-    request.inputs[0].parameters["shared_memory_region"].string_param = "region"
+def _with_parameter(name: str, raw: bool = True, **value: Any) -> pb.ModelInferRequest:
+    request = request_of(raw, input=VALUES)
+    request.inputs[0].parameters[name].CopyFrom(pb.InferParameter(**value))
     return request
 
 
@@ -129,13 +129,30 @@ def _shared() -> pb.ModelInferRequest:
         (pb.ModelInferRequest(inputs=request_of(input=VALUES).inputs, raw_input_contents=[b"", b""]), "2 given"),
         (_mixed(), "all inputs are raw, or none is"),
         (_two_types(), "not in fp64_contents"),
-        (_shared(), "shared memory is not offered"),
+        (_with_parameter("shared_memory_region", string_param="region"), "shared memory is not offered"),
+        (_with_parameter("scale", double_param=2.0), "inputs[0].parameters[scale]: an input takes"),
+        (_with_parameter("content_type", string_param="pd"), "inputs[0].parameters[content_type]: 'pd', 'np'"),
+        (_with_parameter("content_type", bool_param=True), "'np' in string_param expected"),
+        (_with_parameter("binary_data_size", int64_param=95), "95, and raw_input_contents has 96 bytes"),
+        (_with_parameter("binary_data_size", raw=False, int64_param=96), "inputs[0].parameters[binary_data_size]"),
     ],
 )
 def test_what_is_wrong_is_said(request_: pb.ModelInferRequest, part: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         decode(request_, LIMITS)
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        _with_parameter("content_type", string_param="np"),
+        _with_parameter("content_type", raw=False, string_param="np"),
+        _with_parameter("binary_data_size", int64_param=VALUES.nbytes),
+    ],
+)
+def test_what_kserve_s_and_mlserver_s_clients_add_to_an_input_is_let_pass(request_: pb.ModelInferRequest) -> None:
+    np.testing.assert_array_equal(decode(request_, LIMITS).values, VALUES)
 
 
 def test_an_input_given_twice_is_refused() -> None:
