@@ -186,7 +186,8 @@ def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
             problem = f"`{name}` is {shape[:8]}, {rank} dimensions expected, none below 0 and less than 2^31 elements"
             raise InvalidRequestError(problem, f"{field}.shape")
         if raw:
-            if tensor.HasField("contents"):
+            # One that is there and empty, as MLServer's client sends beside raw ones, holds nothing.
+            if tensor.HasField("contents") and tensor.contents.ListFields():
                 problem = "given beside raw_input_contents: all inputs are raw, or none is"
                 raise InvalidRequestError(problem, f"{field}.contents")
             arrays[name] = _raw(raw[index], datatype, shape, f"raw_input_contents[{index}]")

@@ -155,6 +155,13 @@ def test_what_kserve_s_and_mlserver_s_clients_add_to_an_input_is_let_pass(reques
     np.testing.assert_array_equal(decode(request_, LIMITS).values, VALUES)
 
 
+def test_empty_contents_beside_raw_ones_hold_nothing() -> None:
+    request = request_of(input=VALUES)
+    request.inputs[0].contents.SetInParent()
+    assert request.inputs[0].HasField("contents")
+    np.testing.assert_array_equal(decode(request, LIMITS).values, VALUES)
+
+
 def test_an_input_given_twice_is_refused() -> None:
     request = request_of(input=VALUES)
     request.inputs.append(request.inputs[0])
