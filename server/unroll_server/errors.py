@@ -1,5 +1,7 @@
 """What can go wrong with a caller's request, in the domain's own terms; interceptors.py gives each its status."""
 
+from collections.abc import Mapping
+
 MOST_SAID = 1024
 """Bytes of a message to a caller, at most: gRPC's clients refuse a call whose trailers have more than 8 KiB."""
 _FIELD_SAID = 128
@@ -31,7 +33,19 @@ class RequestError(Exception):
         # Both can hold what a caller sent, at any length.
         self.description = shortened(description)
         self.field = shortened(field, _FIELD_SAID)
-        super().__init__(f"{self.field}: {self.description}" if field else self.description)
+        super().__init__(self._message())
+
+    def rename(self, fields: Mapping[str, str]) -> None:
+        """Says of the field at fault what it is called where the caller wrote it.
+
+        Args:
+            fields: Its names there by its names where the error was raised; what is not in it stays.
+        """
+        self.field = fields.get(self.field, self.field)
+        self.args = (self._message(),)
+
+    def _message(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
 
 
 class InvalidRequestError(RequestError):

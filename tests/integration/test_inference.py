@@ -102,6 +102,38 @@ async def test_errors_of_a_call_carry_the_field(infer: Any, vowels: list[Vowel])
 
 
 @pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("ModelInfer", pb.ModelInferRequest(model_name="nothing"), "model_name"),
+        ("ModelInfer", pb.ModelInferRequest(model_name="jv", model_version="7"), "model_version"),
+        ("ModelInfer", pb.ModelInferRequest(model_name="jv", model_version="x"), "model_version"),
+        ("ModelInfer", request_of(np.zeros((1, 1, 12), np.float32), sequence_id="nobody"), "parameters[sequence_id]"),
+        ("ModelMetadata", pb.ModelMetadataRequest(name="nothing"), "name"),
+        ("ModelConfig", pb.ModelConfigRequest(name="jv", version="7"), "version"),
+        ("ModelStatistics", pb.ModelStatisticsRequest(name="nothing"), "name"),
+        ("ModelReady", pb.ModelReadyRequest(name="jv", version="x"), "version"),
+    ],
+)
+async def test_the_field_at_fault_is_one_of_the_request_s_own(
+    infer: Any, method: str, request_: Any, field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await getattr(infer, method)(request_)
+    assert (caught.value.details() or "").startswith(f"{field}: ")
+    assert [name for name, _ in wire.violations_of(wire.details_of(caught.value))] == [field]
+
+
+async def test_a_sequence_goes_on_with_no_other_version(infer: Any, vowels: list[Vowel]) -> None:
+    values = vowels[0].values[np.newaxis]
+    await infer.ModelInfer(request_of(values, sequence_id="own", sequence_start=True))
+    other = request_of(values, sequence_id="own")
+    other.model_version = "2"
+    code, details = await refusal(infer.ModelInfer(other))
+    assert code == grpc.StatusCode.FAILED_PRECONDITION
+    assert details.startswith("model_version: the session is of jv/1")
+
+
+@pytest.mark.parametrize(
     ("parameters", "part"),
     [
         ({"sequence_start": True}, "without a sequence_id"),

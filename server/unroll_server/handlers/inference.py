@@ -11,7 +11,7 @@ from typing import Any
 from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceServicer
 from unroll_server.catalog import Catalog
-from unroll_server.errors import DrainingError, ModelNotFoundError, NotOfferedError
+from unroll_server.errors import DrainingError, ModelNotFoundError, NotOfferedError, RequestError
 from unroll_server.handlers.inference_models import config, metadata
 from unroll_server.handlers.inference_request import version_of
 from unroll_server.handlers.inference_run import Inference
@@ -117,7 +117,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         """See service.proto."""
         version = version_of(request.version, "version")
         if request.name:
-            self._catalog.find(request.name, version)
+            self._find(request)
         return self._inference.statistics.of(
             [
                 model.spec.key
@@ -150,8 +150,15 @@ class InferenceService(GRPCInferenceServiceServicer):
         """See service.proto."""
         raise NotOfferedError("models are unloaded on the admin listener (--admin) alone")
 
-    def _find(self, request: pb.ModelReadyRequest | pb.ModelMetadataRequest | pb.ModelConfigRequest) -> Model:
-        return self._catalog.find(request.name, version_of(request.version, "version"))
+    def _find(
+        self,
+        request: pb.ModelReadyRequest | pb.ModelMetadataRequest | pb.ModelConfigRequest | pb.ModelStatisticsRequest,
+    ) -> Model:
+        try:
+            return self._catalog.find(request.name, version_of(request.version, "version"))
+        except RequestError as error:
+            error.rename({"model": "name"})
+            raise
 
     def _versions(self, model: Model) -> list[int]:
         return [each.spec.key.version for each in self._catalog.models if each.spec.key.name == model.spec.key.name]

@@ -30,6 +30,9 @@ from unroll_server.sessions.service import Sessions
 from unroll_server.types import Float32Array, ModelSpec, State
 from unroll_server.work import Batch
 
+_FIELDS = {"model": "model_name", "version": "model_version", "session_id": "parameters[sequence_id]"}
+"""What a request has of this service, by what the catalog and the sessions call it."""
+
 MAX_STATES_BYTES = 2**26
 """Bytes of the `states` of one request."""
 
@@ -95,9 +98,10 @@ class Inference:
                 results = await self._advance(name, version, options, inputs, wanted, deadline, stages)
             stages.computed = time.perf_counter_ns()
             response = _encode(request, results, wanted)
-        except RequestError:
+        except RequestError as error:
             if stages.model is not None:
                 self.statistics.failed(stages.model, stages.begin)
+            error.rename(_FIELDS)
             raise
         self.statistics.answered(results.model.spec.key, inputs.batch, stages)
         return response
