@@ -63,6 +63,21 @@ def test_a_stranger_walks_from_the_services_to_every_file(
         assert names <= described
         assert {name for file in files for name in file.dependency} <= {file.name for file in files}
         assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+        # Each symbol of theirs is found by its own name, as `grpcurl describe` asks for it.
+        symbols = {
+            f"{file.package}.{inner}": file.name
+            for file in files
+            for service in file.service
+            for inner in (service.name, *(f"{service.name}.{method.name}" for method in service.method))
+        } | {f"{file.package}.{message.name}": file.name for file in files for message in file.message_type}
+        for name, answer in zip(
+            symbols, ask(*(pb.ServerReflectionRequest(file_containing_symbol=name) for name in symbols)), strict=True
+        ):
+            raws = answer.file_descriptor_response.file_descriptor_proto
+            assert symbols[name] in {descriptor_pb2.FileDescriptorProto.FromString(raw).name for raw in raws}, name
+        wrong = [f"{INFERENCE}.Nothing", f"{INFERENCE}.", "inference.Nothing.ModelInfer", "", "."]
+        for answer in ask(*(pb.ServerReflectionRequest(file_containing_symbol=name) for name in wrong)):
+            assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 def test_health_is_checked_listed_and_watched_by_name(listeners: dict[str, str]) -> None:
