@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unroll_server.caller import identity, watched
 from unroll_server.classes import classify
-from unroll_server.errors import RequestError
+from unroll_server.errors import InvalidRequestError, RequestError
 from unroll_server.models import Model
 from unroll_server.types import Float32Array, State
 
@@ -167,6 +167,11 @@ class Batch(Work):
 
     def deliver(self, event: object) -> None:
         """See Work."""
+        # A state that is no number makes every logit none.
+        lost = np.isnan(self.logits[:, 0])
+        if lost.any():
+            self.fail(_too_large(self.model, f"of sequence {lost.argmax()} "))
+            return
         self.over = True
         if not self._done.done():
             self._done.set_result(None)
@@ -252,6 +257,10 @@ class Stretch(Work):
         """See Work."""
         if isinstance(event, tuple):
             logits, states = event
+            # As in Batch; once lost, a state stays so.
+            if logits[-1, 0] != logits[-1, 0]:
+                self._listener.failed(_too_large(self.model, ""))
+                return
             self._listener.progressed(len(states), logits, states)
         elif isinstance(event, list):
             self.over = True
@@ -262,6 +271,11 @@ class Stretch(Work):
         if not self.over:
             self.over = True
             self._listener.failed(error)
+
+
+def _too_large(model: Model, whose: str) -> RequestError:
+    """Finite values, of which the model's arithmetic makes infinite ones, and of these what is no number."""
+    return InvalidRequestError(f"values {whose}are so large that the state of {model.spec.key} is not finite", "values")
 
 
 @lru_cache(1024)

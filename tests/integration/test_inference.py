@@ -20,6 +20,7 @@ from support.processes import PATIENCE, ServerProcess
 from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_proto.sequences import Sequence as Vowel
+from unroll_proto.v1 import unroll_pb2
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -131,6 +132,43 @@ async def test_a_sequence_goes_on_with_no_other_version(infer: Any, vowels: list
     code, details = await refusal(infer.ModelInfer(other))
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert details.startswith("model_version: the session is of jv/1")
+
+
+async def test_values_that_are_too_large_for_the_model_are_refused_and_leave_no_trace(
+    server: ServerProcess, infer: Any, vowels: list[Vowel]
+) -> None:
+    values = vowels[0].values[np.newaxis]
+    largest = np.full((1, 2, 12), np.finfo(np.float32).max, np.float32)
+    refused = grpc.StatusCode.INVALID_ARGUMENT, "are so large that the state of jv/1 is not finite"
+
+    async def is_refused(call: Any, field: str) -> None:
+        code, details = await refusal(call)
+        assert (code, details.startswith(f"{field}: "), details.endswith(refused[1])) == (refused[0], True, True)
+
+    for outputs in (("logits",), ("states", "final_state")):
+        await is_refused(infer.ModelInfer(request_of(np.concatenate([values[:, :2], largest]), *outputs)), "inputs")
+        await is_refused(infer.ModelInfer(request_of(largest, *outputs, sequence_id=3, sequence_start=True)), "inputs")
+    whole = await infer.ModelInfer(request_of(values, "logits"))
+    await infer.ModelInfer(request_of(values[:, :4], sequence_id=3, sequence_start=True))
+    await is_refused(infer.ModelInfer(request_of(largest, sequence_id=3)), "inputs")
+    rest = await infer.ModelInfer(request_of(values[:, 4:], "logits", sequence_id=3, sequence_end=True))
+    assert rest == whole
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = wire.stub_of(channel)
+        batch = [values[0], largest[0], values[0]]
+        await is_refused(stub.Classify(wire.classify_request(batch, return_final_states=True)), "values")
+        chunk = unroll_pb2.Chunk(values=wire.to_bytes(largest))
+        requests = [
+            unroll_pb2.UnrollRequest(key="k", open=unroll_pb2.OpenSequence(model="jv", return_logits=True)),
+            unroll_pb2.UnrollRequest(key="k", chunk=chunk),
+            unroll_pb2.UnrollRequest(key="k", chunk=unroll_pb2.Chunk(values=wire.to_bytes(values))),
+        ]
+        answers = [answer async for answer in stub.Unroll(iter(requests))]
+    (error,) = (answer.error for answer in answers if answer.HasField("error"))
+    assert (error.code, error.message.partition(":")[0]) == (refused[0].value[0], "chunk.values")
+    assert [answer.steps.logits[-36:] for answer in answers if answer.HasField("steps")][-1] == (
+        whole.raw_output_contents[0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,13 @@ from unroll_server.sessions.service import Sessions
 from unroll_server.types import Float32Array, ModelSpec, State
 from unroll_server.work import Batch
 
-_FIELDS = {"model": "model_name", "version": "model_version", "session_id": "parameters[sequence_id]"}
-"""What a request has of this service, by what the catalog and the sessions call it."""
+_FIELDS = {
+    "model": "model_name",
+    "version": "model_version",
+    "session_id": "parameters[sequence_id]",
+    "values": "inputs",
+}
+"""What a request has of this service, by what the catalog, the sessions and the engine call it."""
 
 MAX_STATES_BYTES = 2**26
 """Bytes of the `states` of one request."""

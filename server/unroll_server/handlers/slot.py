@@ -118,5 +118,6 @@ class Slot:
     def failed(self, error: RequestError) -> None:
         """See sequence.Reader."""
         self._keep_promise()
+        error.rename({"values": "chunk.values"})
         self.stream.send(pb.UnrollResponse(key=self.key, error=status_of(error)))
         self.stream.answered(self)
