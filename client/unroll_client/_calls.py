@@ -132,7 +132,11 @@ class Calls:
                 wait_for_ready=self.wait_for_ready and wait,
             )
         except grpc.aio.AioRpcError as failure:
-            raise from_rpc_error(failure) from failure
+            error = from_rpc_error(failure)
+            if failure.code() is grpc.StatusCode.CANCELLED:
+                # Nobody here did that: it is how a server's core ends a call that comes while it shuts down.
+                error = Unavailable(f"the server has cancelled the call: {error.message}")
+            raise error from failure
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self.closed and not (task and task.cancelling()):

@@ -111,3 +111,33 @@ def test_details_over_the_wire(script: Callable[[UnrollServiceServicer], str]) -
     assert caught.value.fields == (FieldViolation("lengths[3]", "0 timesteps"),)
     # Only what another try can cure is tried again.
     assert servicer.calls == 1
+
+
+class Cancelling(Refusing):
+    """Cancels every other call, the first to begin with, as a server's core does while it shuts down."""
+
+    async def _cancel(self, context: Any) -> None:
+        self.calls += 1
+        if self.calls % 2:
+            await context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+    async def GetModel(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._cancel(context)
+        return pb.GetModelResponse(model=pb.Model(name="jv", version=3))
+
+    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._cancel(context)
+        return pb.AdvanceResponse(step=7)
+
+
+def test_what_a_server_cancels_is_tried_again_where_it_counts_once(
+    script: Callable[[UnrollServiceServicer], str],
+) -> None:
+    servicer = Cancelling()
+    with unroll_client.Client(script(servicer)) as client:
+        assert client.model("jv").version == 3
+        assert client.advance("s", [[1.0]], first_step=6).step == 7
+        assert servicer.calls == 4
+        with pytest.raises(Unavailable, match="the server has cancelled the call"):
+            client.advance("s", [[1.0]])
+        assert servicer.calls == 5
