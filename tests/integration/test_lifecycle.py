@@ -54,6 +54,39 @@ async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
             assert answer.logits == (await stub.Classify(wire.classify_request([values]))).logits
 
 
+async def test_callers_who_come_during_a_drain_are_told_so_and_none_is_cancelled(
+    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+) -> None:
+    values, answered = vowels[0].values[:2], 0
+
+    async def call_until_refused(address: str, number: int) -> grpc.StatusCode:
+        nonlocal answered
+        # Each has a connection of its own.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            stub = wire.stub_of(channel)
+            try:
+                while True:
+                    if number % 2:
+                        await stub.Classify(wire.classify_request([values]))
+                    else:
+                        asked = pb.AdvanceRequest(session_id=str(number), start=True, values=wire.to_bytes(values))
+                        await stub.Advance(asked)
+                    answered += 1
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+
+    with ServerProcess(bundle_root, tmp_path / "log", front=front) as process:
+        callers = [asyncio.create_task(call_until_refused(process.address, number)) for number in range(20)]
+        async with asyncio.timeout(60):
+            while answered < 200:
+                assert not any(caller.done() for caller in callers)
+                await asyncio.sleep(0.01)
+            process.signal(signal.SIGTERM)
+            assert set(await asyncio.gather(*callers)) == {grpc.StatusCode.UNAVAILABLE}
+        assert process.wait() == 0
+
+
 async def test_a_caller_that_vanishes_takes_nothing_with_it(server: ServerProcess, vowels: list[Sequence]) -> None:
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = wire.stub_of(channel)

@@ -1,5 +1,6 @@
 """The front of grpcio: grpc.aio's own server."""
 
+import asyncio
 from collections.abc import Sequence
 
 import grpc
@@ -13,6 +14,10 @@ from unroll_server.fronts.registry import Registry
 
 PENDING = 50_000
 """Calls that have come and wait for Python, at most, over all connections; what a client cancels at once among them."""
+LAST_CALLS = 1.0
+"""Seconds for which callers are told that the server drains, at most."""
+QUIET = 0.1
+"""Seconds without a call after which all have heard it."""
 
 
 class GrpcioFront:
@@ -78,8 +83,20 @@ class GrpcioFront:
         return f"{self._listen.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace: float) -> None:
-        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds."""
-        await self._server.stop(grace)
+        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
+
+        The core, once it is told to stop, ends each call that has come and that Python has not asked for, or that is
+        on its way while the client hears of it, with CANCELLED, which says that the caller itself wanted that. So
+        callers are refused in words as long as they come, and only then is it stopped.
+        """
+        clock = asyncio.get_running_loop().time
+        end = clock() + grace
+        while self.registry.turn_away() and clock() + QUIET < min(end, end - grace + LAST_CALLS):
+            before = self.registry.turned_away
+            await asyncio.sleep(QUIET)
+            if self.registry.turned_away == before:
+                break
+        await self._server.stop(max(0.0, end - clock()))
 
 
 def _limits(connections: Connections) -> list[tuple[str, int]]:

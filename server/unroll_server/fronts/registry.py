@@ -1,6 +1,7 @@
 """The handlers that servicers registered, each with what the interceptors make of it."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +9,7 @@ import grpc
 import grpc.aio
 
 from unroll_server.calls import REQUEST_ID, take_request_id
-from unroll_server.errors import InvalidRequestError
+from unroll_server.errors import DrainingError, InvalidRequestError
 from unroll_server.fronts.parsing import tolerant
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
@@ -50,6 +51,7 @@ class Registry(grpc.GenericRpcHandler):
 
     Attributes:
         each_call: The interceptors that are to be asked for each call, outermost first: all outside of those.
+        turned_away: Calls that brought work after `turn_away`.
     """
 
     def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
@@ -61,6 +63,8 @@ class Registry(grpc.GenericRpcHandler):
         self._intercepted: dict[str, Any] = {}
         self._guard: _Guard | None = None
         self._unread: dict[str, Any] = {}
+        self._leaving = False
+        self.turned_away = 0
 
     def guard(self, entrance: Entrance, paths: Mapping[str, bool]) -> None:
         """Has calls refused, while the server is strained, before their message is read: it may be all that they cost.
@@ -71,6 +75,11 @@ class Registry(grpc.GenericRpcHandler):
                 whether its work goes before bulk work.
         """
         self._guard = _Guard(entrance, paths)
+
+    def turn_away(self) -> bool:
+        """From now on refuses the calls that bring work, as of a server that drains; returns whether there are such."""
+        self._leaving = self._guard is not None
+        return self._leaving
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """See grpc.aio.Server."""
@@ -101,7 +110,7 @@ class Registry(grpc.GenericRpcHandler):
         for key, value in handler_call_details.invocation_metadata or ():
             if key == REQUEST_ID:
                 take_request_id(value)
-        if guarded and self._guard and path in self._guard.paths and self._guard.entrance.strained():
+        if guarded and self._guard and path in self._guard.paths and (self._leaving or self._guard.entrance.strained()):
             return self.unread(handler_call_details)
         if handler := self._intercepted.get(path):
             return handler
@@ -121,8 +130,16 @@ class Registry(grpc.GenericRpcHandler):
         if guard is None or path not in guard.paths or handler is None:
             return None
         if path not in self._unread:
-            self._unread[path] = self._intercept(_unread(handler, guard, path), handler_call_details)
+            check = partial(self._check_unread, guard.paths[path])
+            self._unread[path] = self._intercept(_unread(handler, check), handler_call_details)
         return self._unread[path]
+
+    def _check_unread(self, interactive: bool, remaining: float | None) -> None:
+        if self._leaving:
+            self.turned_away += 1
+            raise DrainingError("the server is shutting down")
+        assert self._guard is not None
+        self._guard.entrance.check_unread(remaining, interactive)
 
     def _intercept(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = handler and tolerant(handler)
@@ -131,12 +148,11 @@ class Registry(grpc.GenericRpcHandler):
         return handler
 
 
-def _unread(handler: Any, guard: _Guard, path: str) -> Any:
+def _unread(handler: Any, check: Callable[[float | None], None]) -> Any:
     """A handler with one request, as one that asks for it itself."""
-    entrance, interactive = guard.entrance, guard.paths[path]
 
     async def call(requests: Any, context: Any) -> Any:
-        entrance.check_unread(context.time_remaining(), interactive)
+        check(context.time_remaining())
         request = await context.read()
         if request is grpc.aio.EOF:
             raise InvalidRequestError("the call has no message")
