@@ -167,16 +167,26 @@ class Sessions:
         if repeats:
             return answer, "repeated"
         after_it = following(request, session, values, answer)
-        async with _patience(request.deadline):
-            if await self.store.put(after_it, kept.revision if kept else None):
-                caller.lasting.set(True)
-                return answer, "ended" if request.end else "started" if request.start else "advanced"
-            # An earlier try of this very call, whose answer was lost, can have been the faster one.
-            if request.start or request.first_step is not None:
-                found = await self.store.get(request.owner, request.session_id)
-                if found is not None and found.session == after_it:
-                    return answer, "repeated"
+        if await self._put(request, after_it, kept.revision if kept else None):
+            return answer, _outcome(request)
+        # Not always another writer: the session can have been ended by an operator or made room for others meanwhile.
+        found = await self._read(request)
+        if found is None and not request.start:
+            raise SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
+        if found is None and await self._put(request, after_it, None):
+            return answer, _outcome(request)
+        # An earlier try of this very call, whose answer was lost, can have been the faster one.
+        numbered = request.start or request.first_step is not None
+        if numbered and found is not None and found.session == after_it:
+            return answer, "repeated"
         raise SessionTakenError("another writer has moved the session on meanwhile", "session_id")
+
+    async def _put(self, request: Advance, session: Session, before: bytes | None) -> bool:
+        async with _patience(request.deadline):
+            stored = await self.store.put(session, before)
+        if stored:
+            caller.lasting.set(True)
+        return stored
 
     async def _read(self, request: Advance) -> Kept | None:
         async with _patience(request.deadline):
@@ -230,6 +240,10 @@ class Sessions:
             return self._catalog.find(key.name, key.version, resumes=bundle)
         except ModelNotFoundError:
             return None
+
+
+def _outcome(request: Advance) -> str:
+    return "ended" if request.end else "started" if request.start else "advanced"
 
 
 async def _not_there(_: ModelKey) -> None:

@@ -24,6 +24,7 @@ from unroll_server.errors import (
     OverloadedError,
     RequestError,
     SequenceStateError,
+    SessionExpiredError,
     SessionNotFoundError,
     SessionStoreError,
     SessionTakenError,
@@ -245,6 +246,37 @@ async def test_a_caller_that_lost_an_answer_asks_again_and_it_counts_once() -> N
             await sessions.advance(ask("s", values[:1], first_step=30))
         with pytest.raises(SessionNotFoundError):
             await sessions.advance(ask("s", values[:1]))
+
+
+@pytest.mark.parametrize(("leaves", "error"), [("room", SessionExpiredError), ("operator", SessionNotFoundError)])
+async def test_a_session_that_leaves_while_its_chunk_is_computed_was_not_taken_by_a_writer(
+    leaves: str, error: type[RequestError]
+) -> None:
+    class Leaving(MemoryStore):
+        async def put(self, session: Session, before: bytes | None) -> bool:
+            if before is not None and leaves == "operator":
+                await self.remove("", "s")
+            elif before is not None:
+                await super().put(Session(format=1, session_id="other"), None)
+            return await super().put(session, before)
+
+    values = values_of(0, 3)
+    async with replicas(Leaving(60, 1)) as (sessions,):
+        for first_step in (None, 3):
+            start = ask("s", values, model="m", version=1, start=True)
+            await sessions.advance(start)
+            with pytest.raises(error):
+                await sessions.advance(ask("s", values, first_step=first_step))
+            # One that begins anew needs nothing of what was there.
+            await sessions.store.remove("", "other")
+            await sessions.advance(start)
+            again = await sessions.advance(start)
+            assert (again.step, again.states.tobytes()) == (3, alone(MODEL, values, None)[1].tobytes())
+            found = await sessions.store.get("", "s")
+            assert found is not None
+            assert found.session.snapshot.step == 3
+            await sessions.store.remove("", "s")
+            await sessions.store.remove("", "other")
 
 
 async def test_a_session_stays_on_its_version_and_another_s_owner_has_none() -> None:
