@@ -9,7 +9,7 @@ import click
 
 from unroll_proto import cli
 from unroll_server.config import Settings
-from unroll_server.errors import StartupError
+from unroll_server.errors import SessionsLostError, StartupError
 from unroll_server.process import allow_descriptors, configure_logging
 
 _POSITIVE = click.IntRange(min=1)
@@ -92,6 +92,8 @@ def command(**options: Any) -> None:
         asyncio.run(serve(settings, click.echo))
     except StartupError as error:
         raise cli.InputError(str(error)) from None
+    except SessionsLostError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def main() -> NoReturn:

@@ -137,3 +137,7 @@ class SessionStoreError(RequestError):
 
 class StartupError(Exception):
     """The server can't start as configured; the message is one line."""
+
+
+class SessionsLostError(Exception):
+    """The server ends and could not save its sessions; the message is one line."""

@@ -10,12 +10,13 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from unroll_proto.files import replacing
 from unroll_proto.v1.session_pb2 import KeptSession
-from unroll_server.errors import StartupError
+from unroll_server.errors import SessionsLostError, StartupError
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.store import wall_clock
 
@@ -53,10 +54,11 @@ class LastingStore(MemoryStore):
         clock: Callable[[], float] = wall_clock,
     ) -> None:
         super().__init__(ttl, max_sessions, path, count, clock)
-        self._file = file
+        # Where a link leads: what is replaced and removed is the file itself, never a link to one that stays.
+        self._file = file = Path(os.path.realpath(file))
         self._open = True
-        if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-            raise StartupError(f"--sessions-file: can't write {file}")
+        if not os.access(file.parent, os.W_OK | os.X_OK) or (file.exists() and not file.is_file()):
+            raise StartupError(f"--sessions-file: can't write {file}: a regular file, or none, in a folder to write to")
         try:
             with file.open("rb") as stream:
                 number = self._fill(stream)
@@ -66,17 +68,27 @@ class LastingStore(MemoryStore):
             raise StartupError(f"--sessions-file: can't read {file}: {error.strerror}") from None
         except ValueError as error:
             refused = file.with_name(f"{file.name}.refused")
-            file.replace(refused)
+            with _replaceable(file):
+                file.replace(refused)
             _log.error("refused the sessions of %s, now %s: %s", file, refused.name, error)
         else:
             _log.info("took over %d sessions of %s", number, file)
 
     def keep(self) -> None:
-        """Removes the file: from now on the sessions move on from what it says."""
-        self._file.unlink(missing_ok=True)
+        """Removes the file: from now on the sessions move on from what it says.
+
+        Raises:
+            StartupError: it can't be removed.
+        """
+        with _replaceable(self._file):
+            self._file.unlink(missing_ok=True)
 
     async def close(self) -> None:
-        """Saves the sessions, and closes the store; does nothing when called again."""
+        """Saves the sessions, and closes the store; does nothing when called again.
+
+        Raises:
+            SessionsLostError: they can't be saved.
+        """
         if not self._open:
             return
         self._open = False
@@ -86,7 +98,10 @@ class LastingStore(MemoryStore):
                 _log.info("saved %d sessions in %s", self._save(stream), self._file)
         except OSError as error:
             _log.error("the sessions are lost: can't write %s: %s", self._file, error.strerror)
-        await super().close()
+            # An exit code tells whoever restarts servers, and looks into no log.
+            raise SessionsLostError(f"the sessions are lost: can't write {self._file}: {error.strerror}") from None
+        finally:
+            await super().close()
 
     def _save(self, stream: IO[bytes]) -> int:
         digest = hashlib.sha256()
@@ -136,6 +151,17 @@ class LastingStore(MemoryStore):
                 elif not session.ended:
                     self.add_gone(session.owner, session.session_id, False, kept.expires + self._ttl)
         return number
+
+
+@contextmanager
+def _replaceable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # A file that is itself a mount point, as of `docker run -v FILE:FILE`, can be written, and neither moved nor
+        # removed.
+        problem = f"--sessions-file: can't replace {file}: {error.strerror}; if it is mounted, mount its folder"
+        raise StartupError(problem) from None
 
 
 def _entries(stream: IO[bytes]) -> Iterator[bytes]:

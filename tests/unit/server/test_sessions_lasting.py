@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from support.settings import SETTINGS
 
 from unroll_proto.v1.session_pb2 import Session
-from unroll_server.errors import SessionExpiredError, StartupError
+from unroll_server.errors import SessionExpiredError, SessionsLostError, StartupError
 from unroll_server.sessions.lasting import LastingStore
 from unroll_server.sessions.opening import open_store
 
@@ -132,6 +133,60 @@ def test_the_log_says_why_a_file_is_refused(tmp_path: Path, caplog: pytest.LogCa
         opened(file, Clock())
     assert "refused the sessions of" in caplog.text
     assert "or of another format" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_only_a_regular_file_is_read_or_put_aside(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "sessions"
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.mkdir()
+    with pytest.raises(StartupError, match=r"--sessions-file: can't write .*: a regular file"):
+        opened(file, Clock())
+    assert [path.name for path in tmp_path.iterdir()] == ["sessions"]
+
+
+def test_a_file_that_can_not_be_put_aside_is_told_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "sessions"
+    file.write_bytes(b"something else")
+    (tmp_path / "sessions.refused").mkdir()
+    with pytest.raises(StartupError, match=r"--sessions-file: can't replace .*: Is a directory"):
+        opened(file, Clock())
+    assert file.read_bytes() == b"something else"
+
+
+async def test_a_link_stays_and_what_it_leads_to_is_never_read_twice(tmp_path: Path) -> None:
+    target, link = tmp_path / "volume" / "sessions", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for step in range(3):
+        store = opened(link, Clock())
+        store.keep()
+        assert link.is_symlink()
+        assert not target.exists()
+        found = await store.get("ann", "s")
+        assert (found.session.snapshot.step if found else 0) == step
+        assert await store.put(session("s", step + 1), found.revision if found else None)
+        await store.close()
+        assert link.is_symlink()
+        assert target.is_file()
+
+
+async def test_sessions_that_can_not_be_saved_are_an_error_and_the_store_is_closed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "volume" / "sessions"
+    file.parent.mkdir()
+    store = opened(file, Clock())
+    assert await store.put(session("s"), None)
+    file.parent.rmdir()
+    with pytest.raises(SessionsLostError, match=r"the sessions are lost: can't write .*: No such file"):
+        await store.close()
+    assert "the sessions are lost" in caplog.text
+    await store.close()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        await store.get("ann", "s")
 
 
 @pytest.mark.parametrize(
