@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,11 @@ _log = logging.getLogger(__name__)
 
 PATIENCE = 2.0
 """Seconds to wait for the other workers, each of which takes well under a millisecond."""
+RESERVE = 2**23
+"""Bytes that sessions leave free where their file is, or half of what is free: each change, the removal of a session
+too, first goes to the end of SQLite's log, so that a full disk would stay full for ever."""
+LOG_PAGES = 128
+"""Pages of that log after which what it holds is moved to the file, and it begins anew."""
 SWEPT = 8
 """Expired sessions that are put away with each use of the store, so that none takes long."""
 
@@ -75,7 +82,15 @@ class MemoryStore:
         self._db = sqlite3.connect(path or ":memory:", PATIENCE, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode = WAL", "synchronous = OFF", "temp_store = MEMORY"):
             self._db.execute(f"PRAGMA {pragma}")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
+        if path:
+            self._leave_reserve(path)
+
+    def _leave_reserve(self, path: Path) -> None:
+        free = shutil.disk_usage(path.parent).free
+        ((used,), (size,)) = (self._db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        self._db.execute(f"PRAGMA max_page_count = {used + (free - min(RESERVE, free // 2)) // size}")
 
     async def get(self, owner: str, session_id: str) -> Kept | None:
         """See store.Store."""
@@ -140,16 +155,32 @@ class MemoryStore:
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._thread is None:
             return call(*args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: call(*args, **kwargs))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: self._with_room(call, *args, **kwargs))
+
+    def _with_room(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except SessionRoomError:
+            # To remember what has expired takes room too: where there is none it is forgotten.
+            with self._transaction(swept=0) as now:
+                many, before = 100 * SWEPT, self._db.total_changes
+                for table, column, when in (("sessions", "expires", now), ("gone", "number", math.inf)):
+                    oldest = f"SELECT rowid FROM {table} WHERE {column} <= ? ORDER BY {column} LIMIT ?"  # noqa: S608
+                    self._db.execute(f"DELETE FROM {table} WHERE rowid IN ({oldest})", (when, many))  # noqa: S608
+                forgotten = self._db.total_changes - before
+            if not forgotten:
+                raise
+            return call(*args, **kwargs)
 
     @contextmanager
-    def _transaction(self) -> Iterator[float]:
+    def _transaction(self, swept: int = SWEPT) -> Iterator[float]:
         """All or nothing; gives the time, with some of what has expired put away."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 now = self._clock()
-                self._sweep(now, SWEPT)
+                self._sweep(now, swept)
                 yield now
                 self._db.execute("COMMIT")
             except BaseException:

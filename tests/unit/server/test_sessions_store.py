@@ -1,7 +1,9 @@
 """What both stores of sessions promise: one writer at a time, what is gone told apart from what never was."""
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +252,28 @@ async def test_workers_share_a_file_and_none_overtakes_another(tmp_path: Path) -
     assert found.session.snapshot.step == 60
     for store in stores:
         await store.close()
+
+
+async def test_where_the_disk_is_nearly_full_sessions_go_on_and_what_has_expired_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, names = Clock(), [f"s{n}" for n in range(10_000)]
+    free = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    store, kept = MemoryStore(60, 10**6, tmp_path / "sessions", clock=clock), 0
+    with suppress(SessionRoomError):
+        while kept < len(names):
+            assert await store.put(session(names[kept], state=[bytes(512)]), None)
+            kept += 1
+    assert 100 < kept < len(names)
+    # All of what it takes, its log too.
+    assert sum((tmp_path / name).stat().st_size for name in ("sessions", "sessions-wal")) < free.free + 2**18
+    assert await store.remove("", names[0])
+    found = await store.get("", names[1])
+    assert found is not None
+    assert await store.put(session(names[1], 1, ended=True), found.revision)
+    clock.now += 100
+    # It is remembered for a while that they were there, which takes room too.
+    for name in names[kept : kept + kept // 2]:
+        assert await store.put(session(name, state=[bytes(512)]), None)
+    await store.close()
