@@ -1,6 +1,7 @@
 """unroll-serve: the command line of the server."""
 
 import asyncio
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,8 +13,27 @@ from unroll_server.config import Settings
 from unroll_server.errors import SessionsLostError, StartupError
 from unroll_server.process import allow_descriptors, configure_logging
 
-_POSITIVE = click.IntRange(min=1)
+_MOST = 2**31 - 2
+"""What the fronts, and messages, have room for: grpcio's ends the process at one connection more."""
+_POSITIVE = click.IntRange(1, _MOST)
+_QUEUED = click.IntRange(1, 2**62)
 _FILE = click.Path(path_type=Path)
+
+
+class _Seconds(click.FloatRange):
+    """Seconds, thirty years at most: no front takes any number, nor what is none."""
+
+    def __init__(self, **bounds: Any) -> None:
+        super().__init__(max=1e9, **bounds)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See click.ParamType."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return seconds
+
+
 _option = partial(click.option, show_envvar=True)
 
 
@@ -28,10 +48,10 @@ _option = partial(click.option, show_envvar=True)
 @_option("--max-steps", type=_POSITIVE, default=65536, help="Timesteps of one sequence, or of one chunk.")
 @_option("--max-open-sequences", type=_POSITIVE, default=10000, help="Sequences open on one Unroll stream.")
 @_option("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=16 * 2**20, help="Bytes of one request.")
-@_option("--max-queued-steps", type=_POSITIVE, default=4_000_000, help="Timesteps accepted and not yet answered.")
+@_option("--max-queued-steps", type=_QUEUED, default=4_000_000, help="Timesteps accepted and not yet answered.")
 @_option(
     "--drain-timeout",
-    type=click.FloatRange(min=0),
+    type=_Seconds(min=0),
     default=30.0,
     help="Seconds that calls in flight have to end after SIGTERM.",
 )
@@ -46,7 +66,7 @@ _option = partial(click.option, show_envvar=True)
 @_option("--versions", default="all", help="Versions of a model to serve: all, latest, or latest:N.")
 @_option(
     "--models-poll",
-    type=click.FloatRange(min=0),
+    type=_Seconds(min=0),
     default=5.0,
     help="Seconds between looks for new and removed versions; 0: none, only when the admin listener is told to.",
 )
@@ -56,16 +76,14 @@ _option = partial(click.option, show_envvar=True)
     help="Where models are loaded, and sessions listed, on demand; nowhere where absent.",
 )
 @_option("--sessions", default="memory", help="Where sessions are kept: memory, or redis://HOST:PORT/DB.")
-@_option(
-    "--session-ttl", type=click.FloatRange(min=0, min_open=True), default=3600.0, help="Seconds a session may rest."
-)
+@_option("--session-ttl", type=_Seconds(min=0, min_open=True), default=3600.0, help="Seconds a session may rest.")
 @_option("--max-sessions", type=_POSITIVE, default=100_000, help="Sessions kept in memory; the longest unused goes.")
 @_option("--sessions-file", type=_FILE, help="Keeps the sessions of the memory from one start to the next.")
-@_option("--max-queued-bytes", type=_POSITIVE, default=2**29, help="Bytes of values accepted and not yet answered.")
+@_option("--max-queued-bytes", type=_QUEUED, default=2**29, help="Bytes of values accepted and not yet answered.")
 @_option("--max-connections", type=_POSITIVE, default=10_000, help="Connections of a process.")
 @_option("--max-concurrent-calls", type=_POSITIVE, default=1000, help="Calls in flight on one connection.")
-@_option("--max-connection-age", type=click.FloatRange(min=0), default=0.0, help="Seconds; 0: any age.")
-@_option("--keepalive", type=click.FloatRange(min=1), default=60.0, help="Seconds of silence until a client is pinged.")
+@_option("--max-connection-age", type=_Seconds(min=0), default=0.0, help="Seconds; 0: any age.")
+@_option("--keepalive", type=_Seconds(min=1), default=60.0, help="Seconds of silence until a client is pinged.")
 @_option("--tls-cert", type=_FILE, help="Certificate chain, PEM; read again when it changes. TLS only with it.")
 @_option("--tls-key", type=_FILE, help="Its private key, PEM.")
 @_option("--tls-client-ca", type=_FILE, help="Certificates, PEM, that a client's must descend from: mutual TLS.")
