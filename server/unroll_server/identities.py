@@ -113,7 +113,11 @@ def _digests(place: str, tokens: Any) -> Iterator[bytes]:
         # It is not repeated: it may be a token that somebody forgot to hash.
         if not isinstance(token, str) or not _HASH.fullmatch(token):
             raise IdentitiesError(f"{place}: a token is given as 'sha256:' and 64 hexadecimal digits")
-        yield bytes.fromhex(token.partition(":")[2])
+        digest = bytes.fromhex(token.partition(":")[2])
+        # What a script hashes whose variable is not set; it would let in whoever sends no more than "Bearer".
+        if digest == digest_of(""):
+            raise IdentitiesError(f"{place}: a token is empty, by its hash")
+        yield digest
 
 
 class Identities:

@@ -82,6 +82,7 @@ def test_without_a_file_nobody_has_a_token_or_a_limit() -> None:
         (f"[identities.alice]\ntokens = '{HASH}'", "identities.alice: tokens is a list"),
         ("[identities.alice]\ntokens = [3]", "identities.alice: a token is given as"),
         (f"[identities.alice]\ntokens = ['{HASH[:-1]}']", "identities.alice: a token is given as"),
+        (f"[identities.alice]\ntokens = ['sha256:{digest_of('').hex()}']", "identities.alice: a token is empty"),
         (f"[identities.a]\ntokens = ['{HASH}']\n[identities.b]\ntokens = ['{HASH.upper()}']", "identities.b: a has"),
         ("[identities.a]\n[identities.a]", "no TOML"),
     ],
