@@ -171,12 +171,19 @@ class Admission:
         if self._limits_of:
             self._check_share(owner, 1, 1, now)
 
+    @property
+    def full(self) -> str:
+        """The reason for which no call is taken that is not read yet, whoever asks; empty where there is room."""
+        if self.steps > UNREAD * self._max_steps:
+            return STEPS
+        return BYTES if self.bytes > UNREAD * self._max_bytes else ""
+
     def horizon(self, now: float, *, interactive: bool = False) -> float:
         """Seconds to the nearest deadline of new work that is not refused; infinite where the queue is full.
 
         What `check_unread` says of all calls at once, apart from the shares of callers.
         """
-        if self.steps > UNREAD * self._max_steps or self.bytes > UNREAD * self._max_bytes:
+        if self.full:
             return math.inf
         rate = self.rate(now)
         seconds = 0.0

@@ -57,6 +57,11 @@ class Entrance:
         """
         return self._admission.horizon(time.monotonic(), interactive=interactive)
 
+    @property
+    def full(self) -> str:
+        """What the queue is full of, as the reason of a refusal; empty where there is room."""
+        return self._admission.full
+
     def refused(self, cause: str) -> None:
         """Counts a refusal by somebody else; see ServerMetrics."""
         self._figures.refused(cause)

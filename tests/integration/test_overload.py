@@ -187,6 +187,38 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
         assert "Traceback" not in process.log
 
 
+async def test_a_queue_full_of_bytes_says_so_wherever_calls_are_refused(
+    front: str, bundle_root: Path, tmp_path: Path
+) -> None:
+    # Room for three of the requests, with next to nothing left, so that Envoy refuses the rest.
+    options = ("--max-lanes", "1", "--tick-steps", "1", "--metrics", "127.0.0.1:0", "--max-queued-bytes", "300000")
+    request = wire.classify_request([np.zeros((2000, 12), np.float32)])
+    says = "the queue is full in bytes" if front == "envoy" else "300000 bytes at most"
+    enough = asyncio.Event()
+    refused: list[grpc.aio.AioRpcError] = []
+
+    async def ask(stub: Any) -> None:
+        while not enough.is_set():
+            try:
+                await stub.Classify(request, timeout=PATIENCE)
+            except grpc.aio.AioRpcError as error:
+                refused.append(error)
+                if says in (error.details() or ""):
+                    enough.set()
+
+    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+        async with channel_to(process.address) as channel, asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(ask(wire.stub_of(channel)) for _ in range(10)))
+            figure = 'unroll_refused_total{cause="bytes"}'
+            while await asyncio.to_thread(told, process, figure) < len(refused):  # noqa: ASYNC110 - a figure
+                await asyncio.sleep(0.01)
+        for error in refused:
+            info = error_details_pb2.ErrorInfo()
+            assert wire.details_of(error).details[0].Unpack(info)
+            assert info.reason == "QUEUED_BYTES"
+        assert process.stop() == 0, process.log
+
+
 @pytest.mark.parametrize("path", MESSAGES)
 def test_messages_that_are_nearly_right_harm_nobody(server: ServerProcess, path: str) -> None:
     good = wire.classify_request([STEPS])

@@ -8,10 +8,10 @@ int close(int descriptor);
 void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset);
 ]]
 local READ_WRITE, SHARED, O_RDWR = 3, 1, 2
-local SHARE, FLOOR, REFUSED = 0, 1, 16
+local SHARE, FLOOR, FULL, REFUSED = 0, 1, 2, 16
 -- From where a method's kind has its numbers.
 local PASSED, ENDED, RATE, HORIZON = 0, 1, 2, 3
-local DEADLINE, STEPS = 0, 1
+local CAUSES, DEADLINE = { DEADLINE_TOO_NEAR = 0, QUEUED_STEPS = 1, QUEUED_BYTES = 2 }, 0
 local SECONDS = { H = 3600, M = 60, S = 1, m = 1e-3, u = 1e-6, n = 1e-9 }
 
 local numbers, places, refusals
@@ -19,14 +19,14 @@ local numbers, places, refusals
 local function open_gate()
   local file = assert(io.open(gate_path, "r"))
   file:seek("set", gate_numbers)
-  places, refusals = {}, { [DEADLINE] = {}, [STEPS] = {} }
+  places, refusals = {}, { [0] = {}, {}, {} }
   for line in file:lines() do
     local place, kind, path = line:match("^method (%d+) (%d+) (%S+)$")
     if place then
       places[path] = { place = tonumber(place), kind = tonumber(kind) }
     else
       local reason, seconds, pushback, details, message = line:match("^refusal (%S+) (%S+) (%S+) (%S+) (.+)$")
-      table.insert(refusals[reason == "QUEUED_STEPS" and STEPS or DEADLINE], {
+      table.insert(refusals[CAUSES[reason]], {
         seconds = tonumber(seconds), pushback = pushback, details = details, message = message,
       })
     end
@@ -46,7 +46,7 @@ local function seconds_of(timeout)
 end
 
 local function refuse(handle, place, cause, seconds, request_id)
-  local counter = REFUSED + 2 * place + cause
+  local counter = REFUSED + 3 * place + cause
   numbers[counter] = numbers[counter] + 1
   local chosen
   for _, refusal in ipairs(refusals[cause]) do
@@ -74,7 +74,7 @@ function envoy_on_request(handle)
   local place, own = method.place, numbers + method.kind
   local flight, rate, horizon = own[PASSED] - own[ENDED], own[RATE], own[HORIZON]
   if horizon == math.huge then
-    refuse(handle, place, STEPS, 1, headers:get("x-request-id"))
+    refuse(handle, place, numbers[FULL], 1, headers:get("x-request-id"))
     return
   end
   local crowded = rate > 0 and flight >= numbers[FLOOR]

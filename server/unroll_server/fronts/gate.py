@@ -16,14 +16,14 @@ from typing import Protocol
 
 import grpc
 
-from unroll_server.admission import DEADLINE, STEPS
+from unroll_server.admission import BYTES, DEADLINE, STEPS
 from unroll_server.errors import OverloadedError
 from unroll_server.fronts.gate_filter import NUMBERS
 from unroll_server.interceptors import status_of
 from unroll_server.metrics import Metrics
 from unroll_server.rate import Rate
 
-_SHARE, _FLOOR = range(2)
+_SHARE, _FLOOR, _FULL = range(3)
 _KIND = (8, 12)
 """Where the numbers of bulk work begin, and those of what goes before it."""
 _PASSED, _ENDED, _RATE, _HORIZON = range(4)
@@ -39,9 +39,11 @@ LOOK = 0.02
 """Seconds between two looks at the books, and at what Envoy refused."""
 _REASONS = {
     DEADLINE: "too much is in flight for an answer within the deadline",
-    STEPS: "the queue is full",
+    STEPS: "the queue is full in timesteps",
+    BYTES: "the queue is full in bytes",
 }
-_CAUSES = ("deadline", "steps")
+_NUMBER_OF = {reason: number for number, reason in enumerate(_REASONS)}
+_CAUSES = ("deadline", "steps", "bytes")
 """What the metrics call them, in the same order."""
 _TOO_MUCH: int = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
@@ -51,6 +53,11 @@ class Books(Protocol):
 
     def horizon(self, interactive: bool) -> float:
         """Seconds left, at least, of a call that is not refused."""
+        ...
+
+    @property
+    def full(self) -> str:
+        """The reason, `QUEUED_STEPS` or `QUEUED_BYTES`, where that is infinite; else nothing."""
         ...
 
     def refused(self, cause: str) -> None:
@@ -63,6 +70,7 @@ class _Kind:
 
     def __init__(self, interactive: bool, numbers: "memoryview[float]") -> None:
         self.interactive = interactive
+        self.shared = numbers
         self.numbers = numbers[_KIND[interactive] :]
         self.rate = Rate(FLOOR)
         self.inside = 0
@@ -70,17 +78,24 @@ class _Kind:
     def refresh(self, books: Books) -> None:
         """Where some are refused, the next one may not be, and the other way round."""
         if self.numbers[_HORIZON]:
-            self.numbers[_HORIZON] = books.horizon(self.interactive)
+            self._tell(books)
 
     def look(self, books: Books, now: float) -> bool:
         """Looks after both sides' numbers; returns whether anybody is there, or is refused."""
         numbers = self.numbers
         numbers[_RATE] = rate = self.rate.of(now) or 0.0
-        numbers[_HORIZON] = horizon = books.horizon(self.interactive)
+        horizon = self._tell(books)
         if not self.inside:
             # What left before it came here was never counted as ended.
             numbers[_ENDED] = numbers[_PASSED]
         return bool(self.inside or rate or horizon)
+
+    def _tell(self, books: Books) -> float:
+        # First the reason, which Envoy reads where there is no room at all.
+        if full := books.full:
+            self.shared[_FULL] = _NUMBER_OF[full]
+        self.numbers[_HORIZON] = horizon = books.horizon(self.interactive)
+        return horizon
 
 
 class Gate:

@@ -30,6 +30,11 @@ class Entrance(Protocol):
         """Seconds left, at least, of a call that is not refused."""
         ...
 
+    @property
+    def full(self) -> str:
+        """The reason of a refusal where that is infinite; else nothing."""
+        ...
+
     def refused(self, cause: str) -> None:
         """Counts a call that was refused elsewhere."""
         ...

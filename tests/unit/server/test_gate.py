@@ -16,7 +16,7 @@ from unroll_server.fronts.gate_filter import NUMBERS, http_filter
 from unroll_server.metrics import Metrics
 
 METHODS = {"/t/B": False, "/t/A": False, "/t/First": True}
-SHARE_AT, FLOOR_AT, REFUSED = 0, 1, 16
+SHARE_AT, FLOOR_AT, FULL, REFUSED = 0, 1, 2, 16
 BULK, FIRST = 8, 12
 PASSED, ENDED, RATE, HORIZON = range(BULK, BULK + 4)
 PATIENCE = 30.0
@@ -27,6 +27,7 @@ class Books:
 
     def __init__(self) -> None:
         self.least = 0.0
+        self.full = ""
         self.causes: Counter[str] = Counter()
 
     def horizon(self, interactive: bool) -> float:
@@ -58,7 +59,7 @@ async def test_the_file_says_which_methods_are_meant_and_what_a_refusal_says(tmp
     assert lines[:3] == [f"method 0 {BULK} /t/A", f"method 1 {BULK} /t/B", f"method 2 {FIRST} /t/First"]
     refusals = [line.split(" ", 5) for line in lines[3:]]
     assert {fields[0] for fields in refusals} == {"refusal"}
-    for reason in ("DEADLINE_TOO_NEAR", "QUEUED_STEPS"):
+    for reason in ("DEADLINE_TOO_NEAR", "QUEUED_STEPS", "QUEUED_BYTES"):
         chosen = [fields for fields in refusals if fields[1] == reason]
         assert [float(fields[2]) for fields in chosen] == list(DELAYS)
         for _, _, seconds, pushback, details, message in chosen:
@@ -98,9 +99,12 @@ async def test_envoy_hears_of_the_horizon_at_once_while_there_is_one_and_in_a_mo
     gate.enter("/t/A")
     books.least = 0.7
     await until(lambda: numbers[HORIZON] == 0.7)
-    books.least = math.inf
-    gate.enter("/t/A")
-    assert numbers[HORIZON] == math.inf
+    for number, books.full in ((1, "QUEUED_STEPS"), (2, "QUEUED_BYTES")):
+        books.least = math.inf
+        gate.enter("/t/A")
+        assert (numbers[HORIZON], numbers[FULL]) == (math.inf, number)
+        gate.leave("/t/A", answered=False)
+    books.full = ""
     books.least = 0.0
     gate.leave("/t/A", answered=True)
     assert numbers[HORIZON] == 0.0
@@ -149,9 +153,10 @@ async def test_what_envoy_refused_is_counted_by_method_and_cause(tmp_path: Path)
     gate, numbers = opened(tmp_path / "gate", books, metrics)
     gate.enter("/t/A")
     numbers[REFUSED] = 3
-    numbers[REFUSED + 3] = 2
-    await until(lambda: books.causes.total() == 5)
-    assert books.causes == {"deadline": 3, "steps": 2}
+    numbers[REFUSED + 2] = 1
+    numbers[REFUSED + 4] = 2
+    await until(lambda: books.causes.total() == 6)
+    assert books.causes == {"deadline": 3, "steps": 2, "bytes": 1}
     numbers[REFUSED] = 4
     await until(lambda: books.causes["deadline"] == 4)
     gate.leave("/t/A", answered=True)
