@@ -11,7 +11,7 @@ import grpc.aio
 import numpy as np
 import pytest
 from support import wire
-from support.certificates import Authority, Files, channel, fingerprint, replace, shown_by
+from support.certificates import Authority, Files, channel, fingerprint, replace, shown_by, unusable
 from support.processes import PATIENCE, ServerProcess, run
 
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -139,12 +139,44 @@ async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
     until(lambda: shown_by(process.address) == fingerprint(files.chain), process)
 
 
+async def test_a_certificate_that_no_caller_could_use_leaves_the_old_one_in_use(
+    process: ServerProcess, files: Files, authority: Authority
+) -> None:
+    good = fingerprint(files.chain)
+    for path, content in zip((files.chain, files.key), unusable(), strict=True):
+        replace(path, content)
+
+    def noticed() -> bool:
+        assert shown_by(process.address) == good
+        return "is for a key that gRPC's clients can't use" in process.log
+
+    until(noticed, process)
+    assert await answers(channel(process.address, authority))
+
+
+async def test_certificates_may_have_text_of_any_encoding_beside_them(
+    process: ServerProcess, files: Files, authority: Authority
+) -> None:
+    for text in (b"Subject: Caf\xe9\n", b"", "Subject: Café\n".encode()):
+        chain, key = authority.issue("localhost", "127.0.0.1")
+        replace(files.key, key)
+        replace(files.chain, text + chain)
+        renewed = fingerprint(files.chain)
+        until(lambda renewed=renewed: shown_by(process.address) == renewed, process)  # type: ignore[misc]
+        assert await answers(channel(process.address, authority))
+
+
 def test_a_bad_certificate_ends_the_start_with_one_line(
     front: str, bundle_root: Path, tmp_path: Path, files: Files, authority: Authority
 ) -> None:
     other, nothing = tmp_path / "other.pem", tmp_path / "nothing.pem"
     other.write_bytes(authority.issue("localhost")[1])
     nothing.write_bytes(b"")
+    strange = tmp_path / "strange.pem"
+    strange.write_bytes(b"\xef\xbb\xbf" + files.chain.read_bytes())
+    curious, curious_key = tmp_path / "curious.pem", tmp_path / "curious.key"
+    for path, content in zip((curious, curious_key), unusable(), strict=True):
+        path.write_bytes(content)
     chain, key = str(files.chain), str(files.key)
     for options, says in (
         (["--tls-cert", chain], "--tls-cert, --tls-key: one is of no use without the other"),
@@ -152,6 +184,8 @@ def test_a_bad_certificate_ends_the_start_with_one_line(
         (["--tls-cert", chain, "--tls-key", str(other)], f"--tls-key: {other} is not the key of the certificate"),
         (["--tls-cert", chain, "--tls-key", chain], f"--tls-key: {chain} holds no private key"),
         (["--tls-cert", key, "--tls-key", key], f"--tls-cert: {key} holds no certificates"),
+        (["--tls-cert", str(strange), "--tls-key", key], f"--tls-cert: {strange} holds no certificates"),
+        (["--tls-cert", str(curious), "--tls-key", str(curious_key)], f"--tls-cert: {curious} is for a key that"),
         (["--tls-cert", chain, "--tls-key", "/nowhere"], "/nowhere: No such file or directory"),
         ([*files.options, "--tls-client-ca", str(nothing)], f"--tls-client-ca: {nothing} holds no certificates"),
     ):

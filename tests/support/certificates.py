@@ -1,5 +1,6 @@
 """Certificates that tests make themselves, and channels that speak TLS with them."""
 
+import datetime
 import hashlib
 import socket
 import ssl
@@ -8,6 +9,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 
 class Authority:
@@ -25,6 +29,21 @@ class Authority:
         """The certificate chain of a new certificate, and its private key."""
         issued = self._ca.issue_cert(*names, common_name=common_name)
         return b"".join(blob.bytes() for blob in issued.cert_chain_pems), issued.private_key_pem.bytes()
+
+
+def unusable() -> tuple[bytes, bytes]:
+    """A certificate, and its key, that OpenSSL takes and no client of gRPC does."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, None)
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    return certificate.public_bytes(pem), key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
 
 
 class Files:
@@ -86,5 +105,5 @@ def shown_by(address: str) -> str:
 def fingerprint(path: Path) -> str:
     """That of the first certificate in a file."""
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    first = path.read_text().split(end)[0] + end
+    first = path.read_text("latin-1").split(end)[0] + end
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first[first.index(begin) :])).hexdigest()

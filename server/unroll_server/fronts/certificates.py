@@ -1,6 +1,7 @@
 """The certificates of TLS: read from their files, checked, and read again when the files change."""
 
 import logging
+import re
 import ssl
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple, Self
 
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError
+from unroll_server.fronts.public_key import USABLE, is_usable
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +104,8 @@ class Certificates:
         chain, key, client_ca = self._paths
         pem = Pem(chain.read_bytes(), key.read_bytes(), client_ca.read_bytes() if client_ca else None)
         _check_certificates("--tls-cert", chain, pem.chain)
+        if not is_usable(pem.chain):
+            raise ValueError(f"--tls-cert: {chain} is for a key that gRPC's clients can't use: not {USABLE}")
         if client_ca and pem.client_ca is not None:
             _check_certificates("--tls-client-ca", client_ca, pem.client_ca)
         try:
@@ -115,8 +119,10 @@ class Certificates:
 
 
 def _check_certificates(option: str, path: Path, pem: bytes) -> None:
+    # Between certificates there may be text, in any encoding.
+    text = re.sub(rb"[^\x00-\x7f]", b"?", pem).decode()
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=pem.decode("ascii", "replace"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError):
         raise ValueError(f"{option}: {path} holds no certificates in PEM") from None
 

@@ -78,7 +78,8 @@ def _from_file(name: str, path: Path) -> dict[str, Any]:
 
 
 def _inline(pem: bytes) -> dict[str, str]:
-    return {"inline_string": pem.decode()}
+    # Between certificates there may be text, in any encoding.
+    return {"inline_string": pem.decode("ascii", "replace")}
 
 
 def _move_there(path: Path, secret: dict[str, Any]) -> None:
