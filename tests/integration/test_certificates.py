@@ -20,6 +20,7 @@ STEPS = np.zeros((3, 12), np.float32)
 AUTHORITY, CALLERS = Authority(), Authority()
 ALICE, BOB = CALLERS.issue("alice.test"), CALLERS.issue("bob.test")
 CAROL = CALLERS.issue(common_name="carol")
+DAVE = CALLERS.issue("dave@mail.test", "dave.test")
 
 
 @pytest.fixture(scope="module", params=["1", "2"])
@@ -39,7 +40,8 @@ def advance(session: str, start: bool = False) -> pb.AdvanceRequest:
 
 
 async def test_a_session_belongs_to_who_the_certificate_names(process: ServerProcess) -> None:
-    for name, own in (("alice.test", ALICE), ("bob.test", BOB), ("carol", CAROL)):
+    callers = {"alice.test": ALICE, "bob.test": BOB, "carol": CAROL, "dave@mail.test": DAVE}
+    for name, own in callers.items():
         async with channel(process.address, AUTHORITY, own) as mine:
             stub = wire.stub_of(mine)
             assert (await stub.Advance(advance(name, start=True), timeout=PATIENCE)).step == 3
@@ -53,10 +55,8 @@ async def test_a_session_belongs_to_who_the_certificate_names(process: ServerPro
             assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     async with channel(admin_address(process), AUTHORITY, ALICE) as operator:
         listed = await AdminServiceStub(operator).ListSessions(admin.ListSessionsRequest(), timeout=PATIENCE)
-    assert {(each.owner, each.session_id) for each in listed.sessions} == {
-        (name, name) for name in ("alice.test", "bob.test", "carol")
-    }
-    for name in ("alice.test", "bob.test", "carol"):
+    assert {(each.owner, each.session_id) for each in listed.sessions} == {(name, name) for name in callers}
+    for name in callers:
         assert f"identity={name}" in process.log
 
 

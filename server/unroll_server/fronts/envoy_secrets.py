@@ -59,7 +59,7 @@ class Secrets:
             context["validation_context_sds_secret_config"] = _from_file("callers", self._callers)
             socket["require_client_certificate"] = True
             caller_manager["forward_client_cert_details"] = "SANITIZE_SET"
-            caller_manager["set_current_client_cert_details"] = {"subject": True, "dns": True, "uri": True}
+            caller_manager["set_current_client_cert_details"] = {"cert": True}
         filter_chain["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": socket}
         filter_chain["transport_socket_connect_timeout"] = f"{HANDSHAKE:g}s"
 
