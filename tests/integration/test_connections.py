@@ -89,6 +89,19 @@ async def test_callers_beyond_the_limit_of_a_connection_wait_their_turn(process:
         await asyncio.gather(*(ask() for _ in range(50)))
 
 
+async def test_metadata_are_bounded_in_bytes_and_in_nothing_else(process: ServerProcess) -> None:
+    async with grpc.aio.insecure_channel(process.address, options=OWN) as channel:
+        stub = wire.stub_of(channel)
+        many = grpc.aio.Metadata(*((f"k{number}", "v") for number in range(300)))
+        await stub.GetModel(pb.GetModelRequest(model="jv"), metadata=many, timeout=PATIENCE)
+        await stub.GetModel(pb.GetModelRequest(model="jv"), metadata=(("k", "v" * 15_000),), timeout=PATIENCE)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.GetModel(pb.GetModelRequest(model="jv"), metadata=(("k", "v" * 17_000),), timeout=PATIENCE)
+        # Envoy resets such a stream.
+        assert refused.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
+        await stub.GetModel(pb.GetModelRequest(model="jv"), timeout=PATIENCE)
+
+
 def test_a_client_that_does_not_answer_pings_is_left(process: ServerProcess) -> None:
     with Connection(process.address) as connection:
         kinds = []

@@ -25,6 +25,8 @@ _BUFFER = 2**20
 _MAX_FRAME_SIZE = 5
 """What HTTP/2 calls a setting that Envoy has no name for."""
 _FRAME = 2**20
+_HEADERS = METADATA // 32
+"""Headers of a call: as many as `METADATA` has room for, each of which counts 32 bytes and what it holds."""
 _UNLIMITED = 2**31 - 1
 _CONNECTION_LIMIT = (
     "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
@@ -149,6 +151,7 @@ def _serve_grpc(
         "request_timeout": "0s",
         "common_http_protocol_options": {
             "idle_timeout": "0s",
+            "max_headers_count": _HEADERS,
             # Calls in flight end as they would have.
             **({"max_connection_duration": _seconds(connections.age)} if connections.age else {}),
         },

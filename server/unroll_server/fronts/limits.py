@@ -5,4 +5,4 @@ HANDSHAKE = 20.0
 SHORTEST_PINGS = 5.0
 """Seconds between two pings of a client; one that pings more often is told GOAWAY, ENHANCE_YOUR_CALM."""
 METADATA = 16 * 1024
-"""Bytes of the metadata of a call; past it the call ends with RESOURCE_EXHAUSTED."""
+"""Bytes of the metadata of a call; past it the call ends, with RESOURCE_EXHAUSTED by grpcio, reset by Envoy."""
