@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -97,3 +98,14 @@ def test_health_is_checked_listed_and_watched_by_name(listeners: dict[str, str])
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE).status
             == serving
         )
+
+
+@pytest.mark.parametrize("path", ["/{0}/ListModels?x=1", "/{0}%2FListModels", "/{0}/List%4dodels", "/{0}/List?Models"])
+def test_a_method_has_one_name(listeners: dict[str, str], path: str) -> None:
+    with grpc.insecure_channel(listeners["callers"]) as channel:
+        method: Any = channel.unary_unary("/unroll.v1.UnrollService/ListModels")
+        assert method(b"", timeout=PATIENCE)
+        misspelled: Any = channel.unary_unary(path.format("unroll.v1.UnrollService"))
+        with pytest.raises(grpc.RpcError) as refused:
+            misspelled(b"", timeout=PATIENCE)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -60,6 +60,8 @@ class AsgiFront:
         if scope["type"] != "http":
             raise ValueError(f"a scope of type {scope['type']}, http expected")
         headers = dict(scope["headers"])
+        if scope.get("query_string") or scope.get("raw_path", scope["path"].encode()) != scope["path"].encode():
+            scope["path"] = _path_as_sent(scope)
         gate = self._gate
         counts = gate is not None and gate.enter(scope["path"])
         call = Call(scope, headers, receive, send)
@@ -178,6 +180,15 @@ class AsgiFront:
             elif call.requests and call.responses:
                 # To ask for more than its servicer takes would fill the memory.
                 call.responses.probe()
+
+
+def _path_as_sent(scope: Event) -> str:
+    """The path with its escapes and its query, by which no method is found: gRPC knows neither.
+
+    What tells calls by their paths before they come here, Envoy's filter among it, sees it so.
+    """
+    raw, query = scope.get("raw_path") or scope["path"].encode(), scope.get("query_string")
+    return f"{raw.decode('latin-1')}?{query.decode('latin-1')}" if query else str(raw.decode("latin-1"))
 
 
 async def _finish(call: Call) -> None:

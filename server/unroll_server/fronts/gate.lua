@@ -69,7 +69,9 @@ end
 function envoy_on_request(handle)
   if numbers == nil then open_gate() end
   local headers = handle:headers()
-  local method = places[headers:get(":path")]
+  local path = headers:get(":path")
+  -- Python is not told of a query that is empty.
+  local method = places[path] or places[path:match("^(.*)%?$")]
   if method == nil then return end
   local place, own = method.place, numbers + method.kind
   local flight, rate, horizon = own[PASSED] - own[ENDED], own[RATE], own[HORIZON]
