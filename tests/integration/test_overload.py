@@ -1,6 +1,8 @@
 """A real server with more to do than it can, and with messages that are none: it refuses, and lives."""
 
 import asyncio
+import itertools
+import json
 import re
 import urllib.request
 from collections import Counter
@@ -122,14 +124,26 @@ def told(process: ServerProcess, figure: str) -> float:
     return float(value)
 
 
+def names_in_access_log(process: ServerProcess, log_format: str, code: str) -> list[str]:
+    """What the calls were called that the log says to have ended with a code."""
+    if log_format == "json":
+        every = map(json.loads, process.log.splitlines())
+        return [line["request_id"] for line in every if line["message"] == "call" and line["code"] == code]
+    form = r"^[-\d]+ [:\d]+,\d{3} INFO unroll_server\.access: call request_id=(.+) method=\S+ code="
+    return [json.loads(name) for name in re.findall(f"{form}{code} seconds=", process.log, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_that_happens(
-    front: str, bundle_root: Path, tmp_path: Path
+    front: str, log_format: str, bundle_root: Path, tmp_path: Path
 ) -> None:
-    """Envoy refuses by itself, without asking Python; what a caller is told is the same, and counted alike."""
-    options = ("--max-lanes", "1", "--tick-steps", "1", "--metrics", "127.0.0.1:0")
+    """Envoy refuses by itself, without asking Python; what is told of it is the same, and counted alike."""
+    observed = ("--metrics", "127.0.0.1:0", "--access-log", "--log-format", log_format)
+    options = ("--max-lanes", "1", "--tick-steps", "1", *observed)
     request = wire.classify_request([np.zeros((2000, 12), np.float32)])
-    metadata = (("x-request-id", "over-1"),)
-    refused: list[grpc.aio.AioRpcError] = []
+    # A name that has to be quoted in either form of the log.
+    names = (f'over="{number}\\' for number in itertools.count())
+    refused: dict[str, grpc.aio.AioRpcError] = {}
     answered = 0
     heard = asyncio.Event()
     enough = asyncio.Event()
@@ -138,12 +152,13 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
     async def ask(stub: Any) -> None:
         nonlocal answered
         while not enough.is_set():
+            name = next(names)
             try:
-                await stub.Classify(request, timeout=1.5, metadata=metadata)
+                await stub.Classify(request, timeout=1.5, metadata=(("x-request-id", name),))
                 answered += 1
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    refused.append(error)
+                    refused[name] = error
             heard.set()
 
     with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
@@ -151,7 +166,9 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
             stub = wire.stub_of(channel)
             callers = [asyncio.create_task(ask(stub)) for _ in range(60)]
             async with asyncio.timeout(PATIENCE):
-                while not answered or not any(by_envoy in (e.details() or "") or front == "grpcio" for e in refused):
+                while not answered or not any(
+                    by_envoy in (error.details() or "") or front == "grpcio" for error in refused.values()
+                ):
                     heard.clear()
                     await heard.wait()
             check = health_pb2_grpc.HealthStub(other).Check
@@ -159,7 +176,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
             assert response.status == health_pb2.HealthCheckResponse.SERVING
             enough.set()
             await asyncio.gather(*callers)
-            for error in refused:
+            for name, error in refused.items():
                 status = wire.details_of(error)
                 info, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
                 assert status.message == error.details()
@@ -168,7 +185,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
                 assert status.details[1].Unpack(delay)
                 trailers = dict(error.trailing_metadata() or ())
                 assert int(trailers["grpc-retry-pushback-ms"]) == delay.retry_delay.ToMilliseconds() > 0
-                assert trailers["x-request-id"] == "over-1"
+                assert trailers["x-request-id"] == name
             refusals = 'unroll_refused_total{cause="deadline"}'
             async with asyncio.timeout(PATIENCE):
                 while await asyncio.to_thread(told, process, refusals) < len(refused):  # noqa: ASYNC110 - a figure
@@ -185,6 +202,8 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
             await caller
         assert process.stop() == 0, process.log
         assert "Traceback" not in process.log
+        in_log = Counter(names_in_access_log(process, log_format, "RESOURCE_EXHAUSTED"))
+        assert {name: in_log[name] for name in refused} == dict.fromkeys(refused, 1)
 
 
 async def test_a_queue_full_of_bytes_says_so_wherever_calls_are_refused(

@@ -82,7 +82,8 @@ def command(
     config = PyvoyServer(application, address=hosts[0], port=port, lifespan=True).get_envoy_config()
     (listener,) = config["static_resources"]["listeners"]
     _serve_grpc(listener, hosts, port, settings.connections, secrets)
-    _manager(listener)["http_filters"].insert(0, http_filter(gate))
+    access_log = settings.log_format if settings.access_log else ""
+    _manager(listener)["http_filters"].insert(0, http_filter(gate, access_log))
     config["admin"] = {
         "address": {"pipe": {"path": str(admin), "mode": 0o600}},
         # However many callers there are, the server itself is answered.

@@ -1,5 +1,5 @@
 -- Refuses calls in Envoy's own thread while more of them are in flight than can be answered in time; see gate.py,
--- which writes `gate_path`'s file, and puts that name before this.
+-- which writes `gate_path`'s file, and gate_filter.py, which puts that name, and `gate_log`, before this.
 
 local ffi = require("ffi")
 ffi.cdef [[
@@ -45,6 +45,40 @@ local function seconds_of(timeout)
   return digits and tonumber(digits) * SECONDS[unit]
 end
 
+-- A name for a call that brings none, as calls.py gives one.
+local function new_id()
+  local file = assert(io.open("/proc/sys/kernel/random/uuid", "r"))
+  local id = file:read("*l"):gsub("-", "")
+  file:close()
+  return id
+end
+
+local function quoted(text) return '"' .. text:gsub('[\\"]', "\\%0") .. '"' end
+
+-- The line in the access log of a call that Python never hears of; see calls.py and process.py.
+local function tell(handle, request_id)
+  local milliseconds = tonumber(handle:timestamp(EnvoyTimestampResolution.MILLISECOND))
+  local now, rest = math.floor(milliseconds / 1000), milliseconds % 1000
+  local address = handle:streamInfo():downstreamRemoteAddress()
+  local peer = (address:sub(1, 1) == "[" and "ipv6:" or "ipv4:") .. address
+  local path = handle:headers():get(":path")
+  local line
+  if gate_log == "json" then
+    line = os.date("!%Y-%m-%dT%H:%M:%S", now) .. string.format(".%03d+00:00", rest)
+    line = '{"time": "' .. line .. '", "level": "INFO", "logger": "unroll_server.access", "message": "call", '
+      .. '"request_id": ' .. quoted(request_id) .. ', "method": "' .. path .. '", "code": "RESOURCE_EXHAUSTED", '
+      .. '"seconds": 0.0, "peer": "' .. peer .. '", "received": 0, "received_bytes": 0, "sent": 0, "sent_bytes": 0, '
+      .. '"steps": 0}\n'
+  else
+    local plain = request_id:find('[="]') and quoted(request_id) or request_id
+    line = os.date("%Y-%m-%d %H:%M:%S", now) .. string.format(",%03d", rest)
+      .. " INFO unroll_server.access: call request_id=" .. plain .. " method=" .. path
+      .. " code=RESOURCE_EXHAUSTED seconds=0.0 peer=" .. peer
+      .. " received=0 received_bytes=0 sent=0 sent_bytes=0 steps=0\n"
+  end
+  io.stderr:write(line)
+end
+
 local function refuse(handle, place, cause, seconds, request_id)
   local counter = REFUSED + 3 * place + cause
   numbers[counter] = numbers[counter] + 1
@@ -60,9 +94,11 @@ local function refuse(handle, place, cause, seconds, request_id)
     ["grpc-status-details-bin"] = chosen.details,
     ["grpc-retry-pushback-ms"] = chosen.pushback,
   }
-  if request_id and #request_id <= 128 and request_id:match("^[!-~]+$") then
-    trailers["x-request-id"] = request_id
+  if not (request_id and #request_id <= 128 and request_id:match("^[!-~]+$")) then
+    request_id = gate_log ~= "" and new_id() or nil
   end
+  trailers["x-request-id"] = request_id
+  if gate_log ~= "" then tell(handle, request_id) end
   handle:respond(trailers, nil)
 end
 
