@@ -65,10 +65,12 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         processes = metrics.Workers(
             lambda: {worker.number: worker.pid for worker in workers if worker.pid is not None},
             lambda: sum(worker.restarts for worker in workers),
+            lambda: sum(worker.serves for worker in workers),
         )
+        # One that starts has not yet forgotten how things were with the one whose place it takes.
         figures = Metrics(
             metrics_folder(folder),
-            living=lambda: [worker.number for worker in workers if worker.pid is not None],
+            living=lambda: [worker.number for worker in workers if worker.serves],
         )
         stack.enter_context(metrics.served(settings.metrics_address, figures, processes))
         await stack.enter_async_context(_administered(settings, workers))
@@ -145,6 +147,11 @@ class _Worker:
     def pid(self) -> int | None:
         """The process id; None while there is no process."""
         return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def serves(self) -> bool:
+        """Whether the process lives and has said that it serves."""
+        return self._questions is not None and self.pid is not None
 
     async def start(self) -> str:
         """Starts the process and returns what it serves, once it does.

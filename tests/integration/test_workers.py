@@ -89,6 +89,40 @@ async def until_there_are(process: ServerProcess, count: int, restarts: int) -> 
                 return
 
 
+async def test_a_worker_that_starts_again_tells_nothing_of_the_one_before_it(server_of_two: ServerProcess) -> None:
+    named = ("unroll_workers", "unroll_model_served", "unroll_open_sequences")
+
+    def told() -> list[float]:
+        found = figures(server_of_two)
+        return [found[name] for name in named]
+
+    pid = server_of_two.process.pid
+    old = workers_of(pid)
+    async with connected(server_of_two.address) as stubs:
+        streams = [stub.Unroll() for stub in stubs]
+        for stream in streams:
+            await stream.write(wire.open_request("a"))
+            await stream.read()
+        assert told() == [2, 2, CONNECTIONS]
+        port = int(server_of_two.address.rpartition(":")[2])
+        rest = connections_of(old[1], port)
+        os.kill(old[0], signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while not (new := [worker for worker in workers_of(pid) if worker not in old]):
+            assert time.monotonic() < deadline, server_of_two.log
+        # It stays where it is: at its very beginning.
+        os.kill(new[0], signal.SIGSTOP)
+        try:
+            assert told() == [1, 1, rest]
+        finally:
+            os.kill(new[0], signal.SIGCONT)
+        while told() != [2, 2, rest]:
+            assert time.monotonic() < deadline, server_of_two.log
+        for stream in streams:
+            stream.cancel()
+    assert server_of_two.stop() == 0, server_of_two.log
+
+
 async def test_workers_share_the_connections_and_any_goes_on_with_any_sequence(
     server_of_two: ServerProcess, vowels: list[Sequence]
 ) -> None:

@@ -9,21 +9,29 @@ from prometheus_client.registry import Collector
 
 
 class Workers(Collector):
-    """CPU time, memory and open files of every process that serves, and how often one had to be started again.
+    """CPU time, memory and open files of every process that serves or starts to, and how often one was started again.
 
     Args:
         pids: Tells the process ids of those that live, by the worker's number.
         restarts: Tells how often a worker was started again.
+        serving: Tells how many of them serve: those that start live as well. None: all.
     """
 
-    def __init__(self, pids: Callable[[], Mapping[int, int]], restarts: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        pids: Callable[[], Mapping[int, int]],
+        restarts: Callable[[], int] = lambda: 0,
+        serving: Callable[[], int] | None = None,
+    ) -> None:
         self._pids = pids
         self._restarts = restarts
+        self._serving = serving
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client.registry.Collector."""
         pids = self._pids()
-        yield GaugeMetricFamily("unroll_workers", "Processes that serve.", value=len(pids))
+        serving = len(pids) if self._serving is None else self._serving()
+        yield GaugeMetricFamily("unroll_workers", "Processes that serve.", value=serving)
         yield CounterMetricFamily(
             "unroll_worker_restarts", "Workers started again after their end.", value=self._restarts()
         )
