@@ -38,6 +38,13 @@ def take_request_id(value: str | bytes | None) -> None:
         caller.request_id.set(name if _ID.fullmatch(name) else "")
 
 
+def _name_call() -> str:
+    """What the call is called, from now on: by its caller, else by us."""
+    name = caller.request_id.get() or uuid.uuid4().hex
+    caller.request_id.set(name)
+    return name
+
+
 class Calls:
     """Hears of every call.
 
@@ -79,6 +86,7 @@ class Calls:
         figures.started()
         figures.handled(_UNIMPLEMENTED, 0.0)
         if self.access_log:
+            _name_call()
             _log.info("call", extra={"fields": {"method": path[:_LONGEST_PATH], "code": _NAMES[_UNIMPLEMENTED]}})
 
 
@@ -185,8 +193,7 @@ class WatchedCall(Call):
     __slots__ = ("_peer", "_span", "received", "received_bytes", "request_id", "sent", "sent_bytes", "steps")
 
     def __init__(self, method: Method, context: Any) -> None:
-        self.request_id = caller.request_id.get() or uuid.uuid4().hex
-        caller.request_id.set(self.request_id)
+        self.request_id = _name_call()
         # Not at the end: a call of grpcio whose caller has left is freed by then, and asking it crashes the process.
         self._peer = context.peer() if method.access_log else ""
         self.received = self.received_bytes = self.sent = self.sent_bytes = self.steps = 0

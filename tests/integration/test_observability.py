@@ -189,6 +189,18 @@ async def test_a_call_has_a_line_with_its_name_and_sizes_and_nothing_that_was_se
     }
 
 
+async def test_a_call_of_a_method_that_there_is_not_is_named_like_any_other(observed: ServerProcess) -> None:
+    async with grpc.aio.insecure_channel(observed.address) as channel:
+        call: Any = channel.unary_unary("/nothing.Here/AtAll")
+        for metadata in ((("x-request-id", "mine/4"),), ()):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(b"", metadata=metadata)
+    assert observed.stop() == 0, observed.log
+    first, second = lines(observed, "call")
+    assert first["request_id"] == "mine/4"
+    assert re.fullmatch("[0-9a-f]{32}", second["request_id"])
+
+
 async def test_an_access_log_is_written_at_any_level_and_nothing_is_told_unasked(
     front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
