@@ -4,15 +4,12 @@ import asyncio
 import errno
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import click
 
@@ -24,6 +21,7 @@ from unroll_server.fronts import envoy
 from unroll_server.fronts.certificates import Certificates
 from unroll_server.fronts.envoy_secrets import Secrets
 from unroll_server.metrics import Metrics
+from unroll_server.private_folder import private_folder
 from unroll_server.process import stop_signal
 from unroll_server.relay import GoneError, Questions
 from unroll_server.sessions.opening import shared_store
@@ -52,7 +50,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     stop = stop_signal()
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(_private_folder())
+        folder = stack.enter_context(private_folder())
         metrics_folder(folder).mkdir()
         hosts, port = stack.enter_context(reserved(*settings.listen_address))
         address = f"{settings.listen.rpartition(':')[0]}:{port}"
@@ -300,15 +298,3 @@ def reserved(host: str, port: int) -> Iterator[tuple[list[str], int]]:
         if not hosts:
             raise problem
         yield hosts, port
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder for this user alone, gone afterwards: where TMPDIR says, else in memory where that can be."""
-    memory = "/dev/shm"  # noqa: S108
-    in_memory = "TMPDIR" not in os.environ and os.access(memory, os.W_OK)
-    folder = Path(tempfile.mkdtemp(prefix="unroll-", dir=memory if in_memory else None))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
