@@ -52,7 +52,7 @@ class Tracer:
         """The tracer that the environment asks for; None where it asks for none.
 
         Raises:
-            StartupError: OpenTelemetry is not installed.
+            StartupError: OpenTelemetry is not installed, or refuses what the environment says.
         """
         if (
             not any(map(os.environ.get, _ENDPOINTS))
@@ -69,10 +69,15 @@ class Tracer:
         except ModuleNotFoundError:
             variable = next(filter(os.environ.get, _ENDPOINTS))
             raise StartupError(f"{variable}: OpenTelemetry is missing; install unroll-server[otel]") from None
-        given = OTELResourceDetector().detect()
-        provider = TracerProvider(resource=Resource.create({NAME: SERVICE_NAME}).merge(given), shutdown_on_exit=False)
-        exporter = OTLPSpanExporter()
-        provider.add_span_processor(BatchSpanProcessor(exporter))
+        try:
+            given = OTELResourceDetector().detect()
+            resource = Resource.create({NAME: SERVICE_NAME}).merge(given)
+            provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+            exporter = OTLPSpanExporter()
+            provider.add_span_processor(BatchSpanProcessor(exporter))
+        except Exception as error:
+            # Of the values of the environment it refuses some, each in its own way.
+            raise StartupError(f"OTEL_...: OpenTelemetry can't be set up as the environment says: {error}") from error
         return cls(provider, exporter)
 
     def call(self, path: str, metadata: Mapping[str, str]) -> "CallSpan | None":

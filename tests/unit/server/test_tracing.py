@@ -204,3 +204,20 @@ def test_an_endpoint_without_opentelemetry_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
     with pytest.raises(StartupError, match=r"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: .*unroll-server\[otel\]"):
         Tracer.configured()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "ten"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "1"),
+    ],
+)
+def test_an_environment_that_opentelemetry_refuses_ends_the_start_with_the_reason(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(StartupError, match=r"OTEL_.*(could not convert string to float|Invalid value|must be)"):
+        Tracer.configured()
