@@ -61,7 +61,7 @@ class SyncSequence:
         finally:
             # A client that is closed has ended the answers as well.
             with suppress(RuntimeError):
-                self._thread.run(answers.aclose())
+                self._thread.finish(answers.aclose())
 
     def snapshot(self) -> Snapshot:
         """Asks for the state after every chunk sent before; see `AsyncSequence.snapshot`."""
@@ -79,7 +79,7 @@ class SyncSequence:
     ) -> None:
         # Closing the client before its sequences is no error.
         with suppress(RuntimeError):
-            self._thread.run(self._sequence.__aexit__(kind, error, trace))
+            self._thread.finish(self._sequence.__aexit__(kind, error, trace))
 
 
 class Client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,18 +16,18 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()
+        # Re-entrant, since a garbage collection within it can end a sequence or an answer of the same client.
+        self._lock = threading.RLock()
         self._stopped = False
         self._thread = threading.Thread(target=self._serve, name="unroll-client", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine and waits for its result; an interrupt of the wait cancels it."""
-        with self._lock:
-            if self._stopped:
-                work.close()
-                raise RuntimeError("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("the client's own thread can't wait for itself")
+        future = self._begin(work)
         try:
             return future.result()
         except CancelledError:
@@ -35,6 +35,24 @@ class LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    def finish(self, work: Coroutine[Any, Any, object]) -> None:
+        """Runs a coroutine that ends something, and waits for that, except on the thread of the loop.
+
+        It is called there where the garbage collector happens to run there and finds a generator of the caller's
+        that was left half done: to wait would be to wait for oneself.
+        """
+        if threading.current_thread() is self._thread:
+            self._begin(work)
+        else:
+            self.run(work)
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._lock:
+            if self._stopped:
+                work.close()
+                raise RuntimeError("the client is closed")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self, last: Coroutine[Any, Any, None]) -> None:
         """Runs `last`, then ends the loop and the thread; does nothing when called again."""

@@ -4,7 +4,8 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from support.models import alone
 from unit.client.harness import MODEL, LocalServer
 
-from unroll_client import Client, InvalidArgument, ServerDraining, SyncSequence, Unavailable
+from unroll_client import Client, InvalidArgument, ServerDraining, Steps, SyncSequence, Unavailable
 
 
 def random_values(steps: int, seed: int = 0) -> NDArray[np.float32]:
@@ -167,3 +168,26 @@ def test_the_library_needs_neither_torch_nor_the_file_formats() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_is_left_half_done_may_be_collected_on_the_clients_own_thread(address: str) -> None:
+    def states(client: Client) -> Iterator[Steps]:
+        with client.unroll() as sequence:
+            yield from sequence.stream(random_values(60))
+
+    class Holder:
+        """Keeps itself alive until the garbage collector comes."""
+
+        def __init__(self, held: Iterator[Steps]) -> None:
+            self.held, self.me = held, self
+
+    with Client(address, model="m", timeout=10) as client:
+        answers = states(client)
+        next(answers)
+        left = weakref.ref(Holder(answers))
+        del answers
+        client._thread._loop.call_soon_threadsafe(gc.collect)
+        assert len(client.classify([random_values(5)])) == 1
+        assert left() is None
+        with client.unroll() as sequence:
+            assert sequence.send(random_values(5)).count == 5
