@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from unroll_client._arrays import FLOAT32, Ragged, invalid, join, pack, unpack
-from unroll_client._errors import Internal
+from unroll_client._errors import Internal, UnrollError, shifted
 from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -126,7 +126,11 @@ async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call
 
     async def ask(part: tuple[int, int], of_version: int) -> pb.ClassifyResponse:
         async with room:
-            return await call(batch.request(model, of_version, *part, int(starts[part[0]])))
+            try:
+                return await call(batch.request(model, of_version, *part, int(starts[part[0]])))
+            except UnrollError as error:
+                # The server counts the sequences of its request, the caller those of the call.
+                raise shifted(error, part[0]) from error.__cause__
 
     answers = await _together([ask(part, version) for part in parts])
     newest = max((answer.version for answer in answers), default=0)

@@ -16,6 +16,8 @@ UnrollError
 # ruff: noqa: N818 (the names are those of gRPC's statuses)
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -162,6 +164,8 @@ _BY_CODE: dict[grpc.StatusCode, type[UnrollError]] = {
     )
 }
 _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+# Begins a field, and with it a message, that is about one sequence of a Classify request.
+_SEQUENCE = re.compile(r"^(lengths|initial_states)\[(\d+)\]")
 _DETAILS = "grpc-status-details-bin"
 # What grpc.aio makes of a stream's status, for good, when a write fails before the true status has come.
 _WRITE_FAILED = "Internal error from Core"
@@ -184,6 +188,19 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> UnrollError:
 def from_status(status: status_pb2.Status) -> UnrollError:
     """Makes an exception of a status that came inside of a stream."""
     return _make(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+
+
+def shifted(error: UnrollError, first: int) -> UnrollError:
+    """An error about one request of several, in terms of the whole: its first sequence is the whole's `first`-th."""
+
+    def renumber(place: re.Match[str]) -> str:
+        return f"{place[1]}[{int(place[2]) + first}]"
+
+    found = copy.copy(error)
+    found.fields = tuple(FieldViolation(_SEQUENCE.sub(renumber, each.field), each.description) for each in error.fields)
+    found.message = _SEQUENCE.sub(renumber, error.message)
+    found.args = (found.message,)
+    return found
 
 
 def _make(code: grpc.StatusCode, message: str, status: status_pb2.Status) -> UnrollError:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from unroll_client import (
     Internal,
     InvalidArgument,
     NotFound,
+    Snapshot,
     Unavailable,
 )
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -114,6 +116,24 @@ async def test_errors_of_the_server_keep_their_fields(address: str) -> None:
         with pytest.raises(InvalidArgument) as features:
             await client.classify([np.ones((3, 4))], model="m")
         assert features.value.fields
+
+
+async def test_an_error_of_a_part_names_the_sequence_of_the_call(address: str) -> None:
+    sequences = random_sequences([5] * (3 * LIMITS.max_sequences))
+    async with AsyncClient(address, coalesce=False) as client:
+        begun = await client.classify(sequences[:1], model="m", return_final_states=True)
+        assert begun.final_states is not None
+        (good,) = begun.final_states
+        for wrong, error in (
+            (replace(good, model="deep"), FailedPrecondition),
+            (replace(good, data=(good.data[0][:-4],)), InvalidArgument),
+        ):
+            states: list[Snapshot | None] = [good] * len(sequences)
+            states[19] = wrong
+            with pytest.raises(error, match=r"^initial_states\[19\]") as caught:
+                await client.classify(sequences, model="m", initial_states=states)
+            assert caught.value.fields[0].field.startswith("initial_states[19]")
+            assert caught.value.message == str(caught.value)
 
 
 async def test_no_server() -> None:
