@@ -126,9 +126,10 @@ class AsyncClient:
             if self._coalescer is not None and self._coalescer.takes(batch, info):
                 return await self._coalescer.classify(batch, name, version, info, deadline)
             return await classify(batch, name, version, info, partial(self._classify_in_time, deadline))
-        except (InvalidArgument, NotFound):
+        except (InvalidArgument, NotFound) as error:
             # What is remembered of the model may be what is wrong.
             self._models.forget()
+            batch.explain(error, info)
             raise
 
     def unroll(

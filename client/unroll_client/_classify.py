@@ -80,6 +80,16 @@ class Batch:
             return_final_states=self.return_final_states,
         )
 
+    def explain(self, error: UnrollError, info: ModelInfo) -> None:
+        """Raises what the server's refusal of all values means for the caller, who never sees them end to end.
+
+        Raises:
+            InvalidArgument: the sequences have another number of features than the model.
+        """
+        if self.ragged.features != info.input_size and any(each.field == "values" for each in error.fields):
+            what = f"{self.ragged.features} features, model {info.name} has {info.input_size}"
+            raise invalid("sequences[0]", what) from error
+
     def parts(self, limits: Limits) -> list[tuple[int, int]]:
         """Cuts the batch into ranges of sequences that fit one message each.
 

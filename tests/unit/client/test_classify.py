@@ -113,9 +113,15 @@ async def test_errors_of_the_server_keep_their_fields(address: str) -> None:
         with pytest.raises(InvalidArgument) as ambiguous:
             await client.classify(random_sequences([3]))
         assert [field.field for field in ambiguous.value.fields] == ["model"]
-        with pytest.raises(InvalidArgument) as features:
-            await client.classify([np.ones((3, 4))], model="m")
-        assert features.value.fields
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+async def test_features_that_the_model_does_not_have(address: str, coalesce: bool) -> None:
+    async with AsyncClient(address, coalesce=coalesce) as client:
+        for count in (1, 3 * LIMITS.max_sequences):
+            with pytest.raises(InvalidArgument, match=r"^sequences\[0\]: 4 features, model m has 3$") as caught:
+                await client.classify([np.ones((3, 4))] * count, model="m")
+            assert [field.field for field in caught.value.fields] == ["sequences[0]"]
 
 
 async def test_an_error_of_a_part_names_the_sequence_of_the_call(address: str) -> None:

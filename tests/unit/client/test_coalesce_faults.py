@@ -141,7 +141,7 @@ async def test_features_that_add_up_to_another_number_do_not_meet(address: str) 
     assert_bits(good, values)
     for result in results:
         assert type(result) is InvalidArgument
-        assert fields_of(result) == ["values"]
+        assert fields_of(result) == ["sequences[0]"]
     # The words are those of a call alone, with its own sizes.
     assert results[0].message == results[2].message == alone_refused.value.message
 
