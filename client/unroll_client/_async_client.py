@@ -6,6 +6,8 @@ import asyncio
 import math
 from collections.abc import Coroutine
 from collections.abc import Sequence as Listing
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +18,7 @@ from unroll_client._calls import Calls
 from unroll_client._channel import Connection, targets_of
 from unroll_client._classify import Batch, classify
 from unroll_client._coalesce import Coalescer
-from unroll_client._errors import InvalidArgument, NotFound
+from unroll_client._errors import InvalidArgument, NotFound, UnrollError
 from unroll_client._models import Models
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps, advance_request, session_steps
@@ -124,13 +126,15 @@ class AsyncClient:
         info = self._models.get(name, version) or await self._models.find(name, version, deadline)
         try:
             if self._coalescer is not None and self._coalescer.takes(batch, info):
-                return await self._coalescer.classify(batch, name, version, info, deadline)
-            return await classify(batch, name, version, info, partial(self._classify_in_time, deadline))
+                result = await self._coalescer.classify(batch, name, version, info, deadline)
+            else:
+                result = await classify(batch, name, version, info, partial(self._classify_in_time, deadline))
         except (InvalidArgument, NotFound) as error:
             # What is remembered of the model may be what is wrong.
             self._models.forget()
             batch.explain(error, info)
             raise
+        return result if result.version == info.version else await self._of_another_version(result, info, deadline)
 
     def unroll(
         self,
@@ -322,6 +326,19 @@ class AsyncClient:
         info = ModelInfo.from_proto(answer.model)
         self._models.remember(name, version, info)
         return info
+
+    async def _of_another_version(self, result: Classification, info: ModelInfo, deadline: float) -> Classification:
+        """What another version than the remembered one answered, as one that has come up since."""
+        if result.version > info.version:
+            self._models.forget()
+        if result.final_states is None:
+            return result
+        with suppress(UnrollError):  # Its layers are a matter of the states' shape alone.
+            layers = (await self._models.find(result.model, result.version, deadline)).num_layers
+            return replace(
+                result, final_states=tuple(replace(state, num_layers=layers) for state in result.final_states)
+            )
+        return result
 
     async def _classify_in_time(self, deadline: float, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
         return await self._calls.make(lambda server: server.Classify, request, deadline)

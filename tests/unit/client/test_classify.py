@@ -80,6 +80,25 @@ async def test_sequences_go_on_from_their_states(address: str) -> None:
             await client.classify(whole[:1], model="m", initial_states=states[:1])
 
 
+@pytest.mark.parametrize("coalesce", [True, False])
+async def test_states_have_their_shape_after_a_new_version_too(
+    start: Callable[..., LocalServer], coalesce: bool
+) -> None:
+    first = start(TWO_LAYERS)
+    async with AsyncClient(first.address, wait_for_ready=True, coalesce=coalesce) as client:
+        await client.classify(random_sequences([3]))
+        first.stop()
+        newer = served(random_network(layers=2, seed=1), "deep", 2)
+        second = start(TWO_LAYERS, newer, port=first.port)
+        for _ in range(3):
+            (values,) = random_sequences([3])
+            result = await client.classify([values], return_final_states=True)
+            assert (result.version, second.calls["GetModel"] <= 2) == (2, True)
+            assert result.final_states is not None
+            assert result.final_states[0].state[0].tobytes() == alone(newer, values, None)[2][0].tobytes()
+            assert result.final_states[0].state[0].shape == (2, 8)
+
+
 async def test_without_final_states_there_are_none(address: str) -> None:
     async with AsyncClient(address) as client:
         assert (await client.classify(random_sequences([3]), model="m")).final_states is None
