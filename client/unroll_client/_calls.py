@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable
 from itertools import count
@@ -19,6 +18,9 @@ from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
 # Tries of a call at each of several servers; gRPC makes as many where there is one.
 TRIES = 5
+
+# Seconds; gRPC counts nanoseconds in 63 bits, so what is longer would have passed already.
+LONGEST_TIMEOUT = 1e9
 
 ResponseT = TypeVar("ResponseT")
 # Picks an RPC of a server.
@@ -47,22 +49,36 @@ class Calls:
         self.closed = False
         self._connection = connection
         self._opened: Servers | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def servers(self) -> Servers:
         """The servers.
 
         Raises:
-            RuntimeError: the client is closed.
+            RuntimeError: the client is closed, or belongs to another event loop.
         """
-        if self.closed:
-            raise RuntimeError("the client is closed")
+        self.check()
         if self._opened is None:
             # Not before the first call: a channel belongs to the event loop that runs when it is made.
             self._opened = Servers(self._connection)
         return self._opened
 
+    def check(self) -> None:
+        """Raises RuntimeError where no call can be made: the client is closed, or belongs to another event loop."""
+        if self.closed:
+            raise RuntimeError("the client is closed")
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            if self._loop is not None:
+                raise RuntimeError("the client belongs to another event loop, that of its first call")
+            self._loop = loop
+
     def deadline(self, timeout: float | None) -> float:
-        """When a call must be done that begins now."""
+        """When a call must be done that begins now.
+
+        Raises:
+            RuntimeError: as of `check`.
+        """
+        self.check()
         return time.monotonic() + (self.timeout if timeout is None else timeout)
 
     async def close(self) -> None:
@@ -127,7 +143,7 @@ class Calls:
         try:
             return await method(
                 request,
-                timeout=None if math.isinf(left) else max(left, 0.0),
+                timeout=None if left > LONGEST_TIMEOUT else max(left, 0.0),
                 metadata=self.metadata,
                 wait_for_ready=self.wait_for_ready and wait,
             )

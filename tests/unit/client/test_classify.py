@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -266,6 +266,32 @@ async def test_a_timeout_is_for_the_whole_call(script: Callable[[UnrollServiceSe
     async with AsyncClient(script(Scripted(versions=[]))) as client:
         with pytest.raises(DeadlineExceeded):
             await client.classify(random_sequences([2] * 6), timeout=0.2)
+
+
+async def test_a_timeout_longer_than_grpc_can_count(address: str) -> None:
+    async with AsyncClient(address, model="m", timeout=1e12) as client:
+        for count in (1, 3 * LIMITS.max_sequences):
+            assert len(await client.classify(random_sequences([3] * count))) == count
+        async with client.unroll() as sequence:
+            assert (await sequence.send(random_sequences([3])[0])).count == 3
+
+
+def test_a_client_belongs_to_one_event_loop(address: str) -> None:
+    client = AsyncClient(address, model="m")
+    sequences = random_sequences([3])
+
+    async def call_and_close() -> None:
+        await client.classify(sequences)
+        for call in (client.classify(sequences), client.model(), client.advance("s", sequences[0], start=True)):
+            await asyncio.to_thread(fails_elsewhere, call)
+        await asyncio.to_thread(fails_elsewhere, client.unroll().open())
+        await client.close()
+
+    def fails_elsewhere(call: Coroutine[Any, Any, object]) -> None:
+        with pytest.raises(RuntimeError, match="the client belongs to another event loop"):
+            asyncio.run(call)
+
+    asyncio.run(call_and_close())
 
 
 async def test_closing_ends_what_waits(script: Callable[[UnrollServiceServicer], str]) -> None:
