@@ -1,6 +1,10 @@
 """How every command of Unroll takes a default subcommand and reports an error: one clear line, exit code 2."""
 
+import errno
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -35,13 +39,26 @@ class InputError(click.ClickException):
 def run(name: str, command: click.Command) -> NoReturn:
     """Runs `command` as the process `name` and exits.
 
-    Exit codes: 0 done; 1 the command raised ClickException (work failed); 2 bad usage or input; 130 interrupted.
+    Exit codes: 0 done; 1 the command raised ClickException (work failed) or OSError, as where standard output can't be
+    written; 2 bad usage or input; 130 interrupted.
     """
+    if sys.stdout is None:  # as after `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process)
     try:
-        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
+        code = command.main(prog_name=name, standalone_mode=False) or 0
+        # What is written at the exit of the process fails where nobody can say it.
+        sys.stdout.flush()
+        sys.exit(code)
     except click.exceptions.Abort:
         click.echo(f"{name}: interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         click.echo(f"{name}: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # Closed as for a broken pipe: what could not be written would be tried, and complained about, once more.
+        with suppress(OSError):
+            sys.stdout.close()
+        if error.errno != errno.EPIPE:
+            click.echo(f"{name}: {(error.strerror or str(error)).lower()}", err=True)
+        sys.exit(1)

@@ -188,6 +188,39 @@ def test_errors_are_one_line_and_leave_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {narrow.name, broken.name}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+@pytest.mark.parametrize("words", [("models",), ("models", "--json"), ("classify", ""), ("stream", "")])
+def test_a_full_disk_behind_standard_output_is_one_line(
+    server: ServerProcess, files: dict[str, Path], words: tuple[str, ...]
+) -> None:
+    command = [BIN / "unroll", *(word or files[".jsonl"] for word in words)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            env={**os.environ, "UNROLL_SERVER": server.address},
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "unroll: no space left on device\n")
+
+
+def test_without_a_standard_output(server: ServerProcess, files: dict[str, Path]) -> None:
+    command = f"exec '{BIN}/unroll' classify '{files['.jsonl']}' >&-"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "UNROLL_SERVER": server.address},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_input_is_not_overwritten(server: ServerProcess, vowels: list[Sequence], tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     write_sequences(path, vowels[:3])
