@@ -86,6 +86,10 @@ def bench_command(json_file: Path | None, **options: Any) -> None:
         settings = Settings(**options)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if json_file and json_file != Path("-") and (json_file.is_dir() or not json_file.parent.is_dir()):
+        # Before the run, which would be for nothing.
+        problem = "is a folder" if json_file.is_dir() else f"there is no folder {json_file.parent}"
+        raise InputError(f"--json: {json_file}: {problem}")
     console = Console(stderr=json_file == Path("-"), highlight=False)
     with one_line_errors(server):
         out = asyncio.run(_bench(server, settings, console))

@@ -51,6 +51,12 @@ def test_bad_input(address: str, words: tuple[str, ...], said: str) -> None:
     assert said in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", [".", "nosuch/run.json"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
+    done = bench("127.0.0.1:1", "--json", str(tmp_path / name))
+    assert (done.exit_code, "--json" in done.output, "no answer" in done.output) == (2, True, False)
+
+
 def test_file_of_other_features(address: str, tmp_path: Path) -> None:
     write_sequences(tmp_path / "x.npz", [Sequence("a", np.zeros((4, 2), np.float32), row=1)])
     done = bench(address, "--file", str(tmp_path / "x.npz"))
