@@ -17,6 +17,12 @@ def invalid(field: str, what: str) -> InvalidArgument:
     return InvalidArgument(f"{field}: {what}", fields=[FieldViolation(field, what)])
 
 
+def check_number(field: str, value: int, least: int = 0, bits: int = 32) -> None:
+    """Raises InvalidArgument where a number is none that the wire can carry."""
+    if not least <= value < 1 << bits:
+        raise invalid(field, f"{value}, {least} to {(1 << bits) - 1} expected")
+
+
 @dataclass(slots=True)  # frozen would double the cost of making one
 class Ragged:
     """Sequences end to end, as the wire has them.

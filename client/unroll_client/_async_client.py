@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
+from unroll_client._arrays import check_number
 from unroll_client._calls import Calls
 from unroll_client._channel import Connection, targets_of
 from unroll_client._classify import Batch, classify
@@ -162,10 +163,10 @@ class AsyncClient:
             timeout: Seconds to wait for one answer; the client's where absent.
 
         Raises:
-            InvalidArgument: `every` is less than 1.
+            InvalidArgument: `every` is less than 1, or it or `version` is no number of 32 bits.
         """
-        if every < 1:
-            raise InvalidArgument(f"every: {every}, 1 or more expected")
+        check_number("every", every, least=1)
+        check_number("version", version)
         name = (snapshot.model if snapshot else self._model) if model is None else model
         opening = pb.OpenSequence(
             model=name,
@@ -321,6 +322,7 @@ class AsyncClient:
         return await self._models.find(name, version, self._calls.deadline(None))
 
     async def _look_up(self, name: str, version: int, deadline: float) -> ModelInfo:
+        check_number("version", version)
         request = pb.GetModelRequest(model=name, version=version)
         answer = await self._calls.make(lambda server: server.GetModel, request, deadline)
         info = ModelInfo.from_proto(answer.model)

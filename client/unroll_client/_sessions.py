@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from unroll_client._arrays import FLOAT32, pack_chunk
+from unroll_client._arrays import FLOAT32, check_number, pack_chunk
 from unroll_client._snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
@@ -60,8 +60,12 @@ def advance_request(
     """The request for the next steps of a session; see `AsyncClient.advance`.
 
     Raises:
-        InvalidArgument: `chunk` is no array [steps, features] of numbers that are finite in float32, 1 step or more.
+        InvalidArgument: `chunk` is no array [steps, features] of numbers that are finite in float32, 1 step or more, or
+            a number is none that the wire can carry.
     """
+    check_number("version", version)
+    if first_step is not None:
+        check_number("first_step", first_step, bits=64)
     values = b""
     if chunk is not None:
         shape: tuple[int, ...] = ()

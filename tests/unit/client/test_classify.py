@@ -161,6 +161,25 @@ async def test_an_error_of_a_part_names_the_sequence_of_the_call(address: str) -
             assert caught.value.message == str(caught.value)
 
 
+async def test_numbers_that_the_wire_cannot_carry(address: str) -> None:
+    sequences = random_sequences([3])
+    async with AsyncClient(address, model="m") as client:
+        for wrong in (-1, 1 << 64):
+            with pytest.raises(InvalidArgument, match=rf"^version: {wrong}, 0 to 4294967295 expected"):
+                await client.classify(sequences, version=wrong)
+            with pytest.raises(InvalidArgument, match=r"^version: "):
+                await client.model("m", wrong)
+            with pytest.raises(InvalidArgument, match=r"^version: "):
+                client.unroll(version=wrong)
+            with pytest.raises(InvalidArgument, match=r"^every: "):
+                client.unroll(every=wrong)
+            with pytest.raises(InvalidArgument, match=r"^version: "):
+                await client.advance("s", sequences[0], start=True, version=wrong)
+            with pytest.raises(InvalidArgument, match=r"^first_step: ") as caught:
+                await client.advance("s", sequences[0], first_step=wrong)
+            assert [field.field for field in caught.value.fields] == ["first_step"]
+
+
 async def test_no_server() -> None:
     async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(Unavailable):
