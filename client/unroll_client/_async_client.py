@@ -59,7 +59,7 @@ class AsyncClient:
         metadata: Further metadata of every call, as pairs.
 
     Raises:
-        ValueError: an address is missing, or the token can't be sent.
+        ValueError: an address is missing, or the token or the metadata can't be sent.
     """
 
     def __init__(

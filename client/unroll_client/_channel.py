@@ -59,6 +59,8 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
 _SCHEME = re.compile(r"[a-z0-9-]+://|(dns|unix|unix-abstract|ipv4|ipv6|vsock):(?!\d+$)")
 # What gRPC can send in metadata, and a header can hold.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+_METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
+_METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 def targets_of(target: str | Listing[str]) -> tuple[str, ...]:
@@ -103,6 +105,12 @@ class Connection:
     def __post_init__(self) -> None:
         if self.token and not _TOKEN.fullmatch(self.token):
             raise ValueError("token: only visible ASCII characters can be sent")
+        for key, value in self.metadata:
+            if not _METADATA_KEY.fullmatch(key):
+                raise ValueError(f"metadata: a key of small letters, digits, '-', '_' and '.' expected, got {key!r}")
+            if not key.endswith("-bin") and not _METADATA_VALUE.fullmatch(value):
+                # Not the value itself, which may be a secret.
+                raise ValueError(f"metadata: {key}: only printable ASCII characters can be sent")
 
     def open(self) -> list[grpc.aio.Channel]:
         """Makes a channel to each target, on the running event loop; connections are made by the first calls."""

@@ -102,7 +102,7 @@ class Client:
         metadata: Further metadata of every call, as pairs.
 
     Raises:
-        ValueError: an address is missing, or the token can't be sent.
+        ValueError: an address is missing, or the token or the metadata can't be sent.
     """
 
     def __init__(

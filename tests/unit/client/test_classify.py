@@ -367,3 +367,10 @@ async def test_token_and_metadata_go_with_every_call(script: Callable[[UnrollSer
     for metadata in seen:
         assert metadata["authorization"] == "Bearer secret"
         assert metadata["x-request-id"] == "7"
+
+
+@pytest.mark.parametrize("metadata", [("X-Request-Id", "7"), ("", "7"), ("x-id", "seven\n"), ("x-id", "\u00fc")])
+def test_metadata_that_cannot_be_sent(metadata: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"^metadata: ") as caught:
+        AsyncClient("127.0.0.1:1", metadata=[metadata])
+    assert "seven" not in str(caught.value)
