@@ -17,16 +17,47 @@ Fingerprint = tuple[tuple[int, ...] | None, ...]
 """What tells, without reading them, that files of a bundle have changed."""
 
 
-def find_bundles(root: Path) -> dict[ModelKey, Fingerprint]:
-    """The version folders under `root`, and what their files are at the moment.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look at the model repository found.
+
+    Attributes:
+        bundles: The version folders, and what their files are at the moment.
+        unreadable: Models whose folder could not be listed, and why: of their versions nothing is known.
+        passed_over: Folders that no version can be served from, and why.
+    """
+
+    bundles: dict[ModelKey, Fingerprint]
+    unreadable: dict[str, str]
+    passed_over: frozenset[str]
+
+
+def find_bundles(root: Path) -> Found:
+    """Looks at the version folders under `root`.
 
     Raises:
         OSError: `root` can't be listed.
     """
     with os.scandir(root) as entries:
-        # What is found is told: in messages, which take no bytes that are no text, and in lines of the log.
-        names = sorted(entry.name for entry in entries if entry.name.isprintable() and not entry.name.startswith("."))
-    return {key: fingerprint(root, key) for name in names for key in _versions(root, name)}
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    bundles: dict[ModelKey, Fingerprint] = {}
+    unreadable: dict[str, str] = {}
+    passed_over = set[str]()
+    for name in names:
+        try:
+            keys = list(_versions(root, name))
+        except (FileNotFoundError, NotADirectoryError):  # no folder, or gone by now
+            continue
+        except OSError as error:
+            unreadable[name] = f"{str(root / name)!r} can't be read: {error.strerror}"
+            continue
+        for key in keys:
+            problem = _unnamable(key)
+            if problem:
+                passed_over.add(f"{str(path_of(root, key))!r}: {problem}")
+            else:
+                bundles[key] = fingerprint(root, key)
+    return Found(bundles, unreadable, frozenset(passed_over))
 
 
 def fingerprint(root: Path, key: ModelKey) -> Fingerprint:
@@ -41,14 +72,27 @@ def path_of(root: Path, key: ModelKey) -> Path:
 
 
 def _versions(root: Path, name: str) -> Iterator[ModelKey]:
-    try:
-        with os.scandir(root / name) as entries:
-            folders = [entry.name for entry in entries if Path(entry).is_dir()]
-    except OSError:  # no folder, or gone by now
-        return
+    with os.scandir(root / name) as entries:
+        folders = [entry.name for entry in entries if _is_folder(Path(entry))]
     for folder in folders:
-        if folder.isascii() and folder.isdigit() and not folder.startswith("0") and int(folder) <= bundle.MAX_VERSION:
+        if folder.isascii() and folder.isdigit() and not folder.startswith("0"):
             yield ModelKey(name, int(folder))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a link that can't be followed: it is refused, and says nothing of the folders beside it
+        return True
+
+
+def _unnamable(key: ModelKey) -> str:
+    """Why neither log, nor metrics, nor the index could name such a version; empty where they can."""
+    if not key.name.isprintable():
+        return "the model's name has characters that can't be printed"
+    if key.version > bundle.MAX_VERSION:
+        return f"the version is over {bundle.MAX_VERSION}"
+    return ""
 
 
 def _look_at(path: Path) -> tuple[int, ...] | None:
@@ -91,6 +135,7 @@ def verify(root: Path, key: ModelKey) -> VerifiedBundle:
         BundleError: layout, checksums or proof do not hold, it is not for this server, or lies outside `root`.
     """
     path = path_of(root, key)
+    bundle.check_name(key.name)
     try:
         inside = path.resolve(strict=True).is_relative_to(root.resolve(strict=True))
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle

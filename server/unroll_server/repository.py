@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unroll_proto.bundle import BundleError
-from unroll_server.bundle import Fingerprint, find_bundles, fingerprint, path_of, verify
+from unroll_server.bundle import Fingerprint, Found, find_bundles, fingerprint, path_of, verify
 from unroll_server.catalog import Catalog
 from unroll_server.departures import CountSessions, Departures
 from unroll_server.engine import Engine
@@ -100,6 +100,8 @@ class Repository:
         self._loading: set[ModelKey] = set()
         self._unloaded: set[str] = set()
         self._unreadable = ""
+        # What was wrong with folders when the repository was looked at last, each of which is logged once.
+        self._problems = frozenset[str]()
         self._changed = False
         # What the folder held when it was looked at last.
         self._seen: dict[ModelKey, Fingerprint] = {}
@@ -122,11 +124,12 @@ class Repository:
         if not self._root.is_dir():
             raise StartupError(f"--models: {self._root} is not a folder")
         try:
-            found = await self._on_thread(find_bundles, self._root)
+            found = (await self._look()).bundles
         except OSError as error:
             raise StartupError(f"--models: {self._root}: {error.strerror}") from None
         if not found:
-            raise StartupError(f"--models: {self._root} holds no bundle, that is no folder NAME/VERSION/")
+            problems = "".join(f"; {problem}" for problem in sorted(self._problems))
+            raise StartupError(f"--models: {self._root} holds no bundle, that is no folder NAME/VERSION/{problems}")
         async with self._lock:
             await self._settle(found, {key.name for key in found})
         if not self._catalog.models:
@@ -179,7 +182,7 @@ class Repository:
         """
         async with self._lock:
             try:
-                found = await self._on_thread(find_bundles, self._root)
+                looked = await self._look()
             except OSError as error:
                 # A folder that can't be read says nothing of what it holds.
                 if self._unreadable != str(error):
@@ -187,9 +190,12 @@ class Repository:
                 self._unreadable = str(error)
                 return
             self._unreadable = ""
-            seen = dict(found)
+            found, seen = looked.bundles, dict(looked.bundles)
             known = {key.name for key in self._versions}
             for key, version in self._versions.items():
+                if key.name in looked.unreadable:
+                    found[key] = version.seen
+                    continue
                 gone = key not in found and version.model is not None
                 if patient and gone and not version.missed:
                     found[key] = version.seen
@@ -207,10 +213,12 @@ class Repository:
         """
         async with self._lock:
             try:
-                found = await self._on_thread(find_bundles, self._root)
+                looked = await self._look()
             except OSError as error:
                 raise ModelRefusedError(f"the repository can't be read: {error.strerror}") from None
-            found = {key: seen for key, seen in found.items() if key.name == name}
+            if name in looked.unreadable:
+                raise ModelRefusedError(looked.unreadable[name])
+            found = {key: seen for key, seen in looked.bundles.items() if key.name == name}
             if not found:
                 raise ModelNotFoundError(f"no model {name!r} in the repository", "model")
             self._unloaded.discard(name)
@@ -235,6 +243,15 @@ class Repository:
             self._unloaded.add(name)
             await self._settle({}, {name})
             await self._let_go()
+
+    async def _look(self) -> Found:
+        """What the folder holds; raises OSError where it can't be listed."""
+        found = await self._on_thread(find_bundles, self._root)
+        problems = found.passed_over.union(found.unreadable.values())
+        for problem in sorted(problems - self._problems):
+            _log.error("passed over: %s", problem)
+        self._problems = problems
+        return found
 
     async def _let_go_in_turn(self) -> None:
         async with self._lock:

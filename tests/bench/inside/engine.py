@@ -59,7 +59,7 @@ def _ragged(name: str) -> list[_Question]:
 @cache
 def model(repository: Path, lanes: int) -> Model:
     """The one model of a repository, as the server loads it."""
-    (key,) = find_bundles(repository)
+    (key,) = find_bundles(repository).bundles
     return Loader("onnx", "cpu", lanes).load(verify(repository, key))
 
 

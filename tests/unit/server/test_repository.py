@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -291,6 +292,58 @@ async def test_a_folder_that_is_gone_says_nothing_of_what_is_served(root: Path) 
         assert served.names == ["m/1"]
         with pytest.raises(ModelRefusedError, match="can't be read"):
             await served.repository.load("m")
+
+
+async def test_a_model_folder_that_cant_be_read_says_nothing_of_what_is_served(
+    root: Path, exported: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    bundles.publish(exported[1], root, "other", 1)
+    async with serving(root) as served:
+        (root / "m").rename(root / ".away")
+        (root / "m").symlink_to("m")  # listing it fails, to whoever may read everything too
+        for _ in range(2):
+            await served.repository.refresh()
+            assert served.names == ["m/1", "other/1"]
+        (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert f"{str(root / 'm')!r} can't be read: " in error
+        with pytest.raises(ModelRefusedError, match="can't be read"):
+            await served.repository.load("m")
+        (root / "m").unlink()
+        (root / ".away").rename(root / "m")
+        bundles.withdraw(root / "m" / "1")
+        bundles.publish(exported[1], root, "m", 2)
+        await served.repository.refresh()
+        assert served.names == ["m/2", "other/1"]
+
+
+async def test_a_link_that_leads_nowhere_says_nothing_of_the_versions_beside_it(root: Path) -> None:
+    async with serving(root) as served:
+        (root / "m" / "2").symlink_to("a" * 300)  # longer than a name can be
+        await served.repository.refresh()
+        assert served.index == [("m", 1, "READY"), ("m", 2, "REFUSED")]
+
+
+@pytest.mark.parametrize("folder", [b"m/4294967296", b"m/20261122235959", b"\xff\xfe/1", b"two\nlines/1", b"\x1b[2J/1"])
+async def test_versions_that_cant_be_named_are_passed_over_and_logged_once(
+    root: Path, exported: list[Path], folder: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(root) as served:
+        made = Path(os.fsdecode(os.fsencode(root) + b"/" + folder))
+        made.parent.mkdir(exist_ok=True)
+        bundles.publish(exported[1], root.parent, "m", 1).rename(made)
+        for _ in range(3):
+            await served.repository.refresh()
+        assert served.index == [("m", 1, "READY")]
+        (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert error.startswith(f"passed over: {str(made)!r}: the ")
+        assert error.isprintable()
+
+
+async def test_a_name_that_no_model_can_have_is_refused(root: Path, exported: list[Path]) -> None:
+    bundles.publish(exported[1], root, "my model", 1)
+    async with serving(root) as served:
+        (refused,) = [entry for entry in served.repository.index() if entry.name == "my model"]
+        assert "model name 'my model': 1 to 64 letters" in refused.reason
 
 
 async def test_the_folder_is_watched(root: Path, exported: list[Path]) -> None:
