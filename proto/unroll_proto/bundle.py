@@ -55,12 +55,28 @@ MAX_SIZES = {"input_size": 2**14, "hidden_size": 2**14, "output_size": 2**16, "n
 _BESIDE_WEIGHTS = 2**20
 _BESIDE_LAYER = 2**14
 
+MOST_TEXT_BYTES = 1024
+"""Of a class label, which goes with every answer, or of a feature's name, in UTF-8."""
+MOST_SAID = 800
+"""Characters of what is said of a bad bundle, more or less."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MessageT = TypeVar("_MessageT", bound=Message)
 
 
 class BundleError(Exception):
-    """A bundle, or a part of one, can't be trusted; the message is one line that says why."""
+    """A bundle, or a part of one, can't be trusted; the message is one line that says why.
+
+    Args:
+        problem: What is wrong. It can hold what the bundle says, of any length: the middle of a long one is left out,
+            and what can't be printed is.
+    """
+
+    def __init__(self, problem: str) -> None:
+        line = " ".join(problem.split())
+        if len(line) > MOST_SAID:
+            line = f"{line[: MOST_SAID // 2]} ... {line[-MOST_SAID // 2 :]}"
+        super().__init__("".join(each if each.isprintable() else "?" for each in line))
 
 
 def check_name(name: str) -> None:
@@ -168,6 +184,9 @@ def read_manifest(path: Path) -> pb.BundleManifest:
     labels, features = manifest.class_labels, manifest.feature_names
     _require(len(labels) == len(set(labels)) == classes, file, f"class_labels: {classes} distinct ones expected")
     _require(len(features) == manifest.input_size, file, f"feature_names: {manifest.input_size} of them expected")
+    for field, texts in (("class_labels", labels), ("feature_names", features)):
+        longest = max(len(text.encode()) for text in texts)
+        _require(longest <= MOST_TEXT_BYTES, file, f"{field}: one of {longest} bytes, {MOST_TEXT_BYTES} at most")
     for kind, name in FILES.items():
         artifact = artifact_of(manifest, kind)
         _require(artifact.file == name, file, f"{artifact.file!r} given for {name}")
@@ -219,7 +238,7 @@ def _parse(content: bytes, message: _MessageT, file: Path) -> _MessageT:
     try:
         return json_format.Parse(content, message)
     except (json_format.ParseError, ValueError, RecursionError) as error:
-        raise BundleError(f"{file}: {' '.join(str(error).split())[:500]}") from None
+        raise BundleError(f"{file}: {str(error)[:500]}") from None
 
 
 def _require(condition: bool, file: Path, problem: str) -> None:

@@ -92,6 +92,31 @@ def test_json_made_to_harm_is_refused(bundle: Path, name: str, content: bytes) -
     assert name in refused(bundle)
 
 
+@pytest.mark.parametrize("text", ["x" * 3_000_000, "a\nERROR b", "\x1b[2J"])
+def test_what_a_bundle_says_is_told_in_one_line(bundle: Path, text: str) -> None:
+    def rename(report: dict[str, Any]) -> None:
+        report["proofs"][0]["cases"][0].update(name=text, maxAbsDiff=1)
+
+    good = (bundle / "manifest.json").read_bytes()
+    edit(bundle / "parity.json", rename)
+    vouch(bundle, "parity.json")
+    assert refused(bundle).isprintable()
+    (bundle / "manifest.json").write_bytes(good)
+    edit(bundle / "manifest.json", lambda manifest: manifest["artifacts"][0].update(file=text))
+    assert refused(bundle).isprintable()
+
+
+@pytest.mark.parametrize("field", ["classLabels", "featureNames"])
+def test_a_label_or_name_is_of_a_size_to_be_told_with_every_answer(bundle: Path, field: str) -> None:
+    def name(text: str) -> Callable[[dict[str, Any]], None]:
+        return lambda manifest: manifest[field].__setitem__(1, text)
+
+    edit(bundle / "manifest.json", name("\N{GREEK SMALL LETTER ALPHA}" * (layout.MOST_TEXT_BYTES // 2)))
+    read_manifest(bundle)
+    edit(bundle / "manifest.json", name("x" * (layout.MOST_TEXT_BYTES + 1)))
+    assert f": one of {layout.MOST_TEXT_BYTES + 1} bytes, {layout.MOST_TEXT_BYTES} at most" in refused(bundle)
+
+
 @pytest.mark.parametrize("field", ["inputSize", "hiddenSize", "outputSize", "numLayers"])
 def test_a_network_too_large_to_serve_is_refused(bundle: Path, field: str) -> None:
     edit(bundle / "manifest.json", lambda manifest: manifest.update({field: 2**32 - 1}))
