@@ -125,6 +125,29 @@ def keeps_bits(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
     return True
 
 
+def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
+    """What is wrong with what the model gives for ordinary inputs; empty where nothing is.
+
+    A proof says what the maker of a bundle has seen. Weights can be such that every answer is NaN, and TorchScript can
+    give arrays of any shape, which would be noticed in a tick that others share.
+    """
+    steps, lanes = 2, 3
+    result = runtime.run(*_example(spec, lanes, steps))
+    for name, array, shape in (
+        ("logits", result.logits, (steps, lanes, spec.output_size)),
+        ("states", result.states, (steps, lanes, spec.hidden_size)),
+        *(
+            ("final_state", array, (layers, lanes, size))
+            for array, (layers, size) in zip(result.final_state, spec.state_shapes, strict=True)
+        ),
+    ):
+        if array.shape != shape or array.dtype != np.float32:
+            return f"{name}: {array.dtype} {list(array.shape)}, float32 {list(shape)} expected"
+        if not np.isfinite(array).all():
+            return f"{name}: has values that are not finite"
+    return ""
+
+
 def _same_bits(first: Runtime, other: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
     for lanes in sorted({1, 2, 3, max_lanes}):
         for steps in (1, _STEPS):

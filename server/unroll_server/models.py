@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from unroll_proto.bundle import BundleError
+from unroll_proto.bundle import BundleError, artifact_of
 from unroll_proto.v1 import bundle_pb2
 from unroll_server.bundle import VerifiedBundle
 from unroll_server.errors import StartupError
-from unroll_server.forms import FormTiming, choose, keeps_bits, tick_cost
+from unroll_server.forms import FormTiming, choose, keeps_bits, problem_of, tick_cost
 from unroll_server.runtimes.base import Runtime
 from unroll_server.scheduler import TickCost, capacity_of
 from unroll_server.types import ModelSpec
@@ -104,7 +104,11 @@ class Loader:
         # What is checked is what is loaded: the very bytes whose checksum was found right.
         content = bundle.read(form.kind)
         form.check(content, bundle.spec)
-        return form.make(content)
+        runtime = form.make(content)
+        problem = problem_of(runtime, bundle.spec)
+        if problem:
+            raise BundleError(f"{bundle.path}: {artifact_of(bundle.manifest, form.kind).file} gives {problem}")
+        return runtime
 
 
 class _Form(NamedTuple):

@@ -225,8 +225,9 @@ def _check_tensor(tensor: onnx.TensorProto, expected: _Graph, file: str) -> None
         values = np.frombuffer(tensor.raw_data, "<i8").tolist()
         _require(values == expected.integers[name][1], file, f"{name}: not {expected.integers[name][1]}")
     else:
-        finite = bool(np.isfinite(np.frombuffer(tensor.raw_data, "<f4")).all())
-        _require(finite, file, f"{name}: has values that are not finite")
+        numbers = np.frombuffer(tensor.raw_data, "<f4")
+        _require(bool(np.isfinite(numbers).all()), file, f"{name}: has values that are not finite")
+        _require(name != "std" or bool((numbers > 0).all()), file, f"{name}: has values that are not positive")
 
 
 def _shape_of(value: onnx.ValueInfoProto) -> _Shape | None:

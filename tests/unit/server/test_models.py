@@ -5,9 +5,13 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from support import bundles
 from support.models import random_network
 
+from unroll_export import SimpleRNN
+from unroll_export.graphs.onnx_rnn import build_onnx_rnn
+from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_proto.bundle import BundleError
 from unroll_server.bundle import verify
 from unroll_server.models import Loader, Model
@@ -90,3 +94,46 @@ def test_what_changes_after_it_was_verified_is_not_loaded(bundle: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(BundleError, match="sha256"):
         Loader("onnx", "cpu", 4).load(verified)
+
+
+def spoilt(bundle: Path, network: SimpleRNN) -> Path:
+    """Puts another network of the same sizes into a bundle, with checksums and proof that fit."""
+    for name, build in (("model.onnx", build_onnx_rnn), ("model.scan.onnx", build_onnx_scan)):
+        (bundle / name).write_bytes(build(network))
+        bundles.vouch(bundle, name, proven=True)
+    return bundle
+
+
+@pytest.mark.parametrize("divisor", [0.0, -1.0])
+def test_a_deviation_that_is_not_positive_is_refused(bundle: Path, divisor: float) -> None:
+    network = random_network(layers=2)
+    network.std[1] = divisor
+    assert "model.scan.onnx: std: has values that are not positive" in refused(spoilt(bundle, network))
+
+
+def test_a_model_whose_answers_are_not_finite_is_refused(bundle: Path) -> None:
+    network = random_network(layers=2)
+    torch.nn.init.constant_(network.fc.weight, 3e38)
+    torch.nn.init.constant_(network.fc.bias, 3e38)
+    assert "model.scan.onnx gives logits: has values that are not finite" in refused(spoilt(bundle, network))
+
+
+class Narrow(torch.nn.Module):
+    """Gives states of half of their width."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, initial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, states, final = self.network(x, initial)
+        return logits, states[:, :, ::2], final
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+def test_torchscript_that_gives_other_shapes_is_refused(bundle: Path) -> None:
+    network = torch.jit.load(str(bundle / "model.ts"))  # type: ignore[no-untyped-call]
+    example = (torch.zeros(1, 2, 3), torch.zeros(2, 1, 8))
+    torch.jit.trace(Narrow(network), example).save(str(bundle / "model.ts"))  # type: ignore[no-untyped-call]
+    bundles.vouch(bundle, "model.ts", proven=True)
+    assert "model.ts gives states: float32 [2, 3, 4], float32 [2, 3, 8] expected" in refused(bundle, "torchscript")
