@@ -16,6 +16,8 @@ SNAPSHOT_FORMAT = 1
 MAX_KEY_BYTES = 128
 MAX_STEP = 2**62
 """Room for a sequence to go on: step numbers are uint64 on the wire."""
+MAX_ANSWER_BYTES = 2**28
+"""Bytes of numbers in one answer to a batch; a message can't have more than eight times that."""
 
 _WIRE = np.dtype("<f4")
 _NATIVE = np.float32 == _WIRE
@@ -40,6 +42,7 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     count = len(given_lengths)
     if not 1 <= count <= limits.max_sequences:
         raise InvalidRequestError(f"{count} sequences, 1 to {limits.max_sequences} allowed", "lengths")
+    check_answer(spec, count, request.return_final_states, "lengths")
     offsets: NDArray[np.int64]
     if count == 1:
         # The common case, worth a shorter way: numpy takes longer to begin than Python to end.
@@ -80,6 +83,25 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
             for array, value in zip(initial, state, strict=True):
                 array[:, index] = value
     return Batch(model, values, offsets, initial, request.return_final_states, deadline)
+
+
+def check_answer(spec: ModelSpec, sequences: int, keeps_states: bool, field: str) -> None:
+    """Checks that the answer to a batch is none that can't be sent.
+
+    Args:
+        spec: What is to run it.
+        sequences: How many there are.
+        keeps_states: Whether their states after the last steps are wanted.
+        field: What of the request says how many.
+
+    Raises:
+        InvalidRequestError: it would be too large.
+    """
+    state = sum(layers * size for layers, size in spec.state_shapes) if keeps_states else 0
+    size = sequences * (2 * spec.output_size + state) * _WIRE.itemsize
+    if size > MAX_ANSWER_BYTES:
+        problem = f"{sequences} sequences make an answer of {size} bytes, at most {MAX_ANSWER_BYTES} allowed"
+        raise InvalidRequestError(problem, field)
 
 
 def decode_chunk(

@@ -11,6 +11,7 @@ from unroll_server import tensors
 from unroll_server.caller import identity
 from unroll_server.catalog import Catalog
 from unroll_server.classes import classify
+from unroll_server.codec import check_answer
 from unroll_server.config import Limits
 from unroll_server.engine import Engine
 from unroll_server.errors import InvalidRequestError, RequestError, SessionNotFoundError
@@ -235,6 +236,7 @@ class Inference:
 
 
 def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: ModelSpec) -> None:
+    check_answer(spec, inputs.batch, any(each.name == "final_state" for each in wanted), "inputs")
     size = inputs.batch * inputs.longest * spec.hidden_size * 4
     for name, classes in wanted:
         if name == "states" and size > MAX_STATES_BYTES:

@@ -63,6 +63,18 @@ async def test_a_wrong_request_names_field_and_limit(request_: pb.ClassifyReques
     assert caught.value.field == field
 
 
+async def test_an_answer_that_would_be_too_large_is_refused_before_it_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of a sequence: logits and probabilities of 4 classes, and 2 layers of 8.
+    monkeypatch.setattr("unroll_server.codec.MAX_ANSWER_BYTES", 3 * 4 * (2 * 4 + 2 * 8))
+    assert decode_batch(request_of([1] * 3, return_final_states=True), MODEL, LIMITS).keeps_states
+    assert decode_batch(request_of([1] * 5), MODEL, LIMITS).size == 5
+    with pytest.raises(InvalidRequestError, match="4 sequences make an answer of 384 bytes, at most 288") as caught:
+        decode_batch(request_of([1] * 4, return_final_states=True), MODEL, LIMITS)
+    assert caught.value.field == "lengths"
+
+
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=5), st.data())
 def test_a_value_that_is_not_finite_is_found_where_it_is(lengths: list[int], data: st.DataObject) -> None:
     values = np.zeros((sum(lengths), SPEC.input_size), np.float32)
