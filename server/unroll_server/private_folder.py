@@ -58,7 +58,7 @@ def _remove_if_left(folder: Path) -> None:
     with (folder / HELD).open("rb") as held:
         if _lock(held):
             shutil.rmtree(folder, ignore_errors=True)
-            _log.info("removed %s, which a server that was killed had left", folder)
+            _log.debug("removed %s, which a server that was killed had left", folder)
 
 
 def _lock(file: IO[bytes]) -> bool:
