@@ -105,9 +105,9 @@ class Admission:
         steps, size = work.steps, work.bytes
         if self.steps:
             if self.steps + steps > self._max_steps:
-                self._refuse(STEPS, f"the queue is full: {self._max_steps} timesteps at most", now)
+                self._refuse_full(STEPS, now)
             if self.bytes + size > self._max_bytes:
-                self._refuse(BYTES, f"the queue is full: {self._max_bytes} bytes at most", now)
+                self._refuse_full(BYTES, now)
             self._check_time(work.deadline, steps, now, interactive=work.interactive)
         else:
             self._rate.begin(now)
@@ -163,10 +163,8 @@ class Admission:
         """
         if not self.steps:
             return
-        if self.steps > UNREAD * self._max_steps:
-            self._refuse(STEPS, f"the queue is full: {self._max_steps} timesteps at most", now)
-        if self.bytes > UNREAD * self._max_bytes:
-            self._refuse(BYTES, f"the queue is full: {self._max_bytes} bytes at most", now)
+        if reason := self.full:
+            self._refuse_full(reason, now)
         self._check_time(deadline, 1, now, UNREAD * MARGIN, interactive=interactive)
         if self._limits_of:
             self._check_share(owner, 1, 1, now)
@@ -223,6 +221,10 @@ class Admission:
             self._refuse(IDENTITY, f"{owner} has too much queued: {share.steps:.0f} timesteps at most", now)
         if held.bytes + size > share.bytes:
             self._refuse(IDENTITY, f"{owner} has too much queued: {share.bytes:.0f} bytes at most", now)
+
+    def _refuse_full(self, reason: str, now: float) -> None:
+        most = f"{self._max_steps} timesteps" if reason == STEPS else f"{self._max_bytes} bytes"
+        self._refuse(reason, f"the queue is full: {most} at most", now)
 
     def _refuse(self, reason: str, description: str, now: float) -> None:
         if reason != IDENTITY:

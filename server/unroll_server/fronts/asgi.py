@@ -60,7 +60,8 @@ class AsgiFront:
         if scope["type"] != "http":
             raise ValueError(f"a scope of type {scope['type']}, http expected")
         headers = dict(scope["headers"])
-        if scope.get("query_string") or scope.get("raw_path", scope["path"].encode()) != scope["path"].encode():
+        raw = scope.get("raw_path")
+        if scope.get("query_string") or (raw and raw != scope["path"].encode()):
             scope["path"] = _path_as_sent(scope)
         gate = self._gate
         counts = gate is not None and gate.enter(scope["path"])

@@ -1,11 +1,12 @@
 """The certificates of TLS: read from their files, checked, and read again when the files change."""
 
 import logging
-import re
 import ssl
 import threading
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from cryptography import x509
 
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError
@@ -119,11 +120,9 @@ class Certificates:
 
 
 def _check_certificates(option: str, path: Path, pem: bytes) -> None:
-    # Between certificates there may be text, in any encoding.
-    text = re.sub(rb"[^\x00-\x7f]", b"?", pem).decode()
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
-    except (ssl.SSLError, ValueError):
+        x509.load_pem_x509_certificates(pem)
+    except ValueError:
         raise ValueError(f"{option}: {path} holds no certificates in PEM") from None
 
 

@@ -79,6 +79,11 @@ def new_session(request: Advance, spec: ModelSpec) -> Session:
     return Session(format=FORMAT, owner=request.owner, session_id=request.session_id, snapshot=snapshot)
 
 
+def no_session(request: Advance) -> SessionNotFoundError:
+    """Error for a session that does not exist or has ended."""
+    return SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
+
+
 def check_values(request: Advance, values: Float32Array, spec: ModelSpec) -> None:
     """Checks the values of a chunk.
 
@@ -114,7 +119,7 @@ def place(request: Advance, session: Session, values: Float32Array, spec: ModelS
         if request.end and not len(values) and first == at:
             return at, _state_of(session.snapshot, spec), True
     if session.ended:
-        raise SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
+        raise no_session(request)
     if first is not None and first > at:
         raise SequenceStateError(f"{first}, the session goes on at step {at}", "first_step")
     if first is not None and first < at:

@@ -21,12 +21,11 @@ from unroll_server.errors import (
     RequestError,
     SequenceStateError,
     SessionExpiredError,
-    SessionNotFoundError,
     SessionStoreError,
     SessionTakenError,
 )
 from unroll_server.models import Model
-from unroll_server.sessions.chunks import Advance, Advanced, check_values, following, new_session, place
+from unroll_server.sessions.chunks import Advance, Advanced, check_values, following, new_session, no_session, place
 from unroll_server.sessions.running import compute
 from unroll_server.sessions.store import Kept, Listed, Store
 from unroll_server.types import ModelKey
@@ -146,7 +145,7 @@ class Sessions:
                 return await self._apply(request, kept, new_session(request, model.spec), model)
         kept = await self._read(request)
         if kept is None:
-            raise SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
+            raise no_session(request)
         model = await self._model_of(request, kept.session)
         with self._catalog.held(model):
             return await self._apply(request, kept, kept.session, model)
@@ -172,7 +171,7 @@ class Sessions:
         # Not always another writer: the session can have been ended by an operator or made room for others meanwhile.
         found = await self._read(request)
         if found is None and not request.start:
-            raise SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
+            raise no_session(request)
         if found is None and await self._put(request, after_it, None):
             return answer, _outcome(request)
         # An earlier try of this very call, whose answer was lost, can have been the faster one.
@@ -222,7 +221,7 @@ class Sessions:
             model = self._served(key, bundle)
         if session.ended and (model is None or model.spec.bundle != bundle):
             # Only sessions that go on keep their version loaded.
-            raise SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
+            raise no_session(request)
         if model is None:
             raise SequenceStateError(f"the session is of {key}, which is not served here", "session_id")
         check_bundle(session.snapshot, model.spec, "session", "session_id")

@@ -45,6 +45,15 @@ def refusal(admission: Admission, work: Asked, now: float) -> OverloadedError:
     return caught.value
 
 
+def measured(seconds: float) -> tuple[Admission, float, float, int]:
+    """Admission with a measured rate, the clock, that rate, and the timesteps it admits for a deadline in `seconds`."""
+    admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
+    now = work_off(admission, 5)
+    rate = admission.rate(now)
+    assert rate is not None
+    return admission, now, rate, int(MARGIN * seconds * rate)
+
+
 def work_off(admission: Admission, queued: int, rate: float = RATE, seconds: float = 1.0, now: float = 100.0) -> float:
     """Keeps `queued` pieces of work queued, and has `rate` timesteps a second done; then all is done at once.
 
@@ -140,12 +149,8 @@ def test_time_without_work_does_not_count() -> None:
 
 
 def test_what_can_t_be_done_in_time_is_refused_and_told_when_to_come_again() -> None:
-    admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
-    now = work_off(admission, 5)
-    rate = admission.rate(now)
-    assert rate is not None
     seconds = 2.0
-    most = int(MARGIN * seconds * rate)
+    admission, now, rate, most = measured(seconds)
     admission.admit(Asked(most - 10, deadline=now + seconds), now)
     error = refusal(admission, Asked(11, deadline=now + seconds), now)
     assert error.reason == DEADLINE
@@ -201,12 +206,8 @@ def test_a_call_that_is_not_read_and_can_t_be_done_in_time_is_refused() -> None:
 
 def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:
     """As the next steps of a session, whose call has a deadline, beside as much bulk work as can be done in time."""
-    admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
-    now = work_off(admission, 5)
-    rate = admission.rate(now)
-    assert rate is not None
     seconds = 2.0
-    most = int(MARGIN * seconds * rate)
+    admission, now, _, most = measured(seconds)
     admission.admit(Asked(most, deadline=now + seconds), now)
     assert refusal(admission, Asked(1, deadline=now + seconds), now).reason == DEADLINE
     assert admission.horizon(now, interactive=True) == 0
