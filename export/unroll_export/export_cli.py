@@ -86,7 +86,7 @@ def verify_command(path: Path) -> None:
 
 def main() -> NoReturn:
     """Entry point."""
-    cli.run("unroll-export", group)
+    cli.run("unroll-export", group, "unroll-export")
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def report(run: Path, output: Path | None) -> None:
 
 def main() -> NoReturn:
     """Runs `unroll-train` and exits."""
-    cli.run("unroll-train", group)
+    cli.run("unroll-train", group, "unroll-export")
 
 
 def _load(data: str, test_data: Path | None, lag: int, settings: Hyperparameters) -> Dataset:

@@ -1,4 +1,4 @@
-"""How every command of Unroll takes a default subcommand and reports an error: one clear line, exit code 2."""
+"""Command-line behaviour shared by every command: `-h`, `--version`, default subcommands, errors of one line."""
 
 import errno
 import os
@@ -20,13 +20,15 @@ class DefaultGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Puts the default subcommand's name before words that start with none."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if args and args[0] not in self.commands and args[0] not in own:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the default subcommand's options, since its words can do without its name; then the subcommands."""
-        click.Command.format_options(self.commands[self.default], ctx, formatter)
+        """Writes the options of the default subcommand and of the group, then the subcommands."""
+        shown = click.Command(None, params=[*self.commands[self.default].params, *self.params])
+        shown.format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
 
@@ -36,14 +38,20 @@ class InputError(click.ClickException):
     exit_code = 2
 
 
-def run(name: str, command: click.Command) -> NoReturn:
+def run(name: str, command: click.Command, distribution: str) -> NoReturn:
     """Runs `command` as the process `name` and exits.
+
+    Adds `-h` beside `--help`, also to subcommands, and `--version`, which prints the version of `distribution`.
 
     Exit codes: 0 done; 1 the command raised ClickException (work failed) or OSError, as where standard output can't be
     written; 2 bad usage or input; 130 interrupted.
     """
     if sys.stdout is None:  # as after `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process)
+    command.context_settings = {**command.context_settings, "help_option_names": ["-h", "--help"]}
+    # The environment must not trigger it: UNROLL_VERSION is a name that deployments use.
+    version = click.version_option(package_name=distribution, message="%(prog)s %(version)s", allow_from_autoenv=False)
+    version(command)
     try:
         code = command.main(prog_name=name, standalone_mode=False) or 0
         # What is written at the exit of the process fails where nobody can say it.

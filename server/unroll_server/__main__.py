@@ -116,7 +116,7 @@ def command(**options: Any) -> None:
 
 def main() -> NoReturn:
     """Entry point of `unroll-serve`."""
-    cli.run("unroll-serve", command)
+    cli.run("unroll-serve", command, "unroll-server")
 
 
 if __name__ == "__main__":

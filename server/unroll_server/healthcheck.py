@@ -92,7 +92,7 @@ def _name_of(address: str, tls_ca: Path, timeout: float) -> str:
 
 def main() -> NoReturn:
     """Entry point of `python -m unroll_server.healthcheck`."""
-    cli.run("healthcheck", command)
+    cli.run("healthcheck", command, "unroll-server")
 
 
 if __name__ == "__main__":

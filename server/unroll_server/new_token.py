@@ -33,7 +33,7 @@ def command(name: str, admin: bool) -> None:
 
 def main() -> NoReturn:
     """Entry point of `unroll-token`."""
-    cli.run("unroll-token", command)
+    cli.run("unroll-token", command, "unroll-server")
 
 
 if __name__ == "__main__":

@@ -124,4 +124,4 @@ def _tell(console: Console, outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    cli.run("make bench", command)
+    cli.run("make bench", command, "unroll-server")

@@ -1,17 +1,20 @@
 """The distributions in fresh environments: what each brings along, what it must not, and that it works by itself."""
 
+import email
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.processes import ServerProcess
+from support.processes import ServerProcess, run
 
 from unroll_client import Client
 from unroll_proto.sequences import Sequence
@@ -19,7 +22,12 @@ from unroll_proto.sequences import Sequence
 pytestmark = pytest.mark.packaging
 
 REPOSITORY = Path(__file__).parents[2]
-DISTRIBUTIONS = ("proto", "export", "server", "client")
+DISTRIBUTIONS = sorted(file.parent.name for file in REPOSITORY.glob("*/pyproject.toml"))
+COMMANDS = {
+    command: f"unroll-{name}"
+    for name in DISTRIBUTIONS
+    for command in tomllib.loads((REPOSITORY / name / "pyproject.toml").read_text())["project"].get("scripts", {})
+}
 OURS = {f"unroll-{name}" for name in DISTRIBUTIONS}
 
 INSTALLED = """
@@ -122,6 +130,39 @@ def test_a_wheel_holds_every_file_of_its_package(wheels: dict[str, Path], name: 
         held = {entry for entry in wheel.namelist() if ".dist-info/" not in entry}
     assert held == files
     assert f"{package}/py.typed" in held
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_wheel_says_what_it_is_and_under_which_licence(wheels: dict[str, Path], name: str) -> None:
+    licence = (REPOSITORY / "LICENSE").read_bytes()
+    info = f"unroll_{name}-{importlib.metadata.version(f'unroll-{name}')}.dist-info"
+    with zipfile.ZipFile(wheels[f"unroll_{name}"]) as wheel:
+        metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+        assert wheel.read(f"{info}/licenses/LICENSE") == licence
+    # An sdist takes the file from here; a link would dangle in it.
+    assert not (REPOSITORY / name / "LICENSE").is_symlink()
+    fields = {field: metadata.get_all(field) for field in metadata}
+    assert fields["License-Expression"] == ["Apache-2.0"]
+    assert fields["Author"] == ["The Unroll authors"]
+    assert fields["Requires-Python"] == [">=3.11"]
+    assert fields.keys() >= {"Summary", "Keywords", "Project-URL"}
+    classifiers = fields["Classifier"] or []
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= set(classifiers)
+    readme = str(metadata.get_payload())
+    assert readme.startswith(f"# unroll-{name}\n")
+    # PyPI shows no files of the repository.
+    assert not re.search(r"\]\((?!https://)", readme)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_version_and_usage(command: str) -> None:
+    version = importlib.metadata.version(COMMANDS[command])
+    # The environment of a deployment may well have this name.
+    assert run(command, "--version", env={"UNROLL_VERSION": "7"}).stdout == f"{command} {version}\n"
+    usage = run(command, "-h").stdout
+    assert usage == run(command, "--help").stdout
+    assert usage.startswith(f"Usage: {command} ")
+    assert "--version" in usage
 
 
 def test_the_contracts_come_with_their_sources_and_the_generated_code(wheels: dict[str, Path]) -> None:

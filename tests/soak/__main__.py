@@ -155,4 +155,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    cli.run("soak", command)
+    cli.run("soak", command, "unroll-server")

@@ -12,8 +12,7 @@ from unroll_client.cli.stream import stream_command
 from unroll_proto import cli
 
 
-@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="unroll-client")
+@click.group(context_settings={"max_content_width": 100})
 def command() -> None:
     """Calls an Unroll server: see its models, classify files of sequences, watch hidden states.
 
@@ -38,4 +37,4 @@ command.add_command(admin_command)
 
 def main() -> NoReturn:
     """Entry point of `unroll`."""
-    cli.run("unroll", command)
+    cli.run("unroll", command, "unroll-client")
