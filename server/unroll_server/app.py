@@ -11,17 +11,20 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
+from unroll_engine.admission import Share
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.models.loader import Loader
 from unroll_proto.inference import service_pb2_grpc
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
 from unroll_server import metrics
 from unroll_server.admin.commands import Commands
-from unroll_server.admission import Share
 from unroll_server.auth import AuthInterceptor
 from unroll_server.calls import Calls
 from unroll_server.catalog import Catalog
 from unroll_server.config import Settings
 from unroll_server.endless import EndlessCalls
-from unroll_server.engine import Engine
+from unroll_server.errors import StartupError
 from unroll_server.fronts.certificates import Certificates
 from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers import health, inference
@@ -34,7 +37,6 @@ from unroll_server.handlers.unroll import UnrollService
 from unroll_server.identities import Identities
 from unroll_server.interceptors import StatusInterceptor
 from unroll_server.metrics import Metrics
-from unroll_server.models import Loader
 from unroll_server.process import stop_signal
 from unroll_server.repository import Repository
 from unroll_server.sessions.opening import open_store
@@ -109,7 +111,7 @@ class Service(Generic[AnyFront]):
         self._auth = AuthInterceptor(self.identities, usage)
         self._watching: asyncio.Task[None] | None = None
         self._drain_timeout = settings.drain_timeout
-        self._engine = Engine(
+        self._engine = AsyncEngine(
             (),
             max_lanes=settings.max_lanes,
             tick_steps=settings.tick_steps,
@@ -121,7 +123,7 @@ class Service(Generic[AnyFront]):
         self._catalog = Catalog(metrics=figures)
         self._repository = Repository(
             settings.models,
-            Loader(settings.runtime, settings.device, settings.max_lanes),
+            _loader(settings),
             self._catalog,
             self._engine,
             figures,
@@ -156,7 +158,7 @@ class Service(Generic[AnyFront]):
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
-        registry.guard(self._engine.entrance, WORKING)
+        registry.guard(self._engine.admission, WORKING)
         add_reflection([*SERVICES, health.SERVICE], registry)
 
     def _share_of(self, identity: str) -> Share | None:
@@ -175,7 +177,10 @@ class Service(Generic[AnyFront]):
         """
         self._repository.sessions = self.sessions.count
         self.sessions.look_for = self._repository.look_for
-        await self._repository.open()
+        try:
+            await self._repository.open()
+        except RuntimeUnavailableError as error:
+            raise StartupError(f"--{error}") from None
         self._watching = asyncio.create_task(self._auth.watch())
         self._count_tasks()
         # What is loaded stays: the collector need not look at all of it again and again, in the middle of a tick.
@@ -287,3 +292,10 @@ async def serve_grpcio(
             await service.drain()
     finally:
         service.close()
+
+
+def _loader(settings: Settings) -> Loader:
+    try:
+        return Loader(settings.runtime, settings.device, settings.max_lanes)
+    except RuntimeUnavailableError as error:
+        raise StartupError(f"--{error}") from None

@@ -12,8 +12,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from unroll_engine.errors import RequestError
 from unroll_server import caller
-from unroll_server.errors import ForbiddenError, RequestError, UnauthenticatedError
+from unroll_server.errors import ForbiddenError, UnauthenticatedError
 from unroll_server.identities import Identities, Identity, digest_of
 from unroll_server.usage import CALLS, Usage
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from unroll_engine.observer import ObservedCall
 from unroll_server import caller
 from unroll_server.metrics import CallMetrics, Metrics
 from unroll_server.tracing import CallSpan, Tracer
@@ -179,7 +180,7 @@ class Call:
 
 
 class WatchedCall(Call):
-    """A call that gets a line in the log, or a span, or both; see `caller.Watched`.
+    """A call that gets a line in the log, or a span, or both; see `observer.ObservedCall`.
 
     Attributes:
         request_id: The caller's name for it, or one of ours.
@@ -210,20 +211,20 @@ class WatchedCall(Call):
         return self._span is not None
 
     def waited(self, model: str, seconds: float) -> None:
-        """See caller.Watched."""
+        """See observer.ObservedCall."""
         if self._span:
             self._span.waited(model, seconds)
 
     def ticked(
         self,
-        others: "Sequence[caller.Watched]",
+        others: Sequence[ObservedCall],
         model: str,
         lanes: int,
         steps: int,
         real_steps: int,
         seconds: float,
     ) -> None:
-        """See caller.Watched."""
+        """See observer.ObservedCall."""
         spans = [call._span for call in others if isinstance(call, WatchedCall) and call._span]
         if self._span:
             self._span.ticked(spans, model, lanes, steps, real_steps, seconds)

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from unroll_server.errors import InvalidRequestError, ModelNotFoundError
+from unroll_engine.errors import InvalidRequestError, ModelNotFoundError
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import ModelKey
 from unroll_server.metrics import Metrics
-from unroll_server.models import Model
-from unroll_server.types import ModelKey
 
 
 class Catalog:

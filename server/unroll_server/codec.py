@@ -5,12 +5,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from unroll_engine.errors import InvalidRequestError, SequenceStateError
+from unroll_engine.jobs import BatchJob, span
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server.caller import identity, watched
 from unroll_server.config import Limits
-from unroll_server.errors import InvalidRequestError, SequenceStateError
-from unroll_server.models import Model
-from unroll_server.types import Float32Array, ModelSpec, State
-from unroll_server.work import Batch, span
 
 SNAPSHOT_FORMAT = 1
 MAX_KEY_BYTES = 128
@@ -23,7 +24,7 @@ _WIRE = np.dtype("<f4")
 _NATIVE = np.float32 == _WIRE
 
 
-def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, deadline: float = math.inf) -> Batch:
+def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, deadline: float = math.inf) -> BatchJob:
     """Checks a request and makes the engine's work of it, without copying its values.
 
     Args:
@@ -82,7 +83,9 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
             state = decode_snapshot(snapshot, spec, f"initial_states[{index}]")
             for array, value in zip(initial, state, strict=True):
                 array[:, index] = value
-    return Batch(model, values, offsets, initial, request.return_final_states, deadline)
+    return BatchJob(
+        model, values, offsets, initial, request.return_final_states, deadline, identity.get(), watched.get()
+    )
 
 
 def check_answer(spec: ModelSpec, sequences: int, keeps_states: bool, field: str) -> None:
@@ -198,7 +201,7 @@ def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snaps
     )
 
 
-def encode_batch(batch: Batch, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+def encode_batch(batch: BatchJob, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
     """The answer to a request whose work is done."""
     spec = batch.model.spec
     indices = batch.labels.tolist()

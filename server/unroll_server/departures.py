@@ -4,12 +4,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Container
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import RequestError
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import ModelKey
 from unroll_server.catalog import Catalog
-from unroll_server.engine import Engine
-from unroll_server.errors import RequestError
 from unroll_server.metrics import Metrics
-from unroll_server.models import Model
-from unroll_server.types import ModelKey
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Departures:
         linger: Seconds that a version stays loaded at least when it leaves.
     """
 
-    def __init__(self, catalog: Catalog, engine: Engine, metrics: Metrics, linger: float) -> None:
+    def __init__(self, catalog: Catalog, engine: AsyncEngine, metrics: Metrics, linger: float) -> None:
         self._catalog = catalog
         self._engine = engine
         self._metrics = metrics

@@ -14,20 +14,22 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from unroll_engine.errors import (
+    ExpiredError,
+    InternalError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestError,
+    SequenceStateError,
+)
 from unroll_server import caller
 from unroll_server.calls import REQUEST_ID, Calls, Method, cancelled_code, code_of
 from unroll_server.errors import (
     DrainingError,
-    ExpiredError,
     ForbiddenError,
-    InternalError,
-    InvalidRequestError,
-    ModelNotFoundError,
     ModelRefusedError,
     NotOfferedError,
-    OverloadedError,
-    RequestError,
-    SequenceStateError,
     SessionExpiredError,
     SessionNotFoundError,
     SessionRoomError,

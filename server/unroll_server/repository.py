@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.bundle import Fingerprint, Found, find_bundles, fingerprint, path_of, verify
+from unroll_engine.errors import ModelNotFoundError
+from unroll_engine.models.loader import Loader, Model
+from unroll_engine.models.spec import ModelKey
 from unroll_proto.bundle import BundleError
-from unroll_server.bundle import Fingerprint, Found, find_bundles, fingerprint, path_of, verify
 from unroll_server.catalog import Catalog
 from unroll_server.departures import CountSessions, Departures
-from unroll_server.engine import Engine
-from unroll_server.errors import ModelNotFoundError, ModelRefusedError, StartupError
+from unroll_server.errors import ModelRefusedError, StartupError
 from unroll_server.index import IndexEntry, VersionState
 from unroll_server.metrics import Metrics
-from unroll_server.models import Loader, Model
-from unroll_server.types import ModelKey
 from unroll_server.watcher import Watcher
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Repository:
         root: Path,
         loader: Loader,
         catalog: Catalog,
-        engine: Engine,
+        engine: AsyncEngine,
         metrics: Metrics,
         *,
         keep: int | None = None,

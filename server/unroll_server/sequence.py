@@ -4,12 +4,12 @@ import zlib
 from collections import deque
 from typing import NamedTuple, Protocol
 
-from unroll_server.caller import Watched
-from unroll_server.engine import Engine
-from unroll_server.errors import RequestError, SequenceStateError
-from unroll_server.models import Model
-from unroll_server.types import Float32Array, State
-from unroll_server.work import Stretch
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import RequestError, SequenceStateError
+from unroll_engine.jobs import ChunkJob
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.observer import ObservedCall
 
 REPEATABLE = 256
 """Chunks of a stream that can be answered again: the latest ones, over all its sequences."""
@@ -64,18 +64,18 @@ class Repeatable:
 
 
 class _Running:
-    """A chunk on its way through the engine, piece by piece; the listener of its stretches."""
+    """A chunk on its way through the engine, piece by piece; the listener of its jobs."""
 
     __slots__ = (
         "begin",
         "checksum",
         "first_step",
+        "job",
         "position",
         "reader",
         "repeats",
         "sequence",
         "state",
-        "stretch",
         "values",
     )
 
@@ -97,29 +97,28 @@ class _Running:
         self.reader = reader
         self.repeats = first_step != sequence.step
         self.position = 0
-        self.stretch: Stretch | None = None
+        self.job: ChunkJob | None = None
 
     def go_on(self) -> None:
         piece = self.values[self.position : self.position + PIECE] if len(self.values) > PIECE else self.values
-        stretch = Stretch(self.sequence.model, piece, self.state, self, self.sequence.owner)
-        # Not the one that this happens to run in: the engine's call back.
-        stretch.call = self.sequence.call
-        self.sequence.engine.start(stretch)
-        self.stretch = stretch
+        of = self.sequence
+        job = ChunkJob(of.model, piece, self.state, self, owner=of.owner, call=of.call)
+        of.engine.start(job)
+        self.job = job
 
     def leave(self) -> None:
-        if self.stretch is not None:
-            self.sequence.engine.end(self.stretch)
-            self.stretch = None
+        if self.job is not None:
+            self.sequence.engine.end(self.job)
+            self.job = None
 
     def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
-        """See work.Listener."""
+        """See jobs.Listener."""
         step = self.first_step + self.position
         self.position += count
         self.reader.progressed(step, count, logits, states)
 
     def finished(self, state: State) -> None:
-        """See work.Listener."""
+        """See jobs.Listener."""
         self.leave()
         self.state = state
         if self.position < len(self.values):
@@ -129,7 +128,7 @@ class _Running:
             self.reader.finished()
 
     def failed(self, error: RequestError) -> None:
-        """See work.Listener."""
+        """See jobs.Listener."""
         self.leave()
         self.sequence._running = None
         self.reader.failed(error)
@@ -152,13 +151,13 @@ class Sequence:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: AsyncEngine,
         model: Model,
         step: int,
         state: State | None,
         repeatable: Repeatable,
         owner: str = "",
-        call: Watched | None = None,
+        call: ObservedCall | None = None,
     ) -> None:
         self.engine = engine
         self.model = model

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unroll_engine.errors import InvalidRequestError
+from unroll_engine.jobs import span
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.config import Limits
-from unroll_server.errors import InvalidRequestError
-from unroll_server.types import Float32Array, ModelSpec, State
-from unroll_server.work import span
 
 INPUTS = {"input": ("FP32", 3), "lengths": ("INT32", 1), "initial_state": ("FP32", 3)}
 """Data type and number of dimensions of each input; the first dimension is the batch."""

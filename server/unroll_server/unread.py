@@ -9,8 +9,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from unroll_engine.errors import OverloadedError
 from unroll_server import caller
-from unroll_server.errors import OverloadedError
 from unroll_server.metrics import Metrics
 
 SMALL = 4 * 1024

@@ -4,7 +4,7 @@ import hashlib
 import mmap
 from pathlib import Path
 
-from unroll_server.errors import OverloadedError
+from unroll_engine.errors import OverloadedError
 from unroll_server.identities import Identities
 
 CALLS, OPEN_SEQUENCES = range(2)

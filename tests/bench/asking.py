@@ -11,8 +11,8 @@ from support.wire import classify_request
 from bench.infer import MODEL, MODEL_INFER, ModelInferRequest, ModelInferResponse
 from bench.servers.serving import MAX_MESSAGE_BYTES
 from unroll_client.load import Call
+from unroll_engine.models.spec import Float32Array
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.types import Float32Array
 
 CLASSIFY = "/unroll.v1.UnrollService/Classify"
 Group = Sequence[Float32Array]

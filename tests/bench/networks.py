@@ -9,9 +9,9 @@ import torch
 from support.exports import run_of
 from support.models import random_network
 
+from unroll_engine.models.spec import Float32Array
 from unroll_export import SimpleRNN
 from unroll_export.exporting import export_run
-from unroll_server.types import Float32Array
 
 # Every process of the benchmark is pinned to one core, where a second thread of torch's only spins.
 torch.set_num_threads(1)

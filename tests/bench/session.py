@@ -15,7 +15,7 @@ from bench.asking import Contestant, Group, classifier, echo, triton
 from bench.confine import die_with_parent, pin
 from bench.machine import Cores
 from bench.processes import Server
-from unroll_server.types import Float32Array
+from unroll_engine.models.spec import Float32Array
 
 P = ParamSpec("P")
 K = TypeVar("K")

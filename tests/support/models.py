@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec, State
+from unroll_engine.runtimes.base import Runtime
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime
+from unroll_engine.scheduler import TickCost
 from unroll_export import SimpleRNN
 from unroll_export.graphs.onnx_scan import build_onnx_scan
-from unroll_server.models import Model
-from unroll_server.runtimes.base import Runtime
-from unroll_server.runtimes.onnx import OnnxCpuRuntime
-from unroll_server.scheduler import TickCost
-from unroll_server.types import Float32Array, ModelKey, ModelSpec, State
 
 
 def random_network(features: int = 3, hidden: int = 8, outputs: int = 4, layers: int = 1, seed: int = 0) -> SimpleRNN:

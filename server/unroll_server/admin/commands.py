@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import grpc
 from google.rpc import status_pb2
 
+from unroll_engine.errors import InvalidRequestError, RequestError
 from unroll_proto.v1 import admin_pb2 as pb
-from unroll_server.errors import InvalidRequestError, RequestError, SessionNotFoundError
+from unroll_server.errors import SessionNotFoundError
 from unroll_server.interceptors import status_of
 from unroll_server.relay import RefusedError
 from unroll_server.sessions.service import Sessions

@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 
+from unroll_engine.errors import InvalidRequestError
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import admin_pb2 as pb
-from unroll_server.errors import InvalidRequestError
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _STATES = {

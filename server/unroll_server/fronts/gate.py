@@ -16,12 +16,12 @@ from typing import Protocol
 
 import grpc
 
-from unroll_server.admission import BYTES, DEADLINE, STEPS
-from unroll_server.errors import OverloadedError
+from unroll_engine.admission import BYTES, DEADLINE, STEPS
+from unroll_engine.errors import OverloadedError
+from unroll_engine.rate import Rate
 from unroll_server.fronts.gate_filter import NUMBERS
 from unroll_server.interceptors import status_of
 from unroll_server.metrics import Metrics
-from unroll_server.rate import Rate
 
 _SHARE, _FLOOR, _FULL = range(3)
 _KIND = (8, 12)
@@ -49,7 +49,7 @@ _TOO_MUCH: int = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 
 
 class Books(Protocol):
-    """What is queued; see entrance.py."""
+    """What is queued; see AdmissionController."""
 
     def horizon(self, interactive: bool) -> float:
         """Seconds left, at least, of a call that is not refused."""

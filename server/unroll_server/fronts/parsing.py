@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from unroll_server.errors import InvalidRequestError
+from unroll_engine.errors import InvalidRequestError
 
 REASON = "MALFORMED_MESSAGE"
 _Behavior = Callable[[Any, Any], Any]

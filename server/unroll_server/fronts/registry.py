@@ -8,21 +8,23 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 import grpc.aio
 
+from unroll_engine.errors import InvalidRequestError
+from unroll_server.caller import identity
 from unroll_server.calls import REQUEST_ID, take_request_id
-from unroll_server.errors import DrainingError, InvalidRequestError
+from unroll_server.errors import DrainingError
 from unroll_server.fronts.parsing import tolerant
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 class Entrance(Protocol):
-    """What is asked before the message of a call is read; see entrance.py."""
+    """What is asked before the message of a call is read; see AdmissionController."""
 
     def strained(self) -> bool:
         """Whether calls are refused these days."""
         ...
 
-    def check_unread(self, remaining: float | None, interactive: bool) -> None:
+    def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
         """Raises an OverloadedError where the call, with so many seconds left, will be refused."""
         ...
 
@@ -144,7 +146,7 @@ class Registry(grpc.GenericRpcHandler):
             self.turned_away += 1
             raise DrainingError("the server is shutting down")
         assert self._guard is not None
-        self._guard.entrance.check_unread(remaining, interactive)
+        self._guard.entrance.check_unread(identity.get(), remaining, interactive)
 
     def _intercept(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = handler and tolerant(handler)

@@ -8,15 +8,16 @@ from contextlib import aclosing
 from importlib.metadata import version as package_version
 from typing import Any
 
+from unroll_engine.errors import ModelNotFoundError, RequestError
+from unroll_engine.models.loader import Model
 from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceServicer
 from unroll_server.catalog import Catalog
-from unroll_server.errors import DrainingError, ModelNotFoundError, NotOfferedError, RequestError
+from unroll_server.errors import DrainingError, NotOfferedError
 from unroll_server.handlers.inference_models import config, metadata
 from unroll_server.handlers.inference_request import version_of
 from unroll_server.handlers.inference_run import Inference
 from unroll_server.handlers.inference_stream import InferenceStream
-from unroll_server.models import Model
 
 _log = logging.getLogger(__name__)
 

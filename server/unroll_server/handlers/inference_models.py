@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import ModelSpec
 from unroll_proto.inference import model_config_pb2 as config_pb
 from unroll_proto.inference import service_pb2 as pb
-from unroll_server.models import Model
-from unroll_server.types import ModelSpec
 
 PLATFORMS = {"onnx": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
 """Runtimes by the names that Triton gives them."""

@@ -3,9 +3,9 @@
 import math
 from typing import NamedTuple
 
+from unroll_engine.errors import InvalidRequestError
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.codec import MAX_KEY_BYTES
-from unroll_server.errors import InvalidRequestError
 from unroll_server.tensors import check_content_type
 
 OUTPUTS = ("logits", "probabilities", "states", "final_state")

@@ -6,15 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import InvalidRequestError, RequestError
+from unroll_engine.jobs import BatchJob
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.readout import classify
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server import tensors
-from unroll_server.caller import identity
+from unroll_server.caller import identity, watched
 from unroll_server.catalog import Catalog
-from unroll_server.classes import classify
 from unroll_server.codec import check_answer
 from unroll_server.config import Limits
-from unroll_server.engine import Engine
-from unroll_server.errors import InvalidRequestError, RequestError, SessionNotFoundError
+from unroll_server.errors import SessionNotFoundError
 from unroll_server.handlers.inference_request import (
     DEFAULT_OUTPUTS,
     Options,
@@ -24,12 +28,9 @@ from unroll_server.handlers.inference_request import (
     version_of,
 )
 from unroll_server.handlers.inference_statistics import Stages, Statistics
-from unroll_server.models import Model
 from unroll_server.sessions.chunks import Advance
 from unroll_server.sessions.running import compute
 from unroll_server.sessions.service import Sessions
-from unroll_server.types import Float32Array, ModelSpec, State
-from unroll_server.work import Batch
 
 _FIELDS = {
     "model": "model_name",
@@ -68,7 +69,7 @@ class Inference:
     """
 
     def __init__(
-        self, catalog: Catalog, engine: Engine, sessions: Sessions, limits: Limits, statistics: Statistics
+        self, catalog: Catalog, engine: AsyncEngine, sessions: Sessions, limits: Limits, statistics: Statistics
     ) -> None:
         self._catalog = catalog
         self._engine = engine
@@ -136,7 +137,9 @@ class Inference:
         state = tensors.initial_state(inputs, spec)
         names = {each.name for each in wanted}
         if "states" not in names:
-            batch = Batch(model, rows, offsets, state, "final_state" in names, deadline)
+            batch = BatchJob(
+                model, rows, offsets, state, "final_state" in names, deadline, identity.get(), watched.get()
+            )
             await self._engine.classify(batch)
             stages.waited = int(batch.waited * 1e9)
             return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))

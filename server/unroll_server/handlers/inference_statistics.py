@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 
+from unroll_engine.models.spec import ModelKey
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.metrics import figures as place
 from unroll_server.metrics.memory import Figures, Memory
-from unroll_server.types import ModelKey
 
 _KIND, _LATEST = "inference", "inference-latest"
 # Places of a model's numbers: counts, and nanoseconds all in all.

@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
+from unroll_engine.errors import InternalError, RequestError
 from unroll_proto.inference import service_pb2 as pb
-from unroll_server.errors import DrainingError, InternalError, RequestError
+from unroll_server.errors import DrainingError
 from unroll_server.interceptors import status_of
 
 MAX_UNANSWERED = 256

@@ -1,9 +1,9 @@
 """Which model goes on from a snapshot."""
 
+from unroll_engine.errors import ModelNotFoundError, SequenceStateError
+from unroll_engine.models.loader import Model
 from unroll_proto.v1.unroll_pb2 import Snapshot
 from unroll_server.catalog import Catalog
-from unroll_server.errors import ModelNotFoundError, SequenceStateError
-from unroll_server.models import Model
 
 
 def model_of(

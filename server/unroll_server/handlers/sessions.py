@@ -4,17 +4,17 @@ import math
 import time
 from typing import Any
 
+from unroll_engine.errors import InvalidRequestError
+from unroll_engine.models.spec import Float32Array, ModelSpec
+from unroll_engine.readout import classify
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
 from unroll_server.catalog import Catalog
-from unroll_server.classes import classify
 from unroll_server.codec import decode_chunk, decode_snapshot, encode, encode_snapshot
 from unroll_server.config import Limits
-from unroll_server.errors import InvalidRequestError
 from unroll_server.handlers.resuming import model_of
 from unroll_server.sessions.chunks import Advance, Advanced
 from unroll_server.sessions.service import Sessions
-from unroll_server.types import Float32Array, ModelSpec
 
 
 async def advance(

@@ -3,12 +3,12 @@
 from collections import deque
 from typing import Protocol
 
+from unroll_engine.errors import RequestError
+from unroll_engine.models.spec import Float32Array
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.codec import encode
-from unroll_server.errors import RequestError
 from unroll_server.interceptors import status_of
 from unroll_server.sequence import PIECE, Sequence
-from unroll_server.types import Float32Array
 
 
 class Host(Protocol):

@@ -4,14 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import InvalidRequestError, RequestError, SequenceStateError
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
 from unroll_server.caller import watched
 from unroll_server.catalog import Catalog
 from unroll_server.codec import MAX_KEY_BYTES, decode_chunk, decode_snapshot, encode_snapshot
 from unroll_server.config import Limits
-from unroll_server.engine import Engine
-from unroll_server.errors import InvalidRequestError, RequestError, SequenceStateError
 from unroll_server.handlers.resuming import model_of
 from unroll_server.handlers.slot import Slot
 from unroll_server.interceptors import status_of
@@ -43,7 +43,7 @@ class Stream:
         usage: What the caller's identity has open, over all its streams.
     """
 
-    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, usage: Usage) -> None:
+    def __init__(self, catalog: Catalog, engine: AsyncEngine, limits: Limits, usage: Usage) -> None:
         self._catalog = catalog
         self._engine = engine
         self._limits = limits

@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 from unroll_server.catalog import Catalog
 from unroll_server.codec import decode_batch, encode_batch
 from unroll_server.config import Limits
-from unroll_server.engine import Engine
 from unroll_server.errors import DrainingError
 from unroll_server.handlers.resuming import model_of
 from unroll_server.handlers.sessions import advance
 from unroll_server.handlers.stream import Stream
-from unroll_server.models import Model
 from unroll_server.sessions.service import Sessions
 from unroll_server.usage import Usage
 
@@ -32,7 +32,7 @@ class UnrollService(UnrollServiceServicer):
         usage: What each identity has open.
     """
 
-    def __init__(self, catalog: Catalog, engine: Engine, limits: Limits, sessions: Sessions, usage: Usage) -> None:
+    def __init__(self, catalog: Catalog, engine: AsyncEngine, limits: Limits, sessions: Sessions, usage: Usage) -> None:
         self._catalog = catalog
         self._engine = engine
         self._limits = limits

@@ -47,6 +47,11 @@ class Metrics(Collector):
         return self._server
 
     @property
+    def queue(self) -> ServerMetrics:
+        """See unroll_engine.observer.Metrics."""
+        return self.server
+
+    @property
     def memory(self) -> Memory:
         """Where the figures are, for those that Prometheus is not told."""
         return self._memory

@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from unroll_engine.errors import InvalidRequestError, SequenceStateError
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_proto.v1.session_pb2 import AppliedChunk, Session
 from unroll_proto.v1.unroll_pb2 import Snapshot
 from unroll_server.codec import decode_snapshot, encode, encode_snapshot
-from unroll_server.errors import InvalidRequestError, SequenceStateError, SessionNotFoundError, SessionTakenError
-from unroll_server.models import Model
+from unroll_server.errors import SessionNotFoundError, SessionTakenError
 from unroll_server.sessions.store import FORMAT
-from unroll_server.types import Float32Array, ModelSpec, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from unroll_engine.models.spec import ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server.errors import SessionRoomError, SessionStoreError
 from unroll_server.sessions.store import Kept, Listed, expired, lifetime, new_revision, parse, pushed_out, wall_clock
-from unroll_server.types import ModelKey
 
 _log = logging.getLogger(__name__)
 

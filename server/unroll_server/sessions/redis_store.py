@@ -19,10 +19,10 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError
 
+from unroll_engine.models.spec import ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server.errors import SessionRoomError, SessionStoreError, StartupError
 from unroll_server.sessions.store import Kept, Listed, expired, lifetime, new_revision, parse
-from unroll_server.types import ModelKey
 
 _log = logging.getLogger(__name__)
 

@@ -4,16 +4,17 @@ import asyncio
 
 import numpy as np
 
-from unroll_server.engine import Engine
-from unroll_server.errors import RequestError
-from unroll_server.models import Model
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import RequestError
+from unroll_engine.jobs import ChunkJob
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, State
+from unroll_server.caller import identity, watched
 from unroll_server.sequence import PIECE
-from unroll_server.types import Float32Array, State
-from unroll_server.work import Stretch
 
 
 class _Piece:
-    """Listens to a stretch, and keeps what it computes (work.Listener)."""
+    """Listens to a job, and keeps what it computes (jobs.Listener)."""
 
     def __init__(self, logits: Float32Array, states: Float32Array | None) -> None:
         self._logits = logits
@@ -22,7 +23,7 @@ class _Piece:
         self.done: asyncio.Future[State] = asyncio.get_running_loop().create_future()
 
     def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
-        """See work.Listener."""
+        """See jobs.Listener."""
         # Copied: a view would keep the whole tick.
         self._logits[self._at : self._at + count] = logits
         if self._states is not None:
@@ -30,18 +31,23 @@ class _Piece:
         self._at += count
 
     def finished(self, state: State) -> None:
-        """See work.Listener."""
+        """See jobs.Listener."""
         if not self.done.done():
             self.done.set_result(state)
 
     def failed(self, error: RequestError) -> None:
-        """See work.Listener."""
+        """See jobs.Listener."""
         if not self.done.done():
             self.done.set_exception(error)
 
 
 async def compute(
-    engine: Engine, model: Model, values: Float32Array, state: State | None, deadline: float, keep_states: bool = True
+    engine: AsyncEngine,
+    model: Model,
+    values: Float32Array,
+    state: State | None,
+    deadline: float,
+    keep_states: bool = True,
 ) -> tuple[Float32Array, Float32Array, State]:
     """Computes the steps of a chunk; when cancelled, what is not computed yet never is.
 
@@ -67,12 +73,11 @@ async def compute(
     for begin in range(0, len(values), PIECE):
         end = begin + PIECE
         piece = _Piece(logits[begin:end], states[begin:end] if keep_states else None)
-        stretch = Stretch(model, values[begin:end], state, piece)
-        stretch.deadline = deadline
-        engine.start(stretch)
+        job = ChunkJob(model, values[begin:end], state, piece, deadline, identity.get(), watched.get())
+        engine.start(job)
         try:
             state = await piece.done
         finally:
-            engine.end(stretch)
+            engine.end(job)
     assert state is not None
     return logits, states, state

@@ -8,27 +8,25 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from unroll_proto.v1.session_pb2 import Session
-from unroll_server import caller, usage
-from unroll_server.catalog import Catalog
-from unroll_server.codec import MAX_KEY_BYTES, check_bundle
-from unroll_server.engine import Engine
-from unroll_server.errors import (
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import (
     ExpiredError,
     InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
     RequestError,
     SequenceStateError,
-    SessionExpiredError,
-    SessionStoreError,
-    SessionTakenError,
 )
-from unroll_server.models import Model
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import ModelKey
+from unroll_proto.v1.session_pb2 import Session
+from unroll_server import caller, usage
+from unroll_server.catalog import Catalog
+from unroll_server.codec import MAX_KEY_BYTES, check_bundle
+from unroll_server.errors import SessionExpiredError, SessionStoreError, SessionTakenError
 from unroll_server.sessions.chunks import Advance, Advanced, check_values, following, new_session, no_session, place
 from unroll_server.sessions.running import compute
 from unroll_server.sessions.store import Kept, Listed, Store
-from unroll_server.types import ModelKey
 
 REASON = "SESSION_"
 """What the reasons of the errors about sessions begin with."""
@@ -60,7 +58,7 @@ class Sessions:
         self,
         store: Store,
         catalog: Catalog,
-        engine: Engine,
+        engine: AsyncEngine,
         count: Callable[[str], None] = lambda _: None,
         limit_of: Callable[[str], int | None] = lambda _: None,
     ) -> None:

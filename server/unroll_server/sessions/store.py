@@ -5,9 +5,10 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from unroll_engine.errors import SequenceStateError
+from unroll_engine.models.spec import ModelKey
 from unroll_proto.v1.session_pb2 import Session
-from unroll_server.errors import SequenceStateError, SessionExpiredError
-from unroll_server.types import ModelKey
+from unroll_server.errors import SessionExpiredError
 
 FORMAT = 1
 """Meaning of a kept `unroll.v1.Session`."""

@@ -13,12 +13,12 @@ from support.eager import TOLERANCE
 from support.models import random_network
 
 from bench.asking import WrongAnswerError
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_export.graphs.torchscript import build_torchscript
 from unroll_export.parity.runners import open_runner
 from unroll_proto.v1 import bundle_pb2 as pb
-from unroll_server.runtimes.onnx import OnnxCpuRuntime
 
 STEPS = 16
 ROUNDS = 15

@@ -16,14 +16,14 @@ from support.eager import TOLERANCE
 from bench.asking import WrongAnswerError
 from bench.networks import eager, even, ragged
 from unroll_client.load import Result
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.bundle import find_bundles, verify
+from unroll_engine.jobs import BatchJob
+from unroll_engine.models.loader import Loader, Model
+from unroll_engine.models.spec import Float32Array, ModelSpec
+from unroll_engine.runtimes.onnx import session_options
 from unroll_proto import bundle
-from unroll_server.bundle import find_bundles, verify
-from unroll_server.engine import Engine
 from unroll_server.metrics import Metrics
-from unroll_server.models import Loader, Model
-from unroll_server.runtimes.onnx import session_options
-from unroll_server.types import Float32Array, ModelSpec
-from unroll_server.work import Batch
 
 TICK_STEPS = 32
 """As `unroll-serve` has it by default."""
@@ -138,7 +138,7 @@ async def _drive(
 
 
 async def _caller(
-    engine: Engine, turns: Iterator[Callable[[], Batch]], begin: float, end: float, latencies: list[float]
+    engine: AsyncEngine, turns: Iterator[Callable[[], BatchJob]], begin: float, end: float, latencies: list[float]
 ) -> None:
     while (started := time.perf_counter()) < end:
         await engine.classify(next(turns)())
@@ -146,15 +146,15 @@ async def _caller(
             latencies.append(now - started)
 
 
-def open_engine(served: Model, lanes: int, metrics: Metrics) -> Engine:
+def open_engine(served: Model, lanes: int, metrics: Metrics) -> AsyncEngine:
     """The engine with the server's defaults, and room for any queue."""
-    return Engine([served], max_lanes=lanes, tick_steps=TICK_STEPS, max_queued_steps=2**40, metrics=metrics)
+    return AsyncEngine([served], max_lanes=lanes, tick_steps=TICK_STEPS, max_queued_steps=2**40, metrics=metrics)
 
 
-def _batch_maker(served: Model, group: Sequence[Float32Array]) -> Callable[[], Batch]:
+def _batch_maker(served: Model, group: Sequence[Float32Array]) -> Callable[[], BatchJob]:
     values = np.concatenate(group)
     offsets = np.cumsum([0, *map(len, group)], dtype=np.int64)
-    return lambda: Batch(served, values, offsets)
+    return lambda: BatchJob(served, values, offsets)
 
 
 def _steps(metrics: Metrics, kind: str) -> float:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.inside.engine import model, open_engine
+from unroll_engine.jobs import BatchJob
 from unroll_server.metrics import Metrics
-from unroll_server.work import Batch
 
 STEPS = 5
 """Of each sequence: short, so that what queueing costs shows."""
@@ -25,8 +25,8 @@ def seconds_per_sequence(repository: Path, waiting: int) -> float:
     async def run() -> float:
         engine = open_engine(served, LANES, Metrics())
         try:
-            await engine.classify(Batch(served, values, offsets))
-            batches = [Batch(served, values, offsets) for _ in range(waiting)]
+            await engine.classify(BatchJob(served, values, offsets))
+            batches = [BatchJob(served, values, offsets) for _ in range(waiting)]
             gc.collect()
             # Objects that live through a run cost the collector more, the more there are; the server's live shorter.
             gc.freeze()

@@ -15,7 +15,7 @@ from bench.processes import StartError
 from bench.rows.row import Row
 from bench.session import Session
 from unroll_client import AsyncClient
-from unroll_server.types import Float32Array
+from unroll_engine.models.spec import Float32Array
 
 CALLERS = 1_000
 

@@ -7,8 +7,8 @@ import torch
 from support.eager import TOLERANCE
 
 from bench.networks import even, network
+from unroll_engine.models.spec import Float32Array
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.types import Float32Array
 
 PERIOD = 64
 """Steps after which a stream's values repeat."""

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from unit.client.harness import BINARY, MODEL, TWO_LAYERS, LocalServer, ScriptedServer
 
+from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2_grpc
-from unroll_server.models import Model
 
 
 @pytest.fixture(scope="session")

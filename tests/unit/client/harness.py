@@ -10,15 +10,15 @@ import grpc
 import grpc.aio
 from support.models import random_network, served
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2_grpc
 from unroll_server.catalog import Catalog
 from unroll_server.config import Limits
-from unroll_server.engine import Engine
 from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers.unroll import UnrollService
 from unroll_server.identities import Identities
 from unroll_server.interceptors import StatusInterceptor
-from unroll_server.models import Model
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.service import Sessions
 from unroll_server.usage import Usage
@@ -100,7 +100,7 @@ class LocalServer:
             self._engine.close()
 
     async def _start(self, models: tuple[Model, ...], limits: Limits, port: int, queued: int) -> str:
-        self._engine = Engine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
+        self._engine = AsyncEngine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
         catalog = Catalog(models)
         sessions = Sessions(MemoryStore(3600, 1000), catalog, self._engine)
         self._service = UnrollService(catalog, self._engine, limits, sessions, Usage(Identities(None)))

@@ -25,9 +25,9 @@ from unroll_client import (
     Snapshot,
     Unavailable,
 )
+from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
-from unroll_server.models import Model
 
 MODELS = {"m": MODEL, "deep": TWO_LAYERS, "binary": BINARY}
 

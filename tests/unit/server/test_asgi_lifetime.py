@@ -9,8 +9,8 @@ import grpc.aio
 import pytest
 from unit.server.asgi_driver import PATIENCE, Exchange, ask, framed, front_of, open_call
 
+from unroll_engine.errors import InvalidRequestError
 from unroll_server.endless import EndlessCalls
-from unroll_server.errors import InvalidRequestError
 from unroll_server.fronts.asgi import LOOKS
 from unroll_server.fronts.asgi_streams import HIGH_WATER
 from unroll_server.interceptors import StatusInterceptor

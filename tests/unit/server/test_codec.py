@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from support.models import random_network, served
 
+from unroll_engine.errors import InvalidRequestError, SequenceStateError
+from unroll_engine.models.spec import Float32Array
+from unroll_engine.readout import classify
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.classes import classify
 from unroll_server.codec import (
     MAX_STEP,
     decode_batch,
@@ -22,8 +24,6 @@ from unroll_server.codec import (
     encode_snapshot,
 )
 from unroll_server.config import Limits
-from unroll_server.errors import InvalidRequestError, SequenceStateError
-from unroll_server.types import Float32Array
 
 MODEL = served(random_network(features=3, hidden=8, outputs=4, layers=2))
 SPEC = MODEL.spec

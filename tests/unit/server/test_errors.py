@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unroll_server.errors import MOST_SAID, InvalidRequestError, shortened
+from unroll_engine.errors import MAX_MESSAGE_BYTES, InvalidRequestError, shortened
 from unroll_server.interceptors import status_of
 
 
@@ -21,7 +21,7 @@ def test_what_fits_is_left_alone_and_the_rest_keeps_its_ends(text: str, most: in
 
 def test_a_status_stays_small_whatever_a_caller_called_its_fields() -> None:
     status = status_of(InvalidRequestError(f"no model {'é' * 10**6!r} is served", f"parameters[{'x' * 10**6}]"))
-    assert len(status.message.encode()) < 2 * MOST_SAID
-    assert status.ByteSize() < 4 * MOST_SAID
+    assert len(status.message.encode()) < 2 * MAX_MESSAGE_BYTES
+    assert status.ByteSize() < 4 * MAX_MESSAGE_BYTES
     assert status.message.startswith("parameters[xxx")
     assert status.message.endswith("' is served")

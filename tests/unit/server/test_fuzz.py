@@ -14,14 +14,14 @@ from support import wire
 from support.models import alone, random_network, served
 from support.mutations import mutated
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import RequestError
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import tensors
 from unroll_server.catalog import Catalog
 from unroll_server.codec import decode_batch, decode_snapshot, encode_snapshot
 from unroll_server.config import Limits
-from unroll_server.engine import Engine
-from unroll_server.errors import RequestError
 from unroll_server.handlers.stream import Stream
 from unroll_server.identities import Identities
 from unroll_server.interceptors import STATUS
@@ -179,7 +179,7 @@ async def streamed(requests: Sequence[pb.UnrollRequest]) -> list[pb.UnrollRespon
         for request in requests:
             yield request
 
-    engine = Engine([MODEL], max_lanes=4, tick_steps=4, max_queued_steps=10**6)
+    engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=4, max_queued_steps=10**6)
     try:
         stream = Stream(Catalog([MODEL]), engine, LIMITS, Usage(Identities(None)))
         async with asyncio.timeout(30):

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from unroll_engine.errors import OverloadedError
 from unroll_proto.inference import service_pb2 as pb
-from unroll_server.errors import DrainingError, OverloadedError
+from unroll_server.errors import DrainingError
 from unroll_server.handlers.inference_stream import MAX_BYTES, MAX_UNANSWERED, InferenceStream
 
 

@@ -1,6 +1,5 @@
-"""docs/operations.md has a row for every metric that is exported, every log line of concern, and none for another."""
+"""docs/operations.md has a row for every metric that is exported, and none for another."""
 
-import ast
 import os
 import re
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-import unroll_server
 from unroll_server.metrics import Metrics, Workers
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
@@ -39,24 +37,6 @@ def documented() -> dict[str, tuple[bool, set[str]]]:
     )
     assert len({name for name, _, _ in rows}) == len(rows)
     return {name: (bool(gauge), {label.strip() for label in labels.split(",")} - {""}) for name, gauge, labels in rows}
-
-
-def logged() -> set[tuple[str, str]]:
-    """Logger, below `unroll_server`, and level of every line that something is wrong."""
-    levels = {"warning": "WARNING", "error": "ERROR", "exception": "ERROR"}
-    root = Path(unroll_server.__file__).parent
-    return {
-        (".".join(file.relative_to(root).with_suffix("").parts), levels[node.attr])
-        for file in root.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr in levels and ast.unparse(node.value) == "_log"
-    }
-
-
-def test_every_line_of_the_log_that_something_is_wrong_has_its_row() -> None:
-    rows = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+): .*? \| (WARNING|ERROR) \|", OPERATIONS.read_text(), re.MULTILINE)
-    told = {(logger, level) for loggers, level in rows for logger in re.findall(r"`([\w.]+)`", loggers)}
-    assert told == logged()
 
 
 def test_every_metric_has_its_row_with_its_labels() -> None:

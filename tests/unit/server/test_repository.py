@@ -14,14 +14,15 @@ import pytest
 from support import bundles
 from support.models import alone, random_network
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import ModelNotFoundError
+from unroll_engine.jobs import BatchJob
+from unroll_engine.models.loader import Loader, Model
+from unroll_engine.models.spec import ModelKey
 from unroll_server.catalog import Catalog
-from unroll_server.engine import Engine
-from unroll_server.errors import ModelNotFoundError, ModelRefusedError, SessionStoreError, StartupError
+from unroll_server.errors import ModelRefusedError, SessionStoreError, StartupError
 from unroll_server.metrics import Metrics
-from unroll_server.models import Loader, Model
 from unroll_server.repository import Repository
-from unroll_server.types import ModelKey
-from unroll_server.work import Batch
 
 LANES = 4
 
@@ -45,7 +46,7 @@ class Served:
 
     def __init__(self, root: Path, keep: int | None = None, poll: float = 0.0, linger: float = 0.0) -> None:
         metrics = Metrics()
-        self.engine = Engine((), max_lanes=LANES, tick_steps=5, max_queued_steps=10**6, metrics=metrics)
+        self.engine = AsyncEngine((), max_lanes=LANES, tick_steps=5, max_queued_steps=10**6, metrics=metrics)
         self.catalog = Catalog()
         loader = Loader("onnx", "cpu", LANES)
         self.repository = Repository(
@@ -70,7 +71,7 @@ class Served:
     async def classify(self, model: Model) -> None:
         """Runs work on a model and checks its bits."""
         values = np.random.default_rng(1).normal(size=(7, model.spec.input_size)).astype(np.float32)
-        batch = Batch(model, values, np.array([0, 7]))
+        batch = BatchJob(model, values, np.array([0, 7]))
         await self.engine.classify(batch)
         logits, _, _ = alone(model, values, None)
         assert batch.logits.tobytes() == logits[-1:].tobytes()

@@ -3,9 +3,9 @@
 import pytest
 from support.models import random_network, served
 
+from unroll_engine.errors import ModelNotFoundError, RequestError, SequenceStateError
 from unroll_proto.v1.unroll_pb2 import Snapshot
 from unroll_server.catalog import Catalog
-from unroll_server.errors import ModelNotFoundError, RequestError, SequenceStateError
 from unroll_server.handlers.resuming import model_of
 
 NETWORK = random_network()

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import alone, random_network, served
 
-from unroll_server.engine import Engine
-from unroll_server.errors import RequestError, SequenceStateError
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import RequestError, SequenceStateError
+from unroll_engine.models.spec import Float32Array
 from unroll_server.metrics import Metrics
 from unroll_server.sequence import PIECE, REPEATABLE, Repeatable, Sequence
-from unroll_server.types import Float32Array
 
 MODEL = served(random_network())
 
@@ -22,8 +22,8 @@ def values_of(steps: int) -> Float32Array:
     return np.random.default_rng(steps).normal(size=(steps, MODEL.spec.input_size)).astype(np.float32)
 
 
-def new_engine() -> Engine:
-    return Engine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
+def new_engine() -> AsyncEngine:
+    return AsyncEngine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
 
 
 class Answer:

@@ -15,27 +15,18 @@ from hypothesis import strategies as st
 from support.models import alone, random_network, served
 from support.redis_server import RedisServer, redis_executable
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import ExpiredError, InvalidRequestError, OverloadedError, RequestError, SequenceStateError
+from unroll_engine.models.spec import Float32Array, ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server.catalog import Catalog
-from unroll_server.engine import Engine
-from unroll_server.errors import (
-    ExpiredError,
-    InvalidRequestError,
-    OverloadedError,
-    RequestError,
-    SequenceStateError,
-    SessionExpiredError,
-    SessionNotFoundError,
-    SessionStoreError,
-    SessionTakenError,
-)
+from unroll_server.errors import SessionExpiredError, SessionNotFoundError, SessionStoreError, SessionTakenError
 from unroll_server.metrics import Metrics
 from unroll_server.sessions.chunks import Advance, Advanced
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.redis_store import RedisStore
 from unroll_server.sessions.service import Sessions
 from unroll_server.sessions.store import Kept, Store
-from unroll_server.types import Float32Array, ModelKey
 
 MODEL = served(random_network())
 NEWER = served(random_network(seed=1), version=2)
@@ -56,7 +47,8 @@ def ask(session_id: str = "s", values: Float32Array | None = None, **more: objec
 async def replicas(*stores: Store, queued: int = 10**6) -> AsyncIterator[list[Sessions]]:
     """A replica for each store, each with an engine of its own."""
     engines = [
-        Engine([MODEL, NEWER], max_lanes=4, tick_steps=5, max_queued_steps=queued, metrics=Metrics()) for _ in stores
+        AsyncEngine([MODEL, NEWER], max_lanes=4, tick_steps=5, max_queued_steps=queued, metrics=Metrics())
+        for _ in stores
     ]
     try:
         yield [Sessions(store, Catalog([MODEL, NEWER]), engine) for store, engine in zip(stores, engines, strict=True)]
@@ -315,7 +307,7 @@ async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> 
         replace(model, spec=replace(MODEL.spec, bundle=bundle)) for model, bundle in ((MODEL, b"A"), (NEWER, b"B"))
     )
     catalog = Catalog([old])
-    engine = Engine([old, new], max_lanes=4, tick_steps=5, max_queued_steps=1000, metrics=Metrics())
+    engine = AsyncEngine([old, new], max_lanes=4, tick_steps=5, max_queued_steps=1000, metrics=Metrics())
     sessions = Sessions(MemoryStore(60, 100), catalog, engine)
     try:
         await sessions.advance(ask("s", values[:2], start=True))
@@ -386,7 +378,7 @@ async def test_an_identity_has_no_more_sessions_than_it_may() -> None:
 
 async def test_a_model_is_held_until_its_session_is_stored() -> None:
     catalog = Catalog([MODEL])
-    engine = Engine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
+    engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
     held: list[int] = []
 
     class Watched(MemoryStore):

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from support.redis_server import RedisServer, redis_executable
 
+from unroll_engine.errors import SequenceStateError
+from unroll_engine.models.spec import ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_proto.v1.unroll_pb2 import Snapshot
-from unroll_server.errors import SequenceStateError, SessionExpiredError, SessionRoomError, SessionStoreError
+from unroll_server.errors import SessionExpiredError, SessionRoomError, SessionStoreError
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.redis_store import RedisStore
 from unroll_server.sessions.store import Store
-from unroll_server.types import ModelKey
 
 needs_redis = pytest.mark.skipif(redis_executable() is None, reason="there is no redis-server")
 KEY = ModelKey("m", 1)

@@ -9,10 +9,10 @@ import pytest
 from support import wire
 from support.models import alone, random_network, served
 
+from unroll_engine.async_engine import AsyncEngine
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.catalog import Catalog
 from unroll_server.config import Limits
-from unroll_server.engine import Engine
 from unroll_server.handlers.stream import MAX_UNANSWERED_BYTES, MAX_UNSENT_BYTES, Stream
 from unroll_server.identities import Identities
 from unroll_server.metrics import Metrics
@@ -45,7 +45,7 @@ class Serving:
     def __init__(self) -> None:
         self._metrics = Metrics()
         self._catalog = Catalog([MODEL], metrics=self._metrics)
-        self.engine = Engine([MODEL], max_lanes=64, tick_steps=32, max_queued_steps=10**8, metrics=self._metrics)
+        self.engine = AsyncEngine([MODEL], max_lanes=64, tick_steps=32, max_queued_steps=10**8, metrics=self._metrics)
 
     def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
         """Those of a stream."""

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.settings import SETTINGS
 
+from unroll_engine.errors import InvalidRequestError
+from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.config import Limits
-from unroll_server.errors import InvalidRequestError
 from unroll_server.tensors import INPUTS, decode, encode, encode_classes, initial_state, ragged
-from unroll_server.types import Float32Array, ModelKey, ModelSpec
 
 LIMITS = SETTINGS.limits
 SPEC = ModelSpec(ModelKey("m", 1), "simple_rnn", 2, 3, 4, 2, ("a", "b", "c", "d"), ("x", "y"))

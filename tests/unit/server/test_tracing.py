@@ -14,13 +14,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.models import random_network, served
 
-from unroll_server import tracing
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.jobs import BatchJob
+from unroll_server import caller, tracing
 from unroll_server.calls import Calls, Method
-from unroll_server.engine import Engine
 from unroll_server.errors import StartupError
 from unroll_server.metrics import Metrics
 from unroll_server.tracing import Tracer
-from unroll_server.work import Batch
 
 MODEL = served(random_network(), "one", 3)
 PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "123"]
@@ -72,12 +72,12 @@ async def test_calls_that_share_ticks_each_have_them_in_their_trace(
 ) -> None:
     metrics = Metrics()
     method = method_of(tracer)
-    engine = Engine([MODEL], max_lanes=8, tick_steps=4, max_queued_steps=1000, metrics=metrics)
+    engine = AsyncEngine([MODEL], max_lanes=8, tick_steps=4, max_queued_steps=1000, metrics=metrics)
 
     async def classify(parent: str) -> None:
         call = method.open(Context(traceparent=parent))
         values = np.zeros((10, MODEL.spec.input_size), np.float32)
-        await engine.classify(Batch(MODEL, values, np.array([0, 10])))
+        await engine.classify(BatchJob(MODEL, values, np.array([0, 10]), call=caller.watched.get()))
         call.end(0)
 
     try:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from support.models import random_network, served
 
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import OverloadedError
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.catalog import Catalog
-from unroll_server.engine import Engine
-from unroll_server.errors import OverloadedError
 from unroll_server.fronts.asgi_methods import CallDetails
 from unroll_server.metrics import Metrics
 from unroll_server.sessions.chunks import Advance
@@ -42,7 +42,7 @@ async def bounded(interceptor: UnreadInterceptor, behavior: Callable[[Any, Any],
 
 async def test_a_session_that_has_moved_on_is_answered() -> None:
     """Whoever is told that there is no room asks again, and the steps would count twice."""
-    engine = Engine([MODEL], max_lanes=4, tick_steps=8, max_queued_steps=10**6)
+    engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=8, max_queued_steps=10**6)
     sessions = Sessions(MemoryStore(60.0, 10), Catalog([MODEL]), engine)
     interceptor, connection = UnreadInterceptor(Metrics()), Caller()
     values = np.zeros((5, 3), np.float32)

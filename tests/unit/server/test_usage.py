@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.operators import write_identities
 
-from unroll_server.errors import OverloadedError
+from unroll_engine.errors import OverloadedError
 from unroll_server.identities import Identities
 from unroll_server.usage import CALLS, OPEN_SEQUENCES, Usage
 

@@ -17,8 +17,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from unroll_engine.models.spec import ModelSpec
 from unroll_proto.bundle import BundleError
-from unroll_server.types import ModelSpec
 
 OPSET = 17
 IR_VERSION = 8

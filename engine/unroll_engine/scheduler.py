@@ -18,7 +18,7 @@ stream waits no longer than that."""
 
 
 class Queued(Protocol):
-    """What the scheduler must know of work, and keeps in it; see work.Work."""
+    """What the scheduler must know of a job, and keeps in it; see jobs.Job."""
 
     cancelled: bool
     deadline: float
@@ -36,18 +36,18 @@ class Queued(Protocol):
         ...
 
 
-WorkT = TypeVar("WorkT", bound=Queued)
+JobT = TypeVar("JobT", bound=Queued)
 
 
-class Slice(NamedTuple, Generic[WorkT]):
-    """Sequences `first` to `first + number - 1` of `work`, which leave the queue together."""
+class Slice(NamedTuple, Generic[JobT]):
+    """Sequences `first` to `first + number - 1` of `job`, which leave the queue together."""
 
-    work: WorkT
+    job: JobT
     first: int
     number: int
 
 
-class Queue(Generic[WorkT]):
+class Queue(Generic[JobT]):
     """Work of one model that waits for lanes, by class: within one, earliest deadline first, then arrival.
 
     Args:
@@ -57,12 +57,12 @@ class Queue(Generic[WorkT]):
         drop: Told of work that is not run, with the cause, "expired" or "cancelled".
     """
 
-    def __init__(self, lanes: int, drop: Callable[[WorkT, str], None]) -> None:
+    def __init__(self, lanes: int, drop: Callable[[JobT, str], None]) -> None:
         self._capacity = capacity_of(lanes)
         self._limit = lanes
         self._drop = drop
-        self._interactive: list[tuple[float, int, WorkT]] = []
-        self._bulk: list[tuple[float, int, WorkT]] = []
+        self._interactive: list[tuple[float, int, JobT]] = []
+        self._bulk: list[tuple[float, int, JobT]] = []
         self._arrivals = 0
         self._cancelled = 0
 
@@ -70,12 +70,12 @@ class Queue(Generic[WorkT]):
         """Works that wait, cancelled ones among them."""
         return len(self._interactive) + len(self._bulk)
 
-    def add(self, work: WorkT, now: float) -> None:
-        """Queues all sequences of `work` at time `now`."""
-        work.arrived = now
+    def add(self, job: JobT, now: float) -> None:
+        """Queues all sequences of `job` at time `now`."""
+        job.arrived = now
         self._arrivals += 1
-        entry = (min(work.deadline, now + PATIENCE), self._arrivals, work)
-        heapq.heappush(self._interactive if work.interactive else self._bulk, entry)
+        entry = (min(job.deadline, now + PATIENCE), self._arrivals, job)
+        heapq.heappush(self._interactive if job.interactive else self._bulk, entry)
 
     def cancel(self) -> None:
         """Notes that a work has been cancelled; where most of what waits is, it is swept out."""
@@ -85,11 +85,11 @@ class Queue(Generic[WorkT]):
                 left = [entry for entry in heap if entry[2].cancelled]
                 heap[:] = [entry for entry in heap if not entry[2].cancelled]
                 heapq.heapify(heap)
-                for _, _, work in left:
-                    self._drop(work, "cancelled")
+                for _, _, job in left:
+                    self._drop(job, "cancelled")
             self._cancelled = 0
 
-    def take(self, now: float, interactive: int, bulk: int) -> list[Slice[WorkT]]:
+    def take(self, now: float, interactive: int, bulk: int) -> list[Slice[JobT]]:
         """Takes what may join the lanes; drops what is cancelled or expired.
 
         Args:
@@ -97,7 +97,7 @@ class Queue(Generic[WorkT]):
             interactive: Lanes of streams in flight.
             bulk: Lanes of bulk work in flight.
         """
-        taken: list[Slice[WorkT]] = []
+        taken: list[Slice[JobT]] = []
         if self._interactive:
             room = min(self._limit - interactive, self._capacity - interactive - bulk)
             interactive += self._take(self._interactive, room, now, taken)
@@ -105,20 +105,20 @@ class Queue(Generic[WorkT]):
             self._take(self._bulk, min(self._limit - bulk, self._capacity - interactive - bulk), now, taken)
         return taken
 
-    def _take(self, heap: list[tuple[float, int, WorkT]], room: int, now: float, taken: list[Slice[WorkT]]) -> int:
+    def _take(self, heap: list[tuple[float, int, JobT]], room: int, now: float, taken: list[Slice[JobT]]) -> int:
         begin = room
         while heap and room > 0:
-            work = heap[0][2]
-            if work.cancelled or work.deadline <= now:
+            job = heap[0][2]
+            if job.cancelled or job.deadline <= now:
                 heapq.heappop(heap)
-                self._drop(work, "cancelled" if work.cancelled else "expired")
+                self._drop(job, "cancelled" if job.cancelled else "expired")
                 continue
-            first = work.taken
-            count = min(room, work.size - first)
-            taken.append(Slice(work, first, count))
-            work.taken += count
+            first = job.taken
+            count = min(room, job.size - first)
+            taken.append(Slice(job, first, count))
+            job.taken += count
             room -= count
-            if work.taken == work.size:
+            if job.taken == job.size:
                 heapq.heappop(heap)
         return begin - room
 

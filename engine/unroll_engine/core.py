@@ -10,14 +10,13 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from unroll_server.alone import run_alone
-from unroll_server.caller import Watched
-from unroll_server.errors import ExpiredError, InternalError
-from unroll_server.lanes import Lanes
-from unroll_server.metrics import Metrics
-from unroll_server.models import Model
-from unroll_server.scheduler import CALM, Queue, capacity_of, tick_steps
-from unroll_server.work import Work
+from unroll_engine.errors import ExpiredError, InternalError
+from unroll_engine.jobs import Job
+from unroll_engine.lanes import Lanes
+from unroll_engine.models.loader import Model
+from unroll_engine.observer import Metrics, ObservedCall
+from unroll_engine.scheduler import CALM, Queue, capacity_of, tick_steps
+from unroll_engine.single_sequence import run_alone
 
 _log = logging.getLogger(__name__)
 
@@ -26,17 +25,17 @@ FIRST_GUESS = 50e-6
 LEARNING = 0.05
 """How much of that a single tick tells."""
 
-Events = list[tuple[Work, object]]
-"""What a tick has to say to works, in order; see Work.deliver, or a RequestError for Work.fail."""
+Events = list[tuple[Job, object]]
+"""What a tick has to say to works, in order; see Job.deliver, or a RequestError for Job.fail."""
 
 
-class _Room:
+class ModelQueue:
     """One model's queue and lanes."""
 
     def __init__(self, model: Model, max_lanes: int, max_steps: int, events: Events, metrics: Metrics) -> None:
         self.model = model
         self.metrics = metrics.of(str(model.spec.key))
-        self.queue: Queue[Work] = Queue(max_lanes, self._drop)
+        self.queue: Queue[Job] = Queue(max_lanes, self._drop)
         self.lanes = Lanes(model, capacity_of(max_lanes), max_steps)
         self.last_interactive = float("-inf")
         self.cost = model.cost
@@ -46,10 +45,10 @@ class _Room:
         self._events = events
         self.learn(FIRST_GUESS)
 
-    def traced_calls(self, lone: Work | None) -> list[Watched]:
+    def traced_calls(self, lone: Job | None) -> list[ObservedCall]:
         """The calls that want to hear of the next tick: of `lone`, or of the lanes."""
-        works = (lone,) if lone else self.lanes.works
-        calls = {work.call: None for work in works if work.call is not None and work.call.traced}
+        jobs = (lone,) if lone else self.lanes.jobs
+        calls = {job.call: None for job in jobs if job.call is not None and job.call.traced}
         self.traced = bool(calls or self.queue)
         return list(calls)
 
@@ -67,16 +66,16 @@ class _Room:
         # It and its queue refer to each other: without this, a model's memory would wait for a garbage collection.
         del self.queue
 
-    def _drop(self, work: Work, cause: str) -> None:
-        self.metrics.dropped(cause, work.size - work.taken)
-        if not work.cancelled:
-            work.cancelled = True
-            if work.taken:
+    def _drop(self, job: Job, cause: str) -> None:
+        self.metrics.dropped(cause, job.size - job.taken)
+        if not job.cancelled:
+            job.cancelled = True
+            if job.taken:
                 self.lanes.drop_cancelled()
-            self._events.append((work, ExpiredError("the deadline passed before it could be computed")))
+            self._events.append((job, ExpiredError("the deadline passed before it could be computed")))
 
 
-class Core:
+class EngineCore:
     """Runs work of several models in turns.
 
     Args:
@@ -91,21 +90,21 @@ class Core:
         self._max_steps = max_steps
         self._metrics = metrics
         self._events: Events = []
-        self._rooms: dict[Model, _Room] = {}
-        self._rotation: deque[_Room] = deque()
+        self._rooms: dict[Model, ModelQueue] = {}
+        self._rotation: deque[ModelQueue] = deque()
         # Rooms that go when their last work is done.
-        self._leaving: set[_Room] = set()
-        self._room: _Room | None = None
+        self._leaving: set[ModelQueue] = set()
+        self._room: ModelQueue | None = None
         self._steps = 0
         self._preparing = 0.0
         # Work that the planned tick runs by itself, past the lanes.
-        self._lone: Work | None = None
+        self._lone: Job | None = None
         for model in models:
             self.add_model(model)
 
     def add_model(self, model: Model) -> None:
         """Makes room for the work of a model."""
-        room = _Room(model, self._max_lanes, self._max_steps, self._events, self._metrics)
+        room = ModelQueue(model, self._max_lanes, self._max_steps, self._events, self._metrics)
         room.metrics.serves(1)
         self._rooms[model] = room
         self._rotation.append(room)
@@ -132,21 +131,21 @@ class Core:
         """Whether work waits that was not let in: the lanes are full, and what comes now can't share the next tick."""
         return any(room.queue for room in self._rooms.values())
 
-    def add(self, work: Work, now: float) -> None:
+    def add(self, job: Job, now: float) -> None:
         """Queues work that came at time `now`."""
-        room = self._rooms[work.model]
-        room.queue.add(work, now)
-        if work.interactive:
+        room = self._rooms[job.model]
+        room.queue.add(job, now)
+        if job.interactive:
             room.last_interactive = now
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, job: Job) -> None:
         """Frees what work holds whose caller has left, and has marked it so."""
-        room = self._rooms.get(work.model)
+        room = self._rooms.get(job.model)
         if room is None:  # all was computed, though not yet delivered
             return
-        if work.taken < work.size:
+        if job.taken < job.size:
             room.queue.cancel()
-        if work.taken:
+        if job.taken:
             room.lanes.drop_cancelled()
 
     def prepare(self, now: float) -> float | None:
@@ -170,15 +169,15 @@ class Core:
             lanes = room.lanes
             if room.queue:
                 slices = room.queue.take(now, lanes.interactive, lanes.count - lanes.interactive)
-                for work, first, _ in slices:
+                for job, first, _ in slices:
                     if first == 0:
-                        work.waited = max(now - work.arrived, 0.0)
-                        room.metrics.waited(work.waited)
-                        if work.call is not None and work.call.traced:
+                        job.waited = max(now - job.arrived, 0.0)
+                        room.metrics.waited(job.waited)
+                        if job.call is not None and job.call.traced:
                             room.traced = True
-                            work.call.waited(str(room.model.spec.key), now - work.arrived)
-                if len(slices) == 1 and not lanes.count and self._is_short(slices[0].work, lanes):
-                    self._room, self._lone, self._steps = room, slices[0].work, slices[0].work.steps
+                            job.call.waited(str(room.model.spec.key), now - job.arrived)
+                if len(slices) == 1 and not lanes.count and self._is_short(slices[0].job, lanes):
+                    self._room, self._lone, self._steps = room, slices[0].job, slices[0].job.steps
                     return room.cost.seconds(1, self._steps)
                 if slices:
                     lanes.join(slices)
@@ -220,10 +219,10 @@ class Core:
                 real = lanes.scatter(steps, result, self._emit)
         except Exception:
             _log.exception("%s: a tick of %d lanes failed", room.model.spec.key, count)
-            for work in [lone] if lone else lanes.clear():
+            for job in [lone] if lone else lanes.clear():
                 # What of it still waits is not run either.
-                work.cancelled = True
-                self._emit(work, InternalError("the model's runtime failed"))
+                job.cancelled = True
+                self._emit(job, InternalError("the model's runtime failed"))
             return
         took = time.perf_counter() - begin
         if not lone:
@@ -232,8 +231,8 @@ class Core:
         if traced:
             traced[0].ticked(traced[1:], str(room.model.spec.key), count, steps, real, took)
 
-    def _is_short(self, work: Work, lanes: Lanes) -> bool:
-        return work.size == 1 and work.steps <= (self._max_steps if work.interactive else lanes.longest_tick)
+    def _is_short(self, job: Job, lanes: Lanes) -> bool:
+        return job.size == 1 and job.steps <= (self._max_steps if job.interactive else lanes.longest_tick)
 
     def events(self) -> Events:
         """What is to be delivered since the last call; a new list."""
@@ -241,5 +240,5 @@ class Core:
         self._events.clear()
         return events
 
-    def _emit(self, work: Work, event: object) -> None:
-        self._events.append((work, event))
+    def _emit(self, job: Job, event: object) -> None:
+        self._events.append((job, event))

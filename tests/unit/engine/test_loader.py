@@ -9,13 +9,13 @@ import torch
 from support import bundles
 from support.models import random_network
 
+from unroll_engine.bundle import verify
+from unroll_engine.models.loader import Loader, Model
+from unroll_engine.models.spec import ModelKey
 from unroll_export import SimpleRNN
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_proto.bundle import BundleError
-from unroll_server.bundle import verify
-from unroll_server.models import Loader, Model
-from unroll_server.types import ModelKey
 
 KEY = ModelKey("m", 1)
 

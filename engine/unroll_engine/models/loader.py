@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from unroll_engine.bundle import VerifiedBundle
+from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.models.calibration import FormTiming, choose, keeps_bits, problem_of, tick_cost
+from unroll_engine.models.spec import ModelSpec
+from unroll_engine.runtimes.base import Runtime
+from unroll_engine.scheduler import TickCost, capacity_of
 from unroll_proto.bundle import BundleError, artifact_of
 from unroll_proto.v1 import bundle_pb2
-from unroll_server.bundle import VerifiedBundle
-from unroll_server.errors import StartupError
-from unroll_server.forms import FormTiming, choose, keeps_bits, problem_of, tick_cost
-from unroll_server.runtimes.base import Runtime
-from unroll_server.scheduler import TickCost, capacity_of
-from unroll_server.types import ModelSpec
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Loader:
         max_lanes: Widest tick, warmed up for.
 
     Raises:
-        StartupError: the runtime's library is not installed.
+        RuntimeUnavailableError: the runtime's library is not installed.
     """
 
     def __init__(self, runtime: str, device: str, max_lanes: int) -> None:
@@ -72,7 +72,7 @@ class Loader:
 
         Raises:
             BundleError: it can't be trusted, loaded or run.
-            StartupError: the device is not there.
+            RuntimeUnavailableError: the device is not there.
         """
         spec, forms, max_lanes = bundle.spec, self._forms, self._max_lanes
         like = next((other for other in others if _sizes(other.spec) == _sizes(spec)), None)
@@ -82,7 +82,7 @@ class Loader:
             runtime, timings = choose(loaded, spec, max_lanes, like.timings if like else ())
             same = like is not None and like.timings == timings
             cost = like.cost if like and same else tick_cost(runtime, spec, max_lanes)
-        except (BundleError, StartupError):
+        except (BundleError, RuntimeUnavailableError):
             raise
         except Exception as error:  # each library raises types of its own for a graph that it can't load or run
             raise BundleError(f"{bundle.path}: does not run: {_one_line(error)}") from error
@@ -122,23 +122,23 @@ class _Form(NamedTuple):
 def _forms(runtime: str, device: str) -> list[_Form]:
     """Picks what runs models, the form of choice first; the other runtime's library need not be installed."""
     if runtime == "onnx" and device == "cpu":
-        from unroll_server.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
-        from unroll_server.runtimes.onnx_graph import check_rnn, check_scan
+        from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
+        from unroll_engine.runtimes.onnx_graph import check_rnn, check_scan
 
         return [
             _Form(bundle_pb2.ARTIFACT_KIND_ONNX_SCAN, check_scan, OnnxCpuRuntime),
             _Form(bundle_pb2.ARTIFACT_KIND_ONNX_RNN, check_rnn, OnnxOperatorRuntime),
         ]
     if runtime == "onnx":
-        from unroll_server.runtimes.onnx import OnnxCudaRuntime
-        from unroll_server.runtimes.onnx_graph import check_rnn
+        from unroll_engine.runtimes.onnx import OnnxCudaRuntime
+        from unroll_engine.runtimes.onnx_graph import check_rnn
 
         return [_Form(bundle_pb2.ARTIFACT_KIND_ONNX_RNN, check_rnn, OnnxCudaRuntime)]
     try:
-        from unroll_server.runtimes.torchscript import TorchScriptRuntime, check_archive
+        from unroll_engine.runtimes.torchscript import TorchScriptRuntime, check_archive
     except ModuleNotFoundError:
-        problem = "--runtime torchscript: torch is missing; install unroll-server[torchscript]"
-        raise StartupError(problem) from None
+        problem = "runtime torchscript: torch is missing; install unroll-engine[torchscript]"
+        raise RuntimeUnavailableError(problem) from None
 
     kind = bundle_pb2.ARTIFACT_KIND_TORCHSCRIPT
     return [_Form(kind, check_archive, lambda content: TorchScriptRuntime(content, device))]

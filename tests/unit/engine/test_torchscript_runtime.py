@@ -6,8 +6,8 @@ import torch
 from support.eager import TOLERANCE
 from support.models import random_network
 
+from unroll_engine.runtimes.torchscript import TorchScriptRuntime
 from unroll_export.graphs.torchscript import build_torchscript
-from unroll_server.runtimes.torchscript import TorchScriptRuntime
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [(5, 3), (1, 1), (7, 9), (5, 3), (2, 4)]

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unroll_server.runtimes.base import Runtime, TickResult
-from unroll_server.scheduler import TickCost
-from unroll_server.types import Float32Array, ModelSpec, State
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.runtimes.base import Runtime, TickResult
+from unroll_engine.scheduler import TickCost
 
 _STEPS = 16
 _REPEATS = 5

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from unroll_engine.models.spec import ModelKey, ModelSpec
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2
-from unroll_server.types import ModelKey, ModelSpec
 
 ARCHITECTURES = ("simple_rnn",)
 

@@ -16,13 +16,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from unroll_server.admission import Admission, LimitsOf
-from unroll_server.core import Core, Events
-from unroll_server.entrance import Entrance
-from unroll_server.errors import ModelNotFoundError, RequestError
-from unroll_server.metrics import Metrics
-from unroll_server.models import Model
-from unroll_server.work import Batch, Work
+from unroll_engine.admission import Admission, LimitsOf
+from unroll_engine.admission_controller import AdmissionController
+from unroll_engine.core import EngineCore, Events
+from unroll_engine.errors import ModelNotFoundError, RequestError
+from unroll_engine.jobs import BatchJob, Job
+from unroll_engine.models.loader import Model
+from unroll_engine.observer import Metrics, NoMetrics
 
 
 def _cores() -> int:
@@ -52,7 +52,7 @@ class _Change(NamedTuple):
     comes: bool
 
 
-class Engine:
+class AsyncEngine:
     """Runs work of several models. Its methods are called on one event loop.
 
     Args:
@@ -65,7 +65,7 @@ class Engine:
         limits_of: What a caller may have queued, by its identity; None where callers have no limits.
 
     Attributes:
-        entrance: What may be queued.
+        admission: Bounds what may be queued.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class Engine:
         metrics: Metrics | None = None,
         limits_of: LimitsOf | None = None,
     ) -> None:
-        metrics = metrics or Metrics()
+        metrics = metrics or NoMetrics()
         admission = Admission(max_queued_steps, max_queued_bytes, max_lanes * tick_steps, limits_of)
-        self.entrance = Entrance(admission, metrics)
+        self.admission = AdmissionController(admission, metrics.queue)
         self._loop = asyncio.get_running_loop()
-        self._core = Core(models, max_lanes, tick_steps, metrics)
+        self._core = EngineCore(models, max_lanes, tick_steps, metrics)
         # What takes work: those that were removed finish what they have.
         self._models = set(models)
         # Work that has come, or whose caller has left, and models, since the core's owner looked last.
-        self._inbox: deque[Work | _Change] = deque()
+        self._inbox: deque[Job | _Change] = deque()
         self._max_lanes = max_lanes
         self._planned = False
         # Entries of the inbox that the last turn of the loop has seen, turns that are left, entries of the last time.
@@ -111,7 +111,7 @@ class Engine:
         self._models.remove(model)
         self._send(_Change(model, comes=False))
 
-    async def classify(self, batch: Batch) -> None:
+    async def classify(self, batch: BatchJob) -> None:
         """Runs every sequence of `batch`; its results are in it afterwards.
 
         Raises:
@@ -125,26 +125,26 @@ class Engine:
         finally:
             self.end(batch)
 
-    def start(self, work: Work) -> None:
+    def start(self, job: Job) -> None:
         """Queues work; `end` must be called when it is over or its caller leaves.
 
         Raises:
             OverloadedError: there is no room, or no time, for it, or its caller has had its share.
             ModelNotFoundError: its model was removed.
         """
-        if work.model not in self._models:
-            raise ModelNotFoundError(f"{work.model.spec.key} is not served any more", "model")
-        self.entrance.enter(work)
-        if work.call is not None:
-            work.call.steps += work.steps
-        self._send(work)
+        if job.model not in self._models:
+            raise ModelNotFoundError(f"{job.model.spec.key} is not served any more", "model")
+        self.admission.enter(job)
+        if job.call is not None:
+            job.call.steps += job.steps
+        self._send(job)
 
-    def end(self, work: Work) -> None:
+    def end(self, job: Job) -> None:
         """Takes work off the books; what of it is not yet computed is dropped, and nothing more of it delivered."""
-        self.entrance.leave(work)
-        if not work.over:
-            work.cancelled = True
-            self._send(work)
+        self.admission.leave(job)
+        if not job.over:
+            job.cancelled = True
+            self._send(job)
 
     def close(self) -> None:
         """Ends the engine's thread after its current tick. Work that is not yet done never will be."""
@@ -152,7 +152,7 @@ class Engine:
         self._handover.put(None)
         self._thread.join()
 
-    def _send(self, entry: Work | _Change) -> None:
+    def _send(self, entry: Job | _Change) -> None:
         self._inbox.append(entry)
         # The thread looks into the inbox once more after it has cleared its flag, so nothing is left lying.
         if not self._threaded:
@@ -249,8 +249,8 @@ class Engine:
 
     @staticmethod
     def _deliver(events: Events) -> None:
-        for work, event in events:
+        for job, event in events:
             if isinstance(event, RequestError):
-                work.fail(event)
-            elif not work.cancelled:
-                work.deliver(event)
+                job.fail(event)
+            elif not job.cancelled:
+                job.deliver(event)

@@ -8,10 +8,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 import onnxruntime
 
+from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.runtimes.base import TickResult
 from unroll_proto import bundle
-from unroll_server.errors import StartupError
-from unroll_server.runtimes.base import TickResult
-from unroll_server.types import Float32Array, State
 
 onnxruntime.disable_telemetry_events()
 
@@ -76,7 +76,7 @@ class OnnxCudaRuntime:
         model: Content of `model.onnx`.
 
     Raises:
-        StartupError: this onnxruntime has no CUDA provider, or no device answers.
+        RuntimeUnavailableError: this onnxruntime has no CUDA provider, or no device answers.
     """
 
     name = "onnx"
@@ -86,12 +86,12 @@ class OnnxCudaRuntime:
 
     def __init__(self, model: bytes) -> None:
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise StartupError("--device cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu")
+            raise RuntimeUnavailableError("device cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu")
         # TF32 keeps 10 bits of the mantissa, far outside the tolerance that was proven.
         providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(model, session_options(), providers=providers)
         if "CUDAExecutionProvider" not in self._session.get_providers():
-            raise StartupError("--device cuda: onnxruntime found no CUDA device that it can use")
+            raise RuntimeUnavailableError("device cuda: onnxruntime found no CUDA device that it can use")
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import alone, random_network, served
 
-from unroll_server.core import FIRST_GUESS
-from unroll_server.engine import Engine
-from unroll_server.errors import ExpiredError, InternalError, ModelNotFoundError, OverloadedError, RequestError
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.core import FIRST_GUESS
+from unroll_engine.errors import ExpiredError, InternalError, ModelNotFoundError, OverloadedError, RequestError
+from unroll_engine.jobs import BatchJob, ChunkJob
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.runtimes.base import TickResult
 from unroll_server.metrics import Metrics
-from unroll_server.models import Model
-from unroll_server.runtimes.base import TickResult
-from unroll_server.types import Float32Array, State
-from unroll_server.work import Batch, Stretch
 
 ONE_LAYER = served(random_network(), "one")
 TWO_LAYERS = served(random_network(layers=2), "two")
@@ -29,8 +29,10 @@ BINARY = served(random_network(outputs=1), "binary")
 @asynccontextmanager
 async def running(
     *models: Model, lanes: int = 4, steps: int = 5, queued: int = 10**6, metrics: Metrics | None = None
-) -> AsyncIterator[Engine]:
-    engine = Engine(models, max_lanes=lanes, tick_steps=steps, max_queued_steps=queued, metrics=metrics or Metrics())
+) -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(
+        models, max_lanes=lanes, tick_steps=steps, max_queued_steps=queued, metrics=metrics or Metrics()
+    )
     try:
         yield engine
     finally:
@@ -60,10 +62,10 @@ def batch_of(
     sequences: Sequence[Float32Array],
     states: Sequence[State | None] | None = None,
     deadline: float = float("inf"),
-) -> Batch:
+) -> BatchJob:
     offsets = np.cumsum([0, *(len(sequence) for sequence in sequences)])
     initial = stack(model, states) if states else None
-    return Batch(model, np.concatenate(sequences), offsets, initial, keeps_states=True, deadline=deadline)
+    return BatchJob(model, np.concatenate(sequences), offsets, initial, keeps_states=True, deadline=deadline)
 
 
 class Heard:
@@ -87,14 +89,14 @@ class Heard:
         self.end.set_exception(error)
 
 
-async def run_stretch(engine: Engine, model: Model, values: Float32Array, state: State | None = None) -> Heard:
+async def run_stretch(engine: AsyncEngine, model: Model, values: Float32Array, state: State | None = None) -> Heard:
     heard = Heard()
-    stretch = Stretch(model, values, state, heard)
-    engine.start(stretch)
+    job = ChunkJob(model, values, state, heard)
+    engine.start(job)
     try:
         await heard.end
     finally:
-        engine.end(stretch)
+        engine.end(job)
     return heard
 
 
@@ -115,7 +117,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
     steps: int,
     inline: float,
 ) -> None:
-    async def classify(engine: Engine, shape: list[tuple[int, bool]], seed: int) -> None:
+    async def classify(engine: AsyncEngine, shape: list[tuple[int, bool]], seed: int) -> None:
         sequences = [random_values(model, length, seed + index) for index, (length, _) in enumerate(shape)]
         states = [random_state(model, seed + index) if given else None for index, (_, given) in enumerate(shape)]
         batch = batch_of(model, sequences, states)
@@ -126,7 +128,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
             assert batch.final_state is not None
             assert [array[:, index].tobytes() for array in batch.final_state] == [array.tobytes() for array in final]
 
-    async def stream(engine: Engine, cuts: list[int], seed: int) -> None:
+    async def stream(engine: AsyncEngine, cuts: list[int], seed: int) -> None:
         values = random_values(model, sum(cuts), seed)
         logits, states, final = alone(model, values, None)
         state: State | None = None
@@ -150,7 +152,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
 
     with pytest.MonkeyPatch.context() as patch:
         # Ticks on the event loop, on the thread, and going back and forth.
-        patch.setattr("unroll_server.engine.INLINE", inline)
+        patch.setattr("unroll_engine.async_engine.INLINE", inline)
         asyncio.run(everything())
 
 
@@ -159,7 +161,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
 def test_sequences_longer_than_a_region_keep_their_bits(length: int, lanes: int, tick: int) -> None:
     sequences = [random_values(ONE_LAYER, length + 37 * index, seed=index) for index in range(4)]
 
-    async def classify() -> Batch:
+    async def classify() -> BatchJob:
         async with running(ONE_LAYER, lanes=lanes, steps=tick) as engine:
             batch = batch_of(ONE_LAYER, sequences)
             await engine.classify(batch)
@@ -201,7 +203,7 @@ def gated() -> tuple[GatedRuntime, Model]:
 @pytest.fixture(autouse=True)
 def on_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gated tick must not hold up the event loop that opens the gate."""
-    monkeypatch.setattr("unroll_server.engine.INLINE", 0.0)
+    monkeypatch.setattr("unroll_engine.async_engine.INLINE", 0.0)
 
 
 async def test_work_whose_caller_left_is_dropped_at_the_next_tick() -> None:
@@ -315,7 +317,7 @@ async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
 class Chain:
     """A listener that runs a sequence step by step: the next one starts from within the delivery of the last."""
 
-    def __init__(self, engine: Engine, values: Float32Array) -> None:
+    def __init__(self, engine: AsyncEngine, values: Float32Array) -> None:
         self.engine = engine
         self.values = values
         self.position = 0
@@ -325,14 +327,14 @@ class Chain:
 
     def go_on(self, state: State | None) -> None:
         step = self.values[self.position : self.position + 1]
-        self.stretch = Stretch(ONE_LAYER, step, state, self)
-        self.engine.start(self.stretch)
+        self.job = ChunkJob(ONE_LAYER, step, state, self)
+        self.engine.start(self.job)
 
     def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
         self.states.append(states)
 
     def finished(self, state: State) -> None:
-        self.engine.end(self.stretch)
+        self.engine.end(self.job)
         self.position += 1
         if self.position < len(self.values):
             self.go_on(state)
@@ -345,7 +347,7 @@ class Chain:
 
 @pytest.mark.parametrize("inline", [0.0, 50e-6, 200e-6, 1e-3, 10.0])
 async def test_the_core_has_one_owner_whoever_runs_the_ticks(inline: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unroll_server.engine.INLINE", inline)
+    monkeypatch.setattr("unroll_engine.async_engine.INLINE", inline)
     async with running(ONE_LAYER, lanes=8, steps=16) as engine:
         chains = [Chain(engine, random_values(ONE_LAYER, 200, seed)) for seed in range(20)]
         bulk = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 30 + seed, seed)] * 20) for seed in range(10)]
@@ -361,11 +363,11 @@ async def test_the_core_has_one_owner_whoever_runs_the_ticks(inline: float, monk
 async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
     one_core: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unroll_server.engine.ONE_CORE", one_core)
+    monkeypatch.setattr("unroll_engine.async_engine.ONE_CORE", one_core)
     # Between one tick and two, by the cost that these models claim.
     seconds = 1.01 * (ONE_LAYER.cost.seconds(4, 16) + FIRST_GUESS)
-    monkeypatch.setattr("unroll_server.engine.INLINE", seconds)
-    monkeypatch.setattr("unroll_server.engine.SLICE", seconds)
+    monkeypatch.setattr("unroll_engine.async_engine.INLINE", seconds)
+    monkeypatch.setattr("unroll_engine.async_engine.SLICE", seconds)
     async with running(ONE_LAYER, lanes=4, steps=16) as engine:
         for round_ in range(3):
             batches = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 16, seed)] * 4) for seed in range(10 * round_)]

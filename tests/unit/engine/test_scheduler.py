@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unroll_server.scheduler import ALERT_SECONDS, PATIENCE, Queue, TickCost, capacity_of, tick_steps
+from unroll_engine.scheduler import ALERT_SECONDS, PATIENCE, Queue, TickCost, capacity_of, tick_steps
 
 COST = TickCost(fixed=50e-6, step=2e-6, lane=0.25e-6)
 
@@ -36,8 +36,8 @@ class Waiting:
     def take(self, now: float = 0.0, interactive: int = 0, bulk: int = 0) -> list[tuple[int, int]]:
         """Name and index of each sequence taken."""
         return [
-            (work.name, index)
-            for work, first, number in self.queue.take(now, interactive, bulk)
+            (job.name, index)
+            for job, first, number in self.queue.take(now, interactive, bulk)
             for index in range(first, first + number)
         ]
 
@@ -57,14 +57,14 @@ def test_work_without_deadlines_is_taken_in_order_of_arrival_each_sequence_once(
 
 
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 50)), max_size=12))
-def test_the_earliest_deadline_goes_first_and_none_counts_as_patience(work: list[tuple[float, float]]) -> None:
+def test_the_earliest_deadline_goes_first_and_none_counts_as_patience(job: list[tuple[float, float]]) -> None:
     waiting = Waiting(lanes=1)
-    for name, (deadline, now) in enumerate(work):
+    for name, (deadline, now) in enumerate(job):
         waiting.queue.add(Item(name, deadline=np.inf if deadline > 90 else deadline + 60), now)
     expected = sorted(
-        range(len(work)),
+        range(len(job)),
         key=lambda name: (
-            min(np.inf if work[name][0] > 90 else work[name][0] + 60, work[name][1] + PATIENCE),
+            min(np.inf if job[name][0] > 90 else job[name][0] + 60, job[name][1] + PATIENCE),
             name,
         ),
     )
@@ -123,10 +123,10 @@ def test_cancelled_and_expired_work_is_dropped_with_its_cause_and_the_rest_all_t
 
 def test_work_cancelled_half_way_gives_no_more_sequences() -> None:
     waiting = Waiting()
-    work = Item(0, 10)
-    waiting.queue.add(work, 0.0)
+    job = Item(0, 10)
+    waiting.queue.add(job, 0.0)
     assert len(waiting.take()) == 4
-    work.cancelled = True
+    job.cancelled = True
     assert waiting.take() == []
     assert not waiting.queue
 

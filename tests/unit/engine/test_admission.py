@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unroll_server.admission import (
+from unroll_engine.admission import (
     BYTES,
     DEADLINE,
     IDENTITY,
@@ -21,8 +21,8 @@ from unroll_server.admission import (
     Admission,
     Share,
 )
-from unroll_server.errors import OverloadedError
-from unroll_server.rate import BELIEF, WINDOW
+from unroll_engine.errors import OverloadedError
+from unroll_engine.rate import BELIEF, WINDOW
 
 ROOMY = 10**12
 RATE = 100_000.0
@@ -39,9 +39,9 @@ class Asked:
     due: int = 0
 
 
-def refusal(admission: Admission, work: Asked, now: float) -> OverloadedError:
+def refusal(admission: Admission, job: Asked, now: float) -> OverloadedError:
     with pytest.raises(OverloadedError) as caught:
-        admission.admit(work, now)
+        admission.admit(job, now)
     return caught.value
 
 
@@ -67,8 +67,8 @@ def work_off(admission: Admission, queued: int, rate: float = RATE, seconds: flo
             admission.admit(waiting[-1], now)
         now += PIECE / rate
         admission.release(waiting.popleft(), now, computed=True)
-    for work in waiting:
-        admission.release(work, now, computed=False)
+    for job in waiting:
+        admission.release(job, now, computed=False)
     return now
 
 
@@ -231,24 +231,24 @@ def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout:
     arrival = next(arrivals)
     while now < seconds:
         if arrival <= now:
-            work = Asked(1000, deadline=arrival + timeout)
+            job = Asked(1000, deadline=arrival + timeout)
             arrival = next(arrivals)
             try:
                 if admission.strained(now):
-                    admission.check_unread("", work.deadline, now)
-                admission.admit(work, now)
+                    admission.check_unread("", job.deadline, now)
+                admission.admit(job, now)
             except OverloadedError:
                 now += refusing
             else:
-                waiting.append(work)
+                waiting.append(job)
         elif waiting:
-            work = waiting.popleft()
+            job = waiting.popleft()
             # As the engine does: what has expired is not computed.
-            computed = now < work.deadline
+            computed = now < job.deadline
             now += serving if computed else 0.0
-            admission.release(work, now, computed=computed)
-            good += computed and now <= work.deadline
-            late += computed and now > work.deadline
+            admission.release(job, now, computed=computed)
+            good += computed and now <= job.deadline
+            late += computed and now > job.deadline
         else:
             now = arrival
     assert good * serving / seconds >= 0.9
@@ -279,22 +279,22 @@ def test_the_books_balance_whatever_comes_and_goes(
         now += passed
         if leaves and held:
             admission.release(held.popleft(), now, computed=interactive)
-        work = Asked(steps, size, now + seconds, interactive, owner)
+        job = Asked(steps, size, now + seconds, interactive, owner)
         refused: OverloadedError | None = None
         try:
-            admission.admit(work, now)
+            admission.admit(job, now)
         except OverloadedError as error:
             refused = error
         else:
-            held.append(work)
+            held.append(job)
         assert refused is None or (held and RETRY[0] <= refused.retry_after <= RETRY[1])
-        assert admission.steps == sum(work.steps for work in held)
-        assert admission.bytes == sum(work.bytes for work in held)
+        assert admission.steps == sum(job.steps for job in held)
+        assert admission.bytes == sum(job.bytes for job in held)
         assert len(held) <= 1 or (admission.steps <= 100 and admission.bytes <= 150)
         rate = admission.rate(now)
         assert rate is None or rate > 0
-    for work in held:
-        admission.release(work, now, computed=False)
+    for job in held:
+        admission.release(job, now, computed=False)
     # As if nothing had been: what is left is the rate.
     assert (admission.steps, admission.bytes) == (0, 0)
     admission.admit(Asked(1000, 1000, owner="a"), now)

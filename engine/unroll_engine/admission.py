@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from unroll_server.errors import OverloadedError
-from unroll_server.rate import Rate
+from unroll_engine.errors import OverloadedError
+from unroll_engine.rate import Rate
 
 STEPS, BYTES, DEADLINE, IDENTITY = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR", "IDENTITY_LIMIT"
 """Reasons of a refusal: what there is too much of in the queue, that the answer would come too late, or that the caller
@@ -43,7 +43,7 @@ LimitsOf = Callable[[str], Share | None]
 
 
 class Asked(Protocol):
-    """What is asked of work; see work.Work."""
+    """What is asked of work; see jobs.Job."""
 
     owner: str
     deadline: float
@@ -96,53 +96,53 @@ class Admission:
         self._refused = -math.inf
         self._rate = Rate(2 * full_tick)
 
-    def admit(self, work: Asked, now: float) -> None:
+    def admit(self, job: Asked, now: float) -> None:
         """Takes work onto the books, until `release`.
 
         Raises:
             OverloadedError: there is no room for it, or it can't be done in time.
         """
-        steps, size = work.steps, work.bytes
+        steps, size = job.steps, job.bytes
         if self.steps:
             if self.steps + steps > self._max_steps:
                 self._refuse_full(STEPS, now)
             if self.bytes + size > self._max_bytes:
                 self._refuse_full(BYTES, now)
-            self._check_time(work.deadline, steps, now, interactive=work.interactive)
+            self._check_time(job.deadline, steps, now, interactive=job.interactive)
         else:
             self._rate.begin(now)
         if self._limits_of:
-            self._check_share(work.owner, steps, size, now)
-            held = self._held[work.owner]
+            self._check_share(job.owner, steps, size, now)
+            held = self._held[job.owner]
             held.steps += steps
             held.bytes += size
         self.steps += steps
         self.bytes += size
-        work.due = _FIRST if work.interactive else int(min(work.deadline, now + PATIENCE) / GRAIN)
-        self._due[work.due] += steps
+        job.due = _FIRST if job.interactive else int(min(job.deadline, now + PATIENCE) / GRAIN)
+        self._due[job.due] += steps
 
-    def release(self, work: Asked, now: float, *, computed: bool) -> None:
+    def release(self, job: Asked, now: float, *, computed: bool) -> None:
         """Takes work off the books.
 
         Args:
-            work: What was admitted.
+            job: What was admitted.
             now: Time.
             computed: Whether it was done; else it failed, expired or was left.
         """
-        steps = work.steps
+        steps = job.steps
         if self._limits_of:
-            held = self._held[work.owner]
+            held = self._held[job.owner]
             held.steps -= steps
-            held.bytes -= work.bytes
+            held.bytes -= job.bytes
             if not held.steps:
-                del self._held[work.owner]
+                del self._held[job.owner]
         self.steps -= steps
-        self.bytes -= work.bytes
-        left = self._due[work.due] - steps
+        self.bytes -= job.bytes
+        left = self._due[job.due] - steps
         if left:
-            self._due[work.due] = left
+            self._due[job.due] = left
         else:
-            del self._due[work.due]
+            del self._due[job.due]
         self._rate.end(steps if computed else 0, self.steps, now)
 
     def strained(self, now: float) -> bool:

@@ -14,14 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_server.caller import identity, watched
-from unroll_server.classes import classify
-from unroll_server.errors import InvalidRequestError, RequestError
-from unroll_server.models import Model
-from unroll_server.types import Float32Array, State
+from unroll_engine.errors import InvalidRequestError, RequestError
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.observer import ObservedCall
+from unroll_engine.readout import classify
 
 
-class Work(ABC):
+class Job(ABC):
     """Timesteps of one or more sequences of one model.
 
     Attributes:
@@ -70,7 +70,8 @@ class Work(ABC):
         initial_state: State | None,
         keeps_states: bool,
         deadline: float,
-        owner: str | None = None,
+        owner: str = "",
+        call: ObservedCall | None = None,
     ) -> None:
         self.model = model
         self.values = values
@@ -82,11 +83,11 @@ class Work(ABC):
         self.over = False
         self.taken = 0
         self.arrived = 0.0
-        self.owner = identity.get() if owner is None else owner
+        self.owner = owner
         self.bytes = values.nbytes + sum(array.nbytes for array in initial_state or ())
         self.due = 0
         self.waited = 0.0
-        self.call = watched.get()
+        self.call = call
 
     @property
     def size(self) -> int:
@@ -107,11 +108,11 @@ class Work(ABC):
         """Ends the work with an error, on the event loop. Calls after the first do nothing."""
 
 
-Emit = Callable[[Work, object], None]
+Emit = Callable[[Job, object], None]
 """Takes something that a work has to deliver."""
 
 
-class Batch(Work):
+class BatchJob(Job):
     """Sequences to classify: what each one's last step says, answered together.
 
     Attributes:
@@ -132,8 +133,10 @@ class Batch(Work):
         initial_state: State | None = None,
         keeps_states: bool = False,
         deadline: float = math.inf,
+        owner: str = "",
+        call: ObservedCall | None = None,
     ) -> None:
-        super().__init__(model, values, offsets, initial_state, keeps_states, deadline)
+        super().__init__(model, values, offsets, initial_state, keeps_states, deadline, owner, call)
         self.logits: Float32Array
         self.probabilities: Float32Array
         self.labels: NDArray[np.intp]
@@ -166,7 +169,7 @@ class Batch(Work):
         return not self._missing
 
     def deliver(self, event: object) -> None:
-        """See Work."""
+        """See Job."""
         # A state that is no number makes every logit none.
         lost = np.isnan(self.logits[:, 0])
         if lost.any():
@@ -177,7 +180,7 @@ class Batch(Work):
             self._done.set_result(None)
 
     def fail(self, error: RequestError) -> None:
-        """See Work."""
+        """See Job."""
         self.over = True
         if not self._done.done():
             self._done.set_exception(error)
@@ -187,7 +190,7 @@ class Batch(Work):
         await self._done
 
 
-def complete(batches: Sequence[Batch]) -> None:
+def complete(batches: Sequence[BatchJob]) -> None:
     """Sets `probabilities` and `labels` of batches whose logits are all there, in one go: a row alone costs as much."""
     if not batches:
         return
@@ -217,26 +220,35 @@ class Listener(Protocol):
         ...
 
 
-class Stretch(Work):
+class ChunkJob(Job):
     """Consecutive steps of one sequence, reported as they are computed."""
 
     __slots__ = ("_listener",)
     interactive = True
 
     def __init__(
-        self, model: Model, values: Float32Array, state: State | None, listener: Listener, owner: str | None = None
+        self,
+        model: Model,
+        values: Float32Array,
+        state: State | None,
+        listener: Listener,
+        deadline: float = math.inf,
+        owner: str = "",
+        call: ObservedCall | None = None,
     ) -> None:
-        """Args as of Work.
+        """Args as of Job.
 
         Args:
             model: What runs them.
             values: [steps, input_size], 1 step or more.
             state: Before the first step, [num_layers, hidden_size] each.
             listener: Who is told.
-            owner: Identity of the caller; the current one where absent. One that is called back has to say.
+            deadline: On the engine's clock, in seconds.
+            owner: Identity of the caller.
+            call: The call to report to, if it is logged or traced.
         """
         initial = None if state is None else tuple([array[:, np.newaxis] for array in state])
-        super().__init__(model, values, span(len(values)), initial, keeps_states=True, deadline=math.inf, owner=owner)
+        super().__init__(model, values, span(len(values)), initial, True, deadline, owner, call)
         self._listener = listener
 
     def steps_done(self, logits: Float32Array, states: Float32Array) -> object:
@@ -254,10 +266,10 @@ class Stretch(Work):
         return [array.copy() for array in state]
 
     def deliver(self, event: object) -> None:
-        """See Work."""
+        """See Job."""
         if isinstance(event, tuple):
             logits, states = event
-            # As in Batch; once lost, a state stays so.
+            # As in BatchJob; once lost, a state stays so.
             if logits[-1, 0] != logits[-1, 0]:
                 self._listener.failed(_too_large(self.model, ""))
                 return
@@ -267,7 +279,7 @@ class Stretch(Work):
             self._listener.finished(tuple(event))
 
     def fail(self, error: RequestError) -> None:
-        """See Work."""
+        """See Job."""
         if not self.over:
             self.over = True
             self._listener.failed(error)

@@ -3,17 +3,16 @@
 import math
 import time
 
-from unroll_server.admission import BYTES, DEADLINE, IDENTITY, STEPS, Admission
-from unroll_server.caller import identity
-from unroll_server.errors import OverloadedError
-from unroll_server.metrics import Metrics
-from unroll_server.work import Work
+from unroll_engine.admission import BYTES, DEADLINE, IDENTITY, STEPS, Admission
+from unroll_engine.errors import OverloadedError
+from unroll_engine.jobs import Job
+from unroll_engine.observer import QueueMetrics
 
 _CAUSES = {STEPS: "steps", BYTES: "bytes", DEADLINE: "deadline", IDENTITY: "identity"}
 """What the metrics call the reasons of refusals."""
 
 
-class Entrance:
+class AdmissionController:
     """Keeps the books of what is accepted and not yet answered. Its methods are called on one event loop.
 
     Args:
@@ -21,11 +20,11 @@ class Entrance:
         metrics: Counts refusals, and what is queued.
     """
 
-    def __init__(self, admission: Admission, metrics: Metrics) -> None:
+    def __init__(self, admission: Admission, metrics: QueueMetrics) -> None:
         self._admission = admission
-        self._figures = metrics.server
+        self._metrics = metrics
 
-    def enter(self, work: Work) -> None:
+    def enter(self, job: Job) -> None:
         """Takes work onto the books, until `leave`.
 
         Raises:
@@ -33,17 +32,17 @@ class Entrance:
         """
         admission = self._admission
         try:
-            admission.admit(work, time.monotonic())
+            admission.admit(job, time.monotonic())
         except OverloadedError as error:
-            self._figures.refused(_CAUSES[error.reason])
+            self._metrics.refused(_CAUSES[error.reason])
             raise
-        self._figures.queued(admission.steps, admission.bytes)
+        self._metrics.queued(admission.steps, admission.bytes)
 
-    def leave(self, work: Work) -> None:
+    def leave(self, job: Job) -> None:
         """Takes work off the books."""
         admission = self._admission
-        admission.release(work, time.monotonic(), computed=work.over and not work.cancelled)
-        self._figures.queued(admission.steps, admission.bytes)
+        admission.release(job, time.monotonic(), computed=job.over and not job.cancelled)
+        self._metrics.queued(admission.steps, admission.bytes)
 
     def strained(self) -> bool:
         """Whether callers are refused these days, so that it pays to ask `check_unread` before a message is read."""
@@ -64,12 +63,13 @@ class Entrance:
 
     def refused(self, cause: str) -> None:
         """Counts a refusal by somebody else; see ServerMetrics."""
-        self._figures.refused(cause)
+        self._metrics.refused(cause)
 
-    def check_unread(self, remaining: float | None, interactive: bool) -> None:
+    def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
         """Refuses a call whose message is not read yet, where it is clear that it will be.
 
         Args:
+            owner: Identity of the caller.
             remaining: Seconds until the call's deadline; None where it has none.
             interactive: Whether it goes before bulk work.
 
@@ -79,7 +79,7 @@ class Entrance:
         now = time.monotonic()
         try:
             deadline = math.inf if remaining is None else now + remaining
-            self._admission.check_unread(identity.get(), deadline, now, interactive=interactive)
+            self._admission.check_unread(owner, deadline, now, interactive=interactive)
         except OverloadedError as error:
-            self._figures.refused(_CAUSES[error.reason])
+            self._metrics.refused(_CAUSES[error.reason])
             raise

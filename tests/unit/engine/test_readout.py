@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from unroll_server.classes import classify
-from unroll_server.types import Float32Array
+from unroll_engine.models.spec import Float32Array
+from unroll_engine.readout import classify
 
 
 @given(npst.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-80, 80, width=32)))

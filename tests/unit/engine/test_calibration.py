@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from support.models import random_network
 
+from unroll_engine.models.calibration import ChosenForms, choose, keeps_bits, tick_cost
+from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec, State
+from unroll_engine.runtimes.base import Runtime, TickResult
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
-from unroll_server.forms import ChosenForms, choose, keeps_bits, tick_cost
-from unroll_server.runtimes.base import Runtime, TickResult
-from unroll_server.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
-from unroll_server.types import Float32Array, ModelKey, ModelSpec, State
 
 NETWORK = random_network(features=3, hidden=8, outputs=4)
 SPEC = ModelSpec(ModelKey("m", 1), "simple_rnn", 3, 8, 4, 1, ("a",) * 4, ("x",) * 3)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_server.types import Float32Array
+from unroll_engine.models.spec import Float32Array
 
 
 def classify(logits: Float32Array) -> tuple[Float32Array, NDArray[np.intp]]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-from unroll_server.types import Float32Array, State
+from unroll_engine.models.spec import Float32Array, State
 
 
 class TickResult(NamedTuple):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from support.models import random_network, served
 
+from unroll_engine.models.spec import ModelSpec
+from unroll_engine.runtimes.onnx_graph import check_rnn, check_scan
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_proto.bundle import BundleError
-from unroll_server.runtimes.onnx_graph import check_rnn, check_scan
-from unroll_server.types import ModelSpec
 
 NETWORK = random_network(features=3, hidden=5, outputs=4, layers=2)
 SPEC = served(NETWORK).spec

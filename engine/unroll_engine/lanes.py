@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_server.models import Model
-from unroll_server.runtimes.base import TickResult
-from unroll_server.scheduler import Slice
-from unroll_server.types import Float32Array, State
-from unroll_server.work import Batch, Emit, Stretch, Work, complete
+from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, complete
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.runtimes.base import TickResult
+from unroll_engine.scheduler import Slice
 
 _ALIGNMENT = 64
 _REGION_STEPS = 128
@@ -53,13 +53,13 @@ class Lanes:
         self._state = tuple(_aligned((layers, capacity, size)) for layers, size in model.spec.state_shapes)
         self._table = np.zeros((6, capacity), np.int64)
         self._table[_REGION] = np.arange(capacity) * self._region
-        self._works: list[Work | None] = []  # by column; None where a lane left
+        self._jobs: list[Job | None] = []  # by column; None where a lane left
         self._holes: list[int] = []
 
     @property
-    def works(self) -> Iterable[Work]:
+    def jobs(self) -> Iterable[Job]:
         """The works of the lanes, each as often as it has any."""
-        return filter(None, self._works)
+        return filter(None, self._jobs)
 
     @property
     def remaining(self) -> NDArray[np.int64]:
@@ -84,12 +84,12 @@ class Lanes:
     def _shortest(self, kind: int) -> int:
         return int(self.remaining[self._table[kind, : self.count] != 0].min())
 
-    def join(self, slices: Sequence[Slice[Work]]) -> None:
+    def join(self, slices: Sequence[Slice[Job]]) -> None:
         """Puts sequences into free lanes."""
         count = sum(number for _, _, number in slices)
         columns = [self._holes.pop() for _ in range(min(count, len(self._holes)))]
-        columns += range(len(self._works), len(self._works) + count - len(columns))
-        self._works += [None] * (columns[-1] + 1 - len(self._works))
+        columns += range(len(self._jobs), len(self._jobs) + count - len(columns))
+        self._jobs += [None] * (columns[-1] + 1 - len(self._jobs))
         self.count += count
         chosen = np.array(columns)
         rows = self._table[_REGION, chosen].tolist()
@@ -100,20 +100,20 @@ class Lanes:
         begun: list[int] = []
         begun_with: list[State] = []
         begin = 0
-        for work, first, number in slices:
+        for job, first, number in slices:
             end = begin + number
             own = columns[begin:end]
-            lengths += self._copy_in(work, first, number, rows[begin:end])
+            lengths += self._copy_in(job, first, number, rows[begin:end])
             indices += range(first, first + number)
             for column in own:
-                self._works[column] = work
-            if work.interactive:
+                self._jobs[column] = job
+            if job.interactive:
                 interactive += own
-            if work.keeps_states and not self.model.states_are_state:
+            if job.keeps_states and not self.model.states_are_state:
                 exact += own
-            if work.initial_state:
+            if job.initial_state:
                 begun += own
-                begun_with.append(tuple(array[:, first : first + number] for array in work.initial_state))
+                begun_with.append(tuple(array[:, first : first + number] for array in job.initial_state))
             begin = end
         self._table[_INDEX, chosen] = indices
         self._table[_LEFT, chosen] = lengths
@@ -130,47 +130,47 @@ class Lanes:
             for array, *initial in zip(self._state, *begun_with, strict=True):
                 array[:, begun] = np.concatenate(initial, axis=1)
 
-    def _copy_in(self, work: Work, first: int, number: int, rows: list[int]) -> list[int]:
+    def _copy_in(self, job: Job, first: int, number: int, rows: list[int]) -> list[int]:
         """Copies the values of sequences to the regions that begin at `rows`; returns the sequences' lengths."""
-        if work.size == 1 and work.steps <= self._region:
-            self._regions[rows[0] : rows[0] + work.steps] = work.values
-            return [work.steps]
-        offsets = work.offsets[first : first + number + 1].tolist()
+        if job.size == 1 and job.steps <= self._region:
+            self._regions[rows[0] : rows[0] + job.steps] = job.values
+            return [job.steps]
+        offsets = job.offsets[first : first + number + 1].tolist()
         lengths = [end - begin for begin, end in itertools.pairwise(offsets)]
         length = lengths[0]
         if number > 1 and length <= self._region and lengths.count(length) == number:
-            block = work.values[offsets[0] : offsets[-1]].reshape(number, length, -1)
+            block = job.values[offsets[0] : offsets[-1]].reshape(number, length, -1)
             regions = self._regions.reshape(-1, self._region, block.shape[2])
             regions[[row // self._region for row in rows], :length] = block
             return lengths
         for row, begin, length in zip(rows, offsets, lengths, strict=False):
             self._long += length > self._region
             length = min(length, self._region)
-            self._regions[row : row + length] = work.values[begin : begin + length]
+            self._regions[row : row + length] = job.values[begin : begin + length]
         return lengths
 
     def drop_cancelled(self) -> None:
         """Frees the lanes whose caller has left."""
-        self._free([column for column, work in enumerate(self._works) if work and work.cancelled])
+        self._free([column for column, job in enumerate(self._jobs) if job and job.cancelled])
 
-    def clear(self) -> Iterable[Work]:
+    def clear(self) -> Iterable[Job]:
         """Frees every lane and returns the works that had one."""
-        works = {work: None for work in self._works if work}
-        self._works.clear()
+        jobs = {job: None for job in self._jobs if job}
+        self._jobs.clear()
         self._holes.clear()
         self._table[_INTERACTIVE:] = 0
         self.count = self.interactive = self._exact = self._long = 0
-        return works
+        return jobs
 
     def settle(self) -> None:
         """Lets the last lanes take the places of those that left, where no new one did: a dense prefix again."""
         if not self._holes:
             return
-        movers = [column for column in range(self.count, len(self._works)) if self._works[column]]
+        movers = [column for column in range(self.count, len(self._jobs)) if self._jobs[column]]
         holes = [column for column in self._holes if column < self.count]
         for hole, column in zip(holes, movers, strict=True):
-            self._works[hole] = self._works[column]
-        del self._works[self.count :]
+            self._jobs[hole] = self._jobs[column]
+        del self._jobs[self.count :]
         self._holes.clear()
         if holes:
             regions = self._table[_REGION, holes]
@@ -222,12 +222,12 @@ class Lanes:
         table = self._table[:, : self.count]
         needed = table[_ROW] + np.minimum(table[_LEFT], steps) - table[_REGION]
         for column in np.flatnonzero(needed > self._region).tolist():
-            work = self._works[column]
-            assert work is not None
+            job = self._jobs[column]
+            assert job is not None
             index, left, _, row = table[:4, column].tolist()
-            begin = int(work.offsets[index + 1]) - left
+            begin = int(job.offsets[index + 1]) - left
             length = min(left, self._region)
-            self._regions[row : row + length] = work.values[begin : begin + length]
+            self._regions[row : row + length] = job.values[begin : begin + length]
             table[_ROW, column] = row
             self._long -= length == left
 
@@ -235,24 +235,24 @@ class Lanes:
         """Tells interactive work of its steps."""
         columns = np.flatnonzero(self._table[_INTERACTIVE, : self.count])
         for column, left in zip(columns.tolist(), self._table[_LEFT, columns].tolist(), strict=True):
-            work = self._works[column]
-            assert isinstance(work, Stretch)
+            job = self._jobs[column]
+            assert isinstance(job, ChunkJob)
             ran = min(steps, left)
-            emit(work, work.steps_done(result.logits[:ran, column], result.states[:ran, column]))
+            emit(job, job.steps_done(result.logits[:ran, column], result.states[:ran, column]))
 
     def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult, emit: Emit) -> None:
         """Hands the last steps of ended lanes, at rows `last` of the result, to their works, and frees the lanes."""
         columns = ended.tolist()
-        groups: dict[Work, list[int]] = {}
+        groups: dict[Job, list[int]] = {}
         for place, column in enumerate(columns):
-            work = self._works[column]
-            assert work is not None
-            if work in groups:
-                groups[work].append(place)
+            job = self._jobs[column]
+            assert job is not None
+            if job in groups:
+                groups[job].append(place)
             else:
-                groups[work] = [place]
+                groups[job] = [place]
         kept: State | None = None
-        if any(work.keeps_states for work in groups):
+        if any(job.keeps_states for job in groups):
             if self.model.states_are_state:
                 kept = (result.states[last, ended][np.newaxis],)
             else:
@@ -260,18 +260,18 @@ class Lanes:
                 kept = tuple(array[:, ended] for array in self._state)
         logits = result.logits[last, ended]
         indices = self._table[_INDEX, ended]
-        answered: list[Batch] = []
-        for work, places in groups.items():
-            if isinstance(work, Stretch):
-                emit(work, work.ended(tuple(array[:, places[0]] for array in kept or ())))
+        answered: list[BatchJob] = []
+        for job, places in groups.items():
+            if isinstance(job, ChunkJob):
+                emit(job, job.ended(tuple(array[:, places[0]] for array in kept or ())))
                 continue
-            assert isinstance(work, Batch)
+            assert isinstance(job, BatchJob)
             # A slice costs less than a selection.
             begin, end = places[0], places[-1] + 1
             chosen = slice(begin, end) if end - begin == len(places) else np.array(places)
-            state = tuple(array[:, chosen] for array in kept) if kept and work.keeps_states else None
-            if work.lanes_done(indices[chosen], logits[chosen], state):
-                answered.append(work)
+            state = tuple(array[:, chosen] for array in kept) if kept and job.keeps_states else None
+            if job.lanes_done(indices[chosen], logits[chosen], state):
+                answered.append(job)
         complete(answered)
         for batch in answered:
             emit(batch, batch)
@@ -279,7 +279,7 @@ class Lanes:
 
     def _free(self, columns: list[int]) -> None:
         for column in columns:
-            self._works[column] = None
+            self._jobs[column] = None
         self._holes += columns
         self.count -= len(columns)
         if self.interactive or self._exact:

@@ -1,4 +1,4 @@
-"""TorchScript, on CPU or CUDA. Needs torch, the extra `unroll-server[torchscript]`.
+"""TorchScript, on CPU or CUDA. Needs torch, the extra `unroll-engine[torchscript]`.
 
 Deprecated upstream since torch 2.11, and a bundle's TorchScript can run code: it is loaded only from a bundle whose
 checksums hold.
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.runtimes.base import TickResult
 from unroll_proto import bundle
-from unroll_server.errors import StartupError
-from unroll_server.runtimes.base import TickResult
-from unroll_server.types import Float32Array, ModelSpec, State
 
 _GROWTH = 2**20
 _LAYER_GROWTH = 2**14
@@ -43,7 +43,7 @@ class TorchScriptRuntime:
         device: "cpu" or "cuda".
 
     Raises:
-        StartupError: the device is "cuda" and torch finds none.
+        RuntimeUnavailableError: the device is "cuda" and torch finds none.
     """
 
     name = "torchscript"
@@ -52,7 +52,7 @@ class TorchScriptRuntime:
 
     def __init__(self, model: bytes, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():
-            raise StartupError("--device cuda: torch finds no CUDA device")
+            raise RuntimeUnavailableError("device cuda: torch finds no CUDA device")
         self.device = device
         torch.set_num_threads(1)
         # TF32 keeps 10 bits of the mantissa, far outside the tolerance that was proven.

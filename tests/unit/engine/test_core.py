@@ -5,24 +5,24 @@ import time
 import numpy as np
 from support.models import random_network, served
 
-from unroll_server.core import Core
+from unroll_engine.core import EngineCore
+from unroll_engine.jobs import BatchJob
+from unroll_engine.models.loader import Model
 from unroll_server.metrics import Metrics
 from unroll_server.metrics.figures import MODEL_SIZE, SERVED
-from unroll_server.models import Model
-from unroll_server.work import Batch
 
 LEAVING = served(random_network(), "leaving")
 BUSY = served(random_network(), "busy")
 
 
-def batch(model: Model, sequences: int, steps: int) -> Batch:
+def batch(model: Model, sequences: int, steps: int) -> BatchJob:
     values = np.zeros((sequences * steps, model.spec.input_size), np.float32)
-    return Batch(model, values, np.arange(sequences + 1) * steps)
+    return BatchJob(model, values, np.arange(sequences + 1) * steps)
 
 
 async def test_a_model_that_leaves_does_not_wait_for_the_others_to_rest() -> None:
     metrics = Metrics()
-    core = Core([LEAVING, BUSY], 2, 5, metrics)
+    core = EngineCore([LEAVING, BUSY], 2, 5, metrics)
 
     def is_loaded() -> bool:
         return bool(metrics.memory.sums("model", MODEL_SIZE)[str(LEAVING.spec.key)][SERVED])
@@ -36,7 +36,7 @@ async def test_a_model_that_leaves_does_not_wait_for_the_others_to_rest() -> Non
         assert is_loaded()
         assert core.prepare(time.monotonic()) is not None
         core.run()
-        answered += [work for work, _ in core.events()]
+        answered += [job for job, _ in core.events()]
     assert core.prepare(time.monotonic()) is not None
     assert endless not in answered
     assert not is_loaded()

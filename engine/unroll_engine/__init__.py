@@ -1,0 +1,1 @@
+"""The engine of Unroll: loads model bundles and runs sequences on them, without a server."""

@@ -1,0 +1,121 @@
+"""What the engine reports while it runs, to whoever counts or traces it. It imports neither."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class ModelMetrics(Protocol):
+    """Counters of one model version."""
+
+    def tick(self, lanes: int, steps: int, real_steps: int, seconds: float) -> None:
+        """Counts a tick.
+
+        Args:
+            lanes: Sequences in it.
+            steps: Timesteps computed for each.
+            real_steps: Timesteps, over all lanes, that belonged to sequences; the others were padding.
+            seconds: Its duration.
+        """
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """Counts a job's time in the queue."""
+        ...
+
+    def dropped(self, cause: str, sequences: int) -> None:
+        """Counts sequences dropped before they were computed, by cause: "expired" or "cancelled"."""
+        ...
+
+    def serves(self, more: int) -> None:
+        """Records that the model was added (1) or removed (-1)."""
+        ...
+
+
+class QueueMetrics(Protocol):
+    """Counters of the queue of all models."""
+
+    def queued(self, steps: int, size: int) -> None:
+        """Records the timesteps and the bytes that are admitted and not yet answered."""
+        ...
+
+    def refused(self, cause: str) -> None:
+        """Counts a refusal by cause: "steps", "bytes", "deadline" or "identity"."""
+        ...
+
+
+class Metrics(Protocol):
+    """Counters of an engine."""
+
+    @property
+    def queue(self) -> QueueMetrics:
+        """Counters of the queue of all models."""
+        ...
+
+    def of(self, model: str) -> ModelMetrics:
+        """Counters of a model version, by NAME/VERSION."""
+        ...
+
+
+class NoMetrics:
+    """Metrics, ModelMetrics and QueueMetrics that count nothing."""
+
+    @property
+    def queue(self) -> "NoMetrics":
+        """See Metrics."""
+        return self
+
+    def of(self, model: str) -> "NoMetrics":
+        """See Metrics."""
+        return self
+
+    def tick(self, lanes: int, steps: int, real_steps: int, seconds: float) -> None:
+        """See ModelMetrics."""
+
+    def waited(self, seconds: float) -> None:
+        """See ModelMetrics."""
+
+    def dropped(self, cause: str, sequences: int) -> None:
+        """See ModelMetrics."""
+
+    def serves(self, more: int) -> None:
+        """See ModelMetrics."""
+
+    def queued(self, steps: int, size: int) -> None:
+        """See QueueMetrics."""
+
+    def refused(self, cause: str) -> None:
+        """See QueueMetrics."""
+
+
+class ObservedCall(Protocol):
+    """A call that is logged or traced.
+
+    Attributes:
+        steps: Timesteps given to the engine for it.
+    """
+
+    steps: int
+
+    @property
+    def traced(self) -> bool:
+        """Whether to report its time in the queue and its ticks."""
+        ...
+
+    def waited(self, model: str, seconds: float) -> None:
+        """Reports that a job of the call, for the model NAME/VERSION, left the queue now, after so many seconds."""
+        ...
+
+    def ticked(
+        self, others: "Sequence[ObservedCall]", model: str, lanes: int, steps: int, real_steps: int, seconds: float
+    ) -> None:
+        """Reports a tick that ended now and ran jobs of this call and of others.
+
+        Args:
+            others: The other traced calls in the tick.
+            model: NAME/VERSION.
+            lanes: Sequences in the tick.
+            steps: Timesteps computed for each.
+            real_steps: Timesteps, over all lanes, that belonged to sequences.
+            seconds: Its duration.
+        """
+        ...
