@@ -1,6 +1,7 @@
 """Command-line behaviour shared by every command: `-h`, `--version`, default subcommands, errors of one line."""
 
 import errno
+import io
 import os
 import sys
 from contextlib import suppress
@@ -48,6 +49,9 @@ def run(name: str, command: click.Command, distribution: str) -> NoReturn:
     """
     if sys.stdout is None:  # as after `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name may hold what the terminal's encoding, or any encoding, has no place for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     command.context_settings = {**command.context_settings, "help_option_names": ["-h", "--help"]}
     # The environment must not trigger it: UNROLL_VERSION is a name that deployments use.
     version = click.version_option(package_name=distribution, message="%(prog)s %(version)s", allow_from_autoenv=False)

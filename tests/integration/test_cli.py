@@ -291,3 +291,21 @@ def test_help_says_it_all() -> None:
     for command in ("models", "classify", "stream"):
         text = run("unroll", command, "--help").stdout
         assert "UNROLL_SERVER" in text
+
+
+def test_names_of_any_characters(server: ServerProcess, vowels: list[Sequence], tmp_path: Path) -> None:
+    values = vowels[0].values
+    write_sequences(tmp_path / "in.jsonl", [Sequence("[/]\x1b\r", values, "ä\n𝄞")])
+    # Of the file: bytes that are not UTF-8, and what rich takes for markup.
+    source, target = (Path(os.fsdecode(bytes(tmp_path) + name)) for name in (b"/[a]\xff.jsonl", b"/out\xff.csv"))
+    (tmp_path / "in.jsonl").rename(source)
+    env = {"UNROLL_SERVER": server.address, "PYTHONIOENCODING": "ascii:strict"}
+    done = run("unroll", "classify", source, "-o", target, env=env)
+    assert r"out\udcff.csv" in done.stdout
+    assert [row["id"] for row in rows_of(target)] == ["[/]\x1b\r"]
+    assert r"label in the file: ä\n𝄞" in run("unroll", "stream", source, env=env).stderr
+    with source.open("a") as file:
+        file.write(json.dumps({"sequence": values.tolist(), "id": "\ud800"}) + "\n")
+    done = unroll(server, "classify", source, "-o", tmp_path / "none.csv", code=2)
+    assert "row 2: column 'id': " in done.stderr
+    assert not (tmp_path / "none.csv").exists()

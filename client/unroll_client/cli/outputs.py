@@ -1,8 +1,9 @@
-"""Where the classes go: Parquet, JSON Lines or CSV files, or lines on the terminal."""
+"""Outputs of classes: Parquet, JSON Lines or CSV files, or lines on the terminal."""
 
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from unroll_client._errors import UnrollError
 from unroll_client._types import Classification
+from unroll_client.cli.report import printable
 from unroll_client.cli.termination import terminable
 from unroll_proto.cli import InputError
 from unroll_proto.files import replacing
@@ -80,9 +82,7 @@ class JsonLinesOutput:
 
     def write(self, ids: list[str], result: Classification) -> None:
         """Writes a line a sequence."""
-        lines = [
-            json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) + "\n" for row in _rows(ids, result)
-        ]
+        lines = [to_json(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in _rows(ids, result)]
         self._file.write("".join(lines).encode())
 
     def finish(self) -> None:
@@ -91,17 +91,18 @@ class JsonLinesOutput:
 
 
 class CsvOutput:
-    """CSV with a header line; lists are JSON arrays."""
+    """CSV with a header line; strings are quoted, lists are JSON arrays."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        self._writer = csv.writer(self._text, lineterminator="\n")
+        # QUOTE_MINIMAL leaves a carriage return bare before Python 3.13, and readers end the row there.
+        self._writer = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self._writer.writerow(COLUMNS)
 
     def write(self, ids: list[str], result: Classification) -> None:
         """Writes a line a sequence."""
         self._writer.writerows(
-            (name, label, probability, json.dumps(probabilities), json.dumps(logits))
+            (name, label, probability, to_json(probabilities), to_json(logits))
             for name, label, probability, probabilities, logits in _rows(ids, result)
         )
 
@@ -112,14 +113,15 @@ class CsvOutput:
 
 
 class TerminalOutput:
-    """A line a sequence, for people: id, label, probability."""
+    """One line per sequence, for people: id, label, probability."""
 
     def __init__(self) -> None:
         click.echo(f"{'id':<20} {'label':<20} probability")
 
     def write(self, ids: list[str], result: Classification) -> None:
         """Prints."""
-        rows = zip(ids, result.labels, top_probabilities(result).tolist(), strict=True)
+        names, labels = map(printable, ids), map(printable, result.labels)
+        rows = zip(names, labels, top_probabilities(result).tolist(), strict=True)
         click.echo("\n".join(f"{name:<20} {label:<20} {probability:.4f}" for name, label, probability in rows))
 
     def finish(self) -> None:
@@ -165,6 +167,8 @@ def _opened(path: Path, kind: Callable[[IO[bytes]], Output]) -> Iterator[Output]
         raise  # Some of these are OSErrors as well.
     except OSError as error:
         raise click.ClickException(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except pa.ArrowException as error:
+        raise click.ClickException(f"{path}: {' '.join(str(error).split())}") from None
 
 
 @contextmanager
@@ -178,6 +182,22 @@ def to_terminal(as_json: bool) -> Iterator[Output]:
 def top_probabilities(result: Classification) -> NDArray[np.float32]:
     """float32 [n]: the probability of each sequence's label."""
     return np.take_along_axis(result.probabilities, result.label_indices[:, np.newaxis], axis=1)[:, 0]
+
+
+def to_json(value: Any) -> str:
+    """Returns JSON on one line. JSON has no NaN and no infinity, which become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(ids: list[str], result: Classification) -> Iterator[tuple[str, str, float, list[float], list[float]]]:

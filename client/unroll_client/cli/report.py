@@ -1,4 +1,4 @@
-"""How good the classes are, where the file says what they should be."""
+"""Accuracy and confusion matrix, if the file has labels; text made fit for a terminal."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,13 @@ from unroll_client._types import Classification
 MATRIX_CLASSES = 16
 
 
+def printable(text: str) -> str:
+    """Returns the text as one line for a terminal: line ends and control characters are escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class Score:
-    """Counts what was said of each class.
+    """Counts of the classes that a model gave to sequences, by true class.
 
     Attributes:
         counts: int64 [classes + 1, classes]: sequences by true class and by said class. The last row holds those
@@ -23,7 +28,7 @@ class Score:
     """
 
     def __init__(self, class_labels: tuple[str, ...]) -> None:
-        self._labels = class_labels
+        self._labels = tuple(map(printable, class_labels))
         self._index = {label: index for index, label in enumerate(class_labels)}
         self.counts = np.zeros((len(class_labels) + 1, len(class_labels)), np.int64)
         self.unlabelled = 0

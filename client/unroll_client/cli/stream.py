@@ -1,7 +1,6 @@
 """`unroll stream`: the hidden state of one sequence after each timestep, as it is computed."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from unroll_client._types import ModelInfo, Steps
 from unroll_client.cli.options import Server, one_line_errors, server_options
+from unroll_client.cli.outputs import to_json
+from unroll_client.cli.report import printable
 from unroll_proto.cli import InputError
 from unroll_proto.sequences import Sequence, SequenceError, read_sequences
 
@@ -91,8 +92,8 @@ async def _stream(
             for start in range(0, len(sequence.values), chunk):
                 async for steps in stream.stream(sequence.values[start : start + chunk]):
                     show(steps)
-        truth = "" if sequence.label is None else f", label in the file: {sequence.label}"
-        return f"sequence {sequence.id}: {stream.step} steps by {model.name} version {model.version}{truth}"
+        truth = "" if sequence.label is None else f", label in the file: {printable(sequence.label)}"
+        return f"sequence {printable(sequence.id)}: {stream.step} steps by {model.name} version {model.version}{truth}"
 
 
 def _json_lines(steps: Steps) -> None:
@@ -100,11 +101,12 @@ def _json_lines(steps: Steps) -> None:
     assert steps.logits is not None
     rows = zip(steps.steps.tolist(), steps.states.tolist(), steps.logits.tolist(), strict=True)
     for step, state, logits in rows:
-        click.echo(json.dumps({"step": step, "state": state, "logits": logits}))
+        click.echo(to_json({"step": step, "state": state, "logits": logits}))
 
 
 def _table(model: ModelInfo) -> Show:
-    width = max(len("label"), *(len(label) for label in model.class_labels))
+    labels = [printable(label) for label in model.class_labels]
+    width = max(map(len, ["label", *labels]))
     shown = min(model.hidden_size, max(1, (get_terminal_size().columns - width - 28) // 7))
     more = " ..." if shown < model.hidden_size else ""
     click.echo(f"{'step':>6}  {'label':<{width}}  {'prob':>6}  {'|h|':>7}  h[0:{shown}]")
@@ -117,7 +119,7 @@ def _table(model: ModelInfo) -> Show:
             best = int(probabilities.argmax())
             components = "".join(f"{value:+7.3f}" for value in state[:shown])
             click.echo(
-                f"{step:>6}  {model.class_labels[best]:<{width}}  {probabilities[best]:>6.4f}"
+                f"{step:>6}  {labels[best]:<{width}}  {probabilities[best]:>6.4f}"
                 f"  {np.linalg.norm(state):>7.3f} {components}{more}"
             )
 

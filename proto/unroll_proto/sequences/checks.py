@@ -1,10 +1,11 @@
-"""Checks that every format shares: finite numbers, one feature count, known splits, plain labels."""
+"""Checks that every format shares: finite numbers, one feature count, known splits, names that can be written."""
 
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unroll_proto.bundle import MOST_TEXT_BYTES
 from unroll_proto.sequences.types import SPLITS, SequenceError
 
 SEQUENCE, LABEL, SPLIT, ID = "sequence", "label", "split", "id"
@@ -84,25 +85,38 @@ class SequenceChecks:
         return converted
 
 
-def check_split(path: Path, split: object, row: int) -> str | None:
-    """Passes a split's name on.
+def check_split(path: Path, split: object, row: int, column: str = SPLIT) -> str | None:
+    """Returns a split's name.
 
     Raises:
         SequenceError: it is none of the three.
     """
     if split is None or (isinstance(split, str) and split in SPLITS):
         return split
-    raise SequenceError(path, f"{split!r} is none of {', '.join(SPLITS)}", row=row, column=SPLIT)
+    raise SequenceError(path, f"{split!r:.60} is none of {', '.join(SPLITS)}", row=row, column=column)
 
 
 def check_name(path: Path, value: object, row: int, column: str) -> str | None:
-    """Passes a label or id on as a string.
+    """Returns a label or id as a string that every format can hold.
+
+    UTF-8 has no lone surrogates, numpy drops NULs at the end, and a bundle bounds its class labels.
 
     Raises:
-        SequenceError: it is neither a string nor an integer.
+        SequenceError: it is neither a string nor an integer, or has no place in one of the formats.
     """
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return str(value)
-    raise SequenceError(path, f"a string or an integer expected, got {value!r:.60}", row=row, column=column)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)):
+        raise SequenceError(path, f"a string or an integer expected, got {value!r:.60}", row=row, column=column)
+    text = str(value)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        what = f"character {error.start} is {text[error.start]!a}, half of a surrogate pair; UTF-8 can't hold it"
+        raise SequenceError(path, what, row=row, column=column) from None
+    if "\0" in text:
+        what = f"character {text.index(chr(0))} is NUL; not every format can hold it"
+        raise SequenceError(path, what, row=row, column=column)
+    if size > MOST_TEXT_BYTES:
+        raise SequenceError(path, f"{size} bytes in UTF-8, {MOST_TEXT_BYTES} at most", row=row, column=column)
+    return text

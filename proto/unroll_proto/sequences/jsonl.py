@@ -40,9 +40,9 @@ def _parse(path: Path, line: bytes, row: int) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
     except UnicodeDecodeError as error:
-        raise SequenceError(path, f"no UTF-8 text: {error.reason} at byte {error.start}", row=row) from None
+        raise SequenceError(path, f"not UTF-8 text: {error.reason} at byte {error.start}", row=row) from None
     except (ValueError, RecursionError) as error:
-        raise SequenceError(path, f"no JSON: {error}", row=row) from None
+        raise SequenceError(path, f"not JSON: {error}", row=row) from None
     if not isinstance(record, dict):
         raise SequenceError(path, f"a JSON object expected, got {_kind(record)}", row=row)
     if SEQUENCE not in record:

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_proto.sequences.checks import SequenceChecks, check_split
+from unroll_proto.sequences.checks import SequenceChecks, check_name, check_split
 from unroll_proto.sequences.types import Sequence, SequenceError
 
 VALUES, LENGTHS, LABELS, SPLITS, IDS = "values", "lengths", "labels", "splits", "ids"
 
-# What zipfile, zlib and numpy raise for a file that is cut off, damaged, pickled or of a forged size.
+# What zipfile, zlib and numpy raise for a file that is cut off, damaged, encrypted, pickled or of a forged size.
 _LOAD_ERRORS = (
     OSError,
     ValueError,
     EOFError,
     MemoryError,
-    NotImplementedError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
 )
 
 
 def read_npz(path: Path) -> Iterator[Sequence]:
-    """Loads the arrays, then gives sequence by sequence; `row` is the 1-based index."""
+    """Loads the arrays, then yields sequence by sequence; `row` is the 1-based index."""
     arrays = _load(path, (VALUES, LENGTHS, LABELS, SPLITS, IDS))
     lengths = _lengths(path, arrays)
     values = _values(path, arrays, int(lengths.sum()))
@@ -35,12 +35,12 @@ def read_npz(path: Path) -> Iterator[Sequence]:
     checks = SequenceChecks(path, column=VALUES)
     ends = np.cumsum(lengths)
     for index, (start, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist(), strict=True)):
-        split = splits[index] if splits is not None else None
+        name = _name(path, ids, index, IDS)
         yield Sequence(
-            id=str(index) if ids is None else ids[index],
+            id=str(index) if name is None else name,
             values=checks.values(values[start:end], index + 1),
-            label=None if labels is None else labels[index],
-            split=check_split(path, split or None, index + 1),
+            label=_name(path, labels, index, LABELS),
+            split=check_split(path, _name(path, splits, index, SPLITS) or None, index + 1, SPLITS),
             row=index + 1,
         )
 
@@ -57,22 +57,31 @@ def _load(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise SequenceError(path, "one bare array, an npz archive expected")
+                raise SequenceError(path, f"one bare array (.npy), expected an archive with {VALUES} and {LENGTHS}")
             with archive:
+                missing = [name for name in (VALUES, LENGTHS) if name not in archive]
+                if missing:
+                    held = f"the arrays are {archive.files!r:.200}" if archive.files else "the archive is empty"
+                    raise SequenceError(path, f"missing; {held}", column=missing[0])
                 arrays = {}
                 for name in names:
                     if name in archive:
                         arrays[name] = archive[name]
+                        # numpy returns the bytes of a member that isn't an array.
+                        if not isinstance(arrays[name], np.ndarray):
+                            raise SequenceError(path, "not an array in numpy's format", column=name)
                 return arrays
     except (SequenceError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except _LOAD_ERRORS as error:
-        raise SequenceError(path, f"no npz that can be read without pickle: {error}", column=name) from None
+        if "allow_pickle" not in str(error):
+            raise SequenceError(path, f"not a readable npz: {error}", column=name) from None
+        # numpy takes whatever it doesn't know for a pickle.
+        what = "an object array, which only pickle can load; save numbers or strings" if name else "not an npz archive"
+        raise SequenceError(path, what, column=name) from None
 
 
 def _lengths(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
-    if LENGTHS not in arrays:
-        raise SequenceError(path, f"missing; the arrays are {sorted(arrays)}", column=LENGTHS)
     lengths = arrays[LENGTHS]
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
         what = f"integers [sequences] expected, got {lengths.dtype} {list(lengths.shape)}"
@@ -86,8 +95,6 @@ def _lengths(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def _values(path: Path, arrays: dict[str, NDArray[Any]], total: int) -> NDArray[Any]:
-    if VALUES not in arrays:
-        raise SequenceError(path, f"missing; the arrays are {sorted(arrays)}", column=VALUES)
     values = arrays[VALUES]
     if values.ndim != 2 or values.dtype.kind not in "iuf":
         what = f"numbers [total steps, features] expected, got {values.dtype} {list(values.shape)}"
@@ -97,7 +104,7 @@ def _values(path: Path, arrays: dict[str, NDArray[Any]], total: int) -> NDArray[
     return values
 
 
-def _names(path: Path, arrays: dict[str, NDArray[Any]], name: str, count: int) -> list[str] | None:
+def _names(path: Path, arrays: dict[str, NDArray[Any]], name: str, count: int) -> NDArray[Any] | None:
     if name not in arrays:
         return None
     array = arrays[name]
@@ -106,9 +113,17 @@ def _names(path: Path, arrays: dict[str, NDArray[Any]], name: str, count: int) -
         raise SequenceError(path, what, column=name)
     if len(array) != count:
         raise SequenceError(path, f"has {len(array)} entries for {count} sequences", column=name)
-    if array.dtype.kind == "S":
-        try:
-            return [value.decode() for value in array.tolist()]
-        except UnicodeDecodeError:
-            raise SequenceError(path, "bytes that are no UTF-8", column=name) from None
-    return [str(value) for value in array.tolist()]
+    return array
+
+
+def _name(path: Path, names: NDArray[Any] | None, index: int, column: str) -> str | None:
+    if names is None:
+        return None
+    try:
+        value = names[index].item()
+        if isinstance(value, bytes):
+            value = value.decode()
+    # SystemError is what a number beyond Unicode, where a character should be, leads to in numpy.
+    except (UnicodeDecodeError, ValueError, SystemError):
+        raise SequenceError(path, "not UTF-8 text", row=index + 1, column=column) from None
+    return check_name(path, value, index + 1, column)

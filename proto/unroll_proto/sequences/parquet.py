@@ -15,6 +15,7 @@ from unroll_proto.sequences.checks import (
     SEQUENCE,
     SPLIT,
     SequenceChecks,
+    check_name,
     check_split,
     describe_non_finite,
     first_non_finite,
@@ -38,8 +39,9 @@ def read_parquet(path: Path) -> Iterator[Sequence]:
             for batch in file.iter_batches(_batch_rows(file), columns=columns):
                 yield from _sequences(path, batch, checks, row)
                 row += batch.num_rows
-    except pa.ArrowException as error:
-        raise SequenceError(path, f"no readable Parquet: {error}") from None
+    # Arrow doesn't check that a column's name is UTF-8.
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise SequenceError(path, f"not readable Parquet: {error}") from None
 
 
 def count_parquet(path: Path) -> int:
@@ -47,7 +49,7 @@ def count_parquet(path: Path) -> int:
     try:
         return int(pq.read_metadata(path).num_rows)
     except pa.ArrowException as error:
-        raise SequenceError(path, f"no readable Parquet: {error}") from None
+        raise SequenceError(path, f"not readable Parquet: {error}") from None
 
 
 def _columns(path: Path, schema: pa.Schema) -> list[str]:
@@ -103,22 +105,42 @@ def _batch_rows(file: pq.ParquetFile) -> int:
 
 def _sequences(path: Path, batch: pa.RecordBatch, checks: SequenceChecks, first_row: int) -> Iterator[Sequence]:
     values, lengths = _ragged(batch.column(SEQUENCE), checks, first_row)
-    names = {name: _strings(batch, name) for name in (ID, LABEL, SPLIT)}
+    names = {name: _strings(path, batch, name, first_row) for name in (ID, LABEL, SPLIT)}
     ends = np.cumsum(lengths).tolist()
     start = 0
     columns = zip(ends, names[ID], names[LABEL], names[SPLIT], strict=True)
     for row, (end, name, label, split) in enumerate(columns, first_row):
-        if split is not None:
-            check_split(path, split, row)
-        yield Sequence(str(row - 1) if name is None else name, values[start:end], label, split, row)
+        yield Sequence(
+            id=str(row - 1) if name is None else name,
+            values=values[start:end],
+            label=label,
+            split=check_split(path, split, row),
+            row=row,
+        )
         start = end
 
 
-def _strings(batch: pa.RecordBatch, name: str) -> list[str | None]:
+def _strings(path: Path, batch: pa.RecordBatch, name: str, first_row: int) -> list[str | None]:
     if name not in batch.schema.names:
         return [None] * batch.num_rows
-    strings: list[str | None] = batch.column(name).cast(pa.string()).to_pylist()
+    column = batch.column(name).cast(pa.string())
+    try:
+        strings: list[str | None] = column.to_pylist()
+    except UnicodeDecodeError:  # Arrow doesn't check a file's strings when it reads them.
+        row = first_row + next(index for index, scalar in enumerate(column) if not _is_utf8(scalar))
+        raise SequenceError(path, "not UTF-8 text", row=row, column=name) from None
+    if name != SPLIT:
+        for row, text in enumerate(strings, first_row):
+            check_name(path, text, row, name)
     return strings
+
+
+def _is_utf8(text: pa.StringScalar) -> bool:
+    try:
+        text.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _ragged(column: pa.Array, checks: SequenceChecks, first_row: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

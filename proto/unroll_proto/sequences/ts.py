@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unroll_proto.sequences.checks import LABEL, SequenceChecks
+from unroll_proto.sequences.checks import LABEL, SequenceChecks, check_name
 from unroll_proto.sequences.types import Sequence, SequenceError
 
 
@@ -25,8 +25,8 @@ def read_ts(path: Path) -> Iterator[Sequence]:
     header = _Header()
     in_data = False
     index = 0
-    # utf-8-sig drops a byte order mark; comments of old archive files hold Latin-1 letters, and don't matter.
-    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+    # utf-8-sig drops a byte order mark. Comments of old archive files hold Latin-1 letters, which don't matter.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for row, raw in enumerate(lines, 1):
             line = raw.strip()
             if not line or line.startswith("#"):
@@ -72,10 +72,15 @@ def _flag(path: Path, word: str, arguments: list[str], row: int) -> bool:
 
 
 def _sequence(path: Path, line: str, header: _Header, checks: SequenceChecks, row: int, index: int) -> Sequence:
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        what = f"not UTF-8 text: byte {ord(line[error.start]) & 0xFF:#x} at character {error.start}; convert the file"
+        raise SequenceError(path, what, row=row) from None
     parts = line.split(":")
     label = None
     if header.labelled:
-        label = parts.pop().strip()
+        label = check_name(path, parts.pop().strip(), row, LABEL)
         if not label or (header.labels and label not in header.labels):
             what = f"{label!r:.60} is none of the header's" if label else "missing after the last ':'"
             raise SequenceError(path, what, row=row, column=LABEL)
@@ -83,7 +88,7 @@ def _sequence(path: Path, line: str, header: _Header, checks: SequenceChecks, ro
         raise checks.fail(f"{len(parts)} dimensions, {header.dimensions} expected by the header", row)
     if not parts or not any(part.strip() for part in parts):
         raise checks.fail("an empty sequence", row)
-    if "?" in line:
+    if any("?" in part for part in parts):
         raise checks.fail("missing values ('?') can't be used", row)
     steps = parts[0].count(",") + 1
     for dimension, part in enumerate(parts):

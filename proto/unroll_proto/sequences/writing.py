@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -11,35 +10,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unroll_proto.files import replacing
+from unroll_proto.sequences.checks import ID, LABEL, SequenceChecks, check_name, check_split
 from unroll_proto.sequences.types import Sequence, SequenceError
 
+# Of one row group of Parquet: it is held in memory, and Arrow counts the numbers in 32 bits.
 GROUP_ROWS = 4096
+GROUP_VALUES = 1 << 24
 
 
 def write_sequences(path: Path, sequences: Iterable[Sequence]) -> int:
     """Writes a .parquet, .jsonl, .ndjson, .npz or .ts file; npz and .ts hold all sequences in memory meanwhile.
 
-    Labels and ids are written as strings. A .ts file has no room for splits and ids, and takes labels of all
-    sequences or of none, free of spaces and ':'.
+    Labels and ids are written as strings. npz and .ts take labels of all sequences or of none. A .ts file has no room
+    for splits and ids, and its labels have no spaces and no ':'.
 
     Returns:
         How many sequences there were.
 
     Raises:
-        SequenceError: the suffix is unknown, or the format can't hold the sequences.
+        SequenceError: the suffix is unknown, a sequence couldn't be read again, or the format can't hold the sequences.
     """
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise SequenceError(path, f"a file of kind {', '.join(_WRITERS)} expected")
     count = 0
 
-    def counted() -> Iterator[Sequence]:
+    def checked() -> Iterator[Sequence]:
         nonlocal count
-        for count, sequence in enumerate(sequences, 1):  # noqa: B007 (the count outlives the loop)
+        checks = SequenceChecks(path)
+        for count, sequence in enumerate(sequences, 1):
+            checks.values(sequence.values, count)
+            check_name(path, sequence.id, count, ID)
+            check_name(path, sequence.label, count, LABEL)
+            check_split(path, sequence.split, count)
             yield sequence
 
     with replacing(path) as file:
-        writer(path, file, counted())
+        writer(path, file, checked())
     return count
 
 
@@ -58,9 +65,8 @@ def _write_parquet(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> N
     text = pa.string()
     nested = pa.list_(pa.list_(pa.float32()))
     schema = pa.schema([("id", text), ("sequence", nested), ("label", text), ("split", text)])
-    source = iter(sequences)
     with pq.ParquetWriter(file, schema) as writer:
-        while group := list(islice(source, GROUP_ROWS)):
+        for group in _groups(sequences):
             steps = [len(sequence.values) for sequence in group]
             values = np.concatenate([sequence.values for sequence in group])
             starts = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
@@ -73,6 +79,20 @@ def _write_parquet(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> N
                 pa.array([sequence.split for sequence in group], text),
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _groups(sequences: Iterable[Sequence]) -> Iterator[list[Sequence]]:
+    """Yields consecutive sequences, at most GROUP_ROWS of them and, unless one alone has more, GROUP_VALUES numbers."""
+    group: list[Sequence] = []
+    values = 0
+    for sequence in sequences:
+        if len(group) == GROUP_ROWS or (group and values + sequence.values.size > GROUP_VALUES):
+            yield group
+            group, values = [], 0
+        group.append(sequence)
+        values += sequence.values.size
+    if group:
+        yield group
 
 
 def _write_npz(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
@@ -115,7 +135,8 @@ def _write_ts(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> Non
     for sequence in group:
         features = [",".join(map(repr, feature)) for feature in sequence.values.T.tolist()]
         lines.append(":".join([*features, *([] if sequence.label is None else [sequence.label])]))
-    file.write(("\n".join(lines) + "\n").encode())
+    # The name of the file, which is the problem's, may hold bytes that are not UTF-8.
+    file.write(("\n".join(lines) + "\n").encode(errors="replace"))
 
 
 _WRITERS: Final[dict[str, Callable[[Path, IO[bytes], Iterable[Sequence]], None]]] = {

@@ -1,17 +1,21 @@
 """Outputs: every format says the same, and a file is there whole or not at all."""
 
 import csv
+import dataclasses
 import errno
 import gc
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from unroll_client import Classification, Unavailable
 from unroll_client.cli import outputs
@@ -140,3 +144,38 @@ def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert head.split() == ["id", "label", "probability"]
     assert first.startswith("first ")
     assert second.startswith("second ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6), min_size=1, max_size=3))
+@example(["a\rb", "a\nb", "a\r\nb", '"', "", " ", "=1+1", "\ufeff", "\u2028", "\x1b[2J", "NULL", "nan"])
+def test_every_id_and_label_that_a_reader_accepts_is_written(names: list[str]) -> None:
+    result = classification(0, len(names))
+    result = dataclasses.replace(result, labels=names[::-1])
+    with TemporaryDirectory() as folder:
+        for suffix in SUFFIXES:
+            path = Path(folder, f"out{suffix}")
+            with to_file(path) as output:
+                output.write(names, result)
+            assert rows_of(path) == expected_rows([(names, result)])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_json_has_null_for_what_is_not_finite(tmp_path: Path, suffix: str) -> None:
+    result = classification(0, 1)
+    result.logits[0] = [np.nan, np.inf, 1]
+    with to_file(tmp_path / f"out{suffix}") as output:
+        output.write(["a"], result)
+    (row,) = rows_of(tmp_path / f"out{suffix}")
+    if suffix == ".parquet":
+        np.testing.assert_array_equal(row["logits"], result.logits[0])
+    else:
+        assert row["logits"] == [None, None, 1]
+
+
+def test_a_terminal_gets_one_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    result = dataclasses.replace(classification(1, 1), labels=["a\nb\x07"])
+    with to_terminal(as_json=False) as output:
+        output.write(["\x1b[2Jä\r"], result)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split()[:2] == [r"\x1b[2Jä\r", r"a\nb\x07"]

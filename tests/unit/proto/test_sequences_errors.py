@@ -1,6 +1,7 @@
 """Sequence files that can't be used: one line that names file, row, column and what is wrong."""
 
 import pickle
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,8 +29,8 @@ def error_of(path: Path) -> str:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "row 2: no JSON: "),
-        ("[" * 100_000, "row 2: no JSON: "),
+        ("{", "row 2: not JSON: "),
+        ("[" * 100_000, "row 2: not JSON: "),
         ("[1]", "row 2: a JSON object expected, got a list"),
         ("null", "row 2: a JSON object expected, got null"),
         ('{"sequences": [[1, 2]]}', "row 2: column 'sequence': missing; the keys are ['sequences']"),
@@ -68,7 +69,7 @@ def test_jsonl(tmp_path: Path, line: str, message: str) -> None:
 
 def test_jsonl_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_bytes(b'{"sequence": [[1]], "label": "\xff"}\n')
-    assert error_of(tmp_path / "f.jsonl").startswith("row 1: no UTF-8 text: ")
+    assert error_of(tmp_path / "f.jsonl").startswith("row 1: not UTF-8 text: ")
 
 
 def test_rows_before_an_error_are_read(tmp_path: Path) -> None:
@@ -171,9 +172,12 @@ VALUES = np.ones((4, 2), np.float32)
         ({"values": VALUES * np.nan, "lengths": [4]}, "row 1: column 'values': [0][0] is nan"),
         ({"values": VALUES, "lengths": [4], "labels": ["a", "b"]}, "column 'labels': has 2 entries for 1 sequences"),
         ({"values": VALUES, "lengths": [4], "labels": [1.5]}, "column 'labels': strings or integers [sequences]"),
-        ({"values": VALUES, "lengths": [4], "labels": [b"\xff"]}, "column 'labels': bytes that are no UTF-8"),
+        ({"values": VALUES, "lengths": [4], "labels": [b"\xff"]}, "row 1: column 'labels': not UTF-8 text"),
         ({"values": VALUES, "lengths": [4], "ids": [["a"]]}, "column 'ids': strings or integers [sequences] expect"),
-        ({"values": VALUES, "lengths": [4], "splits": ["dev"]}, "row 1: column 'split': 'dev' is none of train"),
+        ({"values": VALUES, "lengths": [4], "splits": ["dev"]}, "row 1: column 'splits': 'dev' is none of train"),
+        ({"x": VALUES, "y": [4]}, "column 'values': missing; the arrays are ['x', 'y']"),
+        ({}, "column 'values': missing; the archive is empty"),
+        ({"arr_0": VALUES, "lengths": [4]}, "column 'values': missing; the arrays are ['arr_0', 'lengths']"),
     ],
 )
 def test_npz(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -195,16 +199,26 @@ def test_npz_is_never_unpickled(tmp_path: Path) -> None:
     labels = np.empty(1, object)
     labels[0] = Trap(tmp_path / "sprung")
     np.savez(tmp_path / "f.npz", values=VALUES, lengths=[4], labels=labels)
-    assert error_of(tmp_path / "f.npz").startswith("column 'labels': no npz that can be read without pickle")
+    assert error_of(tmp_path / "f.npz").startswith("column 'labels': an object array, which only pickle can load")
     (tmp_path / "g.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    assert error_of(tmp_path / "g.npz").startswith("no npz that can be read without pickle")
+    assert error_of(tmp_path / "g.npz") == "not an npz archive"
     assert not (tmp_path / "sprung").exists()
+
+
+def test_other_zip_files_are_told_from_npz(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        archive.writestr("word/document.xml", "<x/>")
+    assert error_of(tmp_path / "f.npz") == "column 'values': missing; the arrays are ['word/document.xml']"
+    with zipfile.ZipFile(tmp_path / "g.npz", "w") as archive:
+        archive.writestr("values", "1,2")
+        archive.writestr("lengths", "2")
+    assert error_of(tmp_path / "g.npz") == "column 'values': not an array in numpy's format"
 
 
 def test_npz_that_is_one_bare_array(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", VALUES)
     (tmp_path / "f.npy").rename(tmp_path / "f.npz")
-    assert error_of(tmp_path / "f.npz") == "one bare array, an npz archive expected"
+    assert error_of(tmp_path / "f.npz") == "one bare array (.npy), expected an archive with values and lengths"
 
 
 @pytest.mark.parametrize(
