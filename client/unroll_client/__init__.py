@@ -10,6 +10,7 @@
 `AsyncClient` has the same methods for asyncio.
 """
 
+from unroll_client import _fork  # noqa: F401 (sets what gRPC reads when it is imported)
 from unroll_client._async_client import AsyncClient
 from unroll_client._client import Client, SyncSequence
 from unroll_client._errors import (

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import grpc
 
+from unroll_client import _fork
 from unroll_client._backoff import backoff
 from unroll_client._channel import Connection
 from unroll_client._errors import ResourceExhausted, Unavailable, from_rpc_error
@@ -64,7 +65,8 @@ class Calls:
         return self._opened
 
     def check(self) -> None:
-        """Raises RuntimeError where no call can be made: the client is closed, or belongs to another event loop."""
+        """Raises RuntimeError if no call can be made: the client is closed, or belongs to another loop or process."""
+        _fork.check()
         if self.closed:
             raise RuntimeError("the client is closed")
         if self._loop is not (loop := asyncio.get_running_loop()):

@@ -1,4 +1,4 @@
-"""Client and SyncSequence: the blocking face of AsyncClient and AsyncSequence, driven on a thread of its own."""
+"""Client and SyncSequence: the blocking face of AsyncClient and AsyncSequence, run on a thread of its own."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import weakref
 from collections.abc import Generator
 from collections.abc import Sequence as Listing
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
 from unroll_client._async_client import DEFAULT_RECONNECT_TIMEOUT, DEFAULT_TARGET, DEFAULT_TIMEOUT, AsyncClient
+from unroll_client._driver import Driver
 from unroll_client._loop_thread import LoopThread
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps
 from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, ModelInfo, Steps
-
-
-def _shut_down(thread: LoopThread, client: AsyncClient) -> None:
-    thread.stop(client.close())
 
 
 class SyncSequence:
@@ -85,7 +83,8 @@ class SyncSequence:
 class Client:
     """Calls Unroll servers; usable from many threads, and a context manager.
 
-    The arguments and methods are those of `AsyncClient`, blocking. A thread of its own does the work.
+    The arguments and methods are those of `AsyncClient`, blocking. A thread of its own does the work. It can be made
+    before a fork and used on both sides, unless a call is under way or a sequence is open while the process forks.
 
     Args:
         target: "host:port", or any gRPC target; several of them in a list, or with commas between.
@@ -121,7 +120,8 @@ class Client:
         token: str | None = None,
         metadata: Listing[tuple[str, str]] = (),
     ) -> None:
-        self._client = AsyncClient(
+        make = partial(
+            AsyncClient,
             target,
             model=model,
             timeout=timeout,
@@ -135,9 +135,9 @@ class Client:
             token=token,
             metadata=metadata,
         )
-        self._thread = LoopThread()
+        self._driver = Driver(make)
         # Also when the client is dropped, and at the end of the process, while threads still run.
-        self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._client)
+        self._finalizer = weakref.finalize(self, self._driver.close)
 
     def classify(
         self,
@@ -150,8 +150,8 @@ class Client:
         timeout: float | None = None,
     ) -> Classification:
         """Classifies sequences [steps, features], each from its own last timestep; see `AsyncClient.classify`."""
-        return self._thread.run(
-            self._client.classify(
+        return self._driver.run(
+            lambda client: client.classify(
                 sequences,
                 model=model,
                 version=version,
@@ -173,16 +173,18 @@ class Client:
         timeout: float | None = None,
     ) -> SyncSequence:
         """Opens a sequence whose timesteps are sent, and answered, as they come; see `AsyncClient.unroll`."""
-        sequence = self._client.unroll(
-            model,
-            version=version,
-            snapshot=snapshot,
-            states=states,
-            logits=logits,
-            every=every,
-            timeout=timeout,
+        thread, sequence = self._driver.open(
+            lambda client: client.unroll(
+                model,
+                version=version,
+                snapshot=snapshot,
+                states=states,
+                logits=logits,
+                every=every,
+                timeout=timeout,
+            )
         )
-        return SyncSequence(self._thread, self._thread.run(sequence.open()))
+        return SyncSequence(thread, sequence)
 
     def advance(
         self,
@@ -201,8 +203,8 @@ class Client:
         timeout: float | None = None,
     ) -> SessionSteps:
         """Goes on with a session: a sequence whose state the server keeps; see `AsyncClient.advance`."""
-        return self._thread.run(
-            self._client.advance(
+        return self._driver.run(
+            lambda client: client.advance(
                 session_id,
                 chunk,
                 model=model,
@@ -220,11 +222,11 @@ class Client:
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every model version that is served; see `AsyncClient.models`."""
-        return self._thread.run(self._client.models(timeout=timeout))
+        return self._driver.run(lambda client: client.models(timeout=timeout))
 
     def model(self, name: str | None = None, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
         """One served model version; see `AsyncClient.model`."""
-        return self._thread.run(self._client.model(name, version, timeout=timeout))
+        return self._driver.run(lambda client: client.model(name, version, timeout=timeout))
 
     def close(self) -> None:
         """Ends all that is under way, the connections and the thread; further calls raise RuntimeError."""

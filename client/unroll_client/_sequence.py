@@ -61,6 +61,11 @@ class AsyncSequence:
         """Version that the sequence stays on until it ends; the one asked for, until it is open."""
         return self._line.info.version if self._line.info else self._opening.version
 
+    @property
+    def over(self) -> bool:
+        """Whether it is not open: not yet, or no longer."""
+        return self._line.over
+
     async def open(self) -> Self:
         """Opens the sequence on the server; the other methods do so where it hasn't been done.
 

@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 
+from unroll_client import _fork
 from unroll_client._channel import Connection
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
@@ -30,6 +31,7 @@ class Servers:
 
     def __init__(self, connection: Connection) -> None:
         self._channels = connection.open()
+        _fork.opened(self)
         self._stubs = [UnrollServiceStub(channel) for channel in self._channels]
         self._turn = 0
 
@@ -50,3 +52,4 @@ class Servers:
     async def close(self) -> None:
         """Ends the connections."""
         await asyncio.gather(*(channel.close() for channel in self._channels))
+        _fork.closed(self)

@@ -201,8 +201,8 @@ def test_calls_of_many_threads_share_requests(script: Callable[[UnrollServiceSer
         # No more than two requests go before an answer, so that the others gather.
         while not all(result.running() for result in results) or len(servicer.requests) < 2:
             threading.Event().wait(0.001)
-        opener = until_waiting(client._client, 40 - sum(len(request.lengths) for request in servicer.requests))
-        client._thread.run(opener)
+        gathered = 40 - sum(len(request.lengths) for request in servicer.requests)
+        client._driver.run(lambda each: until_waiting(each, gathered))
         servicer.gate.set()
         assert [labels_of(result.result(30)) for result in results] == [[f"{1 + index} steps"] for index in range(40)]
     assert len(servicer.requests) == 3

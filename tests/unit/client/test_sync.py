@@ -181,13 +181,19 @@ def test_what_is_left_half_done_may_be_collected_on_the_clients_own_thread(addre
         def __init__(self, held: Iterator[Steps]) -> None:
             self.held, self.me = held, self
 
+    class Collecting:
+        """A sequence; reading it, which the client does on its own thread, collects garbage."""
+
+        def __array__(self, dtype: object = None, copy: object = None) -> NDArray[np.float32]:
+            gc.collect()
+            return random_values(5)
+
     with Client(address, model="m", timeout=10) as client:
         answers = states(client)
         next(answers)
         left = weakref.ref(Holder(answers))
         del answers
-        client._thread._loop.call_soon_threadsafe(gc.collect)
-        assert len(client.classify([random_values(5)])) == 1
+        assert len(client.classify([Collecting()])) == 1
         assert left() is None
         with client.unroll() as sequence:
             assert sequence.send(random_values(5)).count == 5
