@@ -30,8 +30,8 @@ from unroll_client._errors import (
 )
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps
-from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, Limits, ModelInfo, Steps
+from unroll_proto.snapshot import Snapshot
 
 __all__ = [
     "Aborted",

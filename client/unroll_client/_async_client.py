@@ -23,10 +23,10 @@ from unroll_client._errors import InvalidArgument, NotFound, UnrollError
 from unroll_client._models import Models
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps, advance_request, session_steps
-from unroll_client._snapshot import Snapshot
 from unroll_client._stream import SharedStream
 from unroll_client._tracing import traced_stream
 from unroll_client._types import Classification, ModelInfo
+from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
 DEFAULT_TARGET = "localhost:50051"

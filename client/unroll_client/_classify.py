@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from unroll_client._arrays import FLOAT32, Ragged, invalid, join, pack, unpack
 from unroll_client._errors import Internal, UnrollError, shifted
-from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, Limits, ModelInfo
+from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
 # RPCs of one call that are under way at a time: enough to keep a server busy while answers travel.

@@ -17,8 +17,8 @@ from unroll_client._driver import Driver
 from unroll_client._loop_thread import LoopThread
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps
-from unroll_client._snapshot import Snapshot
 from unroll_client._types import Classification, ModelInfo, Steps
+from unroll_proto.snapshot import Snapshot
 
 
 class SyncSequence:

@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
-    from unroll_client._snapshot import Snapshot
+    from unroll_proto.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from unroll_client._errors import (
 from unroll_client._host import Host
 from unroll_client._ledger import Ledger
 from unroll_client._recovery import Recovery
-from unroll_client._snapshot import Snapshot
 from unroll_client._stream import SharedStream
 from unroll_client._types import ModelInfo
+from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
 # Tries to open a sequence that never was open, where the stream is lost over it.

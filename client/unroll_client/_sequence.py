@@ -15,8 +15,8 @@ from unroll_client._arrays import pack_chunk
 from unroll_client._errors import FailedPrecondition, UnrollError
 from unroll_client._host import Host
 from unroll_client._line import CLOSED, Line
-from unroll_client._snapshot import Snapshot
 from unroll_client._types import Steps
+from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unroll_client._arrays import FLOAT32, check_number, pack_chunk
-from unroll_client._snapshot import Snapshot
+from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
 

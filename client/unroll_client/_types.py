@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_client._snapshot import Snapshot
+from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
 

@@ -1,1 +1,33 @@
-"""The engine of Unroll: loads model bundles and runs sequences on them, without a server."""
+"""The engine of Unroll: loads model bundles and runs sequences on them, without a server.
+
+engine = Engine.load("models/jv")
+engine.classify(sequences).labels        # arrays [steps, features] of any lengths
+sequence = engine.open()
+sequence.advance(chunk).states           # of every timestep; sequence.snapshot() keeps the state
+"""
+
+from unroll_engine.engine import Classification, Engine
+from unroll_engine.errors import (
+    InternalError,
+    InvalidRequestError,
+    RequestError,
+    RuntimeUnavailableError,
+    SequenceStateError,
+)
+from unroll_engine.sequence import OpenSequence, Steps
+from unroll_proto.bundle import BundleError
+from unroll_proto.snapshot import Snapshot
+
+__all__ = [
+    "BundleError",
+    "Classification",
+    "Engine",
+    "InternalError",
+    "InvalidRequestError",
+    "OpenSequence",
+    "RequestError",
+    "RuntimeUnavailableError",
+    "SequenceStateError",
+    "Snapshot",
+    "Steps",
+]

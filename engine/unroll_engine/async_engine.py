@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from unroll_engine.admission import Admission, LimitsOf
 from unroll_engine.admission_controller import AdmissionController
-from unroll_engine.core import EngineCore, Events
-from unroll_engine.errors import ModelNotFoundError, RequestError
+from unroll_engine.core import EngineCore, deliver
+from unroll_engine.errors import ModelNotFoundError
 from unroll_engine.jobs import BatchJob, Job
 from unroll_engine.models.loader import Model
 from unroll_engine.observer import Metrics, NoMetrics
@@ -111,7 +111,7 @@ class AsyncEngine:
         self._models.remove(model)
         self._send(_Change(model, comes=False))
 
-    async def classify(self, batch: BatchJob) -> None:
+    async def run(self, batch: BatchJob) -> None:
         """Runs every sequence of `batch`; its results are in it afterwards.
 
         Raises:
@@ -119,11 +119,16 @@ class AsyncEngine:
             ExpiredError: the deadline passed before it ran.
             InternalError: the runtime failed.
         """
+        done = self._loop.create_future()
+        # The caller may have left before the batch ends.
+        batch.on_end = lambda: None if done.done() else done.set_result(None)
         self.start(batch)
         try:
-            await batch.wait()
+            await done
         finally:
             self.end(batch)
+        if batch.error:
+            raise batch.error
 
     def start(self, job: Job) -> None:
         """Queues work; `end` must be called when it is over or its caller leaves.
@@ -202,12 +207,12 @@ class AsyncEngine:
             self._take_inbox()
             seconds = self._core.prepare(now)
             if seconds is None:
-                self._deliver(self._core.events())
+                deliver(self._core.events())
                 return
             if seconds > INLINE or (now > begin and now + seconds > until):
                 break
             self._core.run()
-            self._deliver(self._core.events())
+            deliver(self._core.events())
             now = time.monotonic()
             if ONE_CORE and now > until:
                 # Planned again in any case, and planning a tick is not done twice.
@@ -231,7 +236,7 @@ class AsyncEngine:
                 if not idle:
                     self._core.run()
                 if events := self._core.events():
-                    self._call_soon(self._deliver, events)
+                    self._call_soon(deliver, events)
             if self._closed:
                 return
             self._threaded = False
@@ -246,11 +251,3 @@ class AsyncEngine:
         """Takes up what came in while the thread was about to stop."""
         if self._inbox and not self._threaded:
             self._plan()
-
-    @staticmethod
-    def _deliver(events: Events) -> None:
-        for job, event in events:
-            if isinstance(event, RequestError):
-                job.fail(event)
-            elif not job.cancelled:
-                job.deliver(event)

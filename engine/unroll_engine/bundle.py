@@ -129,10 +129,11 @@ class VerifiedBundle:
 
 
 def verify(root: Path, key: ModelKey) -> VerifiedBundle:
-    """Verifies a bundle of the repository at `root`; nothing but JSON of it is parsed.
+    """Verifies a version of the repository at `root`; only JSON is parsed.
 
     Raises:
-        BundleError: layout, checksums or proof do not hold, it is not for this server, or lies outside `root`.
+        BundleError: layout, checksums or proof do not hold, the architecture is unknown, or the bundle lies outside
+            `root`.
     """
     path = path_of(root, key)
     bundle.check_name(key.name)
@@ -142,17 +143,26 @@ def verify(root: Path, key: ModelKey) -> VerifiedBundle:
         raise bundle.BundleError(f"{path}: {error}") from None
     if not inside:
         raise bundle.BundleError(f"{path}: a link out of the repository")
+    verified = verify_folder(path)
+    if verified.spec.key != key:
+        raise bundle.BundleError(f"{path}: the manifest says {verified.spec.key}")
+    return verified
+
+
+def verify_folder(path: Path) -> VerifiedBundle:
+    """Verifies the bundle in a folder; only JSON is parsed.
+
+    Raises:
+        BundleError: layout, checksums or proof do not hold, or the architecture is unknown.
+    """
     try:
         manifest, report = bundle.verify_bundle(path)
     except OSError as error:
         raise bundle.BundleError(f"{path}: {error}") from None
-    said = ModelKey(manifest.name, manifest.version)
-    if said != key:
-        raise bundle.BundleError(f"{path}: the manifest says {said}")
     if manifest.architecture not in ARCHITECTURES:
         raise bundle.BundleError(f"{path}: architecture {manifest.architecture!r} is not one of {ARCHITECTURES}")
     spec = ModelSpec(
-        key=key,
+        key=ModelKey(manifest.name, manifest.version),
         architecture=manifest.architecture,
         input_size=manifest.input_size,
         hidden_size=manifest.hidden_size,
@@ -163,3 +173,26 @@ def verify(root: Path, key: ModelKey) -> VerifiedBundle:
         bundle=hashlib.sha256(manifest.SerializeToString(deterministic=True)).digest()[:16],
     )
     return VerifiedBundle(path, spec, manifest, report)
+
+
+def folder_of(path: Path) -> Path:
+    """The bundle that a path means: the path itself, a model's newest version, or that of a repository's only model.
+
+    Raises:
+        BundleError: there is no bundle, or the repository has several models.
+    """
+    if (path / bundle.MANIFEST).exists():
+        return path
+    try:
+        versions = [key.version for key in _versions(path, "")]
+        keys = [] if versions else sorted(find_bundles(path).bundles)
+    except OSError as error:
+        raise bundle.BundleError(f"{path}: {error.strerror}") from None
+    if versions:
+        return path / str(max(versions))
+    names = sorted({key.name for key in keys})
+    if not names:
+        raise bundle.BundleError(f"{path}: no bundle, no folder of versions (1, 2, ...), no folder of models")
+    if len(names) > 1:
+        raise bundle.BundleError(f"{path}: several models ({', '.join(names)}): name one, such as {path / names[0]}")
+    return path_of(path, keys[-1])

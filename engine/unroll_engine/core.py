@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from unroll_engine.errors import ExpiredError, InternalError
+from unroll_engine.errors import ExpiredError, InternalError, RequestError
 from unroll_engine.jobs import Job
 from unroll_engine.lanes import Lanes
 from unroll_engine.models.loader import Model
@@ -27,6 +27,15 @@ LEARNING = 0.05
 
 Events = list[tuple[Job, object]]
 """What a tick has to say to works, in order; see Job.deliver, or a RequestError for Job.fail."""
+
+
+def deliver(events: Events) -> None:
+    """Passes events to their jobs, in order."""
+    for job, event in events:
+        if isinstance(event, RequestError):
+            job.fail(event)
+        elif not job.cancelled:
+            job.deliver(event)
 
 
 class ModelQueue:

@@ -1,10 +1,9 @@
-"""What the engine is asked to do, and how what it computed comes back.
+"""Jobs of the engine, and how their results come back.
 
-Whoever runs a tick tells a batch of its lanes' ends (`lanes_done`) and a stretch of its steps (`steps_done`, `ended`);
-what these return is handed to `deliver` on the event loop.
+A tick hands a batch the ends of its lanes (`lanes_done`) and a chunk its steps (`steps_done`, `ended`). It collects
+events, which a driver passes to `deliver` or `fail` where the caller waits: in its thread, or on its event loop.
 """
 
-import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -25,22 +24,22 @@ class Job(ABC):
     """Timesteps of one or more sequences of one model.
 
     Attributes:
-        model: What runs them.
-        values: [total_steps, input_size], the sequences end to end; only read.
+        model: The model to run them on.
+        values: float32 [total_steps, input_size], the sequences end to end; never written to.
         offsets: int64 [sequences + 1], where each sequence begins in `values`.
         initial_state: [num_layers, sequences, hidden_size] each, before the first steps; None is the zero state.
-        keeps_states: Whether a sequence's state after its last step is wanted.
-        deadline: On the engine's clock, in seconds: work that is still queued then is dropped; infinite where none.
-        interactive: Whether somebody waits for each step: such work goes before bulk, and is told of every tick.
-        cancelled: Set by the event loop when the caller has left; the engine then drops what is not yet computed.
-        over: Set by the event loop when the work is answered or has failed.
+        keeps_states: Whether each sequence's state after its last step is wanted.
+        deadline: In seconds of time.monotonic: a job still queued then is dropped; infinite for none.
+        interactive: Whether the caller waits for each step. Such jobs go before bulk and report every tick.
+        cancelled: Set by the driver if the caller left; what is not yet computed is dropped.
+        over: Set by the driver when the job is answered or has failed.
         taken: Sequences that have left the queue.
-        arrived: On the engine's clock, when it was queued; 0 before.
-        owner: Identity of the caller whose share it counts for.
-        bytes: Of values and initial state.
-        due: See admission.py, which keeps it here.
+        arrived: In seconds of time.monotonic, when it was queued; 0 before.
+        owner: Identity of the caller, whose quota it counts for.
+        bytes: Size of values and initial state.
+        due: The deadline in the units of admission.py, which keeps it here.
         waited: Seconds from its arrival to its first tick.
-        call: Whose it is, where more is told of that than figures.
+        call: The call to report to, if it is logged or traced.
     """
 
     __slots__ = (
@@ -84,14 +83,16 @@ class Job(ABC):
         self.taken = 0
         self.arrived = 0.0
         self.owner = owner
-        self.bytes = values.nbytes + sum(array.nbytes for array in initial_state or ())
+        self.bytes = values.nbytes
+        if initial_state:
+            self.bytes += sum(array.nbytes for array in initial_state)
         self.due = 0
         self.waited = 0.0
         self.call = call
 
     @property
     def size(self) -> int:
-        """Sequences."""
+        """Number of sequences."""
         return len(self.offsets) - 1
 
     @property
@@ -101,28 +102,30 @@ class Job(ABC):
 
     @abstractmethod
     def deliver(self, event: object) -> None:
-        """Takes, on the event loop, what whoever ran a tick was given to hand over."""
+        """Takes an event of a tick."""
 
     @abstractmethod
     def fail(self, error: RequestError) -> None:
-        """Ends the work with an error, on the event loop. Calls after the first do nothing."""
+        """Ends the job with an error; ignored if it is over."""
 
 
 Emit = Callable[[Job, object], None]
-"""Takes something that a work has to deliver."""
+"""Collects an event for a job."""
 
 
 class BatchJob(Job):
-    """Sequences to classify: what each one's last step says, answered together.
+    """Sequences to classify by their last steps, answered together.
 
     Attributes:
-        logits: [sequences, output_size]; this and the following are complete once `wait` has returned.
-        probabilities: [sequences, classes].
-        labels: [sequences], the index of the most probable class.
-        final_state: [num_layers, sequences, hidden_size] each where `keeps_states`, else None.
+        on_end: Called once, when the job is over.
+        error: Why it failed; None if it did not.
+        logits: float32 [sequences, output_size]; this and the following are complete when the job is over.
+        probabilities: float32 [sequences, classes].
+        labels: [sequences], index of the most probable class.
+        final_state: [num_layers, sequences, hidden_size] each if `keeps_states`, else None.
     """
 
-    __slots__ = ("_done", "_missing", "final_state", "labels", "logits", "probabilities")
+    __slots__ = ("_missing", "error", "final_state", "labels", "logits", "on_end", "probabilities")
     interactive = False
 
     def __init__(
@@ -137,12 +140,13 @@ class BatchJob(Job):
         call: ObservedCall | None = None,
     ) -> None:
         super().__init__(model, values, offsets, initial_state, keeps_states, deadline, owner, call)
+        self.on_end: Callable[[], None] = _nothing
+        self.error: RequestError | None = None
         self.logits: Float32Array
         self.probabilities: Float32Array
         self.labels: NDArray[np.intp]
         self.final_state: State | None = None
         self._missing = len(offsets) - 1
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
         """Takes the ends of sequences.
@@ -150,10 +154,10 @@ class BatchJob(Job):
         Args:
             indices: The sequences, int64 [count].
             logits: Of their last steps, [count, output_size].
-            state: After them, [num_layers, count, hidden_size] each, where `keeps_states`.
+            state: After them, [num_layers, count, hidden_size] each, if `keeps_states`.
 
         Returns:
-            Whether none is missing. `probabilities` and `labels` are still to be set then.
+            True if no sequence is missing. `probabilities` and `labels` are still to be set then.
         """
         size = self.size
         if size == 1:
@@ -170,28 +174,24 @@ class BatchJob(Job):
 
     def deliver(self, event: object) -> None:
         """See Job."""
-        # A state that is no number makes every logit none.
+        # A state with a NaN makes every logit NaN.
         lost = np.isnan(self.logits[:, 0])
         if lost.any():
-            self.fail(_too_large(self.model, f"of sequence {lost.argmax()} "))
+            self.fail(_not_finite(self.model, f"of sequence {lost.argmax()} "))
             return
         self.over = True
-        if not self._done.done():
-            self._done.set_result(None)
+        self.on_end()
 
     def fail(self, error: RequestError) -> None:
         """See Job."""
-        self.over = True
-        if not self._done.done():
-            self._done.set_exception(error)
-
-    async def wait(self) -> None:
-        """Waits until every sequence is answered; raises what it failed with."""
-        await self._done
+        if not self.over:
+            self.over = True
+            self.error = error
+            self.on_end()
 
 
 def complete(batches: Sequence[BatchJob]) -> None:
-    """Sets `probabilities` and `labels` of batches whose logits are all there, in one go: a row alone costs as much."""
+    """Sets `probabilities` and `labels` of batches that have all logits, in one pass: one row costs as much as many."""
     if not batches:
         return
     logits = batches[0].logits if len(batches) == 1 else np.concatenate([batch.logits for batch in batches])
@@ -205,23 +205,33 @@ def complete(batches: Sequence[BatchJob]) -> None:
 
 
 class Listener(Protocol):
-    """Who hears how a stretch gets on, on the event loop."""
+    """Receives the results of a ChunkJob as they are computed."""
 
     def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
-        """The next `count` steps are computed: logits [count, output_size], states [count, hidden_size], views."""
+        """Takes the next `count` steps: logits [count, output_size], states [count, hidden_size], views of a tick."""
         ...
 
     def finished(self, state: State) -> None:
-        """All steps are computed: the state after the last one, [num_layers, hidden_size] each."""
+        """Takes the state after the last step, [num_layers, hidden_size] each."""
         ...
 
     def failed(self, error: RequestError) -> None:
-        """The stretch failed; no more will be heard of it."""
+        """Takes the error that ended the job; nothing follows."""
         ...
 
 
 class ChunkJob(Job):
-    """Consecutive steps of one sequence, reported as they are computed."""
+    """Consecutive steps of one sequence, reported as they are computed.
+
+    Args:
+        model: The model to run them on.
+        values: float32 [steps, input_size], 1 step or more.
+        state: Before the first step, [num_layers, hidden_size] each; None is the zero state.
+        listener: Receives the results.
+        deadline: See Job.
+        owner: See Job.
+        call: See Job.
+    """
 
     __slots__ = ("_listener",)
     interactive = True
@@ -236,42 +246,32 @@ class ChunkJob(Job):
         owner: str = "",
         call: ObservedCall | None = None,
     ) -> None:
-        """Args as of Job.
-
-        Args:
-            model: What runs them.
-            values: [steps, input_size], 1 step or more.
-            state: Before the first step, [num_layers, hidden_size] each.
-            listener: Who is told.
-            deadline: On the engine's clock, in seconds.
-            owner: Identity of the caller.
-            call: The call to report to, if it is logged or traced.
-        """
         initial = None if state is None else tuple([array[:, np.newaxis] for array in state])
         super().__init__(model, values, span(len(values)), initial, True, deadline, owner, call)
         self._listener = listener
 
     def steps_done(self, logits: Float32Array, states: Float32Array) -> object:
-        """Takes what a tick computed for the next steps.
+        """Makes an event of a tick's next steps.
 
         Args:
-            logits: [count, output_size], a view of the tick's result, which is written to by nobody.
+            logits: [count, output_size], a view of the tick's result, which is never written to.
             states: [count, hidden_size], likewise.
         """
         return logits, states
 
     def ended(self, state: State) -> object:
-        """Takes the state after the last step, [num_layers, hidden_size] each."""
-        # Copied: the sequence keeps it, and must not keep the whole tick with it.
+        """Makes an event of the state after the last step, [num_layers, hidden_size] each."""
+        # Copied: a view would keep the whole tick in memory.
         return [array.copy() for array in state]
 
     def deliver(self, event: object) -> None:
         """See Job."""
         if isinstance(event, tuple):
             logits, states = event
-            # As in BatchJob; once lost, a state stays so.
+            # As in BatchJob; a state with a NaN keeps it.
             if logits[-1, 0] != logits[-1, 0]:
-                self._listener.failed(_too_large(self.model, ""))
+                # Not over: the driver cancels the rest when the listener ends the job.
+                self._listener.failed(_not_finite(self.model, ""))
                 return
             self._listener.progressed(len(states), logits, states)
         elif isinstance(event, list):
@@ -285,14 +285,18 @@ class ChunkJob(Job):
             self._listener.failed(error)
 
 
-def _too_large(model: Model, whose: str) -> RequestError:
-    """Finite values, of which the model's arithmetic makes infinite ones, and of these what is no number."""
+def _nothing() -> None:
+    pass
+
+
+def _not_finite(model: Model, whose: str) -> RequestError:
+    """The error for finite values that overflow in the model's arithmetic."""
     return InvalidRequestError(f"values {whose}are so large that the state of {model.spec.key} is not finite", "values")
 
 
 @lru_cache(1024)
 def span(steps: int) -> NDArray[np.int64]:
-    """The offsets of one sequence: 0 and `steps`. Not to be written to."""
+    """The offsets of one sequence: 0 and `steps`. Read-only."""
     offsets = np.array((0, steps), np.int64)
     offsets.flags.writeable = False
     return offsets

@@ -5,23 +5,19 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_engine.errors import InvalidRequestError, SequenceStateError
+from unroll_engine.arrays import FLOAT32, first_not_finite, matrix, to_bytes
+from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import BatchJob, span
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.caller import identity, watched
 from unroll_server.config import Limits
 
-SNAPSHOT_FORMAT = 1
 MAX_KEY_BYTES = 128
-MAX_STEP = 2**62
-"""Room for a sequence to go on: step numbers are uint64 on the wire."""
 MAX_ANSWER_BYTES = 2**28
 """Bytes of numbers in one answer to a batch; a message can't have more than eight times that."""
-
-_WIRE = np.dtype("<f4")
-_NATIVE = np.float32 == _WIRE
 
 
 def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, deadline: float = math.inf) -> BatchJob:
@@ -60,13 +56,13 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     if wrong is not None:
         problem = f"{given_lengths[wrong]} timesteps, 1 to {limits.max_steps} allowed"
         raise InvalidRequestError(problem, f"lengths[{wrong}]")
-    expected = total * spec.input_size * _WIRE.itemsize
+    expected = total * spec.input_size * FLOAT32.itemsize
     raw = request.values
     if len(raw) != expected:
         problem = f"{len(raw)} bytes, {expected} expected: {total} timesteps of {spec.input_size} float32 features"
         raise InvalidRequestError(problem, "values")
-    values = _matrix(raw, spec.input_size)
-    where = _first_not_finite(values)
+    values = matrix(raw, spec.input_size)
+    where = first_not_finite(values)
     if where:
         step, feature = where
         index = int(np.searchsorted(offsets, step, side="right")) - 1
@@ -101,7 +97,7 @@ def check_answer(spec: ModelSpec, sequences: int, keeps_states: bool, field: str
         InvalidRequestError: it would be too large.
     """
     state = sum(layers * size for layers, size in spec.state_shapes) if keeps_states else 0
-    size = sequences * (2 * spec.output_size + state) * _WIRE.itemsize
+    size = sequences * (2 * spec.output_size + state) * FLOAT32.itemsize
     if size > MAX_ANSWER_BYTES:
         problem = f"{sequences} sequences make an answer of {size} bytes, at most {MAX_ANSWER_BYTES} allowed"
         raise InvalidRequestError(problem, field)
@@ -122,7 +118,7 @@ def decode_chunk(
     Raises:
         InvalidRequestError: its values are wrong or over a limit.
     """
-    width = spec.input_size * _WIRE.itemsize
+    width = spec.input_size * FLOAT32.itemsize
     steps, rest = divmod(len(raw), width)
     if rest or not least <= steps <= limits.max_steps:
         problem = (
@@ -130,75 +126,11 @@ def decode_chunk(
             f"({spec.input_size} float32 features) expected"
         )
         raise InvalidRequestError(problem, field)
-    values = _matrix(raw, spec.input_size)
-    where = _first_not_finite(values)
+    values = matrix(raw, spec.input_size)
+    where = first_not_finite(values)
     if where:
         raise InvalidRequestError(f"step {where[0]} of the chunk, feature {where[1]} is not finite", field)
     return values
-
-
-def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State:
-    """Checks a snapshot for the model `spec` and reads its state.
-
-    Args:
-        snapshot: As a caller sent it.
-        spec: The model that is to go on from it.
-        field: Where it stands in the request.
-
-    Raises:
-        SequenceStateError: it is of another model, version or architecture, or of another content of the version.
-        InvalidRequestError: it is not a snapshot that this server can have given.
-    """
-    if snapshot.format != SNAPSHOT_FORMAT:
-        raise InvalidRequestError(f"{snapshot.format}, {SNAPSHOT_FORMAT} expected", f"{field}.format")
-    if snapshot.step > MAX_STEP:
-        raise InvalidRequestError(f"{snapshot.step}, at most {MAX_STEP}", f"{field}.step")
-    theirs = f"{snapshot.model}/{snapshot.version} ({snapshot.architecture})"
-    ours = f"{spec.key} ({spec.architecture})"
-    if theirs != ours:
-        raise SequenceStateError(f"the snapshot is of {theirs}, the request is for {ours}", field)
-    check_bundle(snapshot, spec, "snapshot", field)
-    shapes = spec.state_shapes
-    if len(snapshot.state) != len(shapes):
-        raise InvalidRequestError(f"{len(snapshot.state)} state tensors, {len(shapes)} expected", f"{field}.state")
-    state = []
-    for index, (raw, shape) in enumerate(zip(snapshot.state, shapes, strict=True)):
-        expected = shape[0] * shape[1] * _WIRE.itemsize
-        where = f"{field}.state[{index}]"
-        if len(raw) != expected:
-            raise InvalidRequestError(f"{len(raw)} bytes, {expected} expected: float32 {list(shape)}", where)
-        array = _matrix(raw, shape[1])
-        if _first_not_finite(array):
-            raise InvalidRequestError("holds a value that is not finite", where)
-        state.append(array)
-    return tuple(state)
-
-
-def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) -> None:
-    """Checks that a snapshot, or `what` else it is told as, was made by the very content that is to go on from it.
-
-    Raises:
-        SequenceStateError: it was made by another content of the version.
-    """
-    if snapshot.bundle and snapshot.bundle != spec.bundle:
-        theirs, ours = snapshot.bundle.hex(), spec.bundle.hex()
-        problem = f"the {what} is of {spec.key} with bundle {theirs}, served is {spec.key} with bundle {ours}"
-        raise SequenceStateError(problem, field)
-
-
-def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snapshot:
-    """The snapshot of a sequence that has consumed `step` timesteps; no state is the zero state."""
-    if state is None:
-        state = tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes)
-    return pb.Snapshot(
-        format=SNAPSHOT_FORMAT,
-        model=spec.key.name,
-        version=spec.key.version,
-        architecture=spec.architecture,
-        step=step,
-        state=[encode(array) for array in state],
-        bundle=spec.bundle,
-    )
 
 
 def encode_batch(batch: BatchJob, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
@@ -208,8 +140,8 @@ def encode_batch(batch: BatchJob, request: pb.ClassifyRequest) -> pb.ClassifyRes
     response = pb.ClassifyResponse(
         model=spec.key.name,
         version=spec.key.version,
-        logits=encode(batch.logits),
-        probabilities=encode(batch.probabilities),
+        logits=to_bytes(batch.logits),
+        probabilities=to_bytes(batch.probabilities),
         label_indices=indices,
         labels=[spec.class_labels[index] for index in indices],
     )
@@ -222,22 +154,3 @@ def encode_batch(batch: BatchJob, request: pb.ClassifyRequest) -> pb.ClassifyRes
             for index, (before, count) in enumerate(zip(begun, steps, strict=True))
         )
     return response
-
-
-def encode(array: Float32Array) -> bytes:
-    """Little-endian float32, row-major."""
-    return array.tobytes() if _NATIVE else array.astype(_WIRE).tobytes()
-
-
-def _matrix(raw: bytes, width: int) -> Float32Array:
-    values = np.frombuffer(raw, _WIRE).reshape(-1, width)
-    return values if _NATIVE else values.astype(np.float32)
-
-
-def _first_not_finite(values: Float32Array) -> tuple[int, int] | None:
-    finite = np.isfinite(values)
-    # A search for a zero byte: for a short sequence numpy's own reduction takes three times as long.
-    if b"\0" not in finite.tobytes():
-        return None
-    row, column = np.argwhere(~finite)[0]
-    return int(row), int(column)

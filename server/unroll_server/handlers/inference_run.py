@@ -140,7 +140,7 @@ class Inference:
             batch = BatchJob(
                 model, rows, offsets, state, "final_state" in names, deadline, identity.get(), watched.get()
             )
-            await self._engine.classify(batch)
+            await self._engine.run(batch)
             stages.waited = int(batch.waited * 1e9)
             return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))
         # Between two pieces of a sequence the engine may have no work of the model.

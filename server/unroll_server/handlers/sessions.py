@@ -4,13 +4,15 @@ import math
 import time
 from typing import Any
 
+from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import InvalidRequestError
 from unroll_engine.models.spec import Float32Array, ModelSpec
 from unroll_engine.readout import classify
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
 from unroll_server.catalog import Catalog
-from unroll_server.codec import decode_chunk, decode_snapshot, encode, encode_snapshot
+from unroll_server.codec import decode_chunk
 from unroll_server.config import Limits
 from unroll_server.handlers.resuming import model_of
 from unroll_server.sessions.chunks import Advance, Advanced
@@ -64,12 +66,12 @@ def _answer(done: Advanced, request: pb.AdvanceRequest) -> pb.AdvanceResponse:
         step=done.step,
     )
     if request.return_states:
-        response.states = encode(done.states)
+        response.states = to_bytes(done.states)
     if request.return_logits:
-        response.logits = encode(done.logits)
+        response.logits = to_bytes(done.logits)
     if len(done.logits):
         probabilities, labels = classify(done.logits[-1:])
-        response.probabilities = encode(probabilities)
+        response.probabilities = to_bytes(probabilities)
         response.label_index = int(labels[0])
         response.label = spec.class_labels[response.label_index]
     if request.return_snapshot:

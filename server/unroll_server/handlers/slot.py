@@ -3,10 +3,10 @@
 from collections import deque
 from typing import Protocol
 
+from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import RequestError
 from unroll_engine.models.spec import Float32Array
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.codec import encode
 from unroll_server.interceptors import status_of
 from unroll_server.sequence import PIECE, Sequence
 
@@ -98,10 +98,10 @@ class Slot:
         steps = pb.Steps(first_step=step, count=count)
         size = 0
         if self.states:
-            steps.states = encode(states)
+            steps.states = to_bytes(states)
             size = states.nbytes
         if self.logits:
-            steps.logits = encode(logits)
+            steps.logits = to_bytes(logits)
             size += logits.nbytes
         self.stream.send(pb.UnrollResponse(key=self.key, steps=steps), size)
 

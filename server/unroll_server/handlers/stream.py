@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import InvalidRequestError, RequestError, SequenceStateError
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
 from unroll_server.caller import watched
 from unroll_server.catalog import Catalog
-from unroll_server.codec import MAX_KEY_BYTES, decode_chunk, decode_snapshot, encode_snapshot
+from unroll_server.codec import MAX_KEY_BYTES, decode_chunk
 from unroll_server.config import Limits
 from unroll_server.handlers.resuming import model_of
 from unroll_server.handlers.slot import Slot

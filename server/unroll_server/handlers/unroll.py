@@ -59,7 +59,7 @@ class UnrollService(UnrollServiceServicer):
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else time.monotonic() + remaining
         batch = decode_batch(request, model, self._limits, deadline)
-        await self._engine.classify(batch)
+        await self._engine.run(batch)
         return encode_batch(batch, request)
 
     async def Unroll(

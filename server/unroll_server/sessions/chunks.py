@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import InvalidRequestError, SequenceStateError
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1.session_pb2 import AppliedChunk, Session
 from unroll_proto.v1.unroll_pb2 import Snapshot
-from unroll_server.codec import decode_snapshot, encode, encode_snapshot
 from unroll_server.errors import SessionNotFoundError, SessionTakenError
 from unroll_server.sessions.store import FORMAT
 
@@ -146,7 +147,7 @@ def following(request: Advance, session: Session, values: Float32Array, answer: 
 
 
 def _chunk(first_step: int, values: Float32Array) -> tuple[int, int, bytes]:
-    return first_step, len(values), hashlib.blake2b(encode(values), digest_size=16).digest()
+    return first_step, len(values), hashlib.blake2b(to_bytes(values), digest_size=16).digest()
 
 
 def _state_of(snapshot: Snapshot, spec: ModelSpec) -> State:

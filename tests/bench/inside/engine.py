@@ -124,7 +124,7 @@ async def _drive(
         batches = [_batch_maker(served, question.group) for question in questions]
         for make, question in zip(batches, questions, strict=True):
             batch = make()
-            await engine.classify(batch)
+            await engine.run(batch)
             if not np.abs(batch.logits - question.expected).max() <= TOLERANCE:
                 raise WrongAnswerError("our engine without gRPC: not what eager PyTorch computes")
         begin = time.perf_counter() + WARM_UP
@@ -141,7 +141,7 @@ async def _caller(
     engine: AsyncEngine, turns: Iterator[Callable[[], BatchJob]], begin: float, end: float, latencies: list[float]
 ) -> None:
     while (started := time.perf_counter()) < end:
-        await engine.classify(next(turns)())
+        await engine.run(next(turns)())
         if begin <= (now := time.perf_counter()) < end:
             latencies.append(now - started)
 

@@ -121,7 +121,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
         sequences = [random_values(model, length, seed + index) for index, (length, _) in enumerate(shape)]
         states = [random_state(model, seed + index) if given else None for index, (_, given) in enumerate(shape)]
         batch = batch_of(model, sequences, states)
-        await engine.classify(batch)
+        await engine.run(batch)
         for index, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
             logits, _, final = alone(model, sequence, state)
             assert batch.logits[index].tobytes() == logits[-1].tobytes()
@@ -164,7 +164,7 @@ def test_sequences_longer_than_a_region_keep_their_bits(length: int, lanes: int,
     async def classify() -> BatchJob:
         async with running(ONE_LAYER, lanes=lanes, steps=tick) as engine:
             batch = batch_of(ONE_LAYER, sequences)
-            await engine.classify(batch)
+            await engine.run(batch)
             return batch
 
     batch = asyncio.run(classify())
@@ -226,9 +226,9 @@ async def test_few_lanes_run_more_steps_a_tick_than_all_and_streams_hear_as_ofte
     runtime, model = gated()
     runtime.gate.release(1000)
     async with running(model, lanes=8, steps=4) as engine:
-        await engine.classify(batch_of(model, [random_values(model, 30, 0)]))
+        await engine.run(batch_of(model, [random_values(model, 30, 0)]))
         assert (runtime.lanes, runtime.steps) == ([1], [30])
-        await engine.classify(batch_of(model, [random_values(model, 30, seed) for seed in range(8)]))
+        await engine.run(batch_of(model, [random_values(model, 30, seed) for seed in range(8)]))
         # There are lanes for a quarter more, and so much a tick.
         assert all(lanes * steps <= 4 * 10 for lanes, steps in zip(runtime.lanes, runtime.steps, strict=True))
         assert 4 < max(runtime.steps[1:]) <= 5
@@ -241,12 +241,12 @@ async def test_expired_and_cancelled_work_never_reaches_the_model_and_is_counted
     runtime, model = gated()
     metrics = Metrics()
     async with running(model, lanes=1, metrics=metrics) as engine:
-        running_now = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 3, 0)])))
+        running_now = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 3, 0)])))
         await asyncio.to_thread(runtime.entered.acquire)
         late = batch_of(model, [random_values(model, 3, 1)] * 2, deadline=time.monotonic())
-        expired = asyncio.create_task(engine.classify(late))
-        left = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 3, 2)] * 3)))
-        last = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 3, 3)])))
+        expired = asyncio.create_task(engine.run(late))
+        left = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 3, 2)] * 3)))
+        last = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 3, 3)])))
         await asyncio.sleep(0)
         left.cancel()
         await asyncio.wait({left})
@@ -270,30 +270,30 @@ async def test_a_failing_runtime_fails_that_tick_s_callers_and_the_engine_goes_o
     async with running(model, ONE_LAYER) as engine:
         runtime.fails = True
         with pytest.raises(InternalError):
-            await engine.classify(batch_of(model, [random_values(model, 3, 0)]))
+            await engine.run(batch_of(model, [random_values(model, 3, 0)]))
         with pytest.raises(InternalError):
             await run_stretch(engine, model, random_values(model, 3, 0))
         runtime.fails = False
-        await engine.classify(batch_of(model, [random_values(model, 3, 0)]))
+        await engine.run(batch_of(model, [random_values(model, 3, 0)]))
 
 
 async def test_the_queue_is_bounded_in_timesteps_and_takes_work_again_when_it_is_empty() -> None:
     runtime, model = gated()
     async with running(model, queued=100) as engine:
-        first = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 90, 0)])))
+        first = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 90, 0)])))
         await asyncio.to_thread(runtime.entered.acquire)
         with pytest.raises(OverloadedError, match="100 timesteps at most"):
-            await engine.classify(batch_of(model, [random_values(model, 11, 0)]))
+            await engine.run(batch_of(model, [random_values(model, 11, 0)]))
         runtime.gate.release(1000)
         await first
         # Larger than the queue, yet it can be answered at all: it runs when nothing else waits.
-        await engine.classify(batch_of(model, [random_values(model, 500, 0)]))
+        await engine.run(batch_of(model, [random_values(model, 500, 0)]))
 
 
 async def test_two_models_share_the_engine() -> None:
     async with running(ONE_LAYER, TWO_LAYERS, lanes=2) as engine:
         batches = [batch_of(model, [random_values(model, 40, 0)]) for model in (ONE_LAYER, TWO_LAYERS) * 3]
-        await asyncio.gather(*(engine.classify(batch) for batch in batches))
+        await asyncio.gather(*(engine.run(batch) for batch in batches))
         for batch in batches:
             logits, _, _ = alone(batch.model, batch.values, None)
             assert batch.logits[0].tobytes() == logits[-1].tobytes()
@@ -302,7 +302,7 @@ async def test_two_models_share_the_engine() -> None:
 async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
     runtime, model = gated()
     async with running(model, lanes=4, steps=5) as engine:
-        bulk = asyncio.create_task(engine.classify(batch_of(model, [random_values(model, 4000, 0)] * 40)))
+        bulk = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 4000, 0)] * 40)))
         await asyncio.to_thread(runtime.entered.acquire)
         step = asyncio.create_task(run_stretch(engine, model, random_values(model, 1, 1)))
         await asyncio.sleep(0)
@@ -351,7 +351,7 @@ async def test_the_core_has_one_owner_whoever_runs_the_ticks(inline: float, monk
     async with running(ONE_LAYER, lanes=8, steps=16) as engine:
         chains = [Chain(engine, random_values(ONE_LAYER, 200, seed)) for seed in range(20)]
         bulk = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 30 + seed, seed)] * 20) for seed in range(10)]
-        await asyncio.gather(*(engine.classify(batch) for batch in bulk), *(chain.done for chain in chains))
+        await asyncio.gather(*(engine.run(batch) for batch in bulk), *(chain.done for chain in chains))
     for chain in chains:
         assert np.concatenate(chain.states).tobytes() == alone(ONE_LAYER, chain.values, None)[1].tobytes()
     for batch in bulk:
@@ -371,7 +371,7 @@ async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
     async with running(ONE_LAYER, lanes=4, steps=16) as engine:
         for round_ in range(3):
             batches = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 16, seed)] * 4) for seed in range(10 * round_)]
-            await asyncio.gather(*(engine.classify(batch) for batch in batches))
+            await asyncio.gather(*(engine.run(batch) for batch in batches))
             chain = Chain(engine, random_values(ONE_LAYER, 20, round_))
             await chain.done
 
@@ -380,7 +380,7 @@ async def test_a_removed_model_finishes_what_it_has_and_takes_no_more() -> None:
     async with running(ONE_LAYER, TWO_LAYERS, lanes=1, steps=2) as engine:
         values = random_values(ONE_LAYER, 50, 1)
         batches = [batch_of(ONE_LAYER, [values]) for _ in range(3)]
-        answers = [asyncio.create_task(engine.classify(batch)) for batch in batches]
+        answers = [asyncio.create_task(engine.run(batch)) for batch in batches]
         left = batch_of(ONE_LAYER, [values])
         engine.start(left)
         await asyncio.sleep(0)

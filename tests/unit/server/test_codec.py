@@ -10,19 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from support.models import random_network, served
 
+from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import InvalidRequestError, SequenceStateError
 from unroll_engine.models.spec import Float32Array
 from unroll_engine.readout import classify
+from unroll_engine.snapshots import MAX_STEP, decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.codec import (
-    MAX_STEP,
-    decode_batch,
-    decode_chunk,
-    decode_snapshot,
-    encode,
-    encode_batch,
-    encode_snapshot,
-)
+from unroll_server.codec import decode_batch, decode_chunk, encode_batch
 from unroll_server.config import Limits
 
 MODEL = served(random_network(features=3, hidden=8, outputs=4, layers=2))
@@ -158,4 +152,4 @@ async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() ->
     assert list(response.labels) == ["class 1", "class 3"]
     assert list(response.label_indices) == [1, 3]
     assert np.frombuffer(response.logits, "<f4").tolist() == batch.logits.ravel().tolist()
-    assert encode(batch.logits) == response.logits
+    assert to_bytes(batch.logits) == response.logits

@@ -16,11 +16,12 @@ from support.mutations import mutated
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import tensors
 from unroll_server.catalog import Catalog
-from unroll_server.codec import decode_batch, decode_snapshot, encode_snapshot
+from unroll_server.codec import decode_batch
 from unroll_server.config import Limits
 from unroll_server.handlers.stream import Stream
 from unroll_server.identities import Identities

@@ -72,7 +72,7 @@ class Served:
         """Runs work on a model and checks its bits."""
         values = np.random.default_rng(1).normal(size=(7, model.spec.input_size)).astype(np.float32)
         batch = BatchJob(model, values, np.array([0, 7]))
-        await self.engine.classify(batch)
+        await self.engine.run(batch)
         logits, _, _ = alone(model, values, None)
         assert batch.logits.tobytes() == logits[-1:].tobytes()
 

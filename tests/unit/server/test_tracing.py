@@ -77,7 +77,7 @@ async def test_calls_that_share_ticks_each_have_them_in_their_trace(
     async def classify(parent: str) -> None:
         call = method.open(Context(traceparent=parent))
         values = np.zeros((10, MODEL.spec.input_size), np.float32)
-        await engine.classify(BatchJob(MODEL, values, np.array([0, 10]), call=caller.watched.get()))
+        await engine.run(BatchJob(MODEL, values, np.array([0, 10]), call=caller.watched.get()))
         call.end(0)
 
     try:

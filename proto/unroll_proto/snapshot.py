@@ -1,4 +1,4 @@
-"""Snapshot: the state of one sequence between two timesteps, as a value that can be kept, sent and gone on from."""
+"""Snapshot: the state of one sequence between two timesteps, as a value to keep, send and resume from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from unroll_client._arrays import FLOAT32
 from unroll_proto.files import replacing
 from unroll_proto.v1 import unroll_pb2 as pb
 
 FORMAT = 1
+
+_FLOAT32 = np.dtype("<f4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,9 @@ class Snapshot:
         version: Model version; the state means nothing to another.
         architecture: Kind of network, as "simple_rnn".
         step: Timesteps that the sequence has consumed.
-        data: Each state tensor of the cell (an RNN has one) as little-endian float32.
-        num_layers: Stacked layers of the model; 0 where unknown, as in a snapshot read from bytes.
-        bundle: Which content of the version made it, 16 bytes; empty where unknown.
+        data: Each state tensor of the model as little-endian float32.
+        num_layers: Stacked layers of the model; 0 if unknown, as in a snapshot read from bytes.
+        bundle: Which content of the version made it, 16 bytes; empty if unknown.
     """
 
     model: str
@@ -43,12 +44,12 @@ class Snapshot:
     def state(self) -> tuple[NDArray[np.float32], ...]:
         """Each state tensor as float32 [num_layers, hidden_size], read-only.
 
-        Where `num_layers` is unknown, the layers stand end to end: [1, num_layers * hidden_size].
+        If `num_layers` is unknown, the layers stand end to end: [1, num_layers * hidden_size].
         """
-        return tuple(np.frombuffer(data, FLOAT32).reshape(self.num_layers or 1, -1) for data in self.data)
+        return tuple(np.frombuffer(data, _FLOAT32).reshape(self.num_layers or 1, -1) for data in self.data)
 
     def to_bytes(self) -> bytes:
-        """Serializes the snapshot, as `unroll.v1.Snapshot`; equal snapshots give equal bytes."""
+        """Serializes the snapshot as `unroll.v1.Snapshot`; equal snapshots give equal bytes."""
         return self.to_proto().SerializeToString(deterministic=True)
 
     @classmethod
@@ -56,7 +57,7 @@ class Snapshot:
         """Reads what `to_bytes` gave.
 
         Raises:
-            ValueError: this is no snapshot, or one of a newer format.
+            ValueError: the bytes are not a snapshot, or one of a newer format.
         """
         try:
             message = pb.Snapshot.FromString(data)
@@ -96,14 +97,14 @@ class Snapshot:
 
     @classmethod
     def from_proto(cls, message: pb.Snapshot, num_layers: int = 0) -> Snapshot:
-        """Takes a message of the wire over.
+        """Reads a message of the wire.
 
         Raises:
             ValueError: it is of another format, or its state is no float32 in equal layers.
         """
         if message.format != FORMAT:
             raise ValueError(f"no snapshot of format {FORMAT}: its format is {message.format}")
-        if not message.state or any(len(data) % (FLOAT32.itemsize * (num_layers or 1)) for data in message.state):
+        if not message.state or any(len(data) % (_FLOAT32.itemsize * (num_layers or 1)) for data in message.state):
             raise ValueError("no snapshot: its state is no float32 [num_layers, hidden_size]")
         return cls(
             model=message.model,

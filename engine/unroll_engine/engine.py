@@ -1,0 +1,190 @@
+"""Engine: one model in this process, without a server.
+
+The server's AsyncEngine drives the same EngineCore, so both give the same bits.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unroll_engine.arrays import pack_sequences
+from unroll_engine.bundle import folder_of, verify_folder
+from unroll_engine.errors import InvalidRequestError
+from unroll_engine.jobs import BatchJob
+from unroll_engine.models.loader import Loader, Model
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.runner import Runner
+from unroll_engine.sequence import OpenSequence
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
+from unroll_proto.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classification:
+    """The classes of a batch of sequences, in their order.
+
+    Attributes:
+        labels: Most probable class of each sequence.
+        label_indices: int64 [n], its index in the model's `class_labels`.
+        probabilities: float32 [n, classes].
+        logits: float32 [n, output_size], of each sequence's last timestep.
+        final_states: The state after each sequence's last timestep, if asked for.
+    """
+
+    labels: list[str]
+    label_indices: NDArray[np.int64]
+    probabilities: Float32Array
+    logits: Float32Array
+    final_states: tuple[Snapshot, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Engine:
+    """Runs sequences on one model. Its methods can be called from any thread, and the async ones on any event loop.
+
+    Args:
+        model: The model; `Engine.load` reads it from a bundle.
+        max_lanes: Sequences in one tick, at most.
+    """
+
+    def __init__(self, model: Model, *, max_lanes: int = 64) -> None:
+        self._model = model
+        self._runner = Runner(model, max_lanes)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, runtime: str = "onnx", device: str = "cpu", max_lanes: int = 64
+    ) -> Self:
+        """Verifies a bundle and loads it.
+
+        Args:
+            path: A bundle; or a folder of a model's versions, of which the newest is taken; or a repository with only
+                one model.
+            runtime: "onnx" or "torchscript".
+            device: "cpu" or "cuda".
+            max_lanes: Sequences in one tick, at most.
+
+        Raises:
+            BundleError: there is no bundle, or it can't be trusted, loaded or run.
+            RuntimeUnavailableError: the runtime or the device can't be used on this machine.
+        """
+        loader = Loader(runtime, device, max_lanes)
+        return cls(loader.load(verify_folder(folder_of(Path(path)))), max_lanes=max_lanes)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Sizes, labels and names of the model."""
+        return self._model.spec
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether a sequence has the same bits alone, in any batch, and cut into any chunks."""
+        return self._model.bitwise
+
+    def classify(
+        self,
+        sequences: Iterable[ArrayLike],
+        *,
+        initial_states: Sequence[Snapshot | None] | None = None,
+        return_final_states: bool = False,
+    ) -> Classification:
+        """Classifies sequences by their last timesteps.
+
+        Args:
+            sequences: Arrays [steps, input_size] of any lengths, or one array [batch, steps, input_size].
+            initial_states: The state that each sequence begins with; None is the zero state.
+            return_final_states: Whether to return the state after each sequence's last timestep.
+
+        Raises:
+            InvalidRequestError: a sequence or a state can't be used; a ValueError, which names it.
+            SequenceStateError: a state is of another model; a ValueError, which names it.
+        """
+        job, begun = self._batch(sequences, initial_states, return_final_states)
+        if job.size:
+            self._runner.run(job)
+        return self._classification(job, begun)
+
+    async def aclassify(
+        self,
+        sequences: Iterable[ArrayLike],
+        *,
+        initial_states: Sequence[Snapshot | None] | None = None,
+        return_final_states: bool = False,
+    ) -> Classification:
+        """Classifies on another thread, while the event loop runs on; see `classify`."""
+        job, begun = self._batch(sequences, initial_states, return_final_states)
+        if job.size:
+            await self._runner.arun(job)
+        return self._classification(job, begun)
+
+    def open(self, snapshot: Snapshot | None = None) -> OpenSequence:
+        """Begins a sequence, or resumes one.
+
+        Args:
+            snapshot: The state to resume from, of this engine, a client or a server.
+
+        Raises:
+            SequenceStateError: it is of another model or version.
+            InvalidRequestError: it is damaged.
+        """
+        return OpenSequence(self._model, self._runner, snapshot)
+
+    def close(self) -> None:
+        """Releases the model, after the jobs that run. Later calls raise RuntimeError."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _batch(
+        self, sequences: Iterable[ArrayLike], initial_states: Sequence[Snapshot | None] | None, keeps_states: bool
+    ) -> tuple[BatchJob, list[int]]:
+        """Makes a job of checked sequences, and returns the steps that each has consumed before."""
+        values, offsets = pack_sequences(sequences, self.spec.input_size)
+        count = len(offsets) - 1
+        begun = [0] * count
+        initial: State | None = None
+        if initial_states is not None:
+            if len(initial_states) != count:
+                raise InvalidRequestError(f"{len(initial_states)} for {count} sequences", "initial_states")
+            initial = self.spec.zero_state(count)
+            for index, snapshot in enumerate(initial_states):
+                if snapshot is not None:
+                    begun[index] = snapshot.step
+                    field = f"initial_states[{index}]"
+                    state = decode_snapshot(snapshot.to_proto(), self.spec, field)
+                    for array, value in zip(initial, state, strict=True):
+                        array[:, index] = value
+        return BatchJob(self._model, values, offsets, initial, keeps_states), begun
+
+    def _classification(self, job: BatchJob, begun: list[int]) -> Classification:
+        spec = self.spec
+        if job.error:
+            raise job.error
+        if not job.size:
+            logits = np.empty((0, spec.output_size), np.float32)
+            probabilities = np.empty((0, len(spec.class_labels)), np.float32)
+            return Classification([], np.empty(0, np.int64), probabilities, logits, () if job.keeps_states else None)
+        final_states = None
+        if job.final_state is not None:
+            steps = np.diff(job.offsets).tolist()
+            final_states = tuple(
+                Snapshot.from_proto(
+                    encode_snapshot(spec, before + count, tuple(array[:, index] for array in job.final_state)),
+                    spec.num_layers,
+                )
+                for index, (before, count) in enumerate(zip(begun, steps, strict=True))
+            )
+        indices = job.labels.astype(np.int64)
+        labels = [spec.class_labels[index] for index in indices]
+        return Classification(labels, indices, job.probabilities, job.logits, final_states)

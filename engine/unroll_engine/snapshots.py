@@ -1,0 +1,76 @@
+"""Snapshots of sequences: the message `unroll.v1.Snapshot` to and from the state of a model."""
+
+import numpy as np
+
+from unroll_engine.arrays import FLOAT32, first_not_finite, matrix, to_bytes
+from unroll_engine.errors import InvalidRequestError, SequenceStateError
+from unroll_engine.models.spec import ModelSpec, State
+from unroll_proto.snapshot import FORMAT
+from unroll_proto.v1 import unroll_pb2 as pb
+
+MAX_STEP = 2**62
+"""Largest step number of a snapshot; leaves room to continue, since step numbers are uint64 on the wire."""
+
+
+def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State:
+    """Checks a snapshot for the model `spec` and reads its state.
+
+    Args:
+        snapshot: As a caller sent it.
+        spec: The model that is to go on from it.
+        field: Where it stands in the request.
+
+    Raises:
+        SequenceStateError: it is of another model, version or architecture, or of another content of the version.
+        InvalidRequestError: it is not a snapshot that this server can have given.
+    """
+    if snapshot.format != FORMAT:
+        raise InvalidRequestError(f"{snapshot.format}, {FORMAT} expected", f"{field}.format")
+    if snapshot.step > MAX_STEP:
+        raise InvalidRequestError(f"{snapshot.step}, at most {MAX_STEP}", f"{field}.step")
+    theirs = f"{snapshot.model}/{snapshot.version} ({snapshot.architecture})"
+    ours = f"{spec.key} ({spec.architecture})"
+    if theirs != ours:
+        raise SequenceStateError(f"the snapshot is of {theirs}, the request is for {ours}", field)
+    check_bundle(snapshot, spec, "snapshot", field)
+    shapes = spec.state_shapes
+    if len(snapshot.state) != len(shapes):
+        raise InvalidRequestError(f"{len(snapshot.state)} state tensors, {len(shapes)} expected", f"{field}.state")
+    state = []
+    for index, (raw, shape) in enumerate(zip(snapshot.state, shapes, strict=True)):
+        expected = shape[0] * shape[1] * FLOAT32.itemsize
+        where = f"{field}.state[{index}]"
+        if len(raw) != expected:
+            raise InvalidRequestError(f"{len(raw)} bytes, {expected} expected: float32 {list(shape)}", where)
+        array = matrix(raw, shape[1])
+        if first_not_finite(array):
+            raise InvalidRequestError("holds a value that is not finite", where)
+        state.append(array)
+    return tuple(state)
+
+
+def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) -> None:
+    """Checks that a snapshot, or `what` else it is told as, was made by the very content that is to go on from it.
+
+    Raises:
+        SequenceStateError: it was made by another content of the version.
+    """
+    if snapshot.bundle and snapshot.bundle != spec.bundle:
+        theirs, ours = snapshot.bundle.hex(), spec.bundle.hex()
+        problem = f"the {what} is of {spec.key} with bundle {theirs}, served is {spec.key} with bundle {ours}"
+        raise SequenceStateError(problem, field)
+
+
+def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snapshot:
+    """The snapshot of a sequence that has consumed `step` timesteps; no state is the zero state."""
+    if state is None:
+        state = tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes)
+    return pb.Snapshot(
+        format=FORMAT,
+        model=spec.key.name,
+        version=spec.key.version,
+        architecture=spec.architecture,
+        step=step,
+        state=[to_bytes(array) for array in state],
+        bundle=spec.bundle,
+    )
