@@ -1,8 +1,10 @@
 """Sequences of the caller to the ragged float32 of the wire, and back."""
 
+import sys
 from collections.abc import Iterable
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from unroll_client._errors import FieldViolation, InvalidArgument
 
 FLOAT32 = np.dtype("<f4")
+# float32 holds every integer up to this, and beyond it those whose bits between first and last 1 are 24 or fewer.
+_EXACT_INTEGERS = 1 << 24
 
 
 def invalid(field: str, what: str) -> InvalidArgument:
@@ -42,13 +46,16 @@ def pack(sequences: Iterable[ArrayLike]) -> Ragged:
     """Puts sequences end to end.
 
     Args:
-        sequences: Arrays [steps, features] of any numeric dtype, with the same number of features.
+        sequences: Arrays [steps, features] with the same number of features, of numbers that float32 can hold: floats
+            are rounded to the nearest, integers must be exact.
 
     Raises:
-        InvalidArgument: one is no such array, has no steps or features, or holds a number that is no finite
+        InvalidArgument: one is not such an array, has no steps or features, or holds a number that is not finite in
             float32; the message and the field name it, as in `sequences[3]`.
     """
-    arrays = [_numeric(sequence, "sequences", index) for index, sequence in enumerate(sequences)]
+    if not hasattr(sequences, "__iter__"):
+        raise invalid("sequences", f"a list of arrays expected, got {type(sequences).__name__}")
+    arrays = [_numeric(sequence, f"sequences[{index}]") for index, sequence in enumerate(sequences)]
     if not arrays:
         return Ragged(b"", [], 0)
     features = arrays[0].shape[1]
@@ -64,24 +71,29 @@ def pack(sequences: Iterable[ArrayLike]) -> Ragged:
         ends = np.cumsum(lengths)
         index = int(np.searchsorted(ends, row, side="right"))
         step = row - int(ends[index]) + lengths[index]
-        raise invalid(f"sequences[{index}]", f"[{step}][{column}] is no finite float32")
+        raise invalid(f"sequences[{index}]", f"[{step}][{column}] is not finite in float32")
     return Ragged(values, lengths, features)
 
 
-def pack_chunk(chunk: ArrayLike, features: int) -> NDArray[np.float32]:
+def pack_chunk(chunk: ArrayLike, features: int | None = None) -> NDArray[np.float32]:
     """Makes float32 [steps, features] of the next timesteps of a sequence.
 
+    Args:
+        chunk: As one of the sequences of `pack`.
+        features: Those that the model has; any number if absent.
+
     Raises:
-        InvalidArgument: `chunk` is no array [steps, features] of numbers that are finite in float32, 1 step or more.
+        InvalidArgument: as of `pack`, or there is another number of features.
     """
     array = _numeric(chunk, "chunk")
-    if array.shape[1] != features:
-        raise invalid("chunk", f"{array.shape[1]} features, the model has {features}")
+    columns = array.shape[1]
+    if features is not None and columns != features:
+        raise invalid("chunk", f"{columns} features, the model has {features}")
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(array, dtype=FLOAT32)
     bad = _first_non_finite(values.reshape(-1))
     if bad is not None:
-        raise invalid("chunk", f"[{bad // features}][{bad % features}] is no finite float32")
+        raise invalid("chunk", f"[{bad // columns}][{bad % columns}] is not finite in float32")
     return values
 
 
@@ -101,25 +113,65 @@ def join(parts: Listing[NDArray[np.float32]]) -> NDArray[np.float32]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _numeric(value: ArrayLike, name: str, index: int | None = None) -> NDArray[np.generic]:
+def _numeric(value: ArrayLike, name: str) -> NDArray[np.generic]:
+    array = value if type(value) is np.ndarray else _as_array(value, name)
+    if array.ndim != 2 or not array.size or not _is_number(array.dtype):
+        raise invalid(name, _unfitness(array))
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 2:
+        _check_exact(array, name)
+    return array
+
+
+def _as_array(value: Any, name: str) -> NDArray[np.generic]:
+    """Reads what is not a plain NumPy array: a list, a tensor, an array of another library."""
+    # A list of masked rows would lose their masks.
+    if any(np.ma.is_masked(part) for part in (value if isinstance(value, list | tuple) else [value])):
+        raise invalid(name, "masked values, which are not numbers: fill or drop them")
+    torch = sys.modules.get("torch")
     try:
-        array = np.asarray(value)
-    except ValueError:
-        problem = "an array [steps, features] expected, got rows of unequal lengths"
-    else:
-        if array.ndim == 2 and array.size and array.dtype.kind in "fiub":
-            return array
-        problem = _unfitness(array)
-    raise invalid(name if index is None else f"{name}[{index}]", problem) from None
+        if torch is not None and isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            # NumPy has no bfloat16, nor the floats of 8 bits.
+            return np.asarray(value.float() if value.is_floating_point() and value.itemsize < 4 else value)
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # Whatever another library raises.
+        if "inhomogeneous" in str(error):
+            problem = "an array [steps, features] expected, got rows of unequal lengths"
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            problem = f"{type(value).__name__} can't be read as an array: {reason}"
+        raise invalid(name, problem) from error
+
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    # The second is of types beyond NumPy's own, as bfloat16 of ml_dtypes.
+    return dtype.kind in "fiub" or (dtype.fields is None and np.can_cast(dtype, np.float32))
 
 
 def _unfitness(array: NDArray[np.generic]) -> str:
-    if array.dtype.kind not in "fiub":
+    if not _is_number(array.dtype):
         return f"numbers expected, got dtype {array.dtype}"
     if array.ndim != 2:
         hint = "; one feature is [steps, 1]" if array.ndim == 1 else ""
         return f"an array [steps, features] expected, got shape {list(array.shape)}{hint}"
     return f"1 step and 1 feature or more expected, got shape {list(array.shape)}"
+
+
+def _check_exact(array: NDArray[Any], name: str) -> None:
+    """Raises InvalidArgument if an integer is between two float32: where it counts or names, rounding makes another."""
+    if array.min() >= -_EXACT_INTEGERS and array.max() <= _EXACT_INTEGERS:
+        return
+    size = np.abs(array).astype(np.uint64)  # The least of int64, which has no positive, becomes 2**63 all the same.
+    last_bit = np.maximum(size & (~size + np.uint64(1)), np.uint64(1))
+    inexact = size // last_bit >= _EXACT_INTEGERS
+    if inexact.any():
+        step, column = np.argwhere(inexact)[0]
+        what = f"[{step}][{column}] is {array[step, column]}, which float32 can't hold"
+        raise invalid(name, f"{what}; where rounding does no harm, make it a float")
 
 
 def _joined_bytes(arrays: list[NDArray[np.generic]]) -> bytes:

@@ -104,8 +104,8 @@ class AsyncClient:
         What is over the server's limits for one RPC goes as several; small calls of the same moment share one.
 
         Args:
-            sequences: Arrays [steps, features] of any numeric dtype, of any lengths; they are sent as float32. None
-                at all give an empty result.
+            sequences: Arrays [steps, features] of numbers, of any lengths, of NumPy or any library that it can read.
+                They are sent as float32: floats are rounded, integers must be exact. No sequence gives an empty result.
             model: Model name; the client's where absent.
             version: Model version; 0 picks the newest.
             initial_states: One a sequence: a snapshot to go on from, or None for the zero state.

@@ -61,6 +61,9 @@ class Batch:
         if len(initial_states) != len(ragged.lengths):
             what = f"{len(initial_states)} states for {len(ragged.lengths)} sequences"
             raise invalid("initial_states", what)
+        for index, state in enumerate(initial_states):
+            if not isinstance(state, Snapshot | None):
+                raise invalid(f"initial_states[{index}]", f"a Snapshot or None expected, got {type(state).__name__}")
         states = tuple(pb.Snapshot() if state is None else state.to_proto() for state in initial_states)
         size += sum(state.ByteSize() for state in states)
         return cls(ragged, states, return_final_states, size)

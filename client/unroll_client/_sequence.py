@@ -85,7 +85,7 @@ class AsyncSequence:
         are consumed all the same; `step` tells.
 
         Args:
-            chunk: [steps, features], any numeric dtype, 1 step or more.
+            chunk: [steps, features], 1 step or more, of numbers as in `AsyncClient.classify`.
 
         Returns:
             What was computed for exactly these steps.

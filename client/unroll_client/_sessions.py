@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,19 +59,13 @@ def advance_request(
     """The request for the next steps of a session; see `AsyncClient.advance`.
 
     Raises:
-        InvalidArgument: `chunk` is no array [steps, features] of numbers that are finite in float32, 1 step or more, or
-            a number is none that the wire can carry.
+        InvalidArgument: `chunk` can't be used, see `pack_chunk`, or the wire can't carry a number.
     """
     check_number("version", version)
     if first_step is not None:
         check_number("first_step", first_step, bits=64)
-    values = b""
-    if chunk is not None:
-        shape: tuple[int, ...] = ()
-        with suppress(ValueError):  # Rows of unequal lengths, which pack_chunk refuses in words.
-            shape = np.shape(chunk)
-        # Any number of features: the server alone knows the session's model.
-        values = pack_chunk(chunk, shape[1] if len(shape) == 2 else 0).tobytes()
+    # Any number of features: the server alone knows the session's model.
+    values = b"" if chunk is None else pack_chunk(chunk).tobytes()
     return pb.AdvanceRequest(
         session_id=session_id,
         model=model,
