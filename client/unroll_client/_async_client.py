@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from collections.abc import Sequence as Listing
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from numpy.typing import ArrayLike
 
@@ -21,20 +21,40 @@ from unroll_client._classify import Batch, classify
 from unroll_client._coalesce import Coalescer
 from unroll_client._errors import InvalidArgument, NotFound, UnrollError
 from unroll_client._models import Models
+from unroll_client._proxy import explained
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps, advance_request, session_steps
 from unroll_client._stream import SharedStream
 from unroll_client._tracing import traced_stream
 from unroll_client._types import Classification, ModelInfo
+from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_RECONNECT_TIMEOUT = 30.0
 
 
-class AsyncClient:
+def _explaining(
+    method: Callable[Concatenate[AsyncClient, P], Awaitable[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+    """Has a method's errors name the proxy that is in between."""
+
+    @wraps(method)
+    async def explaining(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await method(self, *args, **kwargs)
+        except UnrollError as error:
+            raise self.explained(error) from error.__cause__
+
+    return explaining
+
+
+class AsyncClient(Uncopied):
     """Calls Unroll servers, on one asyncio event loop; an async context manager.
 
     The connection is made by the first call. Calls that change nothing on the server (all but streams) are tried
@@ -81,6 +101,7 @@ class AsyncClient:
         connection = Connection(
             targets_of(target), tls, root_certificates, certificate, server_name, token, tuple(metadata)
         )
+        self._targets = connection.targets
         self._calls = Calls(connection, timeout, wait_for_ready)
         self._model = model
         self._reconnect_timeout = reconnect_timeout
@@ -89,6 +110,7 @@ class AsyncClient:
         self._models = Models(self._look_up)
         self._coalescer = Coalescer(self._classify_once, self._models.forget) if coalesce else None
 
+    @_explaining
     async def classify(
         self,
         sequences: Listing[ArrayLike],
@@ -179,6 +201,7 @@ class AsyncClient:
         wait = self._calls.timeout if timeout is None else timeout
         return AsyncSequence(self, opening, None if math.isinf(wait) else wait, self._reconnect_timeout)
 
+    @_explaining
     async def advance(
         self,
         session_id: str,
@@ -233,6 +256,7 @@ class AsyncClient:
             answer = await self._calls.make(lambda server: server.Advance, request, deadline, again=False)
         return session_steps(answer, request)
 
+    @_explaining
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:  # noqa: ASYNC109 (as above)
         """Every model version that is served, by name and version.
 
@@ -243,6 +267,7 @@ class AsyncClient:
         answer = await self._calls.make(lambda server: server.ListModels, request, deadline)
         return [ModelInfo.from_proto(model) for model in answer.models]
 
+    @_explaining
     async def model(
         self,
         name: str | None = None,
@@ -296,6 +321,10 @@ class AsyncClient:
     def waits(self) -> bool:
         """Whether it waits for a server within the timeout, rather than fail while there is none."""
         return self._calls.wait_for_ready
+
+    def explained(self, error: UnrollError) -> UnrollError:
+        """Adds to an error of no answer which proxy is in between, if one is."""
+        return error if self.closed else explained(error, self._targets)
 
     def shared_stream(self) -> SharedStream:
         """The RPC on which new sequences are opened; a new one where there is none or it is lost."""

@@ -55,8 +55,9 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-# What a target begins with that says by itself how it is resolved.
-_SCHEME = re.compile(r"[a-z0-9-]+://|(dns|unix|unix-abstract|ipv4|ipv6|vsock):(?!\d+$)")
+# Begins a target that names gRPC's way to resolve it.
+_SCHEME = re.compile(r"(dns|unix|unix-abstract|ipv4|ipv6|vsock|xds|google-c2p):(?!\d+$)")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[^\s:/@?#\[\]]+):(\d{1,5})")
 # What gRPC can send in metadata, and a header can hold.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
@@ -64,10 +65,10 @@ _METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 def targets_of(target: str | Listing[str]) -> tuple[str, ...]:
-    """The servers' addresses, of one string or several; "a:1,b:2" are two, a list of gRPC's "ipv4:" is one target.
+    """Reads the servers' addresses; "a:1,b:2" are two, a list of gRPC's "ipv4:" is one target.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one is not HOST:PORT nor a target of gRPC's.
     """
     listed = [target] if isinstance(target, str) else list(target)
     found = []
@@ -75,6 +76,11 @@ def targets_of(target: str | Listing[str]) -> tuple[str, ...]:
         found += [each] if _SCHEME.match(each) else [part.strip() for part in each.split(",")]
     if not found or not all(found):
         raise ValueError(f"target: an address is missing in {target!r}")
+    for address in found:
+        parts = _ADDRESS.fullmatch(address)
+        if not _SCHEME.match(address) and not (parts and 1 <= int(parts[3]) < 1 << 16):
+            hint = "; encryption is an option of its own, tls" if address.startswith(("https:", "grpcs:")) else ""
+            raise ValueError(f"target: HOST:PORT or unix:/PATH expected, got {address!r}{hint}")
     return tuple(dict.fromkeys(found))
 
 

@@ -18,14 +18,17 @@ from unroll_client._loop_thread import LoopThread
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps
 from unroll_client._types import Classification, ModelInfo, Steps
+from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
 
 
-class SyncSequence:
+class SyncSequence(Uncopied):
     """One sequence that a server computes step by step; made by `Client.unroll`.
 
     A context manager: leaving it closes the sequence. The methods are those of `AsyncSequence`, blocking.
     """
+
+    _instead = "send its snapshot(), and open another sequence from it"
 
     def __init__(self, thread: LoopThread, sequence: AsyncSequence) -> None:
         self._thread = thread
@@ -80,7 +83,7 @@ class SyncSequence:
             self._thread.finish(self._sequence.__aexit__(kind, error, trace))
 
 
-class Client:
+class Client(Uncopied):
     """Calls Unroll servers; usable from many threads, and a context manager.
 
     The arguments and methods are those of `AsyncClient`, blocking. A thread of its own does the work. It can be made

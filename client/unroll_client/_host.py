@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from unroll_client._errors import UnrollError
 from unroll_client._stream import SharedStream
 from unroll_client._types import ModelInfo
 
@@ -20,6 +21,9 @@ class Host(Protocol):
     @property
     def waits(self) -> bool:
         """Whether it waits for a server within the timeout, rather than fail while there is none."""
+
+    def explained(self, error: UnrollError) -> UnrollError:
+        """Adds to an error of no answer which proxy is in between, if one is."""
 
     def shared_stream(self) -> SharedStream:
         """The RPC on which new sequences are opened."""

@@ -86,12 +86,14 @@ class Line:
         while self.info is None:
             try:
                 await self._open_first()
-            except Unavailable:
+            except DeadlineExceeded as error:
+                raise self._host.explained(error) from None
+            except Unavailable as error:
                 tries += 1
                 pause = backoff(tries)
                 more = tries < OPEN_TRIES or (self._host.waits and time.monotonic() + pause < deadline)
                 if self._host.closed or not more:
-                    raise
+                    raise self._host.explained(error) from error.__cause__
                 await asyncio.sleep(pause)
 
     async def ready(self) -> None:
@@ -312,7 +314,7 @@ class Line:
         """Ends the sequence, with the last that is known of it."""
         if self._host.closed:
             error = Unavailable("the client was closed")
-        error = copy.copy(error)
+        error = copy.copy(self._host.explained(error))
         if error.snapshot is None and self._ledger.base is not None:
             error.snapshot = self.read_snapshot(self._ledger.base)
         self.end(error)

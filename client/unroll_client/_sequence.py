@@ -16,11 +16,12 @@ from unroll_client._errors import FailedPrecondition, UnrollError
 from unroll_client._host import Host
 from unroll_client._line import CLOSED, Line
 from unroll_client._types import Steps
+from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
 
-class AsyncSequence:
+class AsyncSequence(Uncopied):
     """One sequence that a server computes step by step; made by `AsyncClient.unroll`.
 
     An async context manager: entering opens the sequence, leaving closes it. Several tasks may send at a time;
@@ -37,6 +38,8 @@ class AsyncSequence:
         timeout: Seconds to wait for one answer; None for no limit.
         patience: Seconds to try to go on elsewhere; 0 to fail at once.
     """
+
+    _instead = "send its snapshot(), and open another sequence from it"
 
     def __init__(self, host: Host, opening: pb.OpenSequence, timeout: float | None, patience: float) -> None:
         self._line = Line(host, opening, timeout, patience)

@@ -158,6 +158,11 @@ def test_stream(server: ServerProcess, files: dict[str, Path], vowels: list[Sequ
         (["classify", "NARROW", "-o", "out.csv"], 2, "row 1: column 'sequence': 2 features, model jv has 12"),
         (["classify", "BROKEN", "-o", "out.parquet"], 2, "row 3: column 'sequence': [1][0] is nan, a finite number"),
         (["classify", "VOWELS", "--server", "127.0.0.1:1", "-o", "out.csv"], 1, "no answer from 127.0.0.1:1: "),
+        (
+            ["models", "--server", "http://127.0.0.1:1"],
+            2,
+            "--server: HOST:PORT or unix:/PATH expected, got 'http://127",
+        ),
         (["classify", "VOWELS", "--ca", "none.pem"], 2, "--ca: none.pem: no such file or directory"),
         (["models", "--server", "127.0.0.1:1"], 1, "no answer from 127.0.0.1:1: "),
         (["stream", "VOWELS", "--index", "370"], 2, "--index: 370, but"),

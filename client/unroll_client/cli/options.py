@@ -1,6 +1,7 @@
 """What every subcommand shares: how to reach the server, and one line for whatever goes wrong."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Server:
                 token=self.token,
             )
         except ValueError as error:
-            raise InputError(str(error)) from None
+            raise InputError(re.sub("^target:", "--server:", str(error))) from None
 
 
 def _read(option: str, path: Path) -> bytes:

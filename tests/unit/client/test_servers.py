@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from unit.client.harness import MODEL, LocalServer
 
-from unroll_client import AsyncClient, Client, Unavailable
+from unroll_client import AsyncClient, Client, DeadlineExceeded, Unavailable
 from unroll_client._channel import Connection, targets_of
 
 VALUES = np.ones((4, 3), np.float32)
@@ -33,6 +33,74 @@ def test_addresses(target: str | list[str], targets: tuple[str, ...]) -> None:
 def test_an_address_that_is_missing(target: str | list[str]) -> None:
     with pytest.raises(ValueError, match="an address is missing"):
         AsyncClient(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://a:1",
+        "https://a:1",
+        "grpc://a:1",
+        "grpcs://a:1",
+        "a:1/path",
+        "//a:1",
+        "a",
+        "a:",
+        ":1",
+        "a:0",
+        "a:65536",
+        "a:http",
+        "::1",
+        "[::1]",
+        "[::1:50051",
+        "b:1,http://a:1",
+        ["b:1", "a b:1"],
+        "user@a:1",
+    ],
+)
+def test_what_is_not_an_address(target: str | list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^target: HOST:PORT or unix:/PATH expected, got '") as caught:
+        Client(target)
+    assert ("tls" in str(caught.value)) is ("s://" in str(target))
+
+
+@pytest.mark.parametrize("wait_for_ready", [False, True])
+async def test_a_proxy_that_is_in_between_is_named(monkeypatch: pytest.MonkeyPatch, wait_for_ready: bool) -> None:
+    for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
+    async with AsyncClient("unroll.invalid:2", timeout=2, wait_for_ready=wait_for_ready) as client:
+        calls = [
+            client.models(),
+            client.model(),
+            client.classify([VALUES]),
+            client.advance("id", VALUES),
+            client.unroll(timeout=2).open(),
+        ]
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, Unavailable | DeadlineExceeded)
+            hint = "127.0.0.1:1 (http_proxy in the environment): list the host in no_proxy to go without"
+            assert error.message.endswith(hint)
+            assert str(error) == error.message
+            assert "secret" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("variable", "target"),
+    [("no_proxy", "127.0.0.1:1"), ("no_grpc_proxy", "127.0.0.1:1"), ("PROXY", "unix:/nowhere"), ("", "127.0.0.1:1")],
+)
+async def test_no_proxy_is_named_that_is_not_in_between(
+    monkeypatch: pytest.MonkeyPatch, variable: str, target: str
+) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:2")
+        monkeypatch.setenv(variable, "localhost, 127.0.0.1")
+    async with AsyncClient(target, timeout=0.5) as client:
+        with pytest.raises((Unavailable, DeadlineExceeded)) as caught:
+            await client.models()
+    assert "proxy" not in caught.value.message
 
 
 @pytest.mark.parametrize("separate", [True, False])

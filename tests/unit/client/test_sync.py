@@ -1,6 +1,8 @@
 """Client: the blocking face, from many threads, and gone without a trace when it is closed or dropped."""
 
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from support.models import alone
 from unit.client.harness import MODEL, LocalServer
 
-from unroll_client import Client, InvalidArgument, ServerDraining, Steps, SyncSequence, Unavailable
+from unroll_client import AsyncClient, Client, InvalidArgument, ServerDraining, Steps, SyncSequence, Unavailable
 
 
 def random_values(steps: int, seed: int = 0) -> NDArray[np.float32]:
@@ -132,6 +135,29 @@ def test_a_closed_client_fails_calls_of_other_threads(start: Callable[..., Local
         client.close()
         with pytest.raises((Unavailable, RuntimeError), match="clos"):
             waiting.result(30)
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 (its own)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
+async def test_only_values_can_be_pickled_and_copied(address: str, duplicate: Callable[[Any], Any]) -> None:
+    values = [random_values(5)]
+    with Client(address, model="m") as client, client.unroll(logits=True) as sequence:
+        kept = [sequence.send(values[0]), sequence.snapshot(), client.model()]
+        kept.append(client.classify(values, return_final_states=True))
+        kept.append(client.advance("copied", values[0], start=True, return_snapshot=True))
+        async with AsyncClient(address) as other:
+            for held in (client, other):
+                with pytest.raises(TypeError, match=r"Client holds connections .+: make a client in each process"):
+                    duplicate(held)
+            for open_sequence in (sequence, other.unroll()):
+                with pytest.raises(TypeError, match=r"Sequence holds connections .+: send its snapshot\(\)"):
+                    duplicate(open_sequence)
+    for value in kept:
+        assert repr(duplicate(value)) == repr(value)
+    assert duplicate(kept[1]) == kept[1]
 
 
 def test_errors_are_the_same(start: Callable[..., LocalServer]) -> None:
