@@ -3,17 +3,30 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 GEN := .venv-gen/bin
+# The environment of `make test-python`.
+OTHER = .venv-$(notdir $(PYTHON))
 PROTO_FILES := unroll_proto/v1/admin.proto unroll_proto/v1/bundle.proto unroll_proto/v1/session.proto unroll_proto/v1/unroll.proto \
   unroll_proto/inference/model_config.proto unroll_proto/inference/service.proto
 SERVICE_FILES := unroll_proto/v1/admin.proto unroll_proto/v1/unroll.proto unroll_proto/inference/service.proto
 # Run in proto/, so that a .proto file's path is the Python path; googleapis has google/rpc/status.proto.
 GOOGLEAPIS = $(shell $(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 PROTOC = PATH="$(CURDIR)/$(GEN):$$PATH" python -m grpc_tools.protoc -I . -I $(GOOGLEAPIS)
+# Each image and the folder of its Dockerfile.
+IMAGES := server=server train=export client=client gateway=server/gateway redis=server/redis
+define VALIDATE
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+with open(sys.argv[1]) as file:
+    error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(file.read())
+sys.exit(error and f"{sys.argv[1]}: {error}")
+endef
+export VALIDATE
 # aeon is data here, never imported: its wheel carries the JapaneseVowels files.
 AEON := aeon==1.6.0
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 
-.PHONY: help setup demo test bench soak check lint types imports proto proto-check clean
+.PHONY: help setup demo test test-python bench soak sbom notice check lint types imports proto proto-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +48,17 @@ demo: .venv/done ## Trains, exports, serves, classifies and streams real data, a
 test: .venv/done ## Runs every test.
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
+# Without torch, which comes with gigabytes of CUDA where no CPU build is found; what needs it is then skipped.
+test-python: .venv/done $(OTHER)/done ## Runs the tests on another Python: PYTHON=python3.13; TORCH=1 for those that need torch too.
+	UNROLL_TEST_TRAINING_BIN=$(CURDIR)/$(BIN) $(OTHER)/bin/pytest -n 2 --dist loadfile tests/unit tests/integration $(PYTEST_ARGS)
+
+$(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e './server[envoy,otel,redis]' -e './client[otel]' \
+	  $(if $(TORCH),-e ./export) -r requirements-dev.txt
+	$(OTHER)/bin/pip install --quiet --no-deps $(AEON)
+	touch $@
+
 bench: .venv/done $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench/; ONLY=row,row and PEERS=triton pick.
 	PYTHONPATH=tests $(BIN)/python -m bench --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
 
@@ -50,6 +74,24 @@ soak: .venv/done ## Everything at once, faults included, every answer checked: M
 	$(PYTHON) -m venv .venv-tritonclient
 	.venv-tritonclient/bin/pip install --quiet $(TRITONCLIENT)
 	touch $@
+
+sbom: .venv-sbom/done ## Builds the images as unroll-NAME and writes the SBOM of each to dist/, checked against CycloneDX.
+	mkdir -p dist
+	set -e; for image in $(IMAGES); do \
+	  name=$${image%%=*}; \
+	  docker build --quiet --tag "unroll-$$name" --file "$${image#*=}/Dockerfile" \
+	    $${UNROLL_TORCH_INDEX_URL+--build-arg "TORCH_INDEX_URL=$$UNROLL_TORCH_INDEX_URL"} .; \
+	  docker run --rm --entrypoint cat "unroll-$$name" /usr/share/doc/unroll/sbom.cdx.json >"dist/unroll-$$name.cdx.json"; \
+	  .venv-sbom/bin/python -c "$$VALIDATE" "dist/unroll-$$name.cdx.json"; \
+	done
+
+.venv-sbom/done: # An environment of its own: the validator brings much that nothing else needs.
+	$(PYTHON) -m venv .venv-sbom
+	.venv-sbom/bin/pip install --quiet 'cyclonedx-python-lib[json-validation]==11.12.0'
+	touch $@
+
+notice: .venv/done ## Writes NOTICE again, from what the packages require.
+	$(BIN)/python packaging/components.py notice .venv >NOTICE
 
 check: lint types imports proto-check ## Linters, type checker, import rules, generated code.
 
@@ -77,4 +119,4 @@ proto-check: proto
 	touch $@
 
 clean: ## Removes the environments and what the demo and the bench made.
-	rm -rf .venv .venv-gen .venv-triton .venv-tritonclient demo bench
+	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient dist demo bench

@@ -3,19 +3,37 @@
 import fcntl
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from support.processes import ServerProcess, run
+from support.processes import TRAINING_BIN, ServerProcess, run
 
-from unroll_export.runs import TrainedRun, load_run
-from unroll_export.sources import japanese_vowels_files
 from unroll_proto.sequences import Sequence, read_sequences
 
-# The tests run beside servers on few cores; more threads only get in their way.
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from unroll_export.runs import TrainedRun
+
+
+class _SkipWithoutTorch(MetaPathFinder):
+    """Skips the tests that import torch, or what only unroll_export needs, where these are not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Looks at every import that nothing else has found so far."""
+        if name in ("torch", "unroll_export", "matplotlib", "safetensors", "tensorboard"):
+            pytest.skip(f"{name} is not installed", allow_module_level=True)
+
+
+if importlib.util.find_spec("torch"):
+    import torch
+
+    # The tests run beside servers on few cores; more threads only get in their way.
+    torch.set_num_threads(1)
+else:
+    sys.meta_path.append(_SkipWithoutTorch())
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -37,21 +55,25 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `unroll-train` leaves after a few epochs on JapaneseVowels."""
 
     def train(folder: Path) -> None:
-        run("unroll-train", "--data", "japanese-vowels", "--out", folder, "--epochs", "4")
+        run(TRAINING_BIN / "unroll-train", "--data", "japanese-vowels", "--out", folder, "--epochs", "4")
 
     return made_once(tmp_path_factory, "jv", train)
 
 
 @pytest.fixture(scope="session")
-def trained_run(run_folder: Path) -> TrainedRun:
+def trained_run(run_folder: Path) -> "TrainedRun":
     """The eager model of `run_folder`, in eval mode."""
+    from unroll_export.runs import load_run
+
     return load_run(run_folder)
 
 
 @pytest.fixture(scope="session")
 def bundle_root(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository that holds `jv`, version 1."""
-    return made_once(tmp_path_factory, "models", lambda root: run("unroll-export", run_folder, "--out", root / "jv"))
+    return made_once(
+        tmp_path_factory, "models", lambda root: run(TRAINING_BIN / "unroll-export", run_folder, "--out", root / "jv")
+    )
 
 
 @pytest.fixture(scope="session", params=["grpcio", "envoy"])
@@ -74,4 +96,8 @@ def server(bundle_root: Path, front: str, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def vowels() -> list[Sequence]:
     """The test split of JapaneseVowels."""
-    return list(read_sequences(japanese_vowels_files()[1]))
+    aeon = importlib.util.find_spec("aeon")
+    assert aeon is not None
+    assert aeon.submodule_search_locations is not None
+    folder = Path(aeon.submodule_search_locations[0], "datasets", "data", "JapaneseVowels")
+    return list(read_sequences(folder / "JapaneseVowels_TEST.ts"))

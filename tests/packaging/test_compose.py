@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.compose import Array, Deployment, compose_command, inspect, output_of, received_by
+from support.compose import REPOSITORY, Array, Deployment, compose_command, inspect, output_of, received_by
 from support.eager import TOLERANCE
 
 from unroll_client import Client, ServerDraining, Snapshot
@@ -121,6 +121,26 @@ def test_the_server_has_nothing_that_it_does_not_need(deployment: Deployment) ->
     assert int(inspect(server, "{{.HostConfig.Memory}}")) > 0
     sizes = [int(inspect(inspect(container, "{{.Image}}"), "{{.Size}}")) for container in (server, train)]
     assert sizes[1] - sizes[0] > 500e6, "torch alone takes more than that"
+
+
+@pytest.mark.parametrize(
+    ("service", "holds"),
+    [("server", "pkg:pypi/onnxruntime@"), ("train", "pkg:pypi/torch@"), ("gateway", "pkg:deb/debian/haproxy@")],
+)
+def test_an_image_says_what_is_in_it(deployment: Deployment, service: str, holds: str) -> None:
+    deployment.up()
+    image = inspect(deployment.container(service), "{{.Image}}")
+    labels = json.loads(inspect(image, "{{json .Config.Labels}}"))
+    assert labels["org.opencontainers.image.title"] == f"unroll-{service}"
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    read = ("docker", "run", "--rm", "--entrypoint", "cat", image)
+    sbom = json.loads(output_of(*read, "/usr/share/doc/unroll/sbom.cdx.json"))
+    top = sbom["metadata"]["component"]
+    assert (top["name"], top["version"]) == (f"unroll-{service}", labels["org.opencontainers.image.version"])
+    found = {component["purl"].partition("@")[0] + "@": component for component in sbom["components"]}
+    assert found.keys() >= {holds, "pkg:generic/cpython@", "pkg:deb/debian/libssl3@"}
+    assert all("licenses" in component for component in found.values() if component["purl"].startswith("pkg:pypi"))
+    assert output_of(*read, "/usr/share/doc/unroll/NOTICE") == (REPOSITORY / "NOTICE").read_text()
 
 
 def test_what_is_trained_stays(deployment: Deployment, bundle: Path) -> None:

@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 BIN = Path(sys.executable).parent
+TRAINING_BIN = Path(os.environ.get("UNROLL_TEST_TRAINING_BIN", BIN))
+"""Where `unroll-train` and `unroll-export` are: in another environment if this one has no torch."""
 PATIENCE = 120.0
 """Seconds after which a process that does not get on is called stuck."""
 
