@@ -114,7 +114,10 @@ def debian_components() -> Iterator[Component]:
         name, version, architecture = line.split("\t")
         copyright_file = Path("/usr/share/doc", name, "copyright")
         text = copyright_file.read_text(errors="replace") if copyright_file.is_file() else ""
-        licences = tuple(sorted(set(re.findall(r"^License: (\S.*\S)", text, re.MULTILINE))))
+        # In the machine-readable format by name; else by the text that it points to.
+        named = re.findall(r"^License: (\S.*\S)", text, re.MULTILINE)
+        named = named or re.findall(r"/usr/share/common-licenses/([\w.+-]*\w)", text)
+        licences = tuple(sorted(set(named)))
         purl = f"pkg:deb/debian/{name}@{version.replace(':', '%3A').replace('+', '%2B')}?arch={architecture}"
         yield Component(name, version, purl, licences=licences)
 

@@ -79,7 +79,7 @@ class MemoryStore:
         # isolation_level None: transactions begin where we say. In the file's case they run on a thread, since the
         # other workers can hold them up.
         self._thread = ThreadPoolExecutor(1, "sessions") if path else None
-        self._db = sqlite3.connect(path or ":memory:", PATIENCE, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(path or ":memory:", timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode = WAL", "synchronous = OFF", "temp_store = MEMORY"):
             self._db.execute(f"PRAGMA {pragma}")
         self._db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
