@@ -1,140 +1,147 @@
-"""What may wait to be computed: bounded in timesteps, in bytes, in time and by caller. The clock is passed in."""
+"""Overload control: bounds what is admitted and not yet answered, in timesteps, bytes, time, and by caller."""
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from unroll_engine.errors import OverloadedError
-from unroll_engine.rate import Rate
+from unroll_engine.observer import NoMetrics, QueueMetrics
 
 STEPS, BYTES, DEADLINE, IDENTITY = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR", "IDENTITY_LIMIT"
-"""Reasons of a refusal: what there is too much of in the queue, that the answer would come too late, or that the caller
-has as much queued as it may."""
+"""Reasons of a refusal: too many timesteps queued, too many bytes, a late answer, a caller over its share."""
+_CAUSES = {STEPS: "steps", BYTES: "bytes", DEADLINE: "deadline", IDENTITY: "identity"}
+"""The reasons as metrics call them."""
 MARGIN = 0.5
-"""Share of the time to a deadline that waiting and computing may be expected to take. The rest is for the way back, and
-for the way here, of which the server knows nothing: a deadline comes as the seconds that were left when it was sent."""
+"""Share of the time to a deadline that queueing and computing may take. The rest is for the network: a deadline arrives
+as the seconds that were left when it was sent."""
 UNREAD = 15 / 16
-"""Share of the queue, and of the time, past which a call that is not read yet is refused; the rest is for streams and
-what is read: to refuse it then costs the most."""
+"""Share of the queue, and of the time, for calls whose message is not read yet. The rest is for streams and for
+messages already read, whose refusal costs the most."""
 STRAIN = 1.0
-"""Seconds after a refusal for which callers are turned away before their message is read, if they have to be."""
+"""Seconds after a refusal during which calls are checked before their message is read."""
 GRAIN = 0.05
 """Seconds between two deadlines that count as one."""
 _FIRST = -1
-"""The deadline, in grains, that streams count as: they go before all others."""
+"""The deadline, in grains, of interactive jobs, which go before all others."""
 PATIENCE = 60.0
-"""Seconds that work without a deadline is ordered by; see scheduler.PATIENCE."""
+"""Seconds to the deadline that a job without one counts as having; see scheduler.PATIENCE."""
 UNKNOWN_RETRY = 1.0
 """Seconds after which to try again, while no rate is known."""
 RETRY = (0.02, 30.0)
 """Least and most seconds after which to try again."""
+WINDOW = 0.05
+"""Seconds of work, at least, that the rate is measured over."""
+BELIEF = 10.0
+"""Seconds that a measured rate is used for."""
+LEARNING = 0.3
+"""Weight of a single window in the rate."""
 
 
 class Share(NamedTuple):
-    """What one caller may have queued."""
+    """Limits of one caller."""
 
     steps: float = math.inf
     bytes: float = math.inf
 
 
 LimitsOf = Callable[[str], Share | None]
-"""The share of a caller by its identity; None where it has no limit of its own."""
+"""Looks up the share of a caller by its identity; None if it has no limits of its own."""
 
 
-class Asked(Protocol):
-    """What is asked of work; see jobs.Job."""
+class Admissible(Protocol):
+    """What is asked of a job; see jobs.Job."""
 
     owner: str
     deadline: float
     bytes: int
     due: int
+    steps: int
+    over: bool
+    cancelled: bool
 
     @property
     def interactive(self) -> bool:
-        """Whether it goes before bulk work."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Timesteps."""
+        """Whether it goes before bulk jobs."""
         ...
 
 
-class _Held:
-    """What one caller has queued."""
+class AdmissionController:
+    """Accounts for the jobs that are admitted and not yet answered. Used on one event loop.
 
-    __slots__ = ("bytes", "steps")
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.bytes = 0
-
-
-class Admission:
-    """Counts what is accepted and not yet answered, and refuses what is too much.
-
-    How much time the queue stands for is known by its rate: timesteps answered per second while it is never short of
-    work, whatever they were spent on. Until that has been measured nothing is refused for its deadline.
+    The queue is bounded in time by the measured rate of timesteps. While no rate is known, no deadline is refused.
 
     Args:
-        max_steps: Timesteps queued, at most. What is alone is accepted at any size.
+        max_steps: Timesteps queued, at most. A job that is alone is admitted at any size.
         max_bytes: Bytes of values and states queued, at most.
         full_tick: Timesteps of a tick with every lane in use: with twice as many queued, ticks are full.
-        limits_of: Shares of callers; None where they have none.
+        limits_of: Shares of callers; None if they have none.
+        metrics: Counts refusals and what is queued.
+        clock: Seconds; deadlines are on it.
+
+    Attributes:
+        steps: Timesteps queued.
+        bytes: Bytes queued.
     """
 
-    def __init__(self, max_steps: int, max_bytes: int, full_tick: int = 1, limits_of: LimitsOf | None = None) -> None:
-        self._limits_of = limits_of
-        self._held: defaultdict[str, _Held] = defaultdict(_Held)
+    def __init__(
+        self,
+        max_steps: int,
+        max_bytes: int,
+        full_tick: int = 1,
+        limits_of: LimitsOf | None = None,
+        metrics: QueueMetrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.steps = 0
         self.bytes = 0
         self._max_steps = max_steps
         self._max_bytes = max_bytes
-        # Timesteps by deadline, in grains; streams come before all.
+        self._limits_of = limits_of
+        self._metrics = metrics or NoMetrics()
+        self._clock = clock
+        # Of callers with limits: timesteps and bytes queued, by identity.
+        self._held: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        # Timesteps by deadline, in grains.
         self._due: dict[int, int] = defaultdict(int)
         self._refused = -math.inf
-        self._rate = Rate(2 * full_tick)
+        self._rate = ServiceRate(2 * full_tick)
 
-    def admit(self, job: Asked, now: float) -> None:
-        """Takes work onto the books, until `release`.
+    def admit(self, job: Admissible) -> None:
+        """Accounts for a job, until `release`.
 
         Raises:
-            OverloadedError: there is no room for it, or it can't be done in time.
+            OverloadedError: there is no room for it, it can't be answered in time, or its caller's share is used.
         """
-        steps, size = job.steps, job.bytes
+        now, steps, size = self._clock(), job.steps, job.bytes
         if self.steps:
             if self.steps + steps > self._max_steps:
                 self._refuse_full(STEPS, now)
             if self.bytes + size > self._max_bytes:
                 self._refuse_full(BYTES, now)
-            self._check_time(job.deadline, steps, now, interactive=job.interactive)
+            self._check_time(job.deadline, steps, now, job.interactive)
         else:
             self._rate.begin(now)
         if self._limits_of:
             self._check_share(job.owner, steps, size, now)
             held = self._held[job.owner]
-            held.steps += steps
-            held.bytes += size
+            held[0] += steps
+            held[1] += size
         self.steps += steps
         self.bytes += size
         job.due = _FIRST if job.interactive else int(min(job.deadline, now + PATIENCE) / GRAIN)
         self._due[job.due] += steps
+        self._metrics.queued(self.steps, self.bytes)
 
-    def release(self, job: Asked, now: float, *, computed: bool) -> None:
-        """Takes work off the books.
-
-        Args:
-            job: What was admitted.
-            now: Time.
-            computed: Whether it was done; else it failed, expired or was left.
-        """
+    def release(self, job: Admissible) -> None:
+        """Takes a job off the account; its steps count for the rate if it is over and was not cancelled."""
         steps = job.steps
         if self._limits_of:
             held = self._held[job.owner]
-            held.steps -= steps
-            held.bytes -= job.bytes
-            if not held.steps:
+            held[0] -= steps
+            held[1] -= job.bytes
+            if not held[0]:
                 del self._held[job.owner]
         self.steps -= steps
         self.bytes -= job.bytes
@@ -143,51 +150,53 @@ class Admission:
             self._due[job.due] = left
         else:
             del self._due[job.due]
-        self._rate.end(steps if computed else 0, self.steps, now)
+        self._rate.end(steps if job.over and not job.cancelled else 0, self.steps, self._clock())
+        self._metrics.queued(self.steps, self.bytes)
 
-    def strained(self, now: float) -> bool:
-        """Whether a caller was refused of late, so that it pays to ask `check_unread` before a message is read."""
-        return now - self._refused < STRAIN
+    def strained(self) -> bool:
+        """Whether a call was refused in the last second, so that `check_unread` is worth its time."""
+        return self._clock() - self._refused < STRAIN
 
-    def check_unread(self, owner: str, deadline: float, now: float, *, interactive: bool = False) -> None:
-        """Refuses a call whose message is not read yet, where it is clear that it will be.
+    def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
+        """Refuses a call whose message is not read yet, if its jobs are sure to be refused.
 
         Args:
             owner: Identity of the caller.
-            deadline: Of the call; infinite where it has none.
-            now: Time.
-            interactive: Whether it goes before bulk work.
+            remaining: Seconds to the call's deadline; None if it has none.
+            interactive: Whether it goes before bulk jobs.
 
         Raises:
-            OverloadedError: there is no room for it, or it can't be done in time.
+            OverloadedError: there is no room for it, it can't be answered in time, or its caller's share is used.
         """
         if not self.steps:
             return
+        now = self._clock()
         if reason := self.full:
             self._refuse_full(reason, now)
-        self._check_time(deadline, 1, now, UNREAD * MARGIN, interactive=interactive)
+        deadline = math.inf if remaining is None else now + remaining
+        self._check_time(deadline, 1, now, interactive, UNREAD * MARGIN)
         if self._limits_of:
             self._check_share(owner, 1, 1, now)
 
     @property
     def full(self) -> str:
-        """The reason for which no call is taken that is not read yet, whoever asks; empty where there is room."""
+        """The reason for which every call is refused that is not read yet; empty if there is room."""
         if self.steps > UNREAD * self._max_steps:
             return STEPS
         return BYTES if self.bytes > UNREAD * self._max_bytes else ""
 
-    def horizon(self, now: float, *, interactive: bool = False) -> float:
-        """Seconds to the nearest deadline of new work that is not refused; infinite where the queue is full.
+    def horizon(self, interactive: bool) -> float:
+        """Seconds to the nearest deadline that `check_unread` lets pass; infinite if the queue is full.
 
-        What `check_unread` says of all calls at once, apart from the shares of callers.
+        Args:
+            interactive: Whether the calls go before bulk jobs.
         """
         if self.full:
             return math.inf
-        rate = self.rate(now)
-        seconds = 0.0
+        now, seconds, before = self._clock(), 0.0, 0
+        rate = self._rate.of(now)
         if rate is None:
             return seconds
-        before = 0
         for due, count in [(_FIRST, self._due.get(_FIRST, 0))] if interactive else sorted(self._due.items()):
             if due * GRAIN > now + seconds:
                 break
@@ -195,17 +204,21 @@ class Admission:
             seconds = before / (UNREAD * MARGIN * rate)
         return seconds
 
-    def rate(self, now: float) -> float | None:
-        """Timesteps a second that are computed under load; None where that is not known, or no longer."""
-        return self._rate.of(now)
+    def refused(self, cause: str) -> None:
+        """Counts a refusal that was made elsewhere; see QueueMetrics."""
+        self._metrics.refused(cause)
 
-    def _check_time(
-        self, deadline: float, steps: int, now: float, margin: float = MARGIN, *, interactive: bool
-    ) -> None:
-        if deadline == math.inf or (rate := self.rate(now)) is None:
+    @property
+    def rate(self) -> float | None:
+        """Timesteps computed a second under load; None if not measured of late."""
+        return self._rate.of(self._clock())
+
+    def _check_time(self, deadline: float, steps: int, now: float, interactive: bool, margin: float = MARGIN) -> None:
+        rate = self._rate.of(now)
+        if rate is None or math.isinf(deadline):
             return
         budget = margin * (deadline - now) * rate
-        # What comes later does not stand before it, but to count that is only worth it where it may matter.
+        # Without a sum over the deadlines: enough is left for all that is queued.
         if deadline <= now or self.steps + steps <= budget:
             return
         grain = _FIRST if interactive else int(deadline / GRAIN)
@@ -217,20 +230,74 @@ class Admission:
         share, held = self._limits_of and self._limits_of(owner), self._held.get(owner)
         if share is None or held is None:
             return
-        if held.steps + steps > share.steps:
+        if held[0] + steps > share.steps:
             self._refuse(IDENTITY, f"{owner} has too much queued: {share.steps:.0f} timesteps at most", now)
-        if held.bytes + size > share.bytes:
+        if held[1] + size > share.bytes:
             self._refuse(IDENTITY, f"{owner} has too much queued: {share.bytes:.0f} bytes at most", now)
 
-    def _refuse_full(self, reason: str, now: float) -> None:
+    def _refuse_full(self, reason: str, now: float) -> NoReturn:
         most = f"{self._max_steps} timesteps" if reason == STEPS else f"{self._max_bytes} bytes"
         self._refuse(reason, f"the queue is full: {most} at most", now)
 
-    def _refuse(self, reason: str, description: str, now: float) -> None:
+    def _refuse(self, reason: str, description: str, now: float) -> NoReturn:
+        self._metrics.refused(_CAUSES[reason])
+        # One caller over its share is no strain for the others.
         if reason != IDENTITY:
             self._refused = now
-        rate = self.rate(now)
-        # By then half of what waits is computed, so that there is room for more than the first who comes.
+        rate = self._rate.of(now)
+        # By then half of the queue is computed, so that there is room for more than the first to come.
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate
-        # Rounded, so that refusals of the same moment are alike, and made once.
+        # Rounded, so that refusals of the same moment are equal, and serialized once.
         raise OverloadedError(description, round(min(max(seconds, RETRY[0]), RETRY[1]), 2), reason)
+
+
+class ServiceRate:
+    """The rate at which queued units are served while there is always more to do, measured in windows.
+
+    Args:
+        ample: Units that must be queued throughout a window for it to show the full rate. With fewer the measured rate
+            can be too low, never too high.
+    """
+
+    def __init__(self, ample: float) -> None:
+        self._ample = ample
+        self._rate: float | None = None
+        self._until = -math.inf
+        # The window: its begin, or when the queue last filled; busy seconds before; units served; fewest queued.
+        self._since = 0.0
+        self._busy = 0.0
+        self._done = 0.0
+        self._least = math.inf
+
+    def of(self, now: float) -> float | None:
+        """Units served a second under load; None if not measured of late."""
+        return self._rate if now < self._until else None
+
+    def begin(self, now: float) -> None:
+        """Records that the queue is no longer empty."""
+        self._since = now
+
+    def end(self, done: float, left: float, now: float) -> None:
+        """Records that units left the queue.
+
+        Args:
+            done: Units served; 0 if they were dropped.
+            left: Units still queued.
+            now: Time.
+        """
+        self._least = min(self._least, left)
+        self._done += done
+        if not left:
+            self._busy += now - self._since
+            self._since = now
+        if done and (seconds := self._busy + now - self._since) >= WINDOW:
+            self._learn(self._done / seconds, now)
+            self._since, self._busy, self._done, self._least = now, 0.0, 0.0, left
+
+    def _learn(self, measured: float, now: float) -> None:
+        known = self.of(now)
+        if self._least >= self._ample:
+            self._rate = measured if known is None else known + LEARNING * (measured - known)
+            self._until = now + BELIEF
+        elif known is not None:
+            self._rate = max(known, measured)

@@ -1,8 +1,8 @@
-"""The engine: takes work on the event loop, has it run, and hands the results back.
+"""AsyncEngine: runs jobs from an event loop.
 
-Ticks that are short run on the event loop itself, at once: handing a tick to a thread and back costs about as much as
-a short one takes. What is longer runs on a thread, so the event loop never waits for a model. The core belongs to one
-of the two at a time.
+Short ticks run on the event loop itself, since handing one to a thread and back costs about as much as a short tick.
+Longer ones run on a thread, so that the event loop never waits for a model. The core belongs to one of the two at a
+time.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from unroll_engine.admission import Admission, LimitsOf
-from unroll_engine.admission_controller import AdmissionController
+from unroll_engine.admission import AdmissionController, LimitsOf
 from unroll_engine.core import EngineCore, deliver
 from unroll_engine.errors import ModelNotFoundError
 from unroll_engine.jobs import BatchJob, Job
@@ -31,41 +30,34 @@ def _cores() -> int:
 
 ONE_CORE = _cores() == 1
 INLINE = 5e-3 if ONE_CORE else 250e-6
-"""Seconds that a tick may take on the event loop. More where there is no second core: then a thread takes as much from
-the event loop as the tick does, and both from each other."""
+"""Seconds of a tick on the event loop, at most. More on a single core, which a thread would have to share with it."""
 SLICE = 250e-6
-"""Seconds of ticks in a row after which the event loop sees to others, where it runs them itself."""
+"""Seconds of consecutive ticks on the event loop, after which it runs its other callbacks."""
 TURNS = 16
-"""Turns of the event loop without new work, at most, after which a tick runs on it."""
+"""Turns of the event loop without a new job, at most, before a tick runs."""
 
 
-def _let_others() -> None:
-    """Lets the threads that bring work run, where they share this one's core."""
-    if ONE_CORE and hasattr(os, "sched_yield"):
-        os.sched_yield()
-
-
-class _Change(NamedTuple):
-    """A model that comes or goes."""
+class _ModelChange(NamedTuple):
+    """A model to add or to remove."""
 
     model: Model
-    comes: bool
+    added: bool
 
 
 class AsyncEngine:
-    """Runs work of several models. Its methods are called on one event loop.
+    """Runs jobs of several models. Its methods are called on one event loop.
 
     Args:
-        models: What can be run.
-        max_lanes: Sequences of one class, streams or bulk, in one tick, at most.
+        models: Models that can be run.
+        max_lanes: Sequences of one class, interactive or bulk, in one tick, at most.
         tick_steps: Timesteps in a tick of all lanes, at most.
-        max_queued_steps: Timesteps accepted and not yet answered, over all models; work beyond it is refused.
+        max_queued_steps: Timesteps admitted and not yet answered, over all models, at most.
         max_queued_bytes: Bytes of values and states, likewise.
         metrics: Counts what is done.
-        limits_of: What a caller may have queued, by its identity; None where callers have no limits.
+        limits_of: Limits of a caller by its identity; None if callers have none.
 
     Attributes:
-        admission: Bounds what may be queued.
+        admission: Bounds what is queued.
     """
 
     def __init__(
@@ -80,17 +72,18 @@ class AsyncEngine:
         limits_of: LimitsOf | None = None,
     ) -> None:
         metrics = metrics or NoMetrics()
-        admission = Admission(max_queued_steps, max_queued_bytes, max_lanes * tick_steps, limits_of)
-        self.admission = AdmissionController(admission, metrics.queue)
+        full_tick = max_lanes * tick_steps
+        self.admission = AdmissionController(max_queued_steps, max_queued_bytes, full_tick, limits_of, metrics.queue)
         self._loop = asyncio.get_running_loop()
         self._core = EngineCore(models, max_lanes, tick_steps, metrics)
-        # What takes work: those that were removed finish what they have.
+        # Models that accept jobs; the core keeps removed ones until their last job is done.
         self._models = set(models)
-        # Work that has come, or whose caller has left, and models, since the core's owner looked last.
-        self._inbox: deque[Job | _Change] = deque()
+        # Jobs that arrived or were cancelled, and changes of models, for the core's owner.
+        self._inbox: deque[Job | _ModelChange] = deque()
         self._max_lanes = max_lanes
-        self._planned = False
-        # Entries of the inbox that the last turn of the loop has seen, turns that are left, entries of the last time.
+        # Whether `_run_on_loop` is scheduled.
+        self._scheduled = False
+        # Entries of the inbox at the last turn of the loop; turns left to wait; entries of the last tick.
         self._taken = 0
         self._turns = 0
         self._company = 1
@@ -102,21 +95,22 @@ class AsyncEngine:
         self._thread.start()
 
     def add_model(self, model: Model) -> None:
-        """Takes work of a model from now on."""
+        """Accepts jobs of a model from now on."""
         self._models.add(model)
-        self._send(_Change(model, comes=True))
+        self._send(_ModelChange(model, added=True))
 
     def remove_model(self, model: Model) -> None:
-        """Takes no more work of a model, and lets it go when what there is of it is done."""
+        """Accepts no more jobs of a model, and releases it after its last one."""
         self._models.remove(model)
-        self._send(_Change(model, comes=False))
+        self._send(_ModelChange(model, added=False))
 
     async def run(self, batch: BatchJob) -> None:
         """Runs every sequence of `batch`; its results are in it afterwards.
 
         Raises:
-            OverloadedError: there is no room, or no time, for it.
+            OverloadedError: there is no room for it, or it can't be answered in time.
             ExpiredError: the deadline passed before it ran.
+            InvalidRequestError: its values overflow in the model's arithmetic.
             InternalError: the runtime failed.
         """
         done = self._loop.create_future()
@@ -131,49 +125,49 @@ class AsyncEngine:
             raise batch.error
 
     def start(self, job: Job) -> None:
-        """Queues work; `end` must be called when it is over or its caller leaves.
+        """Queues a job; `end` must be called when it is over or its caller leaves.
 
         Raises:
-            OverloadedError: there is no room, or no time, for it, or its caller has had its share.
+            OverloadedError: there is no room for it, it can't be answered in time, or its caller's share is used.
             ModelNotFoundError: its model was removed.
         """
         if job.model not in self._models:
             raise ModelNotFoundError(f"{job.model.spec.key} is not served any more", "model")
-        self.admission.enter(job)
+        self.admission.admit(job)
         if job.call is not None:
             job.call.steps += job.steps
         self._send(job)
 
     def end(self, job: Job) -> None:
-        """Takes work off the books; what of it is not yet computed is dropped, and nothing more of it delivered."""
-        self.admission.leave(job)
+        """Releases a job; what of it is not yet computed is dropped, and nothing more of it delivered."""
+        self.admission.release(job)
         if not job.over:
             job.cancelled = True
             self._send(job)
 
     def close(self) -> None:
-        """Ends the engine's thread after its current tick. Work that is not yet done never will be."""
+        """Ends the engine's thread after its current tick. Jobs that are not over never will be."""
         self._closed = True
         self._handover.put(None)
         self._thread.join()
 
-    def _send(self, entry: Job | _Change) -> None:
+    def _send(self, entry: Job | _ModelChange) -> None:
         self._inbox.append(entry)
-        # The thread looks into the inbox once more after it has cleared its flag, so nothing is left lying.
-        if not self._threaded:
-            self._plan()
+        # The thread reads the inbox once more after it cleared its flag, so no entry is left in it.
+        if not (self._threaded or self._scheduled):
+            self._schedule()
 
-    def _plan(self) -> None:
-        if not self._planned:
-            self._planned = True
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
             self._loop.call_soon(self._run_on_loop)
 
     def _take_inbox(self) -> None:
         now = time.monotonic()
         while self._inbox:
             entry = self._inbox.popleft()
-            if isinstance(entry, _Change):
-                if entry.comes:
+            if isinstance(entry, _ModelChange):
+                if entry.added:
                     self._core.add_model(entry.model)
                 else:
                     self._core.remove_model(entry.model)
@@ -183,28 +177,31 @@ class AsyncEngine:
                 self._core.add(entry, now)
 
     def _run_on_loop(self) -> None:
-        """Runs ticks for as long as they are short, then leaves the core to the thread."""
-        # What is delivered while this runs may plan it again, before it leaves the core to the thread.
+        """Runs ticks for as long as they are short, then hands the core to the thread."""
+        # Delivering events may schedule this again, before the core is handed to the thread.
         if self._threaded or self._closed:
-            self._planned = False
+            self._scheduled = False
             return
-        # A tick costs nearly the same for one as for many, and what comes next is often on its way through the loop:
-        # as long as every few turns of it bring more, it is let go round. The more came the last time, the more turns.
+        # A tick costs nearly the same for one sequence as for many, and more jobs are often on their way through the
+        # loop: while new ones arrive within a few turns, the tick waits. The more came last time, the more turns.
         if self._taken < len(self._inbox):
             self._taken = len(self._inbox)
             self._turns = min(TURNS, 4 * self._company - 3)
         if self._turns and self._taken < self._max_lanes and not self._core.backlog:
             self._turns -= 1
-            _let_others()
+            if ONE_CORE and hasattr(os, "sched_yield"):
+                # To the threads that bring jobs.
+                os.sched_yield()
             self._loop.call_soon(self._run_on_loop)
             return
         self._company = self._taken or self._company
         self._taken = self._turns = 0
-        self._planned = False
+        self._scheduled = False
         begin = now = time.monotonic()
         until = begin + SLICE
         while True:
-            self._take_inbox()
+            if self._inbox:
+                self._take_inbox()
             seconds = self._core.prepare(now)
             if seconds is None:
                 deliver(self._core.events())
@@ -215,18 +212,18 @@ class AsyncEngine:
             deliver(self._core.events())
             now = time.monotonic()
             if ONE_CORE and now > until:
-                # Planned again in any case, and planning a tick is not done twice.
-                self._plan()
+                # In any case: a tick that is planned already is not planned anew.
+                self._schedule()
                 return
         if seconds <= INLINE and ONE_CORE:
-            # The rest after the loop has seen to others: without a second core a thread would only be in its way.
-            self._plan()
+            # After the loop's other callbacks: on a single core a thread would only compete with them.
+            self._schedule()
         else:
             self._threaded = True
             self._handover.put(None)
 
     def _run_on_thread(self) -> None:
-        """Whenever the core is left to this thread, runs it until there is nothing to do."""
+        """Runs the core until it is idle, each time it is handed over."""
         while True:
             self._handover.get()
             idle = False
@@ -243,11 +240,11 @@ class AsyncEngine:
             self._call_soon(self._resume)
 
     def _call_soon(self, *call: Any) -> None:
-        # Once the loop is closed nobody is left to hear.
+        # A closed loop has no callers left.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(*call)
 
     def _resume(self) -> None:
-        """Takes up what came in while the thread was about to stop."""
+        """Runs what arrived while the thread was about to stop."""
         if self._inbox and not self._threaded:
-            self._plan()
+            self._schedule()

@@ -5,7 +5,6 @@ events, which a driver passes to `deliver` or `fail` where the caller waits: in 
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -20,7 +19,7 @@ from unroll_engine.observer import ObservedCall
 from unroll_engine.readout import classify
 
 
-class Job(ABC):
+class _Job:
     """Timesteps of one or more sequences of one model.
 
     Attributes:
@@ -39,6 +38,8 @@ class Job(ABC):
         bytes: Size of values and initial state.
         due: The deadline in the units of admission.py, which keeps it here.
         waited: Seconds from its arrival to its first tick.
+        size: Number of sequences.
+        steps: Timesteps of all sequences.
         call: The call to report to, if it is logged or traced.
     """
 
@@ -55,6 +56,8 @@ class Job(ABC):
         "offsets",
         "over",
         "owner",
+        "size",
+        "steps",
         "taken",
         "values",
         "waited",
@@ -88,32 +91,12 @@ class Job(ABC):
             self.bytes += sum(array.nbytes for array in initial_state)
         self.due = 0
         self.waited = 0.0
+        self.size = len(offsets) - 1
+        self.steps = len(values)
         self.call = call
 
-    @property
-    def size(self) -> int:
-        """Number of sequences."""
-        return len(self.offsets) - 1
 
-    @property
-    def steps(self) -> int:
-        """Timesteps of all sequences."""
-        return len(self.values)
-
-    @abstractmethod
-    def deliver(self, event: object) -> None:
-        """Takes an event of a tick."""
-
-    @abstractmethod
-    def fail(self, error: RequestError) -> None:
-        """Ends the job with an error; ignored if it is over."""
-
-
-Emit = Callable[[Job, object], None]
-"""Collects an event for a job."""
-
-
-class BatchJob(Job):
+class BatchJob(_Job):
     """Sequences to classify by their last steps, answered together.
 
     Attributes:
@@ -146,7 +129,7 @@ class BatchJob(Job):
         self.probabilities: Float32Array
         self.labels: NDArray[np.intp]
         self.final_state: State | None = None
-        self._missing = len(offsets) - 1
+        self._missing = self.size
 
     def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
         """Takes the ends of sequences.
@@ -173,17 +156,17 @@ class BatchJob(Job):
         return not self._missing
 
     def deliver(self, event: object) -> None:
-        """See Job."""
+        """Ends the job: all lanes are done."""
         # A state with a NaN makes every logit NaN.
-        lost = np.isnan(self.logits[:, 0])
-        if lost.any():
-            self.fail(_not_finite(self.model, f"of sequence {lost.argmax()} "))
+        lost = np.isnan(self.logits[:, 0]).tobytes().find(True)
+        if lost >= 0:
+            self.fail(_not_finite(self.model, f"of sequence {lost} "))
             return
         self.over = True
         self.on_end()
 
     def fail(self, error: RequestError) -> None:
-        """See Job."""
+        """Ends the job with an error; ignored if it is over."""
         if not self.over:
             self.over = True
             self.error = error
@@ -220,7 +203,7 @@ class Listener(Protocol):
         ...
 
 
-class ChunkJob(Job):
+class ChunkJob(_Job):
     """Consecutive steps of one sequence, reported as they are computed.
 
     Args:
@@ -228,9 +211,9 @@ class ChunkJob(Job):
         values: float32 [steps, input_size], 1 step or more.
         state: Before the first step, [num_layers, hidden_size] each; None is the zero state.
         listener: Receives the results.
-        deadline: See Job.
-        owner: See Job.
-        call: See Job.
+        deadline: As of every job.
+        owner: As of every job.
+        call: As of every job.
     """
 
     __slots__ = ("_listener",)
@@ -265,7 +248,7 @@ class ChunkJob(Job):
         return [array.copy() for array in state]
 
     def deliver(self, event: object) -> None:
-        """See Job."""
+        """Passes an event of `steps_done` or `ended` to the listener."""
         if isinstance(event, tuple):
             logits, states = event
             # As in BatchJob; a state with a NaN keeps it.
@@ -279,10 +262,16 @@ class ChunkJob(Job):
             self._listener.finished(tuple(event))
 
     def fail(self, error: RequestError) -> None:
-        """See Job."""
+        """Ends the job with an error; ignored if it is over."""
         if not self.over:
             self.over = True
             self._listener.failed(error)
+
+
+Job = BatchJob | ChunkJob
+
+Emit = Callable[[Job, object], None]
+"""Collects an event for a job."""
 
 
 def _nothing() -> None:

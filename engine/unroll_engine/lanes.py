@@ -1,4 +1,4 @@
-"""The sequences of one model that are in flight: a lane each, in a dense prefix of preallocated arrays.
+"""Lanes: the sequences of one model in flight, a lane each, in a dense prefix of preallocated arrays.
 
 Lane i of a tick is column i of the arrays. A lane's next values lie in a region of its own; one vectorized operation
 gathers a tick's input from the regions, and one reads the last steps of all lanes that ended from its result.
@@ -20,9 +20,9 @@ _ALIGNMENT = 64
 _REGION_STEPS = 128
 """Timesteps of a lane's region: most sequences fit, a longer one is copied into it piece by piece."""
 
-# Rows of the table of lanes: the sequence's index in its work; steps left to run; the row of the regions that the next
-# step is in; the first row of the lane's region; whether somebody waits for each step; whether the tick must end where
-# the lane does.
+# Rows of the table of lanes: the sequence's index in its job; steps left to run; the row of the regions that the next
+# step is in; the first row of the lane's region; whether the job is interactive; whether a tick must end where the lane
+# does.
 _INDEX, _LEFT, _ROW, _REGION, _INTERACTIVE, _EXACT = range(6)
 
 
@@ -30,13 +30,13 @@ class Lanes:
     """The lanes of one model.
 
     Args:
-        model: What runs them.
+        model: The model to run them on.
         capacity: The most lanes at a time.
         max_steps: The most timesteps of a tick of all lanes.
 
     Attributes:
         count: Lanes in use.
-        interactive: Those of them that run interactive work.
+        interactive: Lanes of interactive jobs.
     """
 
     def __init__(self, model: Model, capacity: int, max_steps: int) -> None:
@@ -58,27 +58,27 @@ class Lanes:
 
     @property
     def jobs(self) -> Iterable[Job]:
-        """The works of the lanes, each as often as it has any."""
+        """The job of each lane in use; one with several lanes is repeated."""
         return filter(None, self._jobs)
 
     @property
     def remaining(self) -> NDArray[np.int64]:
-        """Steps that each lane still has to run; of settled lanes."""
+        """Steps that each lane still has to run; only after `settle`."""
         return self._table[_LEFT, : self.count]
 
     @property
     def longest_tick(self) -> int:
-        """The most timesteps that a tick of the lanes may run: few lanes more of them, in no more time than all."""
+        """Timesteps of a tick, at most: few lanes may run more of them, in no more time than all lanes."""
         return min(self._region, len(self._input) // max(1, self.count))
 
     @property
     def shortest_interactive(self) -> int | None:
-        """The fewest steps left to a lane of interactive work; None without any."""
+        """The fewest steps left to an interactive lane; None without any."""
         return self._shortest(_INTERACTIVE) if self.interactive else None
 
     @property
     def shortest_exact(self) -> int | None:
-        """The fewest steps left to a lane whose last state is wanted and can't be read in mid-tick; None without."""
+        """The fewest steps left to a lane whose last state can't be read in mid-tick; None without any."""
         return self._shortest(_EXACT) if self._exact else None
 
     def _shortest(self, kind: int) -> int:
@@ -150,11 +150,11 @@ class Lanes:
         return lengths
 
     def drop_cancelled(self) -> None:
-        """Frees the lanes whose caller has left."""
+        """Frees the lanes of cancelled jobs."""
         self._free([column for column, job in enumerate(self._jobs) if job and job.cancelled])
 
     def clear(self) -> Iterable[Job]:
-        """Frees every lane and returns the works that had one."""
+        """Frees every lane and returns the jobs that had one."""
         jobs = {job: None for job in self._jobs if job}
         self._jobs.clear()
         self._holes.clear()
@@ -163,7 +163,7 @@ class Lanes:
         return jobs
 
     def settle(self) -> None:
-        """Lets the last lanes take the places of those that left, where no new one did: a dense prefix again."""
+        """Moves the last lanes into the places of freed ones, so that the lanes in use are a dense prefix again."""
         if not self._holes:
             return
         movers = [column for column in range(self.count, len(self._jobs)) if self._jobs[column]]
@@ -182,25 +182,25 @@ class Lanes:
                 array[:, holes] = array[:, movers]
 
     def gather(self, steps: int) -> tuple[Float32Array, State]:
-        """The input of a tick, [steps, lanes, features], and the states of the lanes, which are settled.
+        """The input of a tick, [steps, lanes, features], and the states of the lanes; only after `settle`.
 
-        After a lane's end come values of others, which nothing that is reported depends on.
+        Past a lane's end the input holds values of other lanes: by causality, no reported result depends on them.
         """
         count = self.count
         if self._long:
             self._refill(steps)
         x = self._input[: steps * count]
         rows = self._table[_ROW, :count] + self._steps[:steps]
-        # Clipped: past the last region there is nothing, and what is read there is not reported.
+        # Clipped: past the last region there is nothing, and results of it are not reported.
         self._regions.take(rows.reshape(-1), axis=0, out=x, mode="clip")
         states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
         return x.reshape(steps, count, -1), states
 
     def scatter(self, steps: int, result: TickResult, emit: Emit) -> int:
-        """Takes the result of a tick: reports it, moves every lane on, and frees those at their end.
+        """Reports the result of a tick, advances every lane, and frees those at their end.
 
         Returns:
-            How many of the computed timesteps belonged to sequences.
+            Computed timesteps that belonged to sequences.
         """
         count = self.count
         for array, final in zip(self._state, result.final_state, strict=True):
@@ -218,7 +218,7 @@ class Lanes:
         return count * steps + int(over.sum())
 
     def _refill(self, steps: int) -> None:
-        """Copies on the values of the lanes that have too few in their region for the next tick."""
+        """Copies the next values of long lanes whose region has too few for the next tick."""
         table = self._table[:, : self.count]
         needed = table[_ROW] + np.minimum(table[_LEFT], steps) - table[_REGION]
         for column in np.flatnonzero(needed > self._region).tolist():
@@ -232,7 +232,7 @@ class Lanes:
             self._long -= length == left
 
     def _report(self, steps: int, result: TickResult, emit: Emit) -> None:
-        """Tells interactive work of its steps."""
+        """Reports the steps of interactive jobs."""
         columns = np.flatnonzero(self._table[_INTERACTIVE, : self.count])
         for column, left in zip(columns.tolist(), self._table[_LEFT, columns].tolist(), strict=True):
             job = self._jobs[column]
@@ -241,7 +241,7 @@ class Lanes:
             emit(job, job.steps_done(result.logits[:ran, column], result.states[:ran, column]))
 
     def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult, emit: Emit) -> None:
-        """Hands the last steps of ended lanes, at rows `last` of the result, to their works, and frees the lanes."""
+        """Passes the last steps of ended lanes, at rows `last` of the result, to their jobs, and frees the lanes."""
         columns = ended.tolist()
         groups: dict[Job, list[int]] = {}
         for place, column in enumerate(columns):
@@ -256,7 +256,7 @@ class Lanes:
             if self.model.states_are_state:
                 kept = (result.states[last, ended][np.newaxis],)
             else:
-                # The tick ended with every lane whose state is wanted; the others' are not looked at.
+                # The tick ended with every lane whose state is wanted; those of other lanes are not read.
                 kept = tuple(array[:, ended] for array in self._state)
         logits = result.logits[last, ended]
         indices = self._table[_INDEX, ended]
@@ -293,7 +293,7 @@ class Lanes:
 
 
 def _aligned(shape: tuple[int, ...]) -> Float32Array:
-    """Zeros that begin at a cache line."""
+    """Zeros, aligned to a cache line."""
     size = int(np.prod(shape))
     raw = np.zeros(4 * size + _ALIGNMENT, np.uint8)
     begin = -raw.ctypes.data % _ALIGNMENT

@@ -1,4 +1,4 @@
-"""What runs in the next tick. Pure policy: no threads, no arrays of values, and the clock is passed in."""
+"""Scheduling policy: which sequences join the next tick, and how long it is. The clock is passed in."""
 
 import heapq
 from collections.abc import Callable
@@ -9,30 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 PATIENCE = 60.0
-"""Seconds: work without a deadline is ordered as if it had this one, so that deadlines never starve it."""
+"""Seconds to the deadline that a job without one is ordered by, so that deadlines never starve it."""
 CALM = 0.05
-"""Seconds without a stream's step after which bulk ticks may be long again."""
+"""Seconds without an interactive job after which bulk ticks may be long again."""
 ALERT_SECONDS = 250e-6
-"""How long a tick may take while streams are active, or twice its fixed cost where that is more: the next step of a
-stream waits no longer than that."""
+"""Seconds of a tick, at most, while streams are active, or twice its fixed cost if that is more: the next step of a
+stream waits no longer."""
 
 
 class Queued(Protocol):
-    """What the scheduler must know of a job, and keeps in it; see jobs.Job."""
+    """The attributes of a job that the scheduler reads and writes; see jobs.Job."""
 
     cancelled: bool
     deadline: float
     taken: int
     arrived: float
+    size: int
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody waits for each step."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Sequences."""
+        """Whether the caller waits for each step."""
         ...
 
 
@@ -48,13 +44,16 @@ class Slice(NamedTuple, Generic[JobT]):
 
 
 class Queue(Generic[JobT]):
-    """Work of one model that waits for lanes, by class: within one, earliest deadline first, then arrival.
+    """Jobs of one model that wait for lanes, interactive before bulk; then earliest deadline first, then arrival.
 
     Args:
         lanes: Sequences of one class in flight, at most. There is room for a quarter more of both together, so
             neither class can take all lanes: a stream's step need not wait for a long bulk sequence to end, and bulk
             is never starved.
-        drop: Told of work that is not run, with the cause, "expired" or "cancelled".
+        drop: Called for each job that is not run, with the cause, "expired" or "cancelled".
+
+    Attributes:
+        waiting: Jobs in the queue, cancelled ones included.
     """
 
     def __init__(self, lanes: int, drop: Callable[[JobT, str], None]) -> None:
@@ -63,39 +62,38 @@ class Queue(Generic[JobT]):
         self._drop = drop
         self._interactive: list[tuple[float, int, JobT]] = []
         self._bulk: list[tuple[float, int, JobT]] = []
+        self.waiting = 0
         self._arrivals = 0
         self._cancelled = 0
-
-    def __len__(self) -> int:
-        """Works that wait, cancelled ones among them."""
-        return len(self._interactive) + len(self._bulk)
 
     def add(self, job: JobT, now: float) -> None:
         """Queues all sequences of `job` at time `now`."""
         job.arrived = now
+        self.waiting += 1
         self._arrivals += 1
         entry = (min(job.deadline, now + PATIENCE), self._arrivals, job)
         heapq.heappush(self._interactive if job.interactive else self._bulk, entry)
 
     def cancel(self) -> None:
-        """Notes that a work has been cancelled; where most of what waits is, it is swept out."""
+        """Records that a queued job was cancelled; once most are, removes them."""
         self._cancelled += 1
-        if self._cancelled > 64 and 2 * self._cancelled > len(self):
+        if self._cancelled > 64 and 2 * self._cancelled > self.waiting:
             for heap in (self._interactive, self._bulk):
-                left = [entry for entry in heap if entry[2].cancelled]
+                cancelled = [entry for entry in heap if entry[2].cancelled]
                 heap[:] = [entry for entry in heap if not entry[2].cancelled]
                 heapq.heapify(heap)
-                for _, _, job in left:
+                self.waiting -= len(cancelled)
+                for _, _, job in cancelled:
                     self._drop(job, "cancelled")
             self._cancelled = 0
 
     def take(self, now: float, interactive: int, bulk: int) -> list[Slice[JobT]]:
-        """Takes what may join the lanes; drops what is cancelled or expired.
+        """Removes the sequences that may join the lanes; drops jobs that are cancelled or expired.
 
         Args:
             now: Time.
-            interactive: Lanes of streams in flight.
-            bulk: Lanes of bulk work in flight.
+            interactive: Lanes of interactive jobs in flight.
+            bulk: Lanes of bulk jobs in flight.
         """
         taken: list[Slice[JobT]] = []
         if self._interactive:
@@ -111,6 +109,7 @@ class Queue(Generic[JobT]):
             job = heap[0][2]
             if job.cancelled or job.deadline <= now:
                 heapq.heappop(heap)
+                self.waiting -= 1
                 self._drop(job, "cancelled" if job.cancelled else "expired")
                 continue
             first = job.taken
@@ -120,23 +119,24 @@ class Queue(Generic[JobT]):
             room -= count
             if job.taken == job.size:
                 heapq.heappop(heap)
+                self.waiting -= 1
         return begin - room
 
 
 def capacity_of(lanes: int) -> int:
-    """Lanes of both classes together, where each class may have `lanes`."""
+    """Lanes of both classes together, if each class may have `lanes`."""
     return lanes + (lanes + 3) // 4
 
 
 class TickCost(NamedTuple):
-    """What ticks cost, fitted to measurements: `fixed + (step + lane * lanes) * steps` seconds."""
+    """The cost of ticks, fitted to measurements: `fixed + (step + lane * lanes) * steps` seconds."""
 
     fixed: float
     step: float
     lane: float
 
     def seconds(self, lanes: int, steps: int) -> float:
-        """Seconds that a tick is expected to take."""
+        """Expected seconds of a tick."""
         return self.fixed + (self.step + self.lane * lanes) * steps
 
 
@@ -146,16 +146,16 @@ def tick_steps(
     """Chooses how many timesteps the next tick runs.
 
     A short tick pays its fixed cost for few steps, a long one computes padding after the ends of short lanes: the
-    length with the most real timesteps a second is chosen, and less where somebody waits.
+    length with the most real timesteps a second is chosen, and a shorter one if a caller waits.
 
     Args:
         limit: The most that a tick may run.
         cost: What ticks cost.
         remaining: Steps that each lane still has to run, 1 or more each; at least one lane.
-        interactive: The fewest steps that a stream's lane has left, so that it hears at once; None without such lanes.
-        exact: The end that a tick must not pass: the fewest steps left to a lane whose state can't be read from the
-            middle of a tick; None without such lanes.
-        alert: Whether streams are active, so that the next step of one may come at any time.
+        interactive: The fewest steps left to an interactive lane, which is answered at once; None without such lanes.
+        exact: The fewest steps left to a lane whose state can't be read in mid-tick, so that the tick must end there;
+            None without such lanes.
+        alert: Whether streams are active, so that the next step of one may arrive at any time.
     """
     lanes = len(remaining)
     limit = min(limit, interactive or limit, exact or limit, int(remaining.max()))
@@ -171,11 +171,11 @@ def tick_steps(
 
 
 _LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Lengths of ticks that are weighed, beside the longest that is possible."""
+"""Lengths of ticks to choose from, beside the longest possible."""
 
 
 @lru_cache(1024)
 def _lengths(limit: int, lanes: int, cost: TickCost) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The lengths to weigh, [lengths, 1], and how many ticks of each fit into a second."""
+    """The lengths to choose from, [lengths, 1], and the ticks of each in a second."""
     lengths = np.array([length for length in _LENGTHS if length < limit] + [limit])
     return lengths[:, np.newaxis], 1 / (cost.fixed + (cost.step + cost.lane * lanes) * lengths)

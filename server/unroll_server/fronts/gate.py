@@ -16,9 +16,8 @@ from typing import Protocol
 
 import grpc
 
-from unroll_engine.admission import BYTES, DEADLINE, STEPS
+from unroll_engine.admission import BYTES, DEADLINE, STEPS, ServiceRate
 from unroll_engine.errors import OverloadedError
-from unroll_engine.rate import Rate
 from unroll_server.fronts.gate_filter import NUMBERS
 from unroll_server.interceptors import status_of
 from unroll_server.metrics import Metrics
@@ -72,7 +71,7 @@ class _Kind:
         self.interactive = interactive
         self.shared = numbers
         self.numbers = numbers[_KIND[interactive] :]
-        self.rate = Rate(FLOOR)
+        self.rate = ServiceRate(FLOOR)
         self.inside = 0
 
     def refresh(self, books: Books) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_engine.admission import (
+    BELIEF,
     BYTES,
     DEADLINE,
     IDENTITY,
@@ -18,11 +19,12 @@ from unroll_engine.admission import (
     STEPS,
     STRAIN,
     UNKNOWN_RETRY,
-    Admission,
+    WINDOW,
+    AdmissionController,
+    LimitsOf,
     Share,
 )
 from unroll_engine.errors import OverloadedError
-from unroll_engine.rate import BELIEF, WINDOW
 
 ROOMY = 10**12
 RATE = 100_000.0
@@ -37,11 +39,29 @@ class Asked:
     interactive: bool = False
     owner: str = ""
     due: int = 0
+    over: bool = False
+    cancelled: bool = False
+
+
+class Admission(AdmissionController):
+    """A controller whose clock the test sets."""
+
+    def __init__(self, max_steps: int, max_bytes: int, full_tick: int = 1, limits_of: LimitsOf | None = None) -> None:
+        self.now = 0.0
+        super().__init__(max_steps, max_bytes, full_tick, limits_of, clock=lambda: self.now)
+
+    def at(self, now: float) -> "Admission":
+        self.now = now
+        return self
+
+    def ends(self, job: Asked, now: float, *, computed: bool) -> None:
+        job.over = computed
+        self.at(now).release(job)
 
 
 def refusal(admission: Admission, job: Asked, now: float) -> OverloadedError:
     with pytest.raises(OverloadedError) as caught:
-        admission.admit(job, now)
+        admission.at(now).admit(job)
     return caught.value
 
 
@@ -49,7 +69,7 @@ def measured(seconds: float) -> tuple[Admission, float, float, int]:
     """Admission with a measured rate, the clock, that rate, and the timesteps it admits for a deadline in `seconds`."""
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, 5)
-    rate = admission.rate(now)
+    rate = admission.at(now).rate
     assert rate is not None
     return admission, now, rate, int(MARGIN * seconds * rate)
 
@@ -64,34 +84,34 @@ def work_off(admission: Admission, queued: int, rate: float = RATE, seconds: flo
     for _ in range(int(seconds * rate / PIECE)):
         while len(waiting) < queued:
             waiting.append(Asked(PIECE))
-            admission.admit(waiting[-1], now)
+            admission.at(now).admit(waiting[-1])
         now += PIECE / rate
-        admission.release(waiting.popleft(), now, computed=True)
+        admission.ends(waiting.popleft(), now, computed=True)
     for job in waiting:
-        admission.release(job, now, computed=False)
+        admission.ends(job, now, computed=False)
     return now
 
 
 def test_the_queue_is_bounded_in_timesteps_and_what_is_alone_is_always_accepted() -> None:
     admission = Admission(100, ROOMY)
     large = Asked(1000)
-    admission.admit(large, 0.0)
+    admission.at(0.0).admit(large)
     assert refusal(admission, Asked(1), 0.0).reason == STEPS
-    admission.release(large, 1.0, computed=True)
+    admission.ends(large, 1.0, computed=True)
     first = Asked(90)
-    admission.admit(first, 1.0)
-    admission.admit(Asked(10), 1.0)
+    admission.at(1.0).admit(first)
+    admission.at(1.0).admit(Asked(10))
     error = refusal(admission, Asked(1), 1.0)
     assert "100 timesteps at most" in str(error)
     assert error.retry_after == UNKNOWN_RETRY
-    admission.release(first, 2.0, computed=True)
-    admission.admit(Asked(90), 2.0)
+    admission.ends(first, 2.0, computed=True)
+    admission.at(2.0).admit(Asked(90))
 
 
 def test_the_queue_is_bounded_in_bytes() -> None:
     admission = Admission(ROOMY, 1000)
-    admission.admit(Asked(1, bytes=999), 0.0)
-    admission.admit(Asked(1, bytes=1), 0.0)
+    admission.at(0.0).admit(Asked(1, bytes=999))
+    admission.at(0.0).admit(Asked(1, bytes=1))
     assert refusal(admission, Asked(1, bytes=1), 0.0).reason == BYTES
 
 
@@ -99,41 +119,41 @@ def test_a_caller_has_its_share_and_others_do_not_notice() -> None:
     shares = {"a": Share(steps=10), "b": Share(bytes=50)}
     admission = Admission(ROOMY, ROOMY, limits_of=shares.get)
     mine = Asked(8, owner="a")
-    admission.admit(mine, 0.0)
+    admission.at(0.0).admit(mine)
     assert refusal(admission, Asked(3, owner="a"), 0.0).reason == IDENTITY
-    admission.admit(Asked(10**6, owner="c"), 0.0)
-    admission.admit(Asked(1, bytes=50, owner="b"), 0.0)
+    admission.at(0.0).admit(Asked(10**6, owner="c"))
+    admission.at(0.0).admit(Asked(1, bytes=50, owner="b"))
     assert refusal(admission, Asked(1, bytes=1, owner="b"), 0.0).reason == IDENTITY
-    admission.release(mine, 1.0, computed=True)
+    admission.ends(mine, 1.0, computed=True)
     # Larger than the share, yet it can be answered at all: when its caller has nothing else.
-    admission.admit(Asked(1000, owner="a"), 1.0)
+    admission.at(1.0).admit(Asked(1000, owner="a"))
 
 
 def test_nothing_is_refused_for_its_deadline_while_no_rate_is_known() -> None:
     admission = Admission(ROOMY, ROOMY)
-    admission.admit(Asked(10**9), 0.0)
-    admission.admit(Asked(10**9, deadline=0.001), 0.0)
+    admission.at(0.0).admit(Asked(10**9))
+    admission.at(0.0).admit(Asked(10**9, deadline=0.001))
     # One at a time, nothing beside it: how long that takes says nothing of how much can be done.
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, 1)
-    assert admission.rate(now) is None
+    assert admission.at(now).rate is None
 
 
 @pytest.mark.parametrize("queued", [5, 300])
 def test_the_rate_is_what_is_done_while_there_is_enough_to_do(queued: int) -> None:
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, queued)
-    assert admission.rate(now) == pytest.approx(RATE, rel=0.1)
+    assert admission.at(now).rate == pytest.approx(RATE, rel=0.1)
     # Little to do is no sign of a lower rate.
     now = work_off(admission, 1, RATE / 10, now=now)
-    assert admission.rate(now) == pytest.approx(RATE, rel=0.1)
+    assert admission.at(now).rate == pytest.approx(RATE, rel=0.1)
     # More done than was thought possible is one of a higher.
     now = work_off(admission, 1, RATE * 3, now=now)
-    assert admission.rate(now) == pytest.approx(3 * RATE, rel=0.1)
+    assert admission.at(now).rate == pytest.approx(3 * RATE, rel=0.1)
     # Much to do, and slow: it is slower now.
     now = work_off(admission, queued, RATE / 2, seconds=5, now=now)
-    assert admission.rate(now) == pytest.approx(RATE / 2, rel=0.1)
-    assert admission.rate(now + BELIEF) is None
+    assert admission.at(now).rate == pytest.approx(RATE / 2, rel=0.1)
+    assert admission.at(now + BELIEF).rate is None
 
 
 def test_time_without_work_does_not_count() -> None:
@@ -145,62 +165,62 @@ def test_time_without_work_does_not_count() -> None:
     now = work_off(admission, 5, now=now)
     for _ in range(30):
         now = work_off(admission, 5, RATE, seconds=WINDOW / 3, now=now + 0.1)
-    assert admission.rate(now) == pytest.approx(RATE, rel=0.1)
+    assert admission.at(now).rate == pytest.approx(RATE, rel=0.1)
 
 
 def test_what_can_t_be_done_in_time_is_refused_and_told_when_to_come_again() -> None:
     seconds = 2.0
     admission, now, rate, most = measured(seconds)
-    admission.admit(Asked(most - 10, deadline=now + seconds), now)
+    admission.at(now).admit(Asked(most - 10, deadline=now + seconds))
     error = refusal(admission, Asked(11, deadline=now + seconds), now)
     assert error.reason == DEADLINE
     # By then half of it is done.
     assert error.retry_after == pytest.approx((most - 10) / 2 / rate, abs=0.01)
-    admission.admit(Asked(10, deadline=now + seconds), now)
+    admission.at(now).admit(Asked(10, deadline=now + seconds))
     # Those who have time, and those who have said nothing of it, are still welcome.
-    admission.admit(Asked(10**5, deadline=now + 60), now)
-    admission.admit(Asked(10**6), now)
+    admission.at(now).admit(Asked(10**5, deadline=now + 60))
+    admission.at(now).admit(Asked(10**6))
     # What comes later, by its deadline, is no reason to refuse what comes before it.
-    admission.admit(Asked(10, deadline=now + seconds / 2), now)
+    admission.at(now).admit(Asked(10, deadline=now + seconds / 2))
     # Streams go before it.
-    admission.admit(Asked(10 * most, interactive=True), now)
+    admission.at(now).admit(Asked(10 * most, interactive=True))
     assert refusal(admission, Asked(1, deadline=now + seconds / 2), now).reason == DEADLINE
 
 
 def test_a_call_that_is_not_read_is_refused_where_it_would_be_and_only_under_strain() -> None:
     admission = Admission(1600, ROOMY, full_tick=PIECE, limits_of={"a": Share(steps=10)}.get)
-    admission.check_unread("a", 0.0, 0.0)
-    admission.admit(Asked(10, owner="a"), 0.0)
-    assert not admission.strained(0.0)
+    admission.at(0.0).check_unread("a", 0.0, False)
+    admission.at(0.0).admit(Asked(10, owner="a"))
+    assert not admission.at(0.0).strained()
     with pytest.raises(OverloadedError) as caught:
-        admission.check_unread("a", math.inf, 0.0)
+        admission.at(0.0).check_unread("a", None, False)
     assert caught.value.reason == IDENTITY
     # What one caller has too much of is no strain for all.
-    assert not admission.strained(0.0)
-    admission.check_unread("b", math.inf, 0.0)
-    admission.admit(Asked(1490), 0.0)
-    admission.check_unread("b", math.inf, 0.0)
-    admission.admit(Asked(1), 0.0)
+    assert not admission.at(0.0).strained()
+    admission.at(0.0).check_unread("b", None, False)
+    admission.at(0.0).admit(Asked(1490))
+    admission.at(0.0).check_unread("b", None, False)
+    admission.at(0.0).admit(Asked(1))
     # The last sixteenth is for what has been read.
     with pytest.raises(OverloadedError):
-        admission.check_unread("b", math.inf, 0.0)
-    assert admission.strained(0.0)
-    assert not admission.strained(STRAIN)
-    admission.admit(Asked(99), 0.0)
+        admission.at(0.0).check_unread("b", None, False)
+    assert admission.at(0.0).strained()
+    assert not admission.at(STRAIN).strained()
+    admission.at(0.0).admit(Asked(99))
     assert refusal(admission, Asked(1), 5.0).reason == STEPS
-    assert admission.strained(5.0)
+    assert admission.at(5.0).strained()
 
 
 def test_a_call_that_is_not_read_and_can_t_be_done_in_time_is_refused() -> None:
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, 5)
-    admission.admit(Asked(int(RATE), deadline=now + 2.5), now)
-    admission.check_unread("", now + 2.5, now)
-    admission.check_unread("", math.inf, now + 0.6)
+    admission.at(now).admit(Asked(int(RATE), deadline=now + 2.5))
+    admission.at(now).check_unread("", 2.5, False)
+    admission.at(now + 0.6).check_unread("", None, False)
     # Before all that is queued.
-    admission.check_unread("", now + 1.0, now + 0.6)
+    admission.at(now + 0.6).check_unread("", 0.4, False)
     with pytest.raises(OverloadedError) as caught:
-        admission.check_unread("", now + 2.5, now + 0.6)
+        admission.at(now + 0.6).check_unread("", 1.9, False)
     assert caught.value.reason == DEADLINE
 
 
@@ -208,16 +228,16 @@ def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:
     """As the next steps of a session, whose call has a deadline, beside as much bulk work as can be done in time."""
     seconds = 2.0
     admission, now, _, most = measured(seconds)
-    admission.admit(Asked(most, deadline=now + seconds), now)
+    admission.at(now).admit(Asked(most, deadline=now + seconds))
     assert refusal(admission, Asked(1, deadline=now + seconds), now).reason == DEADLINE
-    assert admission.horizon(now, interactive=True) == 0
-    admission.check_unread("", now + seconds, now, interactive=True)
-    admission.admit(Asked(most - 10, deadline=now + seconds, interactive=True), now)
+    assert admission.at(now).horizon(interactive=True) == 0
+    admission.at(now).check_unread("", seconds, True)
+    admission.at(now).admit(Asked(most - 10, deadline=now + seconds, interactive=True))
     # Others of its own kind are.
-    assert admission.horizon(now, interactive=True) == pytest.approx(seconds, rel=0.1)
+    assert admission.at(now).horizon(interactive=True) == pytest.approx(seconds, rel=0.1)
     assert refusal(admission, Asked(11, deadline=now + seconds, interactive=True), now).reason == DEADLINE
     with pytest.raises(OverloadedError):
-        admission.check_unread("", now + seconds, now, interactive=True)
+        admission.at(now).check_unread("", seconds, True)
 
 
 @pytest.mark.parametrize("timeout", [0.2, 1.0, 10.0])
@@ -234,9 +254,9 @@ def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout:
             job = Asked(1000, deadline=arrival + timeout)
             arrival = next(arrivals)
             try:
-                if admission.strained(now):
-                    admission.check_unread("", job.deadline, now)
-                admission.admit(job, now)
+                if admission.at(now).strained():
+                    admission.at(now).check_unread("", job.deadline - now, False)
+                admission.at(now).admit(job)
             except OverloadedError:
                 now += refusing
             else:
@@ -246,7 +266,7 @@ def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout:
             # As the engine does: what has expired is not computed.
             computed = now < job.deadline
             now += serving if computed else 0.0
-            admission.release(job, now, computed=computed)
+            admission.ends(job, now, computed=computed)
             good += computed and now <= job.deadline
             late += computed and now > job.deadline
         else:
@@ -278,11 +298,11 @@ def test_the_books_balance_whatever_comes_and_goes(
     for steps, size, seconds, interactive, owner, passed, leaves in events:
         now += passed
         if leaves and held:
-            admission.release(held.popleft(), now, computed=interactive)
+            admission.ends(held.popleft(), now, computed=interactive)
         job = Asked(steps, size, now + seconds, interactive, owner)
         refused: OverloadedError | None = None
         try:
-            admission.admit(job, now)
+            admission.at(now).admit(job)
         except OverloadedError as error:
             refused = error
         else:
@@ -291,10 +311,10 @@ def test_the_books_balance_whatever_comes_and_goes(
         assert admission.steps == sum(job.steps for job in held)
         assert admission.bytes == sum(job.bytes for job in held)
         assert len(held) <= 1 or (admission.steps <= 100 and admission.bytes <= 150)
-        rate = admission.rate(now)
+        rate = admission.at(now).rate
         assert rate is None or rate > 0
     for job in held:
-        admission.release(job, now, computed=False)
+        admission.ends(job, now, computed=False)
     # As if nothing had been: what is left is the rate.
     assert (admission.steps, admission.bytes) == (0, 0)
-    admission.admit(Asked(1000, 1000, owner="a"), now)
+    admission.at(now).admit(Asked(1000, 1000, owner="a"))
