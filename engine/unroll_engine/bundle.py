@@ -1,4 +1,4 @@
-"""Bundles on disk: finds them in the model repository, verifies them, reads what a runtime needs."""
+"""Bundles on disk: finds them in a model repository, verifies them, and reads their artifacts."""
 
 import hashlib
 import os
@@ -14,17 +14,17 @@ ARCHITECTURES = ("simple_rnn",)
 
 
 Fingerprint = tuple[tuple[int, ...] | None, ...]
-"""What tells, without reading them, that files of a bundle have changed."""
+"""Identity, size and times of a bundle's files; differs after a change. None stands for a missing file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a look at the model repository found.
+    """Contents of a model repository.
 
     Attributes:
-        bundles: The version folders, and what their files are at the moment.
-        unreadable: Models whose folder could not be listed, and why: of their versions nothing is known.
-        passed_over: Folders that no version can be served from, and why.
+        bundles: The version folders, each with its fingerprint.
+        unreadable: Models whose folder could not be listed, with the reason; their versions are unknown.
+        passed_over: Folders that can't be served from, each with the reason.
     """
 
     bundles: dict[ModelKey, Fingerprint]
@@ -33,7 +33,7 @@ class Found:
 
 
 def find_bundles(root: Path) -> Found:
-    """Looks at the version folders under `root`.
+    """Lists the version folders under `root`.
 
     Raises:
         OSError: `root` can't be listed.
@@ -46,7 +46,7 @@ def find_bundles(root: Path) -> Found:
     for name in names:
         try:
             keys = list(_versions(root, name))
-        except (FileNotFoundError, NotADirectoryError):  # no folder, or gone by now
+        except (FileNotFoundError, NotADirectoryError):  # not a folder, or removed meanwhile
             continue
         except OSError as error:
             unreadable[name] = f"{str(root / name)!r} can't be read: {error.strerror}"
@@ -61,7 +61,7 @@ def find_bundles(root: Path) -> Found:
 
 
 def fingerprint(root: Path, key: ModelKey) -> Fingerprint:
-    """What the files of a bundle are at the moment; None stands for one that is missing."""
+    """The fingerprint of a bundle as it is now."""
     folder = path_of(root, key)
     return tuple(_look_at(folder / name) for name in ("", bundle.MANIFEST, *bundle.FILES.values()))
 
@@ -82,12 +82,12 @@ def _versions(root: Path, name: str) -> Iterator[ModelKey]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a link that can't be followed: it is refused, and says nothing of the folders beside it
+    except OSError:  # a link that can't be followed: refused later, without harm to the folders beside it
         return True
 
 
 def _unnamable(key: ModelKey) -> str:
-    """Why neither log, nor metrics, nor the index could name such a version; empty where they can."""
+    """The reason why logs, metrics and the index can't name such a version; empty if they can."""
     if not key.name.isprintable():
         return "the model's name has characters that can't be printed"
     if key.version > bundle.MAX_VERSION:
@@ -109,9 +109,9 @@ class VerifiedBundle:
 
     Attributes:
         path: Its folder.
-        spec: What its model takes and gives.
-        manifest: What its maker says of it.
-        report: The proof.
+        spec: Sizes, labels and names of its model.
+        manifest: Its manifest.
+        report: The proof of parity.
     """
 
     path: Path
@@ -120,11 +120,11 @@ class VerifiedBundle:
     report: bundle_pb2.ParityReport
 
     def read(self, kind: "bundle_pb2.ArtifactKind.ValueType") -> bytes:
-        """Content of an artifact; its checksum is checked again, so that what is loaded is what was verified."""
+        """The content of an artifact, its checksum checked again: it may have changed since it was verified."""
         return bundle.read_artifact(self.path, bundle.artifact_of(self.manifest, kind))
 
     def max_abs_diff(self, kind: "bundle_pb2.ArtifactKind.ValueType") -> float:
-        """From the proof: the artifact's largest absolute difference from eager PyTorch."""
+        """The artifact's largest absolute difference from eager PyTorch, from the proof."""
         return next(proof.max_abs_diff for proof in self.report.proofs if proof.kind == kind)
 
 

@@ -84,12 +84,12 @@ class ModelQueue:
         """Runs a job of one sequence in one tick by itself, past the lanes: there is nothing to gather it with."""
         logits, states, final = self.model.runtime.run(job.values[:, np.newaxis], job.initial_state or self._zero_state)
         if isinstance(job, ChunkJob):
-            emit(job, job.steps_done(logits[:, 0], states[:, 0]))
-            emit(job, job.ended(tuple(array[:, 0] for array in final)))
+            emit((job, job.steps_done(logits[:, 0], states[:, 0])))
+            emit((job, job.ended(tuple(array[:, 0] for array in final))))
         else:
             job.lanes_done(_FIRST, logits[-1], final if job.keeps_states else None)
             complete([job])
-            emit(job, job)
+            emit((job, job))
 
     def learn(self, overhead: float) -> None:
         """Updates the cost of a tick by the seconds that one took beside the model's run."""
@@ -130,6 +130,7 @@ class EngineCore:
         self._max_steps = max_steps
         self._metrics = metrics
         self._events: Events = []
+        self._emit = self._events.append
         self._queues: dict[Model, ModelQueue] = {}
         self._rotation: deque[ModelQueue] = deque()
         # Queues to remove after their last job.
@@ -267,7 +268,7 @@ class EngineCore:
             for job in [single] if single else lanes.clear():
                 # Sequences of it that still wait are not run either.
                 job.cancelled = True
-                self._emit(job, InternalError("the model's runtime failed"))
+                self._emit((job, InternalError("the model's runtime failed")))
             return
         took = time.perf_counter() - begin
         if not single:
@@ -281,6 +282,3 @@ class EngineCore:
         events = self._events.copy()
         self._events.clear()
         return events
-
-    def _emit(self, job: Job, event: object) -> None:
-        self._events.append((job, event))

@@ -270,8 +270,8 @@ class ChunkJob(_Job):
 
 Job = BatchJob | ChunkJob
 
-Emit = Callable[[Job, object], None]
-"""Collects an event for a job."""
+Emit = Callable[[tuple[Job, object]], None]
+"""Collects an event for a job: a list's append."""
 
 
 def _nothing() -> None:

@@ -238,7 +238,7 @@ class Lanes:
             job = self._jobs[column]
             assert isinstance(job, ChunkJob)
             ran = min(steps, left)
-            emit(job, job.steps_done(result.logits[:ran, column], result.states[:ran, column]))
+            emit((job, job.steps_done(result.logits[:ran, column], result.states[:ran, column])))
 
     def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult, emit: Emit) -> None:
         """Passes the last steps of ended lanes, at rows `last` of the result, to their jobs, and frees the lanes."""
@@ -263,7 +263,7 @@ class Lanes:
         answered: list[BatchJob] = []
         for job, places in groups.items():
             if isinstance(job, ChunkJob):
-                emit(job, job.ended(tuple(array[:, places[0]] for array in kept or ())))
+                emit((job, job.ended(tuple(array[:, places[0]] for array in kept or ()))))
                 continue
             assert isinstance(job, BatchJob)
             # A slice costs less than a selection.
@@ -274,7 +274,7 @@ class Lanes:
                 answered.append(job)
         complete(answered)
         for batch in answered:
-            emit(batch, batch)
+            emit((batch, batch))
         self._free(columns)
 
     def _free(self, columns: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""What the engine reports while it runs, to whoever counts or traces it. It imports neither."""
+"""Interfaces that the engine reports to: metrics, and calls that are logged or traced."""
 
 from collections.abc import Sequence
 from typing import Protocol

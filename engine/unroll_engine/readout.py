@@ -9,8 +9,8 @@ from unroll_engine.models.spec import Float32Array
 def classify(logits: Float32Array) -> tuple[Float32Array, NDArray[np.intp]]:
     """Turns logits [n, output_size] into probabilities [n, classes] and the index of each row's most probable class.
 
-    Softmax over several logits; the sigmoid of a single one, which is class 1's. Computed in float64, so that the
-    rounding to float32 hides how numpy groups the work.
+    Softmax over several logits; the sigmoid of a single one, which is class 1's. Computed in float64: after rounding to
+    float32, numpy's order of operations does not show.
     """
     wide = logits.astype(np.float64)
     if logits.shape[1] == 1:

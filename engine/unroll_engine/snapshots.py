@@ -16,13 +16,13 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
     """Checks a snapshot for the model `spec` and reads its state.
 
     Args:
-        snapshot: As a caller sent it.
-        spec: The model that is to go on from it.
-        field: Where it stands in the request.
+        snapshot: The caller's message.
+        spec: The model that is to resume from it.
+        field: Its field in the request.
 
     Raises:
         SequenceStateError: it is of another model, version or architecture, or of another content of the version.
-        InvalidRequestError: it is not a snapshot that this server can have given.
+        InvalidRequestError: it is not a snapshot of such a model.
     """
     if snapshot.format != FORMAT:
         raise InvalidRequestError(f"{snapshot.format}, {FORMAT} expected", f"{field}.format")
@@ -50,10 +50,10 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
 
 
 def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) -> None:
-    """Checks that a snapshot, or `what` else it is told as, was made by the very content that is to go on from it.
+    """Checks that a snapshot is of the same content of the version; errors call it `what`.
 
     Raises:
-        SequenceStateError: it was made by another content of the version.
+        SequenceStateError: it is of another content of the version.
     """
     if snapshot.bundle and snapshot.bundle != spec.bundle:
         theirs, ours = snapshot.bundle.hex(), spec.bundle.hex()
@@ -62,7 +62,7 @@ def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) 
 
 
 def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snapshot:
-    """The snapshot of a sequence that has consumed `step` timesteps; no state is the zero state."""
+    """The snapshot of a sequence after `step` timesteps; None is the zero state."""
     if state is None:
         state = tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes)
     return pb.Snapshot(

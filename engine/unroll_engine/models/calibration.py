@@ -1,4 +1,4 @@
-"""Measures the graph forms of a model where it is served: how fast each is, and which gives the same bits."""
+"""Measures the graph forms of a model on this machine: how fast each is, and which give the same bits."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ _REPEATS = 5
 
 
 class FormTiming(NamedTuple):
-    """How fast a form is at a number of lanes.
+    """Speed of a form at a number of lanes.
 
     Attributes:
         artifact: File of the bundle.
         lanes: Sequences in a run.
-        seconds_per_step: Seconds a timestep of all lanes, in runs of 16.
+        seconds_per_step: Seconds for a timestep of all lanes, in runs of 16.
         same_bits: Whether it gives the bits of the first form.
-        chosen: Whether ticks of so many lanes, and of more up to the next entry, are run with it.
+        chosen: Whether it runs ticks of this many lanes, and of more, up to the next entry.
     """
 
     artifact: str
@@ -33,10 +33,10 @@ class FormTiming(NamedTuple):
 
 
 class ChosenForms:
-    """Runs each tick with the form that was measured to be the fastest for its lanes. See Runtime.
+    """Runs each tick on the form that was measured to be the fastest for its lanes (see Runtime).
 
     Args:
-        forms: The form for ticks of at least so many lanes, by that number, ascending; the first is 1.
+        forms: For ticks of at least so many lanes, by that number; 1 is one of them.
     """
 
     def __init__(self, forms: Mapping[int, Runtime]) -> None:
@@ -56,18 +56,17 @@ class ChosenForms:
 def choose(
     forms: Sequence[Runtime], spec: ModelSpec, max_lanes: int, known: Sequence[FormTiming] = ()
 ) -> tuple[Runtime, tuple[FormTiming, ...]]:
-    """Times equivalent forms and picks the fastest for each number of lanes, where that keeps the bits.
+    """Times equivalent forms, and chooses for each number of lanes the fastest that keeps the bits.
 
     Args:
-        forms: The first is the one to run where no other is faster; it claims the same bits in any company. Another is
-            chosen only where it gives exactly the bits of the first.
+        forms: The first claims the same bits in any batch. Another is chosen only if it is faster and gives exactly the
+            bits of the first.
         spec: The model.
         max_lanes: The widest tick.
-        known: What was measured of a model of the same sizes, which is not measured again: the graphs differ in the
-            values of their weights alone.
+        known: Measurements of a model of the same sizes, to reuse: the graphs differ in the values of weights only.
 
     Returns:
-        What runs the model, and what was measured.
+        The runtime, and the measurements.
     """
     if len(forms) == 1:
         return forms[0], ()
@@ -89,7 +88,7 @@ def choose(
 
 
 def tick_cost(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> TickCost:
-    """Fits what a tick's run of the model costs to runs of few and many lanes and steps."""
+    """Fits the cost of a tick to runs of few and many lanes and steps."""
     lanes = max(2, max_lanes)
     few, many = ([measure(runtime, spec, count, steps) for steps in (1, _STEPS)] for count in (1, lanes))
     step_few, step_many = (max(1e-9, (times[1] - times[0]) / (_STEPS - 1)) for times in (few, many))
@@ -99,7 +98,7 @@ def tick_cost(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> TickCost:
 
 
 def measure(runtime: Runtime, spec: ModelSpec, lanes: int, steps: int) -> float:
-    """The shortest of a few runs, in seconds: what else the machine does only ever adds."""
+    """The shortest of a few runs, in seconds: other load of the machine only adds to it."""
     x, state = _example(spec, lanes, steps)
     times = []
     for _ in range(_REPEATS):
@@ -110,7 +109,7 @@ def measure(runtime: Runtime, spec: ModelSpec, lanes: int, steps: int) -> float:
 
 
 def keeps_bits(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
-    """Whether this machine gives a lane the same bits whatever shares its run: tried at several numbers of lanes."""
+    """Whether this machine gives a lane the same bits at several numbers of lanes."""
     x, state = _example(spec, max_lanes, 4)
     whole = runtime.run(x, state)
     for lanes in {count for count in (1, 2, 3, max_lanes // 2, max_lanes - 1) if 0 < count <= max_lanes}:
@@ -126,10 +125,10 @@ def keeps_bits(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
 
 
 def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
-    """What is wrong with what the model gives for ordinary inputs; empty where nothing is.
+    """The problem with the model's results for ordinary inputs; empty if there is none.
 
-    A proof says what the maker of a bundle has seen. Weights can be such that every answer is NaN, and TorchScript can
-    give arrays of any shape, which would be noticed in a tick that others share.
+    The proof is the claim of the bundle's maker. Weights can make every result NaN, and TorchScript can return arrays
+    of any shape, which would fail ticks that other sequences share.
     """
     steps, lanes = 2, 3
     result = runtime.run(*_example(spec, lanes, steps))

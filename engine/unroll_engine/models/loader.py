@@ -1,4 +1,4 @@
-"""Models that are ready to run: verified bundles, each in its runtime and warmed up."""
+"""Loads verified bundles into their runtimes, and warms them up."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -22,13 +22,13 @@ class Model:
     """A model version that is ready to run.
 
     Attributes:
-        spec: What it takes and gives.
-        runtime: What runs it.
+        spec: Its sizes, labels and names.
+        runtime: Computes its timesteps.
         bitwise: Whether the same bits are promised: the runtime claims them and this machine showed them.
-        max_abs_diff: From the proof: the largest absolute difference of the artifact from eager PyTorch.
-        test_accuracy: From the training summary; None where there was no test split.
-        cost: What a tick's run of it costs here.
-        timings: How the forms compared that could run it; empty where there was but one.
+        max_abs_diff: Largest absolute difference of the artifact from eager PyTorch, from the proof.
+        test_accuracy: From the training summary; None without a test split.
+        cost: Of a tick on this machine.
+        timings: Measurements of the graph forms to choose from; empty if there is only one.
     """
 
     spec: ModelSpec
@@ -41,17 +41,17 @@ class Model:
 
     @property
     def states_are_state(self) -> bool:
-        """Whether the last layer's state at a step is all of the sequence's state after that step."""
+        """Whether the last layer's hidden state at a step is the whole state of the sequence after it."""
         return self.spec.state_shapes == ((1, self.spec.hidden_size),)
 
 
 class Loader:
-    """Makes verified bundles ready to run.
+    """Loads verified bundles.
 
     Args:
         runtime: "onnx" or "torchscript".
         device: "cpu" or "cuda".
-        max_lanes: Widest tick, warmed up for.
+        max_lanes: Lanes of the widest tick.
 
     Raises:
         RuntimeUnavailableError: the runtime's library is not installed.
@@ -64,15 +64,15 @@ class Loader:
     def load(self, bundle: VerifiedBundle, others: Sequence[Model] = ()) -> Model:
         """Checks the graphs of a bundle, loads and warms them up.
 
-        The bits promise is withdrawn where this machine does not keep it.
+        The promise of the same bits is withdrawn if this machine does not keep it.
 
         Args:
             bundle: The bundle.
-            others: Models that are loaded: what was measured of one of the same sizes is not measured again.
+            others: Loaded models; measurements of one of the same sizes are reused.
 
         Raises:
             BundleError: it can't be trusted, loaded or run.
-            RuntimeUnavailableError: the device is not there.
+            RuntimeUnavailableError: the device can't be used on this machine.
         """
         spec, forms, max_lanes = bundle.spec, self._forms, self._max_lanes
         like = next((other for other in others if _sizes(other.spec) == _sizes(spec)), None)
@@ -84,7 +84,7 @@ class Loader:
             cost = like.cost if like and same else tick_cost(runtime, spec, max_lanes)
         except (BundleError, RuntimeUnavailableError):
             raise
-        except Exception as error:  # each library raises types of its own for a graph that it can't load or run
+        except Exception as error:  # each library has its own exceptions for a graph that it can't run
             raise BundleError(f"{bundle.path}: does not run: {_one_line(error)}") from error
         if loaded[0].bitwise and not bitwise:
             _log.warning("%s: this machine does not give the same bits at every batch size", spec.key)
@@ -101,7 +101,7 @@ class Loader:
 
     @staticmethod
     def _made(form: "_Form", bundle: VerifiedBundle) -> Runtime:
-        # What is checked is what is loaded: the very bytes whose checksum was found right.
+        # The bytes that are loaded are those that were checked.
         content = bundle.read(form.kind)
         form.check(content, bundle.spec)
         runtime = form.make(content)
@@ -112,7 +112,7 @@ class Loader:
 
 
 class _Form(NamedTuple):
-    """An artifact and what runs it."""
+    """A graph form: its artifact, its check, and its runtime."""
 
     kind: "bundle_pb2.ArtifactKind.ValueType"
     check: Callable[[bytes, ModelSpec], None]
@@ -120,7 +120,7 @@ class _Form(NamedTuple):
 
 
 def _forms(runtime: str, device: str) -> list[_Form]:
-    """Picks what runs models, the form of choice first; the other runtime's library need not be installed."""
+    """The forms of a runtime, the preferred one first. Only that runtime's library is imported."""
     if runtime == "onnx" and device == "cpu":
         from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
         from unroll_engine.runtimes.onnx_graph import check_rnn, check_scan
@@ -145,7 +145,7 @@ def _forms(runtime: str, device: str) -> list[_Form]:
 
 
 def _sizes(spec: ModelSpec) -> tuple[object, ...]:
-    """What a run's cost depends on."""
+    """The properties that a run's cost depends on."""
     return spec.architecture, spec.input_size, spec.hidden_size, spec.output_size, spec.num_layers
 
 

@@ -1,4 +1,4 @@
-"""Values that every room of the server speaks of."""
+"""The values of every model: its name, its sizes, its state."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 Float32Array = NDArray[np.float32]
 
 State = tuple[Float32Array, ...]
-"""The recurrent state of one sequence, or of all lanes of a tick: one array a state tensor of the cell.
+"""The recurrent state: one array for each state tensor of the model.
 
 Of one sequence each array is [num_layers, hidden_size]; of a tick, [num_layers, lanes, hidden_size].
 """
 
 
 class ModelKey(NamedTuple):
-    """Names one model version."""
+    """Name and version of a model."""
 
     name: str
     version: int
@@ -27,10 +27,10 @@ class ModelKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a model takes and gives, from its manifest.
+    """Sizes, labels and names of a model, from its manifest.
 
-    `bundle` is the first 16 bytes of the SHA-256 of the manifest, which vouches for every other file: it tells contents
-    of one version apart. Empty where there is no bundle.
+    `bundle` is the first 16 bytes of the SHA-256 of the manifest, which has the checksum of every other file. It
+    distinguishes contents of one version; empty if the model is not of a bundle.
     """
 
     key: ModelKey
@@ -45,9 +45,9 @@ class ModelSpec:
 
     @property
     def state_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Shape of each state tensor of one sequence: one [num_layers, hidden_size] for an RNN."""
+        """Shape of each state tensor of one sequence; an RNN has one, [num_layers, hidden_size]."""
         return ((self.num_layers, self.hidden_size),)
 
     def zero_state(self, lanes: int) -> State:
-        """The state of `lanes` sequences that have consumed nothing, [num_layers, lanes, hidden_size] each."""
+        """The initial state of `lanes` sequences, [num_layers, lanes, hidden_size] each."""
         return tuple(np.zeros((layers, lanes, size), np.float32) for layers, size in self.state_shapes)

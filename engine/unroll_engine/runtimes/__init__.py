@@ -1,1 +1,1 @@
-"""What runs a model: one file a library, the only files that import it."""
+"""Runtimes: one file for each library, the only one that imports it."""

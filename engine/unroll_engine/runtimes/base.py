@@ -1,4 +1,4 @@
-"""The contract between the engine and whatever runs a model."""
+"""The contract between the engine and a runtime."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,7 +6,7 @@ from unroll_engine.models.spec import Float32Array, State
 
 
 class TickResult(NamedTuple):
-    """What one run computed for every lane at every step."""
+    """The results of one run, of every lane at every step."""
 
     logits: Float32Array
     """[steps, lanes, output_size]."""
@@ -17,16 +17,16 @@ class TickResult(NamedTuple):
 
 
 class Runtime(Protocol):
-    """Runs one model. State is an argument, never an attribute: two calls do not know of each other."""
+    """Computes timesteps of one model. State is an argument, never an attribute, so that calls are independent."""
 
     name: str
     """"onnx" or "torchscript"."""
     device: str
     """"cpu" or "cuda"."""
     artifact: str
-    """File of the bundle that is run."""
+    """File of the bundle that it runs."""
     bitwise: bool
-    """Whether a lane's result claims the same bits whatever shares the tick and wherever it is cut."""
+    """Whether it claims the same bits for a lane in any tick, wherever the sequence is cut."""
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """Computes `steps` timesteps of `lanes` sequences.

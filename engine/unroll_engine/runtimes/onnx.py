@@ -2,7 +2,7 @@
 
 import os
 
-# Read when the library is loaded; since 1.29 its Linux builds send telemetry unless told not to.
+# Read when the library is loaded; since 1.29 its Linux builds send telemetry by default.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
@@ -19,7 +19,7 @@ _OUTPUTS = ["logits", "states", "final_state"]
 
 
 def session_options() -> onnxruntime.SessionOptions:
-    """The options that the parity proof was made with: one thread, so that no sum is split by load."""
+    """The options of the parity proof: one thread, so that no sum is split by load."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -29,7 +29,7 @@ def session_options() -> onnxruntime.SessionOptions:
 
 
 class OnnxCpuRuntime:
-    """Runs the Scan form, time-major, on one core. The same bits for a lane in any company.
+    """Runs the Scan form, time-major, on one core, with the same bits for a lane in any tick.
 
     Args:
         model: Content of `model.scan.onnx`.
@@ -50,7 +50,7 @@ class OnnxCpuRuntime:
 
 
 class OnnxOperatorRuntime:
-    """Runs the RNN operator on one core. Within the tolerance of eager PyTorch, not to the bit.
+    """Runs the RNN operator on one core, within the tolerance of eager PyTorch, not to the bit.
 
     Args:
         model: Content of `model.onnx`.
@@ -70,13 +70,13 @@ class OnnxOperatorRuntime:
 
 
 class OnnxCudaRuntime:
-    """Runs the RNN operator, which CUDA hands to cuDNN. Within the tolerance of eager PyTorch, not to the bit.
+    """Runs the RNN operator on cuDNN, within the tolerance of eager PyTorch, not to the bit.
 
     Args:
         model: Content of `model.onnx`.
 
     Raises:
-        RuntimeUnavailableError: this onnxruntime has no CUDA provider, or no device answers.
+        RuntimeUnavailableError: this onnxruntime has no CUDA provider, or there is no CUDA device.
     """
 
     name = "onnx"

@@ -1,9 +1,8 @@
-"""Which ONNX graphs are run: those of the exporter, and no others. The only file that imports onnx.
+"""Checks that an ONNX graph is one of the exporter's. The only file that imports onnx.
 
-The sizes in a manifest determine all of a graph but the values of its weights: its nodes, their attributes, the body of
-each Scan, and every tensor's type and shape. So a graph is held against the one that it must be. Nothing is left of
-which a bundle could make something else: no other operator, no data outside the file, no sizes that explode when the
-graph is run.
+The sizes in a manifest determine all of a graph except the values of its weights: its nodes, their attributes, the body
+of each Scan, and every tensor's type and shape. So a graph is compared with the one expected. That leaves an untrusted
+bundle nothing to vary: no other operator, no data outside the file, no sizes that explode when the graph is run.
 """
 
 import math
@@ -29,7 +28,7 @@ _Shape = tuple[int | str, ...]
 
 @dataclass
 class _Graph:
-    """A graph as it must be.
+    """The expected graph.
 
     Attributes:
         nodes: Operator, inputs, outputs and attributes of each; the attribute `body` is a graph.
@@ -50,12 +49,12 @@ class _Graph:
 
 
 def check_scan(content: bytes, spec: ModelSpec) -> None:
-    """Raises BundleError where `content` is not the Scan form, `model.scan.onnx`, of such a model."""
+    """Raises BundleError if `content` is not the Scan form, `model.scan.onnx`, of such a model."""
     _check(content, _scan_form(spec), "model.scan.onnx")
 
 
 def check_rnn(content: bytes, spec: ModelSpec) -> None:
-    """Raises BundleError where `content` is not the form with the RNN operator, `model.onnx`, of such a model."""
+    """Raises BundleError if `content` is not the form with the RNN operator, `model.onnx`, of such a model."""
     _check(content, _rnn_form(spec), "model.onnx")
 
 
@@ -119,7 +118,7 @@ def _rnn_form(spec: ModelSpec) -> _Graph:
 
 
 def _outline(spec: ModelSpec, lead: tuple[str, str]) -> _Graph:
-    """What goes in and out, and the standardization."""
+    """Inputs, outputs and the standardization."""
     states: _Shape = (spec.num_layers, "batch", spec.hidden_size)
     graph = _Graph(
         inputs={"input": (*lead, spec.input_size), "initial_state": states},

@@ -1,7 +1,6 @@
 """TorchScript, on CPU or CUDA. Needs torch, the extra `unroll-engine[torchscript]`.
 
-Deprecated upstream since torch 2.11, and a bundle's TorchScript can run code: it is loaded only from a bundle whose
-checksums hold.
+Deprecated upstream since torch 2.11. TorchScript can run code, so it is loaded only from a bundle whose checksums hold.
 """
 
 import io
@@ -20,11 +19,11 @@ from unroll_proto import bundle
 
 _GROWTH = 2**20
 _LAYER_GROWTH = 2**14
-"""Bytes that the archive may grow by when it is unpacked, and for each layer: of the exporter's only code is packed."""
+"""Bytes that the archive may grow by when it is unpacked, and for each layer: the exporter compresses code only."""
 
 
 def check_archive(content: bytes, spec: ModelSpec) -> None:
-    """Raises BundleError where `content` is no zip archive, or one that unpacks to much more than it is."""
+    """Raises BundleError if `content` is not a zip archive, or unpacks to much more than its size."""
     limit = len(content) + _GROWTH + _LAYER_GROWTH * spec.num_layers
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -36,7 +35,7 @@ def check_archive(content: bytes, spec: ModelSpec) -> None:
 
 
 class TorchScriptRuntime:
-    """Runs `model.ts`. Within the tolerance of eager PyTorch, not to the bit.
+    """Runs `model.ts`, within the tolerance of eager PyTorch, not to the bit.
 
     Args:
         model: Content of `model.ts`.
@@ -69,14 +68,14 @@ class TorchScriptRuntime:
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
         with torch.inference_mode():
-            # Copied: torch wants memory that it may write to, and a request's is not.
+            # Copied: torch needs writable memory, and a request's is not.
             batch_major = self._input.filled(x.transpose(1, 0, 2)).to(self.device, non_blocking=True)
             initial = self._state.filled(state[0]).to(self.device, non_blocking=True)
             logits, states, final = self._outputs(self._module(batch_major, initial))
         return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), (final,))
 
     def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[Float32Array]:
-        """The results in memory of their own: the callers keep them, and the next run overwrites the buffers."""
+        """The results in their own memory: callers keep them, and the next run overwrites the buffers."""
         if self.device == "cpu":
             return [tensor.numpy() for tensor in tensors]
         copies = [buffer.received(tensor) for buffer, tensor in zip(self._results, tensors, strict=True)]
@@ -85,11 +84,10 @@ class TorchScriptRuntime:
 
 
 class _Buffer:
-    """Host memory that is used again from run to run, and grows with the largest.
+    """Host memory that is reused from run to run, and grows to the largest.
 
     Args:
-        pinned: Whether its pages are locked, so that a device copies from and to it by itself, without the driver
-            copying through memory of its own first.
+        pinned: Whether its pages are locked, so that the device copies from and to it directly.
     """
 
     def __init__(self, pinned: bool) -> None:
@@ -103,7 +101,7 @@ class _Buffer:
         return tensor
 
     def received(self, values: torch.Tensor) -> torch.Tensor:
-        """A copy of what is on the device, once the current stream is synchronized."""
+        """A copy of a device tensor, complete once the current stream is synchronized."""
         return self._of(values.shape).copy_(values, non_blocking=True)
 
     def _of(self, shape: Sequence[int]) -> torch.Tensor:

@@ -1,15 +1,14 @@
-"""The core's rooms: a model that leaves goes with its last work, whatever the others have to do."""
+"""The core: a removed model is released after its last job, whatever the others have to do."""
 
 import time
 
 import numpy as np
+from support.counting import Counting
 from support.models import random_network, served
 
 from unroll_engine.core import EngineCore
 from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Model
-from unroll_server.metrics import Metrics
-from unroll_server.metrics.figures import MODEL_SIZE, SERVED
 
 LEAVING = served(random_network(), "leaving")
 BUSY = served(random_network(), "busy")
@@ -21,11 +20,8 @@ def batch(model: Model, sequences: int, steps: int) -> BatchJob:
 
 
 async def test_a_model_that_leaves_does_not_wait_for_the_others_to_rest() -> None:
-    metrics = Metrics()
+    metrics = Counting()
     core = EngineCore([LEAVING, BUSY], 2, 5, metrics)
-
-    def is_loaded() -> bool:
-        return bool(metrics.memory.sums("model", MODEL_SIZE)[str(LEAVING.spec.key)][SERVED])
 
     last, endless = batch(LEAVING, 3, 7), batch(BUSY, 100, 50)
     core.add(last, time.monotonic())
@@ -33,10 +29,10 @@ async def test_a_model_that_leaves_does_not_wait_for_the_others_to_rest() -> Non
     core.remove_model(LEAVING)
     answered: list[object] = []
     while last not in answered:
-        assert is_loaded()
+        assert metrics.loaded == 2
         assert core.prepare(time.monotonic()) is not None
         core.run()
         answered += [job for job, _ in core.events()]
     assert core.prepare(time.monotonic()) is not None
     assert endless not in answered
-    assert not is_loaded()
+    assert metrics.loaded == 1
