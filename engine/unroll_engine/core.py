@@ -11,14 +11,12 @@ from collections import deque
 from collections.abc import Iterable
 from operator import attrgetter
 
-import numpy as np
-
 from unroll_engine.errors import ExpiredError, InternalError, RequestError
-from unroll_engine.jobs import ChunkJob, Emit, Job, complete
+from unroll_engine.jobs import Job
 from unroll_engine.lanes import Lanes
 from unroll_engine.models.loader import Model
 from unroll_engine.observer import Metrics, ObservedCall
-from unroll_engine.scheduler import CALM, Queue, capacity_of, tick_steps
+from unroll_engine.scheduler import CALM, Queue, capacity_of
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +28,6 @@ LEARNING = 0.05
 Events = list[tuple[Job, object]]
 """Results for jobs, in order: an event for Job.deliver, or a RequestError for Job.fail."""
 
-_FIRST = np.zeros(1, np.int64)
 _WAITING = attrgetter("queue.waiting")
 
 
@@ -60,7 +57,6 @@ class ModelQueue:
         self.last_interactive = float("-inf")
         self.cost = model.cost
         self.traced = False
-        self._zero_state = model.spec.zero_state(1)
         self._overhead = 0.0
         self._events = events
         self.learn(FIRST_GUESS)
@@ -79,17 +75,6 @@ class ModelQueue:
         if job.call is not None and job.call.traced:
             self.traced = True
             job.call.waited(str(self.model.spec.key), job.waited)
-
-    def run_single(self, job: Job, emit: Emit) -> None:
-        """Runs a job of one sequence in one tick by itself, past the lanes: there is nothing to gather it with."""
-        logits, states, final = self.model.runtime.run(job.values[:, np.newaxis], job.initial_state or self._zero_state)
-        if isinstance(job, ChunkJob):
-            emit((job, job.steps_done(logits[:, 0], states[:, 0])))
-            emit((job, job.ended(tuple(array[:, 0] for array in final))))
-        else:
-            job.lanes_done(_FIRST, logits[-1], final if job.keeps_states else None)
-            complete([job])
-            emit((job, job))
 
     def learn(self, overhead: float) -> None:
         """Updates the cost of a tick by the seconds that one took beside the model's run."""
@@ -223,25 +208,15 @@ class EngineCore:
             for job, first, _ in slices:
                 if first == 0:
                     each.record_start(job, now)
-            if len(slices) == 1 and not lanes.count:
-                job = slices[0].job
-                if job.size == 1 and job.steps <= (self._max_steps if job.interactive else lanes.longest_tick):
-                    self._planned, self._single, self._steps = each, job, job.steps
-                    return each.cost.seconds(1, job.steps)
+            if len(slices) == 1 and not lanes.count and lanes.fits_single(slices[0].job):
+                self._planned, self._single, self._steps = each, slices[0].job, slices[0].job.steps
+                return each.cost.seconds(1, self._steps)
             if slices:
                 lanes.join(slices)
         if not lanes.count:
             return None
-        lanes.settle()
         self._planned = each
-        self._steps = tick_steps(
-            self._max_steps if lanes.interactive else lanes.longest_tick,
-            each.cost,
-            lanes.remaining,
-            interactive=lanes.shortest_interactive,
-            exact=lanes.shortest_exact,
-            alert=now - each.last_interactive < CALM,
-        )
+        self._steps = lanes.plan(each.cost, alert=now - each.last_interactive < CALM)
         return each.cost.seconds(lanes.count, self._steps)
 
     def run(self) -> None:
@@ -255,14 +230,10 @@ class EngineCore:
         begin = time.perf_counter()
         try:
             if single:
-                real = steps
-                planned.run_single(single, self._emit)
+                real, model_took = steps, 0.0
+                lanes.run_single(single, self._emit)
             else:
-                gathered = lanes.gather(steps)
-                model_begins = time.perf_counter()
-                result = planned.model.runtime.run(*gathered)
-                model_took = time.perf_counter() - model_begins
-                real = lanes.scatter(steps, result, self._emit)
+                real, model_took = lanes.run(steps, self._emit)
         except Exception:
             _log.exception("%s: a tick of %d lanes failed", planned.model.spec.key, count)
             for job in [single] if single else lanes.clear():

@@ -5,6 +5,7 @@ gathers a tick's input from the regions, and one reads the last steps of all lan
 """
 
 import itertools
+import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, complete
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import TickResult
-from unroll_engine.scheduler import Slice
+from unroll_engine.scheduler import Slice, TickCost, tick_steps
 
 _ALIGNMENT = 64
 _REGION_STEPS = 128
@@ -24,6 +25,8 @@ _REGION_STEPS = 128
 # step is in; the first row of the lane's region; whether the job is interactive; whether a tick must end where the lane
 # does.
 _INDEX, _LEFT, _ROW, _REGION, _INTERACTIVE, _EXACT = range(6)
+
+_FIRST = np.zeros(1, np.int64)
 
 
 class Lanes:
@@ -46,10 +49,12 @@ class Lanes:
         self._exact = 0
         self._long = 0
         features = model.spec.input_size
+        self._max_steps = max_steps
         self._region = max(_REGION_STEPS, max_steps)
         self._regions = _aligned((capacity * self._region, features))
         self._input = _aligned((max_steps * capacity, features))
         self._steps = np.arange(self._region)[:, np.newaxis]
+        self._zero_state = model.spec.zero_state(1)
         self._state = tuple(_aligned((layers, capacity, size)) for layers, size in model.spec.state_shapes)
         self._table = np.zeros((6, capacity), np.int64)
         self._table[_REGION] = np.arange(capacity) * self._region
@@ -60,29 +65,6 @@ class Lanes:
     def jobs(self) -> Iterable[Job]:
         """The job of each lane in use; one with several lanes is repeated."""
         return filter(None, self._jobs)
-
-    @property
-    def remaining(self) -> NDArray[np.int64]:
-        """Steps that each lane still has to run; only after `settle`."""
-        return self._table[_LEFT, : self.count]
-
-    @property
-    def longest_tick(self) -> int:
-        """Timesteps of a tick, at most: few lanes may run more of them, in no more time than all lanes."""
-        return min(self._region, len(self._input) // max(1, self.count))
-
-    @property
-    def shortest_interactive(self) -> int | None:
-        """The fewest steps left to an interactive lane; None without any."""
-        return self._shortest(_INTERACTIVE) if self.interactive else None
-
-    @property
-    def shortest_exact(self) -> int | None:
-        """The fewest steps left to a lane whose last state can't be read in mid-tick; None without any."""
-        return self._shortest(_EXACT) if self._exact else None
-
-    def _shortest(self, kind: int) -> int:
-        return int(self.remaining[self._table[kind, : self.count] != 0].min())
 
     def join(self, slices: Sequence[Slice[Job]]) -> None:
         """Puts sequences into free lanes."""
@@ -162,7 +144,56 @@ class Lanes:
         self.count = self.interactive = self._exact = self._long = 0
         return jobs
 
-    def settle(self) -> None:
+    def plan(self, cost: TickCost, alert: bool) -> int:
+        """Chooses the timesteps of the next tick; see scheduler.tick_steps."""
+        self._settle()
+        return tick_steps(
+            self._max_steps if self.interactive else self._longest,
+            cost,
+            self._table[_LEFT, : self.count],
+            interactive=self._shortest(_INTERACTIVE) if self.interactive else None,
+            exact=self._shortest(_EXACT) if self._exact else None,
+            alert=alert,
+        )
+
+    def run(self, steps: int, emit: Emit) -> tuple[int, float]:
+        """Runs a planned tick.
+
+        Returns:
+            Computed timesteps that belonged to sequences, and the seconds of the model's run.
+        """
+        x, state = self._gather(steps)
+        begin = time.perf_counter()
+        result = self.model.runtime.run(x, state)
+        seconds = time.perf_counter() - begin
+        return self._scatter(steps, result, emit), seconds
+
+    def fits_single(self, job: Job) -> bool:
+        """Whether a job is one sequence of at most a tick, for `run_single`; only without lanes in use."""
+        return job.size == 1 and job.steps <= (self._max_steps if job.interactive else self._longest)
+
+    def run_single(self, job: Job, emit: Emit) -> None:
+        """Runs a job of one sequence by itself, past the lanes: there is nothing to gather it with."""
+        logits, states, final = self.model.runtime.run(job.values[:, np.newaxis], job.initial_state or self._zero_state)
+        if isinstance(job, ChunkJob):
+            emit((job, job.steps_done(logits[:, 0], states[:, 0])))
+            emit((job, job.ended(tuple(array[:, 0] for array in final))))
+        else:
+            job.lanes_done(_FIRST, logits[-1], final if job.keeps_states else None)
+            complete([job])
+            emit((job, job))
+
+    @property
+    def _longest(self) -> int:
+        """Timesteps of a tick, at most: few lanes may run more of them, in no more time than all lanes."""
+        return min(self._region, len(self._input) // max(1, self.count))
+
+    def _shortest(self, kind: int) -> int:
+        """The fewest steps left to a lane that is _INTERACTIVE or _EXACT; there is one."""
+        left, is_kind = self._table[[_LEFT, kind], : self.count]
+        return int(left[is_kind != 0].min())
+
+    def _settle(self) -> None:
         """Moves the last lanes into the places of freed ones, so that the lanes in use are a dense prefix again."""
         if not self._holes:
             return
@@ -181,8 +212,8 @@ class Lanes:
             for array in self._state:
                 array[:, holes] = array[:, movers]
 
-    def gather(self, steps: int) -> tuple[Float32Array, State]:
-        """The input of a tick, [steps, lanes, features], and the states of the lanes; only after `settle`.
+    def _gather(self, steps: int) -> tuple[Float32Array, State]:
+        """The input of a tick, [steps, lanes, features], and the states of the lanes; only after `_settle`.
 
         Past a lane's end the input holds values of other lanes: by causality, no reported result depends on them.
         """
@@ -196,7 +227,7 @@ class Lanes:
         states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
         return x.reshape(steps, count, -1), states
 
-    def scatter(self, steps: int, result: TickResult, emit: Emit) -> int:
+    def _scatter(self, steps: int, result: TickResult, emit: Emit) -> int:
         """Reports the result of a tick, advances every lane, and frees those at their end.
 
         Returns:

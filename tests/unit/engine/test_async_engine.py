@@ -87,7 +87,7 @@ class Heard:
         self.end.set_exception(error)
 
 
-async def run_stretch(engine: AsyncEngine, model: Model, values: Float32Array, state: State | None = None) -> Heard:
+async def run_chunk(engine: AsyncEngine, model: Model, values: Float32Array, state: State | None = None) -> Heard:
     heard = Heard()
     job = ChunkJob(model, values, state, heard)
     engine.start(job)
@@ -132,7 +132,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
         state: State | None = None
         step, got_states, got_logits = 0, [], []
         for cut in cuts:
-            heard = await run_stretch(engine, model, values[step : step + cut], state)
+            heard = await run_chunk(engine, model, values[step : step + cut], state)
             got_states += heard.states
             got_logits += heard.logits
             state, step = heard.end.result(), step + cut
@@ -207,14 +207,14 @@ def on_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_work_whose_caller_left_is_dropped_at_the_next_tick() -> None:
     runtime, model = gated()
     async with running(model, lanes=2, steps=5) as engine:
-        leaving = asyncio.create_task(run_stretch(engine, model, random_values(model, 5000, 0)))
-        waiting = asyncio.create_task(run_stretch(engine, model, random_values(model, 5, 1)))
+        leaving = asyncio.create_task(run_chunk(engine, model, random_values(model, 5000, 0)))
+        waiting = asyncio.create_task(run_chunk(engine, model, random_values(model, 5, 1)))
         await asyncio.to_thread(runtime.entered.acquire)
         leaving.cancel()
         await asyncio.wait({leaving})
         runtime.gate.release(50)
         await waiting
-        staying = await run_stretch(engine, model, random_values(model, 10, 2))
+        staying = await run_chunk(engine, model, random_values(model, 10, 2))
         assert sum(len(part) for part in staying.states) == 10
     # A thousand ticks would be needed for all of it.
     assert len(runtime.lanes) <= 16
@@ -231,7 +231,7 @@ async def test_few_lanes_run_more_steps_a_tick_than_all_and_streams_hear_as_ofte
         assert all(lanes * steps <= 4 * 10 for lanes, steps in zip(runtime.lanes, runtime.steps, strict=True))
         assert 4 < max(runtime.steps[1:]) <= 5
         runtime.steps.clear()
-        await run_stretch(engine, model, random_values(model, 30, 9))
+        await run_chunk(engine, model, random_values(model, 30, 9))
         assert max(runtime.steps) == 4
 
 
@@ -264,7 +264,7 @@ async def test_a_failing_runtime_fails_that_tick_s_callers_and_the_engine_goes_o
         with pytest.raises(InternalError):
             await engine.run(batch_of(model, [random_values(model, 3, 0)]))
         with pytest.raises(InternalError):
-            await run_stretch(engine, model, random_values(model, 3, 0))
+            await run_chunk(engine, model, random_values(model, 3, 0))
         runtime.fails = False
         await engine.run(batch_of(model, [random_values(model, 3, 0)]))
 
@@ -296,7 +296,7 @@ async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
     async with running(model, lanes=4, steps=5) as engine:
         bulk = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 4000, 0)] * 40)))
         await asyncio.to_thread(runtime.entered.acquire)
-        step = asyncio.create_task(run_stretch(engine, model, random_values(model, 1, 1)))
+        step = asyncio.create_task(run_chunk(engine, model, random_values(model, 1, 1)))
         await asyncio.sleep(0)
         # The tick that runs, and one more.
         runtime.gate.release(2)
@@ -383,6 +383,6 @@ async def test_a_removed_model_finishes_what_it_has_and_takes_no_more() -> None:
         await asyncio.gather(*answers)
         logits, _, _ = alone(ONE_LAYER, values, None)
         assert [batch.logits.tobytes() for batch in batches] == [logits[-1:].tobytes()] * 3
-        await run_stretch(engine, TWO_LAYERS, random_values(TWO_LAYERS, 3, 2))
+        await run_chunk(engine, TWO_LAYERS, random_values(TWO_LAYERS, 3, 2))
         engine.add_model(ONE_LAYER)
-        await run_stretch(engine, ONE_LAYER, values)
+        await run_chunk(engine, ONE_LAYER, values)
