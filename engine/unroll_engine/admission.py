@@ -8,6 +8,7 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from unroll_engine.errors import OverloadedError
 from unroll_engine.observer import NoMetrics, QueueMetrics
+from unroll_engine.scheduler import IMPLICIT_DEADLINE
 
 STEPS, BYTES, DEADLINE, IDENTITY = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR", "IDENTITY_LIMIT"
 """Reasons of a refusal: too many timesteps queued, too many bytes, a late answer, a caller over its share."""
@@ -25,17 +26,15 @@ GRAIN = 0.05
 """Seconds between two deadlines that count as one."""
 _FIRST = -1
 """The deadline, in grains, of interactive jobs, which go before all others."""
-PATIENCE = 60.0
-"""Seconds to the deadline that a job without one counts as having; see scheduler.PATIENCE."""
 UNKNOWN_RETRY = 1.0
 """Seconds after which to try again, while no rate is known."""
 RETRY = (0.02, 30.0)
 """Least and most seconds after which to try again."""
-WINDOW = 0.05
+RATE_WINDOW = 0.05
 """Seconds of work, at least, that the rate is measured over."""
-BELIEF = 10.0
+RATE_LIFETIME = 10.0
 """Seconds that a measured rate is used for."""
-LEARNING = 0.3
+RATE_WEIGHT = 0.3
 """Weight of a single window in the rate."""
 
 
@@ -130,7 +129,7 @@ class AdmissionController:
             held[1] += size
         self.steps += steps
         self.bytes += size
-        job.due = _FIRST if job.interactive else int(min(job.deadline, now + PATIENCE) / GRAIN)
+        job.due = _FIRST if job.interactive else int(min(job.deadline, now + IMPLICIT_DEADLINE) / GRAIN)
         self._due[job.due] += steps
         self._metrics.queued(self.steps, self.bytes)
 
@@ -290,14 +289,14 @@ class ServiceRate:
         if not left:
             self._busy += now - self._since
             self._since = now
-        if done and (seconds := self._busy + now - self._since) >= WINDOW:
+        if done and (seconds := self._busy + now - self._since) >= RATE_WINDOW:
             self._learn(self._done / seconds, now)
             self._since, self._busy, self._done, self._least = now, 0.0, 0.0, left
 
     def _learn(self, measured: float, now: float) -> None:
         known = self.of(now)
         if self._least >= self._ample:
-            self._rate = measured if known is None else known + LEARNING * (measured - known)
-            self._until = now + BELIEF
+            self._rate = measured if known is None else known + RATE_WEIGHT * (measured - known)
+            self._until = now + RATE_LIFETIME
         elif known is not None:
             self._rate = max(known, measured)

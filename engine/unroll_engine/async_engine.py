@@ -31,7 +31,7 @@ def _cores() -> int:
 ONE_CORE = _cores() == 1
 INLINE = 5e-3 if ONE_CORE else 250e-6
 """Seconds of a tick on the event loop, at most. More on a single core, which a thread would have to share with it."""
-SLICE = 250e-6
+LOOP_BUDGET = 250e-6
 """Seconds of consecutive ticks on the event loop, after which it runs its other callbacks."""
 TURNS = 16
 """Turns of the event loop without a new job, at most, before a tick runs."""
@@ -83,10 +83,10 @@ class AsyncEngine:
         self._max_lanes = max_lanes
         # Whether `_run_on_loop` is scheduled.
         self._scheduled = False
-        # Entries of the inbox at the last turn of the loop; turns left to wait; entries of the last tick.
-        self._taken = 0
+        # Entries of the inbox at the last turn of the loop; turns left to wait; entries before the last tick.
+        self._arrivals = 0
         self._turns = 0
-        self._company = 1
+        self._last_arrivals = 1
         # Whether the core is the thread's. Set on the loop, cleared on the thread.
         self._threaded = False
         self._closed = False
@@ -184,21 +184,21 @@ class AsyncEngine:
             return
         # A tick costs nearly the same for one sequence as for many, and more jobs are often on their way through the
         # loop: while new ones arrive within a few turns, the tick waits. The more came last time, the more turns.
-        if self._taken < len(self._inbox):
-            self._taken = len(self._inbox)
-            self._turns = min(TURNS, 4 * self._company - 3)
-        if self._turns and self._taken < self._max_lanes and not self._core.backlog:
+        if self._arrivals < len(self._inbox):
+            self._arrivals = len(self._inbox)
+            self._turns = min(TURNS, 4 * self._last_arrivals - 3)
+        if self._turns and self._arrivals < self._max_lanes and not self._core.backlog:
             self._turns -= 1
             if ONE_CORE and hasattr(os, "sched_yield"):
                 # To the threads that bring jobs.
                 os.sched_yield()
             self._loop.call_soon(self._run_on_loop)
             return
-        self._company = self._taken or self._company
-        self._taken = self._turns = 0
+        self._last_arrivals = self._arrivals or self._last_arrivals
+        self._arrivals = self._turns = 0
         self._scheduled = False
         begin = now = time.monotonic()
-        until = begin + SLICE
+        until = begin + LOOP_BUDGET
         while True:
             if self._inbox:
                 self._take_inbox()
@@ -210,6 +210,8 @@ class AsyncEngine:
                 break
             self._core.run()
             deliver(self._core.events())
+            if self._core.idle and not self._inbox:
+                return
             now = time.monotonic()
             if ONE_CORE and now > until:
                 # In any case: a tick that is planned already is not planned anew.

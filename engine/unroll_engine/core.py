@@ -20,15 +20,16 @@ from unroll_engine.scheduler import CALM, Queue, capacity_of
 
 _log = logging.getLogger(__name__)
 
-FIRST_GUESS = 50e-6
+INITIAL_OVERHEAD = 50e-6
 """Seconds that a tick takes beside the model's run, until some have been timed."""
-LEARNING = 0.05
+OVERHEAD_WEIGHT = 0.05
 """Weight of a single tick in that estimate."""
 
 Events = list[tuple[Job, object]]
 """Results for jobs, in order: an event for Job.deliver, or a RequestError for Job.fail."""
 
 _WAITING = attrgetter("queue.waiting")
+_LANES = attrgetter("lanes.count")
 
 
 def deliver(events: Events) -> None:
@@ -59,7 +60,7 @@ class ModelQueue:
         self.traced = False
         self._overhead = 0.0
         self._events = events
-        self.learn(FIRST_GUESS)
+        self.learn(INITIAL_OVERHEAD)
 
     def traced_calls(self, single: Job | None) -> list[ObservedCall]:
         """The traced calls of the next tick: that of `single`, or those of the lanes."""
@@ -80,7 +81,7 @@ class ModelQueue:
         """Updates the cost of a tick by the seconds that one took beside the model's run."""
         # Bounded: a tick that another process held up does not predict the next one.
         usual = self._overhead or overhead
-        self._overhead = usual + LEARNING * (min(overhead, 4 * usual) - usual)
+        self._overhead = usual + OVERHEAD_WEIGHT * (min(overhead, 4 * usual) - usual)
         fixed = self.model.cost.fixed + self._overhead
         # In coarse steps: the scheduler caches by cost.
         if not 0.8 * self.cost.fixed < fixed < 1.25 * self.cost.fixed:
@@ -108,12 +109,18 @@ class EngineCore:
         max_lanes: Sequences of one class, interactive or bulk, in a tick of a model, at most.
         max_steps: Timesteps of a tick, at most, of all lanes or of interactive ones; one of few lanes may run more.
         metrics: Counts what is done.
+
+    Attributes:
+        backlog: Whether jobs wait for lanes: then a job that arrives now can't join the next tick.
+        idle: Whether there was nothing left to run after the last tick; jobs may have been added since.
     """
 
     def __init__(self, models: Iterable[Model], max_lanes: int, max_steps: int, metrics: Metrics) -> None:
         self._max_lanes = max_lanes
         self._max_steps = max_steps
         self._metrics = metrics
+        self.backlog = False
+        self.idle = True
         self._events: Events = []
         self._emit = self._events.append
         self._queues: dict[Model, ModelQueue] = {}
@@ -151,11 +158,6 @@ class EngineCore:
                 each.close()
                 if self._planned is each:
                     self._planned = None
-
-    @property
-    def backlog(self) -> bool:
-        """Whether jobs wait for lanes: then a job that arrives now can't join the next tick."""
-        return any(map(_WAITING, self._rotation))
 
     def add(self, job: Job, now: float) -> None:
         """Queues a job that arrived at time `now`."""
@@ -241,6 +243,9 @@ class EngineCore:
                 job.cancelled = True
                 self._emit((job, InternalError("the model's runtime failed")))
             return
+        finally:
+            self.backlog = any(map(_WAITING, self._rotation))
+            self.idle = not (self.backlog or self._retiring or any(map(_LANES, self._rotation)))
         took = time.perf_counter() - begin
         if not single:
             planned.learn(self._preparing + took - model_took)

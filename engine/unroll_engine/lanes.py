@@ -147,8 +147,9 @@ class Lanes:
     def plan(self, cost: TickCost, alert: bool) -> int:
         """Chooses the timesteps of the next tick; see scheduler.tick_steps."""
         self._settle()
+        # Few lanes may run more timesteps than all, in no more time.
         return tick_steps(
-            self._max_steps if self.interactive else self._longest,
+            self._max_steps if self.interactive else min(self._region, len(self._input) // self.count),
             cost,
             self._table[_LEFT, : self.count],
             interactive=self._shortest(_INTERACTIVE) if self.interactive else None,
@@ -170,7 +171,7 @@ class Lanes:
 
     def fits_single(self, job: Job) -> bool:
         """Whether a job is one sequence of at most a tick, for `run_single`; only without lanes in use."""
-        return job.size == 1 and job.steps <= (self._max_steps if job.interactive else self._longest)
+        return job.size == 1 and job.steps <= (self._max_steps if job.interactive else self._region)
 
     def run_single(self, job: Job, emit: Emit) -> None:
         """Runs a job of one sequence by itself, past the lanes: there is nothing to gather it with."""
@@ -182,11 +183,6 @@ class Lanes:
             job.lanes_done(_FIRST, logits[-1], final if job.keeps_states else None)
             complete([job])
             emit((job, job))
-
-    @property
-    def _longest(self) -> int:
-        """Timesteps of a tick, at most: few lanes may run more of them, in no more time than all lanes."""
-        return min(self._region, len(self._input) // max(1, self.count))
 
     def _shortest(self, kind: int) -> int:
         """The fewest steps left to a lane that is _INTERACTIVE or _EXACT; there is one."""

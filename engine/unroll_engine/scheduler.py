@@ -8,8 +8,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-PATIENCE = 60.0
-"""Seconds to the deadline that a job without one is ordered by, so that deadlines never starve it."""
+IMPLICIT_DEADLINE = 60.0
+"""Seconds to the deadline of a job that has none, so that others never starve it."""
 CALM = 0.05
 """Seconds without an interactive job after which bulk ticks may be long again."""
 ALERT_SECONDS = 250e-6
@@ -71,7 +71,7 @@ class Queue(Generic[JobT]):
         job.arrived = now
         self.waiting += 1
         self._arrivals += 1
-        entry = (min(job.deadline, now + PATIENCE), self._arrivals, job)
+        entry = (min(job.deadline, now + IMPLICIT_DEADLINE), self._arrivals, job)
         heapq.heappush(self._interactive if job.interactive else self._bulk, entry)
 
     def cancel(self) -> None:

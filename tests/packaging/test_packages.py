@@ -212,6 +212,25 @@ def test_the_server_needs_no_torch(server_environment: Environment, pins: dict[s
     assert "--models" in output_of(server_environment.bin / "unroll-serve", "--help")
 
 
+def test_the_engine_works_in_process_without_grpc(
+    server_environment: Environment, server: ServerProcess, bundle_root: Path, vowels: list[Sequence], tmp_path: Path
+) -> None:
+    arrays = [sequence.values for sequence in vowels]
+    np.savez(tmp_path / "sequences.npz", *arrays)
+    program = """
+import sys
+import numpy as np
+from unroll_engine import Engine
+arrays = np.load(sys.argv[2])
+logits = Engine.load(sys.argv[1]).classify([arrays[name] for name in arrays.files]).logits
+assert not {"grpc", "prometheus_client", "click", "torch"} & sys.modules.keys()
+print(logits.tobytes().hex())
+"""
+    mine = output_of(server_environment.bin / "python", "-c", program, bundle_root / "jv", tmp_path / "sequences.npz")
+    with Client(server.address) as client:
+        assert mine.strip() == client.classify(arrays, model="jv").logits.tobytes().hex()
+
+
 def test_the_server_works_by_itself(
     server_environment: Environment,
     server: ServerProcess,

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_engine.admission import (
-    BELIEF,
     BYTES,
     DEADLINE,
     IDENTITY,
     MARGIN,
+    RATE_LIFETIME,
+    RATE_WINDOW,
     RETRY,
     STEPS,
     STRAIN,
     UNKNOWN_RETRY,
-    WINDOW,
     AdmissionController,
     LimitsOf,
     Share,
@@ -153,18 +153,18 @@ def test_the_rate_is_what_is_done_while_there_is_enough_to_do(queued: int) -> No
     # Much to do, and slow: it is slower now.
     now = work_off(admission, queued, RATE / 2, seconds=5, now=now)
     assert admission.at(now).rate == pytest.approx(RATE / 2, rel=0.1)
-    assert admission.at(now + BELIEF).rate is None
+    assert admission.at(now + RATE_LIFETIME).rate is None
 
 
 def test_time_without_work_does_not_count() -> None:
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = 0.0
     for _ in range(30):
-        now = work_off(admission, 5, seconds=WINDOW / 3, now=now + 5)
+        now = work_off(admission, 5, seconds=RATE_WINDOW / 3, now=now + 5)
     # As it idles, the fewest queued are none; what it does meanwhile is right all the same.
     now = work_off(admission, 5, now=now)
     for _ in range(30):
-        now = work_off(admission, 5, RATE, seconds=WINDOW / 3, now=now + 0.1)
+        now = work_off(admission, 5, RATE, seconds=RATE_WINDOW / 3, now=now + 0.1)
     assert admission.at(now).rate == pytest.approx(RATE, rel=0.1)
 
 

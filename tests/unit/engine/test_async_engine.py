@@ -14,7 +14,7 @@ from support.counting import Counting
 from support.models import alone, random_network, served
 
 from unroll_engine.async_engine import AsyncEngine
-from unroll_engine.core import FIRST_GUESS
+from unroll_engine.core import INITIAL_OVERHEAD
 from unroll_engine.errors import ExpiredError, InternalError, ModelNotFoundError, OverloadedError, RequestError
 from unroll_engine.jobs import BatchJob, ChunkJob
 from unroll_engine.models.loader import Model
@@ -357,9 +357,9 @@ async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
 ) -> None:
     monkeypatch.setattr("unroll_engine.async_engine.ONE_CORE", one_core)
     # Between one tick and two, by the cost that these models claim.
-    seconds = 1.01 * (ONE_LAYER.cost.seconds(4, 16) + FIRST_GUESS)
+    seconds = 1.01 * (ONE_LAYER.cost.seconds(4, 16) + INITIAL_OVERHEAD)
     monkeypatch.setattr("unroll_engine.async_engine.INLINE", seconds)
-    monkeypatch.setattr("unroll_engine.async_engine.SLICE", seconds)
+    monkeypatch.setattr("unroll_engine.async_engine.LOOP_BUDGET", seconds)
     async with running(ONE_LAYER, lanes=4, steps=16) as engine:
         for round_ in range(3):
             batches = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 16, seed)] * 4) for seed in range(10 * round_)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unroll_engine.scheduler import ALERT_SECONDS, PATIENCE, Queue, TickCost, capacity_of, tick_steps
+from unroll_engine.scheduler import ALERT_SECONDS, IMPLICIT_DEADLINE, Queue, TickCost, capacity_of, tick_steps
 
 COST = TickCost(fixed=50e-6, step=2e-6, lane=0.25e-6)
 
@@ -64,7 +64,7 @@ def test_the_earliest_deadline_goes_first_and_none_counts_as_patience(job: list[
     expected = sorted(
         range(len(job)),
         key=lambda name: (
-            min(np.inf if job[name][0] > 90 else job[name][0] + 60, job[name][1] + PATIENCE),
+            min(np.inf if job[name][0] > 90 else job[name][0] + 60, job[name][1] + IMPLICIT_DEADLINE),
             name,
         ),
     )
