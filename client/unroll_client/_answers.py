@@ -9,13 +9,10 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_client._arrays import FLOAT32, join, unpack
+from unroll_client._arrays import join, unpack
 from unroll_client._errors import DeadlineExceeded, Internal, UnrollError
 from unroll_client._types import ModelInfo, Steps
 from unroll_proto.v1 import unroll_pb2 as pb
-
-# Of a chunk message besides the values: key and framing.
-_ENVELOPE_BYTES = 256
 
 
 class Message(Enum):
@@ -196,13 +193,3 @@ def joined(parts: list[Steps]) -> Steps:
 def _joined(parts: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
     arrays = [part for part in parts if part is not None]
     return join(arrays) if arrays else None
-
-
-def cut(values: NDArray[np.float32], info: ModelInfo) -> list[NDArray[np.float32]]:
-    """Cuts a chunk into parts that the server's limits let through."""
-    limits = info.limits
-    most = limits.max_steps or len(values)
-    if limits.max_message_bytes:
-        most = min(most, (limits.max_message_bytes - _ENVELOPE_BYTES) // (FLOAT32.itemsize * info.input_size))
-    most = max(most, 1)
-    return [values[start : start + most] for start in range(0, len(values), most)]

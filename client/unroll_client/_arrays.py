@@ -97,6 +97,24 @@ def pack_chunk(chunk: ArrayLike, features: int | None = None) -> NDArray[np.floa
     return values
 
 
+def cut(
+    values: NDArray[np.float32], max_steps: int, max_message_bytes: int, envelope: int
+) -> list[NDArray[np.float32]]:
+    """Cuts a chunk [steps, features] into parts that the server's limits let through.
+
+    Args:
+        values: The chunk.
+        max_steps: Steps of a part; 0 for no limit.
+        max_message_bytes: Bytes of the message that carries a part; 0 for no limit.
+        envelope: Bytes of a message besides the values.
+    """
+    most = max_steps or len(values)
+    if max_message_bytes:
+        most = min(most, (max_message_bytes - envelope) // (FLOAT32.itemsize * values.shape[1]))
+    most = max(most, 1)
+    return [values[start : start + most] for start in range(0, len(values), most)]
+
+
 def unpack(data: bytes, rows: int, columns: int) -> NDArray[np.float32]:
     """Reads float32 [rows, columns] that the server sent, as a new array.
 

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from numpy.typing import ArrayLike
 
-from unroll_client._arrays import check_number
+from unroll_client._arrays import check_number, pack_chunk
 from unroll_client._calls import Calls
 from unroll_client._channel import Connection, targets_of
 from unroll_client._classify import Batch, classify
@@ -23,10 +23,10 @@ from unroll_client._errors import InvalidArgument, NotFound, UnrollError
 from unroll_client._models import Models
 from unroll_client._proxy import explained
 from unroll_client._sequence import AsyncSequence
-from unroll_client._sessions import SessionSteps, advance_request, session_steps
+from unroll_client._sessions import SessionSteps, advance_request, joined_steps, piece_request, pieces, session_steps
 from unroll_client._stream import SharedStream
 from unroll_client._tracing import traced_stream
-from unroll_client._types import Classification, ModelInfo
+from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -123,7 +123,8 @@ class AsyncClient(Uncopied):
     ) -> Classification:
         """Classifies sequences, each from the logits of its own last timestep.
 
-        What is over the server's limits for one RPC goes as several; small calls of the same moment share one.
+        What is over the server's limits for one RPC goes as several. A sequence that is too long goes in pieces, with
+        the bits of the whole. Small calls of the same moment share an RPC.
 
         Args:
             sequences: Arrays [steps, features] of numbers, of any lengths, of NumPy or any library that it can read.
@@ -223,6 +224,9 @@ class AsyncClient(Uncopied):
         With `first_step` a chunk is applied once, however often it is sent, so the call is tried again when a server
         goes away; so is one that starts a session. Others are not: whether they were applied, nobody could tell.
 
+        A chunk over the server's limits goes as several requests, each applied once. If one fails, those before it are
+        applied all the same: the error's `advanced` is their answer, from whose `step` the rest can be sent.
+
         Args:
             session_id: 1 to 128 bytes of UTF-8.
             chunk: The next timesteps [steps, features]; none only where the session starts or ends.
@@ -247,14 +251,27 @@ class AsyncClient(Uncopied):
         """
         if model is None:
             model = "" if not start else snapshot.model if snapshot else self._model
-        request = advance_request(session_id, chunk, model, version, start, end, first_step, snapshot)
+        request = advance_request(session_id, model, version, start, end, first_step, snapshot)
         request.return_states, request.return_logits, request.return_snapshot = states, logits, return_snapshot
+        # Of any number of features: the server alone knows the session's model.
+        values = None if chunk is None else pack_chunk(chunk)
         deadline = self._calls.deadline(timeout)
-        if start or first_step is not None:
-            answer = await self._calls.make_repeatable(lambda server: server.Advance, request, deadline)
-        else:
-            answer = await self._calls.make(lambda server: server.Advance, request, deadline, again=False)
-        return session_steps(answer, request)
+        parts = pieces(request, values, None if values is None else await self._limits(deadline))
+        answers: list[SessionSteps] = []
+        for number, part in enumerate(parts, 1):
+            piece = piece_request(request, part, answers[-1] if answers else None, last=number == len(parts))
+            try:
+                if piece.start or piece.HasField("first_step"):
+                    answer = await self._calls.make_repeatable(lambda server: server.Advance, piece, deadline)
+                else:
+                    answer = await self._calls.make(lambda server: server.Advance, piece, deadline, again=False)
+            except UnrollError as error:
+                if isinstance(error, InvalidArgument):
+                    self._models.forget()  # The limits that are remembered may be what is wrong.
+                error.advanced = joined_steps(answers) if answers else None
+                raise
+            answers.append(session_steps(answer, piece))
+        return joined_steps(answers)
 
     @_explaining
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:  # noqa: ASYNC109 (as above)
@@ -349,6 +366,16 @@ class AsyncClient(Uncopied):
     async def known_model(self, name: str, version: int) -> ModelInfo:
         """One served model version, from memory where it was asked for before."""
         return await self._models.find(name, version, self._calls.deadline(None))
+
+    async def _limits(self, deadline: float) -> Limits | None:
+        """What one RPC may carry, the same for all models; None if none is served."""
+        if (known := self._models.any()) is None:
+            request = pb.ListModelsRequest()
+            answer = await self._calls.make_repeatable(lambda server: server.ListModels, request, deadline)
+            for model in answer.models:
+                known = ModelInfo.from_proto(model)
+                self._models.remember(known.name, known.version, known)
+        return None if known is None else known.limits
 
     async def _look_up(self, name: str, version: int, deadline: float) -> ModelInfo:
         check_number("version", version)

@@ -1,17 +1,19 @@
-"""Classify: what one call is given, cut into as many RPCs as the server's limits ask for, and their answers."""
+"""Classify: one call, cut into as many RPCs as the server's limits ask for, and their answers."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Listing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from unroll_client._arrays import FLOAT32, Ragged, invalid, join, pack, unpack
-from unroll_client._errors import Internal, UnrollError, shifted
+from unroll_client._errors import FailedPrecondition, Internal, NotFound, UnrollError, renumbered
 from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -20,6 +22,9 @@ from unroll_proto.v1 import unroll_pb2 as pb
 IN_FLIGHT = 4
 # Of a message besides values, lengths and states: the names and the framing of fields.
 ENVELOPE_BYTES = 512
+_OVERFLOW = re.compile(r"values of sequence (\d+) (.+)")
+# Times that a call with sequences over the limits begins, as the version that it began on is gone.
+_BEGINNINGS = 3
 # A length as a varint, and the framing of an initial state.
 _SEQUENCE_BYTES = 16
 
@@ -55,9 +60,8 @@ class Batch:
             InvalidArgument: a sequence can't be used, or there is not one initial state a sequence.
         """
         ragged = pack(sequences)
-        size = len(ragged.values) + _SEQUENCE_BYTES * len(ragged.lengths)
         if initial_states is None:
-            return cls(ragged, (), return_final_states, size)
+            return cls.of(ragged, (), return_final_states)
         if len(initial_states) != len(ragged.lengths):
             what = f"{len(initial_states)} states for {len(ragged.lengths)} sequences"
             raise invalid("initial_states", what)
@@ -65,7 +69,12 @@ class Batch:
             if not isinstance(state, Snapshot | None):
                 raise invalid(f"initial_states[{index}]", f"a Snapshot or None expected, got {type(state).__name__}")
         states = tuple(pb.Snapshot() if state is None else state.to_proto() for state in initial_states)
-        size += sum(state.ByteSize() for state in states)
+        return cls.of(ragged, states, return_final_states)
+
+    @classmethod
+    def of(cls, ragged: Ragged, states: tuple[pb.Snapshot, ...], return_final_states: bool) -> Batch:
+        """Adds up the size."""
+        size = len(ragged.values) + _SEQUENCE_BYTES * len(ragged.lengths) + sum(state.ByteSize() for state in states)
         return cls(ragged, states, return_final_states, size)
 
     def __len__(self) -> int:
@@ -84,34 +93,24 @@ class Batch:
         )
 
     def explain(self, error: UnrollError, info: ModelInfo) -> None:
-        """Raises what the server's refusal of all values means for the caller, who never sees them end to end.
+        """Raises what a server's refusal of all values end to end means for the caller, who has sequences.
 
         Raises:
-            InvalidArgument: the sequences have another number of features than the model.
+            InvalidArgument: they have another number of features than the model, or one overflows in its arithmetic.
         """
-        if self.ragged.features != info.input_size and any(each.field == "values" for each in error.fields):
-            what = f"{self.ragged.features} features, model {info.name} has {info.input_size}"
-            raise invalid("sequences[0]", what) from error
+        for each in error.fields:
+            if each.field != "values":
+                continue
+            if self.ragged.features != info.input_size:
+                what = f"{self.ragged.features} features, model {info.name} has {info.input_size}"
+                raise invalid("sequences[0]", what) from error
+            if place := _OVERFLOW.match(each.description):
+                raise invalid(f"sequences[{place[1]}]", f"values {place[2]}") from error
 
     def parts(self, limits: Limits) -> list[tuple[int, int]]:
-        """Cuts the batch into ranges of sequences that fit one message each.
-
-        Raises:
-            InvalidArgument: one sequence alone is over a limit.
-        """
-        lengths = np.array(self.ragged.lengths, np.int64)
-        long = np.flatnonzero(lengths > limits.max_steps) if limits.max_steps else np.empty(0, np.int64)
-        if len(long):
-            what = f"{lengths[long[0]]} steps, the server takes {limits.max_steps}"
-            raise invalid(f"sequences[{long[0]}]", what)
-        sizes = lengths * (self.ragged.features * FLOAT32.itemsize) + _SEQUENCE_BYTES
-        if self.states:
-            sizes += np.fromiter((state.ByteSize() for state in self.states), np.int64, len(sizes))
+        """Cuts the batch into ranges of sequences that fit one message each, as each sequence does alone."""
+        sizes = np.array(self.ragged.lengths, np.int64) * self._row + self._overheads()
         room = message_room(limits)
-        large = np.flatnonzero(sizes > room)
-        if len(large):
-            what = f"{sizes[large[0]]} bytes, the server takes messages of {limits.max_message_bytes}"
-            raise invalid(f"sequences[{large[0]}]", what)
         ends = np.cumsum(sizes)
         most = limits.max_sequences or len(sizes)
         parts, start, sent = [], 0, 0
@@ -120,6 +119,39 @@ class Batch:
             parts.append((start, end))
             start, sent = end, int(ends[end - 1])
         return parts
+
+    def most_steps(self, limits: Limits) -> NDArray[np.int64]:
+        """Steps of each sequence that one message can take, int64 [sequences].
+
+        Raises:
+            InvalidArgument: not even one step fits.
+        """
+        overheads = self._overheads()
+        most = (message_room(limits) - overheads) // max(self._row, 1)
+        large = np.flatnonzero(most < 1)
+        if len(large):
+            size = self._row + int(overheads[large[0]])
+            what = f"a step and the state take {size} bytes, the server takes messages of {limits.max_message_bytes}"
+            raise invalid(f"sequences[{large[0]}]", what)
+        return np.minimum(most, limits.max_steps) if limits.max_steps else most
+
+    def pieces(self, numbers: NDArray[np.int64], begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Ragged:
+        """The steps `begins` to `ends - 1` of the sequences of these numbers; `begins` and `ends` are of all."""
+        lengths = np.array(self.ragged.lengths, np.int64)
+        starts, row = np.cumsum(lengths) - lengths, self._row
+        rows = zip((starts + begins)[numbers].tolist(), (starts + ends)[numbers].tolist(), strict=True)
+        values = memoryview(self.ragged.values)
+        joined = b"".join([values[begin * row : end * row] for begin, end in rows])
+        return Ragged(joined, (ends - begins)[numbers].tolist(), self.ragged.features)
+
+    @property
+    def _row(self) -> int:
+        return self.ragged.features * FLOAT32.itemsize
+
+    def _overheads(self) -> NDArray[np.int64]:
+        """Bytes of each sequence besides its values."""
+        sizes = [state.ByteSize() for state in self.states] or [0] * len(self)
+        return np.array(sizes, np.int64) + _SEQUENCE_BYTES
 
 
 def message_room(limits: Limits) -> int:
@@ -130,8 +162,42 @@ def message_room(limits: Limits) -> int:
 async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call: Call) -> Classification:
     """Classifies a batch by one RPC or several.
 
-    Where a new version came up in between, the parts that an older one answered are asked for again, so that one
-    version answers all.
+    A sequence over the server's limits goes in pieces, each from the state after the one before. All but the last
+    pieces go ahead; the others go together. One version answers all pieces. If it is gone before the last one, and the
+    caller didn't ask for it, all begin anew.
+    """
+    for tries in count(1):
+        rest, of_version = batch, version
+        everything = np.arange(len(batch))
+        lengths = np.array(batch.ragged.lengths, np.int64)
+        begins = np.zeros_like(lengths)
+        try:
+            while len(long := np.flatnonzero(lengths - begins > (most := rest.most_steps(info.limits)))):
+                states = list(rest.states) or [pb.Snapshot() for _ in everything]
+                ends = np.minimum(begins + most, lengths)
+                piece = Batch.of(batch.pieces(long, begins, ends), tuple(states[i] for i in long.tolist()), True)
+                result = await _classify(piece, long.tolist(), model, of_version, info, call)
+                for index, state in zip(long.tolist(), result.final_states or (), strict=True):
+                    states[index] = state.to_proto()
+                begins[long], of_version = ends[long], result.version
+                rest = replace(rest, states=tuple(states))
+            if begins.any():
+                rest = Batch.of(batch.pieces(everything, begins, lengths), rest.states, batch.return_final_states)
+            return await _classify(rest, everything.tolist(), model, of_version, info, call)
+        except (NotFound, FailedPrecondition):
+            # With states of the caller's, one of them can be what is refused.
+            if of_version == version or batch.states or tries == _BEGINNINGS:
+                raise
+    raise AssertionError
+
+
+async def _classify(
+    batch: Batch, numbers: Listing[int], model: str, version: int, info: ModelInfo, call: Call
+) -> Classification:
+    """Classifies sequences that each fit a message; to the caller, they have these numbers.
+
+    If a new version came up in between, the parts that an older one answered are asked for again, so that one version
+    answers all.
     """
     parts = batch.parts(info.limits)
     starts = np.concatenate(([0], np.cumsum(batch.ragged.lengths, dtype=np.int64)))
@@ -143,7 +209,7 @@ async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call
                 return await call(batch.request(model, of_version, *part, int(starts[part[0]])))
             except UnrollError as error:
                 # The server counts the sequences of its request, the caller those of the call.
-                raise shifted(error, part[0]) from error.__cause__
+                raise renumbered(error, numbers[slice(*part)]) from error.__cause__
 
     answers = await _together([ask(part, version) for part in parts])
     newest = max((answer.version for answer in answers), default=0)

@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
+    from unroll_client._sessions import SessionSteps
     from unroll_proto.snapshot import Snapshot
 
 
@@ -49,9 +50,12 @@ class UnrollError(Exception):
         reason: What tells errors of one code apart, as "SESSION_EXPIRED"; empty where the code says it all.
         snapshot: The last state that is known of the sequence that failed with its server, where one is:
             `unroll(snapshot=...)` goes on from its step. None otherwise, also where that is the beginning.
+        advanced: The answer to those steps of an `advance` over the server's limits that were applied before it failed;
+            None if none were.
     """
 
     snapshot: Snapshot | None = None
+    advanced: SessionSteps | None = None
     code = grpc.StatusCode.UNKNOWN
 
     def __init__(
@@ -164,8 +168,8 @@ _BY_CODE: dict[grpc.StatusCode, type[UnrollError]] = {
     )
 }
 _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-# Begins a field, and with it a message, that is about one sequence of a Classify request.
-_SEQUENCE = re.compile(r"^(lengths|initial_states)\[(\d+)\]")
+# Begins a field, a description or a message that is about one sequence of a Classify request.
+_SEQUENCE = re.compile(r"^((?:lengths|initial_states)\[|(?:values: )?values of sequence )(\d+)")
 _DETAILS = "grpc-status-details-bin"
 # What grpc.aio makes of a stream's status, for good, when a write fails before the true status has come.
 _WRITE_FAILED = "Internal error from Core"
@@ -190,14 +194,18 @@ def from_status(status: status_pb2.Status) -> UnrollError:
     return _make(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
 
 
-def shifted(error: UnrollError, first: int) -> UnrollError:
-    """An error about one request of several, in terms of the whole: its first sequence is the whole's `first`-th."""
+def renumbered(error: UnrollError, numbers: Listing[int]) -> UnrollError:
+    """Puts an error about one request of several in terms of the whole, where its sequences have these numbers."""
 
     def renumber(place: re.Match[str]) -> str:
-        return f"{place[1]}[{int(place[2]) + first}]"
+        index = int(place[2])
+        return f"{place[1]}{numbers[index]}" if index < len(numbers) else place[0]
 
     found = copy.copy(error)
-    found.fields = tuple(FieldViolation(_SEQUENCE.sub(renumber, each.field), each.description) for each in error.fields)
+    found.fields = tuple(
+        FieldViolation(_SEQUENCE.sub(renumber, each.field), _SEQUENCE.sub(renumber, each.description))
+        for each in error.fields
+    )
     found.message = _SEQUENCE.sub(renumber, error.message)
     found.args = (found.message,)
     return found

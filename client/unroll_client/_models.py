@@ -32,6 +32,10 @@ class Models:
         """What is remembered."""
         return self._known.get((name, version))
 
+    def any(self) -> ModelInfo | None:
+        """One of those that are remembered."""
+        return next(iter(self._known.values()), None)
+
     def remember(self, name: str, version: int, info: ModelInfo) -> None:
         """Keeps what was answered for a name and version, 0 among them."""
         self._known[name, version] = self._known[info.name, info.version] = info

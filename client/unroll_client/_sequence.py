@@ -10,8 +10,8 @@ from typing import Self
 
 from numpy.typing import ArrayLike
 
-from unroll_client._answers import Answer, Message, cut, decode_steps, joined, since
-from unroll_client._arrays import pack_chunk
+from unroll_client._answers import Answer, Message, decode_steps, joined, since
+from unroll_client._arrays import cut, pack_chunk
 from unroll_client._errors import FailedPrecondition, UnrollError
 from unroll_client._host import Host
 from unroll_client._line import CLOSED, Line
@@ -19,6 +19,9 @@ from unroll_client._types import Steps
 from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
+
+# Of a chunk message besides the values: key and framing.
+_ENVELOPE_BYTES = 256
 
 
 class AsyncSequence(Uncopied):
@@ -173,7 +176,8 @@ class AsyncSequence(Uncopied):
             assert self._line.info is not None
             values = pack_chunk(chunk, self._line.info.input_size)
             answers: list[Answer] = []
-            for part in cut(values, self._line.info):
+            limits = self._line.info.limits
+            for part in cut(values, limits.max_steps, limits.max_message_bytes, _ENVELOPE_BYTES):
                 await self._line.ready()
                 if any(answer.refused or answer.doomed for answer in answers):
                     break  # The rest would take the place of the part that was refused.

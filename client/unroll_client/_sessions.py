@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from unroll_client._arrays import FLOAT32, check_number, pack_chunk
+from unroll_client._arrays import FLOAT32, check_number, cut, join
+from unroll_client._types import Limits
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
+
+# Of an Advance message besides the values and what the caller chose: `first_step`, flags and framing.
+_ENVELOPE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +52,6 @@ class SessionSteps:
 
 def advance_request(
     session_id: str,
-    chunk: ArrayLike | None,
     model: str,
     version: int,
     start: bool,
@@ -56,16 +59,14 @@ def advance_request(
     first_step: int | None,
     snapshot: Snapshot | None,
 ) -> pb.AdvanceRequest:
-    """The request for the next steps of a session; see `AsyncClient.advance`.
+    """Makes the request for the next steps of a session, without their values; see `AsyncClient.advance`.
 
     Raises:
-        InvalidArgument: `chunk` can't be used, see `pack_chunk`, or the wire can't carry a number.
+        InvalidArgument: the wire can't carry a number.
     """
     check_number("version", version)
     if first_step is not None:
         check_number("first_step", first_step, bits=64)
-    # Any number of features: the server alone knows the session's model.
-    values = b"" if chunk is None else pack_chunk(chunk).tobytes()
     return pb.AdvanceRequest(
         session_id=session_id,
         model=model,
@@ -73,9 +74,59 @@ def advance_request(
         start=start,
         end=end,
         first_step=first_step,
-        values=values,
         initial_state=snapshot.to_proto() if snapshot else None,
     )
+
+
+def pieces(request: pb.AdvanceRequest, values: NDArray[np.float32] | None, limits: Limits | None) -> list[bytes]:
+    """Cuts a chunk into the values of as many requests as the server's limits ask for; one request if there is none."""
+    if values is None or limits is None:
+        return [b"" if values is None else values.tobytes()]
+    envelope = request.ByteSize() + _ENVELOPE_BYTES
+    return [part.tobytes() for part in cut(values, limits.max_steps, limits.max_message_bytes, envelope)]
+
+
+def piece_request(
+    request: pb.AdvanceRequest, values: bytes, before: SessionSteps | None, *, last: bool
+) -> pb.AdvanceRequest:
+    """Makes the request for one piece of a chunk.
+
+    Args:
+        request: The one for the whole chunk.
+        values: Those of the piece.
+        before: The answer to the piece before it, if there was one.
+        last: Whether it is the last one.
+    """
+    piece = pb.AdvanceRequest()
+    piece.CopyFrom(request)
+    piece.values = values
+    if before is not None:
+        # Wherever the chunk began: that this piece follows the one before is known, and makes it repeatable.
+        piece.first_step = before.step
+        if piece.start:
+            piece.start, piece.model, piece.version = False, "", 0
+            piece.ClearField("initial_state")
+    if not last:
+        piece.end = piece.return_snapshot = False
+    return piece
+
+
+def joined_steps(parts: list[SessionSteps]) -> SessionSteps:
+    """Makes one answer of those to pieces that follow each other."""
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[-1],
+        first_step=parts[0].first_step,
+        count=sum(part.count for part in parts),
+        states=_joined([part.states for part in parts]),
+        logits=_joined([part.logits for part in parts]),
+    )
+
+
+def _joined(arrays: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    given = [array for array in arrays if array is not None]
+    return join(given) if given else None
 
 
 def session_steps(answer: pb.AdvanceResponse, request: pb.AdvanceRequest) -> SessionSteps:

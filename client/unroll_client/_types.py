@@ -13,13 +13,13 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one RPC may carry.
+    """What one RPC may carry; the client sends as several what is more.
 
     Attributes:
-        max_sequences: Sequences of one Classify RPC; `classify` splits what is more.
-        max_steps: Timesteps of one sequence of Classify, or of one chunk of a stream.
+        max_sequences: Sequences of one Classify RPC.
+        max_steps: Timesteps of one sequence of Classify, or of one chunk of a stream or session.
         max_open_sequences: Sequences open on one stream.
-        max_message_bytes: Bytes of one request message; `classify` splits what is more.
+        max_message_bytes: Bytes of one request message.
     """
 
     max_sequences: int

@@ -31,6 +31,16 @@ TWO_LAYERS = served(random_network(layers=2), "deep")
 BINARY = served(random_network(outputs=1), "binary")
 
 
+def _steep() -> Model:
+    network = random_network()
+    network.std.fill_(0.01)
+    return served(network, "m")
+
+
+STEEP = _steep()
+"""A model in which 3e38 becomes infinite, and the state NaN."""
+
+
 class LoopThread:
     """An event loop on a thread of its own."""
 

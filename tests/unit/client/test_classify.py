@@ -6,13 +6,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone, random_network, served
-from unit.client.harness import BINARY, LIMITS, MODEL, TWO_LAYERS, LocalServer
+from unit.client.harness import BINARY, LIMITS, MODEL, STEEP, TWO_LAYERS, LocalServer
 
 from unroll_client import (
     AsyncClient,
@@ -27,18 +28,21 @@ from unroll_client import (
 )
 from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
+from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer, UnrollServiceStub
 
 MODELS = {"m": MODEL, "deep": TWO_LAYERS, "binary": BINARY}
 
 
-def random_sequences(lengths: list[int], seed: int = 0) -> list[NDArray[np.float32]]:
+def random_sequences(lengths: list[int], seed: int = 0, features: int = 3) -> list[NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(length, 3)).astype(np.float32) for length in lengths]
+    return [rng.normal(size=(length, features)).astype(np.float32) for length in lengths]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(1, LIMITS.max_steps), max_size=40), st.sampled_from(sorted(MODELS)))
+@given(
+    st.lists(st.integers(1, LIMITS.max_steps) | st.integers(LIMITS.max_steps, 4 * LIMITS.max_steps), max_size=40),
+    st.sampled_from(sorted(MODELS)),
+)
 async def test_however_it_is_split_the_bits_are_those_of_each_alone(
     address: str, lengths: list[int], name: str
 ) -> None:
@@ -64,7 +68,7 @@ async def test_however_it_is_split_the_bits_are_those_of_each_alone(
 
 
 async def test_sequences_go_on_from_their_states(address: str) -> None:
-    whole = random_sequences([20] * 12)
+    whole = random_sequences([20, 3 * LIMITS.max_steps, 20] * 4)
     async with AsyncClient(address, model="deep") as client:
         expected = await client.classify(whole, return_final_states=True)
         begun = await client.classify([sequence[:7] for sequence in whole[::2]], return_final_states=True)
@@ -104,21 +108,94 @@ async def test_without_final_states_there_are_none(address: str) -> None:
         assert (await client.classify(random_sequences([3]), model="m")).final_states is None
 
 
-async def test_over_a_limit_alone(address: str) -> None:
-    good = random_sequences([5] * 3)
-    async with AsyncClient(address, model="m") as client:
-        with pytest.raises(InvalidArgument) as caught:
-            await client.classify([*good, np.ones((LIMITS.max_steps + 1, 3))])
-        assert caught.value.fields[0].field == "sequences[3]"
-        assert str(LIMITS.max_steps) in caught.value.message
-
-
 def test_over_the_size_of_a_message(start: Callable[..., LocalServer]) -> None:
     wide = served(random_network(features=100), "wide")
-    with Client(start(wide).address) as client:
-        assert len(client.classify([np.ones((8, 100))] * 5)) == 5
-        with pytest.raises(InvalidArgument, match=r"sequences\[1\]: .* bytes, the server takes messages of 4096"):
-            client.classify([np.ones((8, 100)), np.ones((16, 100))])
+    huge = served(random_network(features=1000), "huge")
+    (values,) = random_sequences([50], features=100)
+    with Client(start(wide, huge).address, model="wide") as client:
+        result = client.classify([values[:8], values, values[:9]])
+        for index, steps in enumerate((8, 50, 9)):
+            assert result.logits[index].tobytes() == alone(wide, values[:steps], None)[0][-1].tobytes()
+        with pytest.raises(InvalidArgument, match=r"^sequences\[0\]: a step and the state take .* messages of 4096$"):
+            client.classify([np.ones((8, 1100))], model="huge")
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+async def test_an_error_names_the_sequence_that_went_in_pieces(
+    start: Callable[..., LocalServer], coalesce: bool
+) -> None:
+    lengths = [5, LIMITS.max_steps + 1, 3 * LIMITS.max_steps, 3 * LIMITS.max_steps, 7]
+    states = [None, None, Snapshot("m", 9, "simple_rnn", 3, (bytes(32),)), None, None]
+    async with AsyncClient(start(STEEP).address, model="m", coalesce=coalesce) as client:
+        for step in (3, LIMITS.max_steps + 3, 3 * LIMITS.max_steps - 1):
+            sequences = random_sequences(lengths)
+            sequences[3][step:] = 3e38
+            for given in (sequences, [*random_sequences([9] * 20), *sequences]):
+                with pytest.raises(InvalidArgument, match="so large that the state of m/1 is not finite") as caught:
+                    await client.classify(given)
+                (field,) = caught.value.fields
+                assert field.field == f"sequences[{len(given) - 2}]"
+        with pytest.raises(FailedPrecondition) as refused:
+            await client.classify(random_sequences(lengths), initial_states=states)
+        assert [field.field for field in refused.value.fields] == ["initial_states[2]"]
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+async def test_an_overflow_names_the_sequence(start: Callable[..., LocalServer], coalesce: bool) -> None:
+    sequences = [*random_sequences([3]), np.full((2, 3), 3e38)]
+    async with AsyncClient(start(STEEP).address, model="m", coalesce=coalesce) as client:
+        with pytest.raises(InvalidArgument, match=r"^sequences\[1\]: values are so large"):
+            await client.classify(sequences)
+
+
+@pytest.mark.parametrize(
+    "rest", [None, {"first_step": 0}, {"first_step": 0, "end": True, "return_snapshot": True, "logits": True}]
+)
+async def test_a_session_s_chunk_over_the_limits(address: str, rest: dict[str, Any] | None) -> None:
+    (values,) = random_sequences([3 * LIMITS.max_steps + 5])
+    logits, states, (final,) = alone(TWO_LAYERS, values, None)
+    async with AsyncClient(address, model="deep") as client:
+        begun = await client.advance(f"long {rest}", values, start=True, **(rest or {}))
+        assert (begun.first_step, begun.count, begun.step) == (0, len(values), len(values))
+        assert begun.states is not None
+        assert begun.states.tobytes() == states.tobytes()
+        expected = await client.classify([values])
+        assert begun.probabilities.tobytes() == expected.probabilities.tobytes()
+        assert begun.label == expected.labels[0]
+        if rest and rest.get("end"):
+            assert begun.logits is not None
+            assert begun.logits.tobytes() == logits.tobytes()
+            assert begun.snapshot is not None
+            assert (begun.snapshot.step, begun.snapshot.data) == (len(values), (final.tobytes(),))
+            with pytest.raises(NotFound):
+                await client.advance(f"long {rest}", values[:1], first_step=len(values))
+            return
+        assert begun.snapshot is None
+        more = await client.advance(f"long {rest}", values, first_step=begun.step if rest else None)
+        assert (more.first_step, more.step, more.logits) == (len(values), 2 * len(values), None)
+        assert more.states is not None
+        _, twice, _ = alone(TWO_LAYERS, np.concatenate([values, values]), None)
+        assert more.states.tobytes() == twice[len(values) :].tobytes()
+
+
+async def test_a_session_s_chunk_that_fails_in_between_says_how_far_it_got(start: Callable[..., LocalServer]) -> None:
+    (values,) = random_sequences([3 * LIMITS.max_steps])
+    expected = alone(STEEP, values, None)[1]
+    bad = values.copy()
+    bad[2 * LIMITS.max_steps + 7] = 3e38
+    async with AsyncClient(start(STEEP).address, model="m") as client:
+        with pytest.raises(InvalidArgument, match="so large") as caught:
+            await client.advance("fails", bad, start=True)
+        got = caught.value.advanced
+        assert got is not None
+        assert (got.first_step, got.count, got.step) == (0, 2 * LIMITS.max_steps, 2 * LIMITS.max_steps)
+        rest = await client.advance("fails", values[got.step :], first_step=got.step)
+        assert got.states is not None
+        assert rest.states is not None
+        assert got.states.tobytes() + rest.states.tobytes() == expected.tobytes()
+        with pytest.raises(InvalidArgument) as at_once:
+            await client.advance("fails", np.full((2, 3), 3e38))
+        assert at_once.value.advanced is None
 
 
 async def test_errors_of_the_server_keep_their_fields(address: str) -> None:
@@ -262,6 +339,71 @@ async def test_one_version_answers_all_parts(script: Callable[[UnrollServiceServ
     assert result.version == 2
     assert result.labels == ["v2"] * 5
     assert sorted(version for version, _ in servicer.asked) == [0, 0, 0, 2, 2]
+
+
+class Losing(Scripted):
+    """Hands sessions' calls on to a server, and loses every other answer."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(versions=[])
+        self._address = address
+        self.calls = 0
+
+    async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:  # noqa: N802
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            answer: pb.AdvanceResponse = await UnrollServiceStub(channel).Advance(request)
+        self.calls += 1
+        if self.calls % 2:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+        return answer
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            return await UnrollServiceStub(channel).ListModels(request)
+
+
+@pytest.mark.parametrize("first_step", [None, 0])
+async def test_each_piece_of_a_session_s_chunk_is_applied_once(
+    address: str, script: Callable[[UnrollServiceServicer], str], first_step: int | None
+) -> None:
+    (values,) = random_sequences([3 * LIMITS.max_steps + 5])
+    expected = alone(MODEL, values, None)[1]
+    servicer = Losing(address)
+    async with AsyncClient(script(servicer), model="m") as client:
+        result = await client.advance("once", values, start=True, first_step=first_step)
+        assert (result.count, result.step, servicer.calls) == (len(values), len(values), 8)
+        assert result.states is not None
+        assert result.states.tobytes() == expected.tobytes()
+        # Whether the first piece counted nobody can tell, and so none follows it.
+        with pytest.raises(Unavailable, match="lost") as caught:
+            await client.advance("once", values)
+        assert caught.value.advanced is None
+        assert servicer.calls == 9
+
+
+class Leaving(Scripted):
+    """Serves no version 1 any more, once it has answered a piece by it."""
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        if request.version == 1:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no version 1 of 'm'")
+        answer = await super().Classify(request, context)
+        state = pb.Snapshot(format=1, model="m", version=answer.version, architecture="simple_rnn", state=[bytes(8)])
+        answer.final_states.extend([state] * len(request.lengths))
+        return answer
+
+
+async def test_a_sequence_in_pieces_begins_anew_where_its_version_is_gone(
+    script: Callable[[UnrollServiceServicer], str],
+) -> None:
+    servicer = Leaving(versions=[1, 2])
+    async with AsyncClient(script(servicer)) as client:
+        result = await client.classify(random_sequences([25]))
+        assert (result.version, result.labels) == (2, ["v2"])
+        assert [version for version, _ in servicer.asked] == [0, 0, 2, 2]
+        servicer.versions += [1, 1, 1]
+        with pytest.raises(NotFound, match="no version 1"):
+            await client.classify(random_sequences([25]))
 
 
 @pytest.mark.parametrize(

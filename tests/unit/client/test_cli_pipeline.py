@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.client.harness import LIMITS, MODEL, LocalServer
+from unit.client.harness import LIMITS, MODEL, STEEP, LocalServer
 
 from unroll_client import AsyncClient, Unavailable
 from unroll_client.cli import pipeline
@@ -118,13 +118,17 @@ async def test_memory_does_not_grow_with_the_file(script: Callable[[UnrollServic
     assert peak < 60e6
 
 
-async def test_what_the_server_refuses_is_named_by_its_row(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("steps", [5, LIMITS.max_steps + 5])
+async def test_what_the_server_refuses_is_named_by_its_row(
+    start: Callable[..., LocalServer], monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
     monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 4)
-    lengths = [5] * 10 + [LIMITS.max_steps + 1] + [5] * 3
-    async with AsyncClient(address) as client:
+    sequences = list(numbered([5] * 10 + [steps] + [5] * 3))
+    sequences[10].values[-1] = 3e38
+    async with AsyncClient(start(STEEP).address) as client:
         model = await client.model("m")
-        with pytest.raises(SequenceError, match=r"file\.parquet: row 11: column 'sequence': 65 steps, .* 64"):
-            await drained(client, numbered(lengths))
+        with pytest.raises(SequenceError, match=r"file\.parquet: row 11: column 'sequence': values are so large that"):
+            await drained(client, iter(sequences))
         with pytest.raises(SequenceError, match=r"row 1: column 'sequence': 4 features, model m has 3"):
             await drained(client, numbered([5], features=4))
         assert model.name == "m"

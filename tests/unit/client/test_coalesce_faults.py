@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone, random_network, served
 from unit.client.gated import Gated, labels_of, random_sequence, until, until_waiting
-from unit.client.harness import LIMITS, MODEL, LocalServer
+from unit.client.harness import MODEL, LocalServer
 
 from unroll_client import (
     AsyncClient,
@@ -147,7 +147,7 @@ async def test_features_that_add_up_to_another_number_do_not_meet(address: str) 
 
 
 async def test_one_that_cannot_be_sent_fails_alone(address: str) -> None:
-    bad = [np.full((2, 3), np.nan), np.ones((LIMITS.max_steps + 1, 3)), np.ones(3)]
+    bad = [np.full((2, 3), np.nan), np.ones((2, 4)), np.ones(3)]
     async with AsyncClient(address, model="m") as client:
         values = random_sequence(5, 3, 0)
         results = await outcomes([client.classify([values, other]) for other in [values, *bad, values]])
