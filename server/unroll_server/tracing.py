@@ -27,6 +27,8 @@ MAX_TICKS = 1000
 """Ticks of a call that get spans: a stream can live for days."""
 FLUSH_SECONDS = 3.0
 """What spans are left when the server ends may take so long to be sent."""
+LEAST_STEP = 1_000_000
+"""Nanoseconds: a smaller change of the wall clock against the monotonic one is the time between their readings."""
 
 
 class Tracer:
@@ -46,6 +48,7 @@ class Tracer:
         self._tracer = provider.get_tracer("unroll_server")
         self._kind = trace.SpanKind.SERVER
         self._propagator = TraceContextTextMapPropagator()
+        self._to_wall = 0
 
     @classmethod
     def configured(cls) -> Self | None:
@@ -88,13 +91,22 @@ class Tracer:
             metadata: The caller's, `traceparent` and `tracestate` among them where it traces.
         """
         service, _, method = path[1:].partition("/")
+        to_wall = self._wall_difference()
         span = self._tracer.start_span(
             path[1:],
             self._propagator.extract(metadata),
             self._kind,
             {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+            start_time=time.monotonic_ns() + to_wall,
         )
-        return CallSpan(self, span) if span.is_recording() else None
+        return CallSpan(self, span, to_wall) if span.is_recording() else None
+
+    def _wall_difference(self) -> int:
+        """Returns what to add to `time.monotonic_ns` to get nanoseconds since 1970, the same until the clock steps."""
+        difference = time.time_ns() - time.monotonic_ns()
+        if abs(difference - self._to_wall) > LEAST_STEP:
+            self._to_wall = difference
+        return self._to_wall
 
     def child(
         self,
@@ -105,7 +117,7 @@ class Tracer:
         attributes: Mapping[str, str | int | float],
         links: Iterable["Span"] = (),
     ) -> "Span":
-        """A span that is over, from `begin` to `end` in nanoseconds of the clock."""
+        """Returns a span that has ended, from `begin` to `end` in nanoseconds since 1970."""
         from opentelemetry import trace
 
         span = self._tracer.start_span(
@@ -132,16 +144,19 @@ class CallSpan:
     """A call that is traced.
 
     Args:
-        tracer: What makes its spans.
-        span: The call's own.
+        tracer: Makes its spans.
+        span: The call's own span, just started.
+        to_wall: Nanoseconds from `time.monotonic_ns` to the time since 1970, read once: a step of the wall clock within
+            the call would give spans that end before they begin.
     """
 
-    __slots__ = ("_span", "_ticks", "_tracer")
+    __slots__ = ("_span", "_ticks", "_to_wall", "_tracer")
 
-    def __init__(self, tracer: Tracer, span: "Span") -> None:
+    def __init__(self, tracer: Tracer, span: "Span", to_wall: int) -> None:
         self._tracer = tracer
         self._span = span
         self._ticks = 0
+        self._to_wall = to_wall
 
     @property
     def trace_id(self) -> str:
@@ -149,16 +164,16 @@ class CallSpan:
         return f"{self._span.get_span_context().trace_id:032x}"
 
     def waited(self, model: str, seconds: float) -> None:
-        """Work of the call has waited so long, until now."""
+        """Records that work of the call was queued for `seconds`, until now."""
         if self._ticks >= MAX_TICKS:
             return
-        now = time.time_ns()
+        now = time.monotonic_ns() + self._to_wall
         self._tracer.child(self._span, "unroll.queue", now - int(max(seconds, 0.0) * 1e9), now, _model(model))
 
     def ticked(
         self, others: Sequence["CallSpan"], model: str, lanes: int, steps: int, real_steps: int, seconds: float
     ) -> None:
-        """A tick, over now, ran work of this call and of others.
+        """Records a tick, ended now, that ran work of this call and of others.
 
         A tick is many calls' work and a span is of one trace. So each call gets a span of it: the first one's has
         links to the other calls, theirs have one to the first's.
@@ -166,31 +181,35 @@ class CallSpan:
         told = [call for call in (self, *others) if call._is_told()]
         if not told:
             return
-        end = time.time_ns()
+        end = time.monotonic_ns()
         begin = end - int(seconds * 1e9)
         what = {**_model(model), "unroll.lanes": lanes, "unroll.steps": steps, "unroll.real_steps": real_steps}
         links = [other._span for other in told[1 : MAX_LINKS + 1]]
-        first = self._tracer.child(told[0]._span, "unroll.tick", begin, end, what, links)
+        first = told[0]._tick(begin, end, what, links)
         for other in told[1:]:
-            self._tracer.child(other._span, "unroll.tick", begin, end, what, [first])
+            other._tick(begin, end, what, [first])
+
+    def _tick(self, begin: int, end: int, what: Mapping[str, str | int | float], links: Iterable["Span"]) -> "Span":
+        to_wall = self._to_wall
+        return self._tracer.child(self._span, "unroll.tick", begin + to_wall, end + to_wall, what, links)
 
     def _is_told(self) -> bool:
         self._ticks += 1
         return self._ticks <= MAX_TICKS
 
     def end(self, code: int, attributes: Mapping[str, str | int]) -> None:
-        """The call has ended with a status.
+        """Ends the call's span.
 
         Args:
-            code: Its number.
-            attributes: What else is known of it.
+            code: Number of the call's status.
+            attributes: Further attributes of the span.
         """
         from opentelemetry.trace import Status, StatusCode
 
         self._span.set_attributes({**attributes, "unroll.ticks": self._ticks, "rpc.grpc.status_code": code})
         if code in _SERVER_FAULTS:
             self._span.set_status(Status(StatusCode.ERROR))
-        self._span.end()
+        self._span.end(time.monotonic_ns() + self._to_wall)
 
 
 _SERVER_FAULTS = frozenset({2, 4, 12, 13, 14, 15})

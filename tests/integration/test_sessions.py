@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2
 from support import wire
 from support.processes import ServerProcess
 from support.redis_server import RedisServer, redis_executable
+from support.wall_clock import WallClock
 from support.workers import wait_until_gone, workers_of
 
 from unroll_client import Client, FailedPrecondition, NotFound, Unavailable
@@ -154,6 +155,24 @@ def test_a_restart_keeps_the_sessions_and_never_goes_back(
             assert server.stop() == 0, server.log
         assert "saved 1 sessions" in server.log
         assert oct(file.stat().st_mode & 0o777) == "0o600"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_step_of_the_wall_clock_ends_no_session(
+    bundle_root: Path, front: str, workers: str, vowels: Sequence[Series], tmp_path: Path
+) -> None:
+    clock, values = WallClock(tmp_path / "clock"), vowels[0].values
+    options = ("--workers", workers, "--session-ttl", "600", "--sessions-file", str(tmp_path / "sessions"))
+    for begin, step_while_down in ((0, 7200), (3, -7200)):
+        log = tmp_path / f"log{begin}"
+        with ServerProcess(bundle_root, log, *options, front=front, env=clock.env) as server:
+            with Client(server.address) as client:
+                for number, shift in enumerate((0, 7200, -7200), begin):
+                    clock.set(shift)
+                    step = values[number : number + 1]
+                    assert client.advance("s", step, model="jv", start=not number, first_step=number).step == number + 1
+            assert server.stop() == 0, server.log
+        clock.set(step_while_down)
 
 
 @needs_redis

@@ -98,39 +98,73 @@ Global___AppliedChunk: _TypeAlias = AppliedChunk  # noqa: Y015
 
 @_typing.final
 class KeptSession(_message.Message):
-    """One entry of a file of sessions."""
+    """One entry of a file of sessions. The first one says when the file was saved; the sessions follow in the order of
+    their last use.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPIRES_FIELD_NUMBER: _builtins.int
-    USED_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
+    SAVED_FIELD_NUMBER: _builtins.int
     expires: _builtins.float
-    """Seconds since 1970 at which the session expires, or at which it is no longer known that it did."""
-    used: _builtins.int
-    """Nanoseconds since 1970 at which it was used last."""
+    """Seconds since 1970, by the clock of `saved`, at which the session expires, or at which the server forgets that it
+    did.
+    """
     @_builtins.property
     def session(self) -> Global___Session: ...
     @_builtins.property
     def gone(self) -> Global___GoneSession: ...
+    @_builtins.property
+    def saved(self) -> Global___SavedAt: ...
     def __init__(
         self,
         *,
         expires: _builtins.float = ...,
-        used: _builtins.int = ...,
         session: Global___Session | None = ...,
         gone: Global___GoneSession | None = ...,
+        saved: Global___SavedAt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "session", b"session", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "saved", b"saved", "session", b"session", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires", "gone", b"gone", "session", b"session", "used", b"used", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires", "gone", b"gone", "saved", b"saved", "session", b"session", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["session", "gone"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["session", "gone", "saved"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
 Global___KeptSession: _TypeAlias = KeptSession  # noqa: Y015
+
+@_typing.final
+class SavedAt(_message.Message):
+    """When a file of sessions was saved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_FIELD_NUMBER: _builtins.int
+    MONOTONIC_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    wall: _builtins.float
+    """Seconds since 1970."""
+    monotonic: _builtins.float
+    """Seconds of CLOCK_MONOTONIC."""
+    boot: _builtins.str
+    """The run of the kernel that `monotonic` belongs to (/proc/sys/kernel/random/boot_id); empty if unknown."""
+    def __init__(
+        self,
+        *,
+        wall: _builtins.float = ...,
+        monotonic: _builtins.float = ...,
+        boot: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "monotonic", b"monotonic", "wall", b"wall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SavedAt: _TypeAlias = SavedAt  # noqa: Y015
 
 @_typing.final
 class GoneSession(_message.Message):

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from unroll_proto.files import replacing
-from unroll_proto.v1.session_pb2 import KeptSession
+from unroll_proto.v1.session_pb2 import KeptSession, SavedAt
 from unroll_server.errors import SessionsLostError, StartupError
+from unroll_server.sessions.clock import Moment
 from unroll_server.sessions.memory import MemoryStore
-from unroll_server.sessions.store import wall_clock
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +35,11 @@ class LastingStore(MemoryStore):
         ttl: As of MemoryStore.
         max_sessions: As of MemoryStore.
         path: As of MemoryStore.
-        file: Where the sessions are saved, and read now if they are there. Time goes on meanwhile: what has expired
-            is not taken over. A file that can't be trusted is put aside, as NAME.refused, and the log says why.
+        file: Where the sessions are saved, and read now if they are there. Time while no server runs counts: sessions
+            that expired are not taken over. A file that can't be trusted is put aside, as NAME.refused, and the log
+            says why.
         count: As of MemoryStore.
-        clock: Seconds since 1970.
+        moment: Reads the clocks.
 
     Raises:
         StartupError: no file can be written there.
@@ -51,9 +52,10 @@ class LastingStore(MemoryStore):
         path: Path | None,
         file: Path,
         count: Callable[[str], None] = lambda _: None,
-        clock: Callable[[], float] = wall_clock,
+        moment: Callable[[], Moment] = Moment.now,
     ) -> None:
-        super().__init__(ttl, max_sessions, path, count, clock)
+        super().__init__(ttl, max_sessions, path, count, lambda: moment().monotonic)
+        self._moment = moment
         # Where a link leads: what is replaced and removed is the file itself, never a link to one that stays.
         self._file = file = Path(os.path.realpath(file))
         self._open = True
@@ -111,18 +113,23 @@ class LastingStore(MemoryStore):
             digest.update(raw)
             stream.write(raw)
 
+        def write_entry(kept: KeptSession) -> None:
+            raw = kept.SerializeToString()
+            write(_LENGTH.pack(len(raw)) + raw)
+
         write(FIRST_LINE)
-        for expires, used, record in self.rows():
+        now = self._moment()
+        to_wall = now.wall - now.monotonic
+        write_entry(KeptSession(saved=SavedAt(**now._asdict())))
+        for expires, record in self.rows():
             number += 1
-            kept = KeptSession(expires=expires, used=used)
+            kept = KeptSession(expires=expires + to_wall)
             kept.session.ParseFromString(record)
-            raw = kept.SerializeToString()
-            write(_LENGTH.pack(len(raw)) + raw)
+            write_entry(kept)
         for until, owner, session_id, out in self.gone():
-            kept = KeptSession(expires=until)
+            kept = KeptSession(expires=until + to_wall)
             kept.gone.owner, kept.gone.session_id, kept.gone.pushed_out = owner, session_id, out
-            raw = kept.SerializeToString()
-            write(_LENGTH.pack(len(raw)) + raw)
+            write_entry(kept)
         write(_LENGTH.pack(0))
         stream.write(digest.digest())
         return number
@@ -138,18 +145,24 @@ class LastingStore(MemoryStore):
             pass
         stream.seek(0)
         number = 0
-        now = self._clock()
+        now = self._moment()
+        # From the wall clock of `expires` to the monotonic one; the entry `saved` gives the exact difference.
+        to_monotonic = now.monotonic - now.wall
         with self.filling():
             for raw in _entries(stream):
                 kept = KeptSession.FromString(raw)
-                session, gone = kept.session, kept.gone
-                if kept.HasField("gone"):
-                    self.add_gone(gone.owner, gone.session_id, gone.pushed_out, kept.expires)
-                elif kept.expires > now:
-                    self.add(session, kept.expires, kept.used)
+                session, gone, saved = kept.session, kept.gone, kept.saved
+                expires = kept.expires + to_monotonic
+                if kept.HasField("saved"):
+                    down = now.since(Moment(saved.wall, saved.monotonic, saved.boot))
+                    to_monotonic = now.monotonic - down - saved.wall
+                elif kept.HasField("gone"):
+                    self.add_gone(gone.owner, gone.session_id, gone.pushed_out, expires)
+                elif expires > now.monotonic:
+                    self.add(session, expires)
                     number += 1
                 elif not session.ended:
-                    self.add_gone(session.owner, session.session_id, False, kept.expires + self._ttl)
+                    self.add_gone(session.owner, session.session_id, False, expires + self._ttl)
         return number
 
 

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from unroll_engine.models.spec import ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server.errors import SessionRoomError, SessionStoreError
-from unroll_server.sessions.store import Kept, Listed, expired, lifetime, new_revision, parse, pushed_out, wall_clock
+from unroll_server.sessions.store import Kept, Listed, expired, lifetime, new_revision, parse, pushed_out
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class MemoryStore:
         max_sessions: Sessions at most, ended ones included; the longest unused makes room.
         path: File of the database, for several processes on one machine; None: in this process alone.
         count: Told "evicted" when a session has made room.
-        clock: Seconds since 1970.
+        clock: Seconds of a clock that never steps and that every process with the database shares.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MemoryStore:
         max_sessions: int,
         path: Path | None = None,
         count: Callable[[str], None] = lambda _: None,
-        clock: Callable[[], float] = wall_clock,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl = ttl
         self._max = max_sessions
@@ -127,9 +127,9 @@ class MemoryStore:
 
     # For files of sessions.
 
-    def rows(self) -> Iterator[tuple[float, int, bytes]]:
-        """Every session that has not expired: when it will, when it was used last (ns), and its bytes."""
-        query = "SELECT expires, used, record FROM sessions WHERE expires > ? ORDER BY used"
+    def rows(self) -> Iterator[tuple[float, bytes]]:
+        """Yields when each live session expires and its bytes, in the order of last use."""
+        query = "SELECT expires, record FROM sessions WHERE expires > ? ORDER BY used"
         yield from self._db.execute(query, (self._clock(),))
 
     def gone(self) -> Iterator[tuple[float, str, str, bool]]:
@@ -144,9 +144,9 @@ class MemoryStore:
         with self._transaction():
             yield
 
-    def add(self, session: Session, expires: float, used: int) -> None:
-        """Takes over a session from an earlier process."""
-        self._write(session, expires, used)
+    def add(self, session: Session, expires: float) -> None:
+        """Takes over a session from an earlier process, as the one used last."""
+        self._write(session, expires, self._now_used())
 
     def add_gone(self, owner: str, session_id: str, out: bool, until: float) -> None:
         """Takes over what an earlier process remembered."""
@@ -197,7 +197,7 @@ class MemoryStore:
         query = "SELECT owner, id, ended FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?"
         for owner, session_id, ended in self._db.execute(query, (now, most)).fetchall():
             self._drop(owner, session_id, None if ended else False, now)
-        # In the order in which they came is, but for a clock that was set, also that in which they are forgotten.
+        # They are forgotten in the order in which they came, but for those of a file that was saved with another TTL.
         oldest = "SELECT number FROM gone ORDER BY number LIMIT ?"
         self._db.execute(f"DELETE FROM gone WHERE number IN ({oldest}) AND until <= ?", (most, now))  # noqa: S608
 
@@ -213,8 +213,8 @@ class MemoryStore:
         self._db.execute("DELETE FROM gone WHERE number <= (SELECT max(number) FROM gone) - ?", (self._max,))
 
     def _now_used(self) -> int:
-        # Never twice the same in this process, so that the order of use is one.
-        self._used = max(self._used + 1, time.time_ns())
+        # Never twice the same in this process, so that the order of use is total.
+        self._used = max(self._used + 1, int(self._clock() * 1e9))
         return self._used
 
     def _live(self, owner: str, session_id: str, now: float) -> tuple[bytes, bytes, bool] | None:

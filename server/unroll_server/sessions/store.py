@@ -1,7 +1,6 @@
-"""What a store of sessions does: one writer at a time goes on with a session, and none that was overtaken."""
+"""The interface of session stores: a write succeeds only if no other one came since the read."""
 
 import secrets
-import time
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -11,17 +10,17 @@ from unroll_proto.v1.session_pb2 import Session
 from unroll_server.errors import SessionExpiredError
 
 FORMAT = 1
-"""Meaning of a kept `unroll.v1.Session`."""
+"""Version of the meaning of a stored `unroll.v1.Session`."""
 ENDED_SECONDS = 60.0
-"""How long the end of a session can be answered again."""
+"""Seconds for which the end of a session can be answered again."""
 
 
 class Kept(NamedTuple):
     """A session as it was read.
 
     Attributes:
-        session: What is kept of it.
-        revision: Names this writing of it among all others.
+        session: The stored message.
+        revision: Identifies the write that stored it.
     """
 
     session: Session
@@ -30,14 +29,14 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One session in the list of all.
+    """One session in a listing.
 
     Attributes:
-        owner: Whose it is.
+        owner: Identity that owns it; empty where callers are not told apart.
         session_id: Its id.
-        model: What it runs on.
+        model: The model version that it runs on.
         step: Timesteps consumed.
-        expires_in: Seconds that it may rest from now on.
+        expires_in: Seconds until it expires if it is not used.
     """
 
     owner: str
@@ -50,26 +49,26 @@ class Listed:
 class Store(Protocol):
     """Keeps sessions by owner and id, each for a time after its last use.
 
-    Every method raises SessionStoreError where the store does not answer.
+    Every method raises SessionStoreError if the store does not answer.
     """
 
     async def get(self, owner: str, session_id: str) -> Kept | None:
-        """Reads a session, which counts as a use; None where there is none.
+        """Returns a session, or None if there is none. Reading counts as a use.
 
         Raises:
-            SessionExpiredError: it rested for too long or had to make room, as far as that is remembered.
+            SessionExpiredError: it rested for too long or had to make room, as far as the store remembers.
         """
         ...
 
     async def put(self, session: Session, before: bytes | None) -> bool:
-        """Keeps a session, one that has ended for `ENDED_SECONDS` at most.
+        """Stores a session; one that has ended is kept for `ENDED_SECONDS` at most.
 
         Args:
-            session: What to keep.
-            before: The revision that it follows; None where there was none.
+            session: The new content.
+            before: The revision that it follows; None if there was no session.
 
         Returns:
-            False, with nothing changed, where another writer was faster.
+            False, with nothing changed, if another writer was faster.
 
         Raises:
             SessionRoomError: there is no room for it.
@@ -77,40 +76,40 @@ class Store(Protocol):
         ...
 
     async def remove(self, owner: str, session_id: str) -> bool:
-        """Forgets a session as if it had never been; returns whether there was one."""
+        """Deletes a session without remembering it; returns True if there was one."""
         ...
 
     async def count(self, model: ModelKey, bundle: bytes) -> int:
-        """How many sessions stay on a model version, on the content of it that `bundle` tells."""
+        """Returns the number of sessions on a model version with the content that `bundle` identifies."""
         ...
 
     async def owned(self, owner: str) -> int:
-        """How many sessions an owner has."""
+        """Returns the number of sessions of an owner."""
         ...
 
     async def listed(self, limit: int) -> list[Listed]:
-        """Up to `limit` sessions, those used last first."""
+        """Returns up to `limit` sessions, the most recently used first."""
         ...
 
     def keep(self) -> None:
-        """Says that what was taken over from an earlier process is in good hands."""
+        """Commits the takeover of an earlier process's sessions: its file is removed."""
         ...
 
     async def close(self) -> None:
-        """Lets go of what the store holds, and saves what is to outlive the process."""
+        """Closes the store, and saves sessions that are to outlive the process."""
         ...
 
 
 def new_revision() -> bytes:
-    """A name that no other writing has."""
+    """Returns an identifier that no other write has."""
     return secrets.token_bytes(12)
 
 
 def parse(raw: bytes) -> Session:
-    """Reads what a store has kept.
+    """Parses a stored session.
 
     Raises:
-        SequenceStateError: it is no session that this server understands.
+        SequenceStateError: the bytes are not a session of a format that this server reads.
     """
     try:
         session = Session.FromString(raw)
@@ -123,20 +122,15 @@ def parse(raw: bytes) -> Session:
 
 
 def lifetime(session: Session, ttl: float) -> float:
-    """Seconds that a session is kept from now on."""
+    """Returns the seconds for which a session is kept from now on."""
     return min(ttl, ENDED_SECONDS) if session.ended else ttl
 
 
 def expired(ttl: float) -> SessionExpiredError:
-    """The error for a session that rested too long."""
+    """Returns the error for a session that rested too long."""
     return SessionExpiredError(f"the session rested for more than {ttl:g} s and is gone", "session_id")
 
 
 def pushed_out() -> SessionExpiredError:
-    """The error for a session that had to make room for others."""
+    """Returns the error for a session that had to make room for others."""
     return SessionExpiredError("the session was the longest unused and had to make room for others", "session_id")
-
-
-def wall_clock() -> float:
-    """Seconds since 1970: a session's time goes on while no server runs."""
-    return time.time()

@@ -5,7 +5,6 @@ import logging
 import os
 import sqlite3
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +15,28 @@ from support.settings import SETTINGS
 
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server.errors import SessionExpiredError, SessionsLostError, StartupError
+from unroll_server.sessions.clock import Moment
 from unroll_server.sessions.lasting import LastingStore
 from unroll_server.sessions.opening import open_store
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.now = 1e9
+    """A machine's clocks: `wall` can be set apart, and `boot` starts the other one again."""
 
-    def __call__(self) -> float:
-        return self.now
+    def __init__(self) -> None:
+        self.wall, self.monotonic, self.boots = 1e9, 5000.0, 1
+
+    def __call__(self) -> Moment:
+        return Moment(self.wall, self.monotonic, f"boot {self.boots}")
+
+    def go(self, seconds: float) -> None:
+        self.wall += seconds
+        self.monotonic += seconds
+
+    def boot(self, seconds: float) -> None:
+        """Takes so long to boot the machine."""
+        self.wall += seconds
+        self.monotonic, self.boots = 10.0, self.boots + 1
 
 
 def session(session_id: str, step: int = 0, ended: bool = False) -> Session:
@@ -35,8 +46,8 @@ def session(session_id: str, step: int = 0, ended: bool = False) -> Session:
     return made
 
 
-def opened(file: Path, clock: Callable[[], float], most: int = 100) -> LastingStore:
-    return LastingStore(100, most, None, file, clock=clock)
+def opened(file: Path, clock: Clock, most: int = 100) -> LastingStore:
+    return LastingStore(100, most, None, file, moment=clock)
 
 
 async def test_nobody_else_can_ever_read_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,12 +70,12 @@ async def test_what_is_saved_comes_back_with_the_time_that_is_left(tmp_path: Pat
     clock, file = Clock(), tmp_path / "sessions"
     store = opened(file, clock, most=3)
     for name in ("pushed out", "old", "new", "newer", "ended"):
-        clock.now += 20
+        clock.go(20)
         assert await store.put(session(name, 7, ended=name == "ended"), None)
     await store.close()
     await store.close()
     assert os.listdir(tmp_path) == ["sessions"]  # noqa: PTH208 (ruff wants no pathlib in a coroutine)
-    clock.now += 45
+    clock.go(45)
     store = opened(file, clock)
     # Until the server serves, another start can still read it.
     assert file.exists()
@@ -78,6 +89,45 @@ async def test_what_is_saved_comes_back_with_the_time_that_is_left(tmp_path: Pat
     with pytest.raises(SessionExpiredError, match="make room"):
         await store.get("ann", "pushed out")
     assert await store.get("ann", "ended") is None
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("booted", "down", "step", "left"),
+    [
+        # While the machine runs on, a step of its wall clock changes nothing.
+        (False, 30, 7200, 70),
+        (False, 30, -7200, 70),
+        (False, 110, -7200, None),
+        # After a boot only the wall clock knows how long it took; one that was set back counts no time.
+        (True, 30, 0, 70),
+        (True, 110, 0, None),
+        (True, 30, -7200, 100),
+    ],
+)
+async def test_the_time_while_no_server_runs_counts_and_a_step_of_the_wall_clock_does_not(
+    tmp_path: Path, booted: bool, down: float, step: float, left: float | None
+) -> None:
+    clock, file = Clock(), tmp_path / "sessions"
+    store = opened(file, clock)
+    clock.wall -= 86400
+    assert await store.put(session("first"), None)
+    assert await store.put(session("s"), None)
+    clock.wall += 86400
+    await store.close()
+    (clock.boot if booted else clock.go)(down)
+    clock.wall += step
+    store = opened(file, clock)
+    listed = await store.listed(10)
+    assert [each.session_id for each in listed] == ([] if left is None else ["s", "first"])
+    assert all(each.expires_in == pytest.approx(left) for each in listed)
+    if left is None:
+        with pytest.raises(SessionExpiredError, match="rested"):
+            await store.get("ann", "s")
+    else:
+        # Those of the file are older than any use since.
+        assert await store.put(session("new"), None)
+        assert [each.session_id for each in await store.listed(10)] == ["new", "s", "first"]
     await store.close()
 
 

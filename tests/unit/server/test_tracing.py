@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_a_call_without_a_parent_begins_a_trace_and_one_that_is_not_sampled_cost
     spans = exporter.get_finished_spans()
     assert [span.parent for span in spans] == [None, None]
     assert [span.status.status_code.name for span in spans] == ["ERROR", "UNSET"]
+
+
+def test_a_step_of_the_wall_clock_within_a_call_leaves_its_spans_in_order(
+    exporter: InMemorySpanExporter, tracer: Tracer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    span = tracer.call("/a.B/C", {})
+    assert span is not None
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    span.waited("one/3", 0.0)
+    span.ticked([], "one/3", 1, 1, 1, 0.0)
+    span.end(0, {})
+    for ended in exporter.get_finished_spans():
+        assert ended.start_time is not None
+        assert ended.end_time is not None
+        assert 0 <= ended.end_time - ended.start_time < 60 * 10**9
 
 
 def test_a_stream_of_many_ticks_has_spans_of_the_first_ones(
