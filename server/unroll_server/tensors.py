@@ -14,17 +14,33 @@ from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.config import Limits
 
-INPUTS = {"input": ("FP32", 3), "lengths": ("INT32", 1), "initial_state": ("FP32", 3)}
-"""Data type and number of dimensions of each input; the first dimension is the batch."""
-TYPED = {"FP32": "fp32_contents", "INT32": "int_contents"}
+INPUTS = {
+    "input": (("FP32",), 3),
+    "lengths": (("INT32", "INT64", "UINT32", "UINT64"), 1),
+    "initial_state": (("FP32",), 3),
+}
+"""Data types and number of dimensions of each input; the first dimension is the batch."""
+TYPED = {
+    "FP32": "fp32_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+}
 """The field of InferTensorContents that holds each data type."""
 
-_WIRE = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
+_WIRE: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a request brings, its shapes and sizes checked, its values not yet.
+    """The tensors of a request; shapes and sizes are checked, values are not yet.
 
     Attributes:
         values: [batch, time, features].
@@ -53,12 +69,12 @@ class Inputs:
 
 
 def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> Inputs:
-    """Checks what can be checked without the model, and views the tensors of a request.
+    """Returns views of a request's tensors, and checks what needs no model.
 
     Args:
         request: As a caller sent it.
-        limits: What it may carry.
-        shortest: Timesteps of a sequence, at least.
+        limits: Limits of one request.
+        shortest: Least number of timesteps of a sequence.
 
     Raises:
         InvalidRequestError: a tensor is wrong or over a limit.
@@ -78,11 +94,12 @@ def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> 
             raise InvalidRequestError(f"`{name}` is for {len(array)} sequences, `input` holds {batch}", "inputs")
     lengths = arrays.get("lengths")
     if lengths is not None:
-        lengths = lengths.astype(np.int64)
+        # Before the conversion: an unsigned number can be too large for int64.
         wrong = np.flatnonzero((lengths < shortest) | (lengths > longest))
         if len(wrong):
             problem = f"`lengths` gives {lengths[wrong[0]]} for sequence {wrong[0]}, {shortest} to {longest} allowed"
             raise InvalidRequestError(problem, "inputs")
+        lengths = lengths.astype(np.int64)
     return Inputs(values, lengths, arrays.get("initial_state"))
 
 
@@ -175,9 +192,11 @@ def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
             raise InvalidRequestError(f"no input {name!r}; there are {', '.join(INPUTS)}", f"{field}.name")
         if name in arrays:
             raise InvalidRequestError(f"`{name}` is given twice", f"{field}.name")
-        datatype, rank = INPUTS[name]
-        if tensor.datatype != datatype:
-            raise InvalidRequestError(f"`{name}` is {datatype}, not {tensor.datatype!r}", f"{field}.datatype")
+        datatypes, rank = INPUTS[name]
+        datatype = tensor.datatype
+        if datatype not in datatypes:
+            problem = f"`{name}` is {' or '.join(datatypes)}, not {datatype[:32]!r}"
+            raise InvalidRequestError(problem, f"{field}.datatype")
         for parameter, value in tensor.parameters.items():
             _check_parameter(parameter, value, raw[index] if raw else None, f"{field}.parameters[{parameter[:64]}]")
         shape = list(tensor.shape)

@@ -227,6 +227,16 @@ def test_a_refused_request_is_an_answer_and_the_stream_lives_on(answers: Answers
     assert facts["final"] == [["good", True], ["empty", True]]
 
 
+def test_a_stream_that_asks_for_it_ends_with_the_code_of_its_first_error(
+    answers: Answers, classified: Classified
+) -> None:
+    code, message = answers.facts["stream_status"]["error"]
+    assert code == "StatusCode.INVALID_ARGUMENT"
+    assert "no sequence 99 has begun" in message
+    for name in ("logits", "int32"):
+        np.testing.assert_array_equal(answers.array("stream_status", name), classified[0][:1])
+
+
 @pytest.mark.parametrize(
     ("case", "code", "part"),
     [
@@ -236,7 +246,7 @@ def test_a_refused_request_is_an_answer_and_the_stream_lives_on(answers: Answers
         ("no version", "INVALID_ARGUMENT", "'x' is no version"),
         ("input", "INVALID_ARGUMENT", "no input 'nothing'"),
         ("missing", "INVALID_ARGUMENT", "`input` is missing"),
-        ("type", "INVALID_ARGUMENT", "`input` is FP32, not 'INT32'"),
+        ("type", "INVALID_ARGUMENT", "`input` is FP32, not 'INT64'"),
         ("rank", "INVALID_ARGUMENT", "3 dimensions expected"),
         ("features", "INVALID_ARGUMENT", "has 5 features, jv/1 takes 12"),
         ("lengths", "INVALID_ARGUMENT", "`lengths` gives 118 for sequence 0"),

@@ -17,7 +17,7 @@ import tritonclient.grpc as triton  # type: ignore[import-not-found,unused-ignor
 import tritonclient.grpc.aio as triton_aio  # type: ignore[import-not-found,unused-ignore]  # likewise
 import tritonclient.grpc.model_config_pb2 as model_config_pb2  # type: ignore[import-not-found,unused-ignore]  # likewise
 import tritonclient.grpc.service_pb2 as service_pb2  # type: ignore[import-not-found,unused-ignore]  # likewise
-from tritonclient.utils import InferenceServerException  # type: ignore[import-not-found,unused-ignore]  # likewise
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-not-found,unused-ignore]  # likewise
 
 MODEL = "jv"
 PATIENCE = 60.0
@@ -27,7 +27,7 @@ FILES = (service_pb2, model_config_pb2)
 
 def padded(sequences: Arrays, filler: float = np.nan) -> tuple[Any, Any]:
     """Sequences [batch, time, features] with `filler` past their ends, and their lengths."""
-    lengths = np.array([len(each) for each in sequences], np.int32)
+    lengths = np.array([len(each) for each in sequences])  # numpy's default, int64
     values = np.full((len(sequences), lengths.max(), sequences[0].shape[1]), filler, np.float32)
     for row, each in zip(values, sequences, strict=True):
         row[: len(each)] = each
@@ -38,7 +38,7 @@ def tensors(**arrays: Any) -> list[Any]:
     """Inputs of a request, raw."""
     inputs = []
     for name, array in arrays.items():
-        datatype = {"f": "FP32", "i": "INT32"}[array.dtype.kind]
+        datatype = np_to_triton_dtype(array.dtype)
         inputs.append(triton.InferInput(name, list(array.shape), datatype).set_data_from_numpy(array))
     return inputs
 
@@ -59,10 +59,10 @@ def error_of(call: Callable[[], object]) -> list[str]:
 class Stream:
     """A stream of the synchronous client: sends, and hands over answers as they come."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, headers: dict[str, str] | None = None) -> None:
         self.client = client
         self.answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        client.start_stream(callback=lambda result, error: self.answers.put((result, error)))
+        client.start_stream(callback=lambda result, error: self.answers.put((result, error)), headers=headers)
 
     def send(self, values: Any, request_id: str, outputs: tuple[str, ...] = ("logits",), **more: Any) -> None:
         self.client.async_stream_infer(
@@ -274,6 +274,24 @@ def stream_errors(client: Any, sequences: Arrays) -> dict[str, Any]:
     return {"logits": np.concatenate(logits), "errors": messages, "final": final}
 
 
+def stream_status(client: Any, sequences: Arrays) -> dict[str, Any]:
+    """A stream that asks to end with the code of its first error."""
+    values = sequences[0][np.newaxis]
+    stream = Stream(client, headers={"triton_grpc_error": "true"})
+    stream.send(values, "good", outputs=("logits",))
+    good, _ = stream.take()
+    stream.send(values, "no start", sequence_id=99)
+    _, error = stream.take()
+    client.stop_stream()
+    return {
+        "logits": good.as_numpy("logits"),
+        "error": [str(error.status()), error.message()],
+        "int32": client.infer(MODEL, tensors(input=values, lengths=np.array([values.shape[1]], np.int32))).as_numpy(
+            "logits"
+        ),
+    }
+
+
 def errors(client: Any, sequences: Arrays) -> dict[str, Any]:
     values, lengths = padded(sequences[:2], 0.0)
     good = {"input": values, "lengths": lengths}
@@ -384,6 +402,7 @@ SCENARIOS = [
     stream_sequences,
     across_streams,
     stream_errors,
+    stream_status,
     errors,
     cancelled,
     statistics,

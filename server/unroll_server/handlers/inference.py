@@ -17,7 +17,7 @@ from unroll_server.errors import DrainingError, NotOfferedError
 from unroll_server.handlers.inference_models import config, metadata
 from unroll_server.handlers.inference_request import version_of
 from unroll_server.handlers.inference_run import Inference
-from unroll_server.handlers.inference_stream import InferenceStream
+from unroll_server.handlers.inference_stream import STATUS_FLAG, InferenceStream
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +104,12 @@ class InferenceService(GRPCInferenceServiceServicer):
             raise DrainingError("the server is shutting down")
         # A stream's deadline ends the stream; each of its requests can have a timeout of its own.
         stream = InferenceStream(
-            lambda each: self._inference.answer(each, math.inf), _unforeseen, self._inference.expected_bytes
+            lambda each: self._inference.answer(each, math.inf),
+            _unforeseen,
+            self._inference.expected_bytes,
+            first_error_ends=any(
+                key == STATUS_FLAG and value == "true" for key, value in context.invocation_metadata() or ()
+            ),
         )
         self._streams.add(stream)
         try:

@@ -1,4 +1,4 @@
-"""One call of ModelStreamInfer: many sequences over one stream, each in its own order, none waiting for another."""
+"""One call of ModelStreamInfer: sequences share a stream, each is answered in order, and none waits for another."""
 
 import asyncio
 from collections import deque
@@ -11,20 +11,22 @@ from unroll_server.errors import DrainingError
 from unroll_server.interceptors import status_of
 
 MAX_UNANSWERED = 256
-"""Requests of one stream that are read and whose answers the caller has not yet taken; past it it is not read."""
+"""Requests of one stream that are read and whose answers the caller has not yet taken; no more are read beyond it."""
 MAX_BYTES = 2**26
-"""Bytes of those requests and of their answers, there or to come, likewise; one request and its answer come on top."""
+"""Bytes of those requests and of their answers, ready or expected; one request and its answer come on top."""
 LINGER = 1.0
-"""Seconds that a draining stream listens to a caller that has not half-closed it."""
+"""Seconds for which a draining stream reads on if the caller has not half-closed it."""
 FINAL = "triton_final_response"
-"""The parameter that marks the last response to a request: here each is."""
+"""The parameter that marks the last response to a request: every response is the last one here."""
+STATUS_FLAG = "triton_grpc_error"
+"""Request metadata: `true` ends the stream at its first error, with that error's status. Triton's name."""
 
 Expected = Callable[[pb.ModelInferRequest], int]
 Answer = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
 
 
 class _Key(NamedTuple):
-    """What requests have in common that are answered in their order: a sequence, or that they are of none."""
+    """Requests with the same key are answered in order: those of one sequence, and those of none."""
 
     model: str
     sequence: int | str
@@ -35,28 +37,36 @@ class InferenceStream:
 
     Args:
         answer: Answers a request.
-        unforeseen: Told of an error that is no RequestError.
-        expected: How many bytes the answer to a request will have, where that may be many.
+        unforeseen: Called with an error that is not a RequestError.
+        expected: Returns the bytes that the answer to a request will have, if they may be many.
+        first_error_ends: Whether an error ends the stream, instead of being the answer to its request.
     """
 
     def __init__(
-        self, answer: Answer, unforeseen: Callable[[Exception], None], expected: Expected = lambda _: 0
+        self,
+        answer: Answer,
+        unforeseen: Callable[[Exception], None],
+        expected: Expected = lambda _: 0,
+        first_error_ends: bool = False,
     ) -> None:
         self._answer = answer
         self._unforeseen = unforeseen
         self._expected = expected
+        self._first_error_ends = first_error_ends
+        # Ends the stream once the answers before it are taken.
+        self._error: RequestError | None = None
         self._latest: dict[_Key, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._out: deque[pb.ModelStreamInferResponse] = deque()
         self._requested = 0
-        # Set whenever what it stands for may have changed.
+        # Each is set whenever its condition may have changed.
         self._written = asyncio.Event()
         self._taken = asyncio.Event()
         self._draining = asyncio.Event()
         self._bytes = 0
 
     def drain(self) -> None:
-        """Takes no more requests. What was read is answered, then the call ends."""
+        """Stops reading requests. The call ends once those that were read are answered."""
         self._draining.set()
 
     async def responses(
@@ -66,6 +76,7 @@ class InferenceStream:
 
         Raises:
             DrainingError: the server drains; all that was read before is answered.
+            RequestError: a request failed, and the first error ends the stream.
         """
         runner = asyncio.create_task(self._run(requests))
         runner.add_done_callback(lambda _: self._written.set())
@@ -77,6 +88,8 @@ class InferenceStream:
                     self._requested -= 1
                     yield response
                     self._taken.set()
+                if self._error:
+                    raise self._error
                 if runner.done():
                     break
                 self._written.clear()
@@ -108,7 +121,7 @@ class InferenceStream:
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         async for request in requests:
-            if self._draining.is_set():
+            if self._draining.is_set() or self._error:
                 continue
             self._begin(request)
             while self._requested >= MAX_UNANSWERED or self._bytes >= MAX_BYTES:
@@ -134,19 +147,30 @@ class InferenceStream:
     async def _serve(
         self, request: pb.ModelInferRequest, key: _Key, before: asyncio.Task[None] | None, size: int
     ) -> None:
-        # What is of no sequence runs at once, and is answered in its order, as a caller that gives no ids must expect.
+        # Requests of no sequence run at once and are answered in their order, since callers may give them no ids.
         if before and key.sequence:
             await asyncio.wait({before})
+            if self._error:
+                return
+        failure: RequestError | None = None
         try:
             response = pb.ModelStreamInferResponse(infer_response=await self._answer(request))
         except RequestError as error:
-            response = _failure(request, error)
+            failure = error
         except Exception as error:
             self._unforeseen(error)
-            response = _failure(request, InternalError("the server failed; its log has the cause"))
+            failure = InternalError("the server failed; its log has the cause")
+        if failure:
+            response = _failure(request, failure)
         response.infer_response.parameters[FINAL].bool_param = True
         if before and not key.sequence:
             await asyncio.wait({before})
+        if self._error:
+            return
+        if failure and self._first_error_ends:
+            self._error = failure
+            self._written.set()
+            return
         self._bytes += response.ByteSize() - size
         self._out.append(response)
         self._written.set()
@@ -159,7 +183,7 @@ def _failure(request: pb.ModelInferRequest, error: RequestError) -> pb.ModelStre
 
 
 def _key(request: pb.ModelInferRequest) -> _Key:
-    """Of a malformed request it may be any: it is refused all the same."""
+    """Returns the key of a request; any for a malformed one, which is refused in any order."""
     parameter = request.parameters.get("sequence_id")
     if parameter is None:
         return _Key("", "")

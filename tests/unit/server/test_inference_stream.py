@@ -60,6 +60,28 @@ async def test_a_slow_reader_s_requests_are_not_read_far_ahead(size: int, most: 
     assert ids == [str(index) for index in range(count)]
 
 
+@pytest.mark.parametrize("sequence", ["", "s"])
+async def test_the_first_error_ends_a_stream_that_asks_for_it_after_the_answers_before_it(sequence: str) -> None:
+    begun: list[str] = []
+
+    async def answer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        begun.append(request.id)
+        if request.id == "2":
+            raise OverloadedError("the queue is full", 1.0)
+        return await echo(request)
+
+    requests = requests_of(6)
+    for request in requests:
+        request.parameters["sequence_id"].string_param = sequence
+    stream = InferenceStream(answer, unexpected, first_error_ends=True)
+    responses = stream.responses(Caller(requests).requests())
+    assert [(await anext(responses)).infer_response.id for _ in range(2)] == ["0", "1"]
+    with pytest.raises(OverloadedError, match="the queue is full"):
+        await anext(responses)
+    if sequence:
+        assert begun == ["0", "1", "2"], "a sequence must not move on behind a chunk that failed"
+
+
 async def test_an_unforeseen_error_is_one_request_s_and_is_told() -> None:
     told: list[Exception] = []
 

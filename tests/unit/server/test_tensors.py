@@ -13,7 +13,7 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.config import Limits
-from unroll_server.tensors import INPUTS, decode, encode, encode_classes, initial_state, ragged
+from unroll_server.tensors import INPUTS, TYPED, decode, encode, encode_classes, initial_state, ragged
 
 LIMITS = SETTINGS.limits
 SPEC = ModelSpec(ModelKey("m", 1), "simple_rnn", 2, 3, 4, 2, ("a", "b", "c", "d"), ("x", "y"))
@@ -26,20 +26,19 @@ def request_of(raw: bool = True, **arrays: Any) -> pb.ModelInferRequest:
     """A request with the arrays as inputs, in their order."""
     request = pb.ModelInferRequest(model_name="m")
     for name, array in arrays.items():
-        datatype = "INT32" if array.dtype.kind == "i" else "FP32"
+        datatype = {"i": "INT", "u": "UINT", "f": "FP"}[array.dtype.kind] + str(8 * array.dtype.itemsize)
         tensor = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
             request.raw_input_contents.append(array.tobytes())
-        elif datatype == "FP32":
-            tensor.contents.fp32_contents.extend(array.ravel().tolist())
         else:
-            tensor.contents.int_contents.extend(array.ravel().tolist())
+            getattr(tensor.contents, TYPED[datatype]).extend(array.ravel().tolist())
     return request
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_raw_and_typed_contents_give_the_same_rows_end_to_end(raw: bool) -> None:
-    inputs = decode(request_of(raw, lengths=LENGTHS, initial_state=STATE, input=VALUES), LIMITS)
+@pytest.mark.parametrize("integer", [np.int32, np.int64, np.uint32, np.uint64])
+def test_raw_and_typed_contents_give_the_same_rows_end_to_end(raw: bool, integer: type[np.integer[Any]]) -> None:
+    inputs = decode(request_of(raw, lengths=LENGTHS.astype(integer), initial_state=STATE, input=VALUES), LIMITS)
     rows, offsets = ragged(inputs, SPEC)
     np.testing.assert_array_equal(rows, np.concatenate([VALUES[0, :1], VALUES[1], VALUES[2, :2]]))
     np.testing.assert_array_equal(offsets, [0, 1, 5, 7])
@@ -125,6 +124,15 @@ def _with_parameter(name: str, raw: bool = True, **value: Any) -> pb.ModelInferR
         (request_of(input=VALUES, initial_state=STATE[:1]), "`initial_state` is for 1 sequences"),
         (request_of(input=VALUES, lengths=LENGTHS - 1), "`lengths` gives 0 for sequence 0"),
         (request_of(input=VALUES, lengths=LENGTHS + 1), "`lengths` gives 5 for sequence 1"),
+        (request_of(input=VALUES, lengths=LENGTHS - np.int64(2**40)), f"`lengths` gives {1 - 2**40} for sequence 0"),
+        (
+            request_of(input=VALUES, lengths=LENGTHS.astype(np.uint64) + np.uint64(2**64 - 4)),
+            f"`lengths` gives {2**64 - 3} for sequence 0",
+        ),
+        (
+            request_of(input=VALUES, lengths=LENGTHS.astype(np.float32)),
+            "`lengths` is INT32 or INT64 or UINT32 or UINT64, not 'FP32'",
+        ),
         (_without("raw_input_contents", request_of(input=VALUES)), "0 elements, 24 expected"),
         (pb.ModelInferRequest(inputs=request_of(input=VALUES).inputs, raw_input_contents=[b"", b""]), "2 given"),
         (_mixed(), "all inputs are raw, or none is"),
