@@ -121,8 +121,7 @@ class AsyncEngine:
             await done
         finally:
             self.end(batch)
-        if batch.error:
-            raise batch.error
+        batch.raise_error()
 
     def start(self, job: Job) -> None:
         """Queues a job; `end` must be called when it is over or its caller leaves.

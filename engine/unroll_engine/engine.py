@@ -169,8 +169,7 @@ class Engine:
 
     def _classification(self, job: BatchJob, begun: list[int]) -> Classification:
         spec = self.spec
-        if job.error:
-            raise job.error
+        job.raise_error()
         if not job.size:
             logits = np.empty((0, spec.output_size), np.float32)
             probabilities = np.empty((0, len(spec.class_labels)), np.float32)

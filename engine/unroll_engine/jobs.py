@@ -172,6 +172,16 @@ class BatchJob(_Job):
             self.error = error
             self.on_end()
 
+    def raise_error(self) -> None:
+        """Raises the error that the job failed with, if any."""
+        error, self.error = self.error, None
+        if error:
+            try:
+                raise error
+            finally:
+                # Its traceback has this frame: a cycle would keep values and model until a garbage collection.
+                del error
+
 
 def complete(batches: Sequence[BatchJob]) -> None:
     """Sets `probabilities` and `labels` of batches that have all logits, in one pass: one row costs as much as many."""

@@ -92,12 +92,14 @@ class Stream:
             runner.result()
         finally:
             runner.cancel()
-            await asyncio.gather(runner, return_exceptions=True)
-            for slot in self._slots.values():
-                if slot.sequence:
-                    slot.sequence.leave()
-                    self._usage.give(OPEN_SEQUENCES, self._owner)
-                    self._catalog.release(slot.sequence.model)
+            try:
+                await asyncio.gather(runner, return_exceptions=True)
+            finally:  # a call can be cancelled once more while this waits
+                for slot in self._slots.values():
+                    if slot.sequence:
+                        slot.sequence.leave()
+                        self._usage.give(OPEN_SEQUENCES, self._owner)
+                        self._catalog.release(slot.sequence.model)
 
     def send(self, response: pb.UnrollResponse, size: int = 0) -> None:
         """Puts an answer, which holds so many bytes of values, into the caller's queue."""

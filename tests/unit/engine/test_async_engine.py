@@ -1,8 +1,10 @@
 """The engine: the same bits in any company, work that is dropped or fails alone, a bounded queue."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -386,3 +388,20 @@ async def test_a_removed_model_finishes_what_it_has_and_takes_no_more() -> None:
         await run_chunk(engine, TWO_LAYERS, random_values(TWO_LAYERS, 3, 2))
         engine.add_model(ONE_LAYER)
         await run_chunk(engine, ONE_LAYER, values)
+
+
+async def test_a_failed_batch_is_freed_without_a_garbage_collection() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with running(ONE_LAYER) as engine:
+            values = random_values(ONE_LAYER, 3, 0)
+            freed = weakref.ref(values)
+            batch = batch_of(ONE_LAYER, [values], deadline=time.monotonic())
+            batch.values = values
+            with pytest.raises(ExpiredError):
+                await engine.run(batch)
+            del batch, values
+            assert freed() is None
+    finally:
+        gc.enable()
