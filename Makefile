@@ -26,7 +26,7 @@ export VALIDATE
 AEON := aeon==1.6.0
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 
-.PHONY: help setup demo test test-python bench soak sbom notice check lint types imports proto proto-check clean
+.PHONY: help setup kernel sanitize demo test test-python bench soak sbom notice check lint types imports proto proto-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,15 +41,35 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 	$(BIN)/pip install --quiet --no-deps $(AEON)
 	touch $@
 
-demo: .venv/done ## Trains, exports, serves, classifies and streams real data, and says what happened.
+kernel: .venv/kernel ## Compiles the step kernel beside its sources, for the checkout; CXX=clang++ picks a compiler.
+
+# Without a compiler the checkout runs models by onnxruntime, and the kernel's tests are skipped.
+%/kernel: %/done engine/CMakeLists.txt $(wildcard engine/unroll_engine/kernel/cpp/*)
+	@if command -v $(or $(CXX),c++) >/dev/null; then \
+	  set -e; $*/bin/cmake -S engine -B $*/kernel-build -G Ninja $(KERNEL_FLAGS) -DPython_EXECUTABLE='$(CURDIR)/$*/bin/python' \
+	    -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$*/bin/ninja' --log-level=WARNING; \
+	  $*/bin/cmake --build $*/kernel-build | tail -n 1; \
+	  $*/bin/cmake --install $*/kernel-build --prefix engine; touch $@; \
+	else echo 'no C++ compiler: the step kernel is not compiled' >&2; fi
+
+sanitize: .venv/kernel ## Runs the kernel's tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
+	rm -rf .venv/sanitized && mkdir .venv/sanitized && cp -r engine/unroll_engine .venv/sanitized
+	$(BIN)/cmake -S engine -B .venv/sanitized-build -G Ninja -DUNROLL_SANITIZE=ON -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' \
+	  -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$(BIN)/ninja' --log-level=WARNING
+	$(BIN)/cmake --build .venv/sanitized-build | tail -n 1
+	$(BIN)/cmake --install .venv/sanitized-build --prefix .venv/sanitized
+	PYTHONPATH=.venv/sanitized ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so)" \
+	  $(BIN)/pytest -q -p no:cacheprovider tests/unit/engine/test_kernel.py
+
+demo: .venv/kernel ## Trains, exports, serves, classifies and streams real data, and says what happened.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo.py
 
 # Two at a time, file by file: half of the time a test waits for a process to start.
-test: .venv/done ## Runs every test.
+test: .venv/kernel ## Runs every test.
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # Without torch, which comes with gigabytes of CUDA where no CPU build is found; what needs it is then skipped.
-test-python: .venv/done $(OTHER)/done ## Runs the tests on another Python: PYTHON=python3.13; TORCH=1 for those that need torch too.
+test-python: .venv/done $(OTHER)/kernel ## Runs the tests on another Python: PYTHON=python3.13; TORCH=1 for those that need torch too.
 	UNROLL_TEST_TRAINING_BIN=$(CURDIR)/$(BIN) $(OTHER)/bin/pytest -n 2 --dist loadfile tests/unit tests/integration $(PYTEST_ARGS)
 
 $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
@@ -59,10 +79,10 @@ $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(OTHER)/bin/pip install --quiet --no-deps $(AEON)
 	touch $@
 
-bench: .venv/done $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench/; ONLY=row,row and PEERS=triton pick.
+bench: .venv/kernel $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench/; ONLY=row,row and PEERS=triton pick.
 	PYTHONPATH=tests $(BIN)/python -m bench --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
 
-soak: .venv/done ## Everything at once, faults included, every answer checked: MINUTES=30, FRONT=grpcio.
+soak: .venv/kernel ## Everything at once, faults included, every answer checked: MINUTES=30, FRONT=grpcio.
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),30) --front $(or $(FRONT),grpcio)
 
 .venv-triton/done: # An environment of its own: the wheel brings a Triton server, and its own versions of much else.

