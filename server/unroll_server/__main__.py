@@ -39,7 +39,7 @@ _option = partial(click.option, show_envvar=True)
 
 @click.command(context_settings={"auto_envvar_prefix": "UNROLL", "show_default": True, "max_content_width": 100})
 @_option("--models", type=click.Path(path_type=Path), required=True, help="Folder of NAME/VERSION/ bundles.")
-@_option("--listen", default="127.0.0.1:50051", help="HOST:PORT to listen on; port 0 picks a free one.")
+@_option("--listen", default="127.0.0.1:50051", help="HOST:PORT or unix:/PATH; port 0 picks a free one.")
 @_option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", help="What runs the models.")
 @_option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where they run.")
 @_option("--max-lanes", type=_POSITIVE, default=64, help="Sequences of a class, streams or bulk, in one tick.")
@@ -62,7 +62,7 @@ _option = partial(click.option, show_envvar=True)
     help="What speaks gRPC: grpcio's server, or Envoy, several times as fast (unroll-server[envoy], Linux).",
 )
 @_option("--workers", type=_POSITIVE, default=1, help="Serving processes that share the port.")
-@_option("--metrics", metavar="HOST:PORT", help="Where Prometheus gets metrics over HTTP; nowhere where absent.")
+@_option("--metrics", metavar="HOST:PORT", help="Where Prometheus gets metrics over HTTP; nowhere if absent.")
 @_option("--versions", default="all", help="Versions of a model to serve: all, latest, or latest:N.")
 @_option(
     "--models-poll",
@@ -72,8 +72,8 @@ _option = partial(click.option, show_envvar=True)
 )
 @_option(
     "--admin",
-    metavar="HOST:PORT",
-    help="Where models are loaded, and sessions listed, on demand; nowhere where absent.",
+    metavar="ADDRESS",
+    help="Where operators load models and list sessions, HOST:PORT or unix:/PATH; nowhere if absent.",
 )
 @_option("--sessions", default="memory", help="Where sessions are kept: memory, or redis://HOST:PORT/DB.")
 @_option("--session-ttl", type=_Seconds(min=0, min_open=True), default=3600.0, help="Seconds a session may rest.")

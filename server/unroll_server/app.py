@@ -279,7 +279,7 @@ async def serve_grpcio(
     service = Service(
         settings,
         figures,
-        lambda each: GrpcioFront(settings.listen, each, limit, share_port, connections, certificates),
+        lambda each: GrpcioFront(settings.listen_address, each, limit, share_port, connections, certificates),
         make_usage,
     )
     try:

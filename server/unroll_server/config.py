@@ -1,11 +1,11 @@
 """The server's settings, checked."""
 
-import ipaddress
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from unroll_server.addresses import Address
 from unroll_server.errors import StartupError
 
 _PATHS = ("models", "sessions_file", "tls_cert", "tls_key", "tls_client_ca", "tokens")
@@ -16,10 +16,10 @@ _STORES = ("memory", "shared", "redis", "rediss", "unix")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `unroll-serve` can be told; __main__.py says what each means.
+    """The options of `unroll-serve`; __main__.py says what each means.
 
     Raises:
-        StartupError: settings that do not go together.
+        StartupError: an option is wrong, or two exclude each other.
     """
 
     models: Path
@@ -58,14 +58,12 @@ class Settings:
     access_log: bool = False
 
     def __post_init__(self) -> None:
-        _host_and_port("--listen", self.listen)
-        for option in ("metrics", "admin"):
-            if (value := getattr(self, option)) is not None:
-                _host_and_port(f"--{option}", value)
-        _ = self.versions_kept
+        _ = self.listen_address, self.metrics_address, self.admin_address, self.versions_kept
+        if self.listen_address.path and (self.workers > 1 or self.front != "grpcio"):
+            raise StartupError("--listen: only one process can listen on a Unix socket; needs --workers 1")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartupError("--tls-cert, --tls-key: one is of no use without the other")
-        if self.admin_address and not (self.tokens or self.tls_client_ca or _is_loopback(self.admin_address[0])):
+        if self.admin_address and not (self.tokens or self.tls_client_ca or self.admin_address.is_local):
             problem = "whoever reaches it may change what is served; needs --tokens or --tls-client-ca"
             raise StartupError(f"--admin: {self.admin} is not a loopback address: {problem}")
         if self.sessions.partition(":")[0] not in _STORES:
@@ -89,22 +87,22 @@ class Settings:
         raise StartupError(f"--versions: {self.versions!r} is not all, latest, or latest:N with N of 1 or more")
 
     @property
-    def listen_address(self) -> tuple[str, int]:
-        """Host, an IPv6 address without its brackets, and port to serve on."""
-        return _host_and_port("--listen", self.listen)
+    def listen_address(self) -> Address:
+        """The address to serve on."""
+        return Address.of("--listen", self.listen)
 
     @property
-    def metrics_address(self) -> tuple[str, int] | None:
-        """Host and port to serve metrics on; None where they are not served."""
-        return None if self.metrics is None else _host_and_port("--metrics", self.metrics)
+    def metrics_address(self) -> Address | None:
+        """The address to serve metrics on; None if they are not served."""
+        return None if self.metrics is None else Address.of("--metrics", self.metrics, unix=False)
 
     @property
-    def admin_address(self) -> tuple[str, int] | None:
-        """Host and port of the admin listener; None where there is none."""
-        return None if self.admin is None else _host_and_port("--admin", self.admin)
+    def admin_address(self) -> Address | None:
+        """The address of the admin listener; None if there is none."""
+        return None if self.admin is None else Address.of("--admin", self.admin)
 
     def announcement(self, served: str, address: str) -> str:
-        """The line that says that `served` is served on `address`, HOST:PORT."""
+        """Returns the line that reports that `served` is served on `address`."""
         return f"serving {served} on {address} ({self.runtime}, {self.device})"
 
     def to_json(self) -> str:
@@ -127,22 +125,6 @@ class Settings:
     def limits(self) -> "Limits":
         """What one call may carry."""
         return Limits(self.max_sequences, self.max_steps, self.max_open_sequences, self.max_message_bytes)
-
-
-def _host_and_port(option: str, value: str) -> tuple[str, int]:
-    host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise StartupError(f"{option}: {value!r} is not HOST:PORT")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Asks a server whether it serves: `python -m unroll_server.healthcheck HOST:PORT`, for container health checks."""
+"""The probe of container health checks: `python -m unroll_server.healthcheck HOST:PORT` or `unix:/PATH`."""
 
 import socket
 import ssl
@@ -15,8 +15,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("address", metavar="HOST:PORT")
-@click.option("--service", default="", help="Service to ask for; the server as a whole where absent.")
+@click.argument("address", metavar="ADDRESS")
+@click.option("--service", default="", help="Service to ask for; the server as a whole if absent.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, help="Seconds to wait.")
 @click.option(
     "--tls-ca",
@@ -39,7 +39,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def command(
     address: str, service: str, timeout: float, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None
 ) -> None:
-    """Asks grpc.health.v1.Health of the server at HOST:PORT; exit code 0 only where it says SERVING.
+    """Asks grpc.health.v1.Health of the server at ADDRESS, HOST:PORT or unix:/PATH; exit code 0 only if it is SERVING.
 
     In the environment of the server itself, with its UNROLL_TLS_CERT and UNROLL_TLS_KEY, it speaks TLS by itself.
     """
@@ -67,27 +67,37 @@ def command(
 
 
 def _name_of(address: str, tls_ca: Path, timeout: float) -> str:
-    """A name that the certificate of the server has: a probe beside it asks for 127.0.0.1, which few certificates name.
+    """Returns a name in the server's certificate: few name the address by which a probe reaches a server beside it.
 
     Raises:
-        OSError: nobody speaks TLS there, or not with a certificate that descends from `tls_ca`.
+        OSError: no server speaks TLS there, or its certificate does not descend from `tls_ca`.
         ValueError: the certificate has no name.
     """
     context = ssl.create_default_context(cafile=tls_ca)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.set_alpn_protocols(["h2"])
-    host, _, port = address.rpartition(":")
-    with (
-        socket.create_connection((host.strip("[]"), int(port)), timeout) as plain,
-        context.wrap_socket(plain) as secure,
-    ):
+    with _connected(address, timeout) as plain, context.wrap_socket(plain) as secure:
         certificate = secure.getpeercert() or {}
     names: tuple[tuple[str, str], ...] = certificate.get("subjectAltName", ())  # type: ignore[assignment]
     for kind, name in names:
         if kind in ("DNS", "IP Address"):
             return name.replace("*", "health", 1)
     raise ValueError("its certificate names no host")
+
+
+def _connected(address: str, timeout: float) -> socket.socket:
+    if not address.startswith("unix:"):
+        host, _, port = address.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), timeout)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(timeout)
+        connection.connect(address.removeprefix("unix:"))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def main() -> NoReturn:

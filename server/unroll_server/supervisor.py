@@ -1,19 +1,19 @@
 """The parent of workers: one port, workers started again when they die, all drained together, one sum of metrics."""
 
 import asyncio
-import errno
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
 from dataclasses import replace
 
 import click
 
 from unroll_server import metrics
+from unroll_server.addresses import joined, reserved
 from unroll_server.config import Settings
 from unroll_server.control import FD, Channel, Orders, admin_socket, gate_file, metrics_folder
 from unroll_server.errors import StartupError
@@ -52,8 +52,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(private_folder())
         metrics_folder(folder).mkdir()
-        hosts, port = stack.enter_context(reserved(*settings.listen_address))
-        address = f"{settings.listen.rpartition(':')[0]}:{port}"
+        hosts, port = stack.enter_context(reserved(settings.listen_address))
+        address = joined(settings.listen_address.host, port)
         settings = replace(settings, listen=address)
         settings, sessions = shared_store(settings, folder)
         certificates = Certificates.of(settings)
@@ -255,46 +255,3 @@ class _Worker:
                 with suppress(ProcessLookupError):
                     os.kill(self._process.pid, signal.SIGKILL)
             await self._process.wait()
-
-
-@contextmanager
-def reserved(host: str, port: int) -> Iterator[tuple[list[str], int]]:
-    """Holds a port for processes that share it (SO_REUSEPORT), and keeps it from those that do not.
-
-    Args:
-        host: Name or IP address.
-        port: The port; 0 picks a free one.
-
-    Yields:
-        The IP addresses of `host` on which the port is held, and the port.
-
-    Raises:
-        StartupError: the address can't be listened on, another server's included.
-    """
-    problem = StartupError(f"--listen: can't listen on {host}:{port}; is the port in use?")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        raise problem from None
-    with ExitStack() as held:
-        hosts: list[str] = []
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            try:
-                if port:
-                    # Unlike the one below it fails where another server listens, one that shares its port included.
-                    with socket.socket(family, kind, protocol) as alone:
-                        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        alone.bind((address[0], port))
-                shared = held.enter_context(socket.socket(family, kind, protocol))
-                shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                shared.bind((address[0], port))
-            except OSError as error:
-                # A name can stand for addresses that this machine has not: ::1 without IPv6.
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
-                    continue
-                raise problem from None
-            port = shared.getsockname()[1]
-            hosts.append(str(address[0]))
-        if not hosts:
-            raise problem
-        yield hosts, port

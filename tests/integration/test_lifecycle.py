@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from pathlib import Path
 
 import grpc
@@ -11,8 +12,10 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import wire
+from support.operators import wait_for_log
 from support.processes import ServerProcess, run
 
+from unroll_client import Client
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
 
@@ -116,7 +119,43 @@ def test_settings_come_from_the_environment_too(front: str, bundle_root: Path, t
 def test_a_port_in_use_ends_the_start_with_one_line(front: str, server: ServerProcess, bundle_root: Path) -> None:
     done = run("unroll-serve", "--models", bundle_root, "--listen", server.address, "--front", front, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"unroll-serve: --listen: can't listen on {server.address}")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"unroll-serve: --listen: can't listen on {server.address}: port {server.address.rpartition(':')[2]} is in use"
+    )
+
+
+def test_a_server_on_a_unix_socket_is_one_for_clients_operators_and_probes(
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+) -> None:
+    listen, admin = (f"unix:{tmp_path / name}.sock" for name in ("serve", "admin"))
+    options = ("--listen", listen, "--admin", admin, "--access-log")
+    values = vowels[0].values
+
+    def used(process: ServerProcess) -> None:
+        assert process.address == listen
+        with Client(listen) as client:
+            logits = client.classify([values]).logits
+            with client.unroll("jv", logits=True) as sequence:
+                steps = sequence.send(values).logits
+        assert steps is not None
+        np.testing.assert_array_equal(steps[-1], logits[0])
+        for address in (listen, admin):
+            probe = run(Path(sys.executable).name, "-m", "unroll_server.healthcheck", address)
+            assert probe.stdout == f"{address}: SERVING\n"
+        assert "jv" in run("unroll", "admin", "--server", admin, "index").stdout
+        wait_for_log(process, "/unroll.v1.UnrollService/Classify code=OK")
+        assert "peer=unix:" in process.log
+
+    with ServerProcess(bundle_root, tmp_path / "killed", *options) as process:
+        used(process)
+        process.signal(signal.SIGKILL)
+        process.process.wait()
+    # Nobody listens on what it left behind.
+    assert (tmp_path / "serve.sock").is_socket()
+    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
+        used(process)
+        assert process.stop() == 0, process.log
+    assert not list(tmp_path.glob("*.sock"))
 
 
 @pytest.mark.parametrize(

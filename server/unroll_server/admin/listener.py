@@ -135,17 +135,17 @@ class AdminListener:
     """
 
     def __init__(self, settings: Settings, identities: Identities, asks: Sequence[Ask]) -> None:
-        assert settings.admin is not None
+        address = settings.admin_address
+        assert address is not None
         processes = Processes(asks)
         self._auth = AuthInterceptor(identities, Usage(identities), admins_only=True)
         self._endless = EndlessCalls(SERVICE)
         self._front = GrpcioFront(
-            settings.admin,
+            address,
             [StatusInterceptor(), self._auth, self._endless],
             MESSAGE_BYTES,
             connections=settings.connections,
             certificates=Certificates.of(settings),
-            option="--admin",
         )
         self._checks = Health()
         self._service = AdminService(processes)

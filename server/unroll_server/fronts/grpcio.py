@@ -1,13 +1,16 @@
 """The front of grpcio: grpc.aio's own server."""
 
 import asyncio
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
 
+from unroll_server.addresses import SOCKET_MODE, UNIX, Address, joined, without_ipv6
 from unroll_server.config import Connections
-from unroll_server.errors import StartupError
 from unroll_server.fronts.certificates import Certificates, Pem
 from unroll_server.fronts.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
 from unroll_server.fronts.registry import Registry
@@ -24,30 +27,29 @@ class GrpcioFront:
     """A grpc.aio server.
 
     Args:
-        listen: HOST:PORT; port 0 picks a free one.
-        interceptors: What stands before every handler, outermost first; see `Registry`.
+        address: The address to listen on.
+        interceptors: Interceptors of every call, outermost first; see `Registry`.
         max_message_bytes: The largest request message; a larger one is RESOURCE_EXHAUSTED.
         share_port: Whether other processes listen on the same port, each to get a share of the connections.
         connections: What a connection may do; the defaults where absent.
-        certificates: What TLS is spoken with; None for none.
-        option: What told to listen there.
+        certificates: Certificates for TLS; None for plaintext.
 
     Attributes:
-        registry: What the generated `add_...Servicer_to_server` functions take.
+        registry: Takes the servicers, by the generated `add_...Servicer_to_server` functions.
     """
 
     def __init__(
         self,
-        listen: str,
+        address: Address,
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         max_message_bytes: int,
         share_port: bool = False,
         connections: Connections | None = None,
         certificates: Certificates | None = None,
-        option: str = "--listen",
     ) -> None:
-        self._listen = listen
-        self._option = option
+        self._address = address
+        self._share_port = share_port
+        self._claimed = ExitStack()
         self._certificates = certificates
         self.registry = Registry(interceptors)
         # An interceptor that grpcio itself asks costs each call two coroutines.
@@ -67,20 +69,37 @@ class GrpcioFront:
         )
 
     async def start(self) -> str:
-        """Listens and serves; returns HOST:PORT with the port that it got.
+        """Listens and serves; returns the address, with the port that it got.
 
         Raises:
             StartupError: the address can't be listened on.
         """
+        address = self._address
+        if address.path:
+            self._claimed.enter_context(address.claimed_path())
+            umask = os.umask(0o777 & ~SOCKET_MODE)
+            try:
+                # The core decodes it as the path of a URI.
+                self._listen_on(UNIX + quote(address.path))
+            finally:
+                os.umask(umask)
+        else:
+            port = address.port
+            for host in address.hosts(self._share_port):
+                with without_ipv6(host, port) as port:
+                    port = self._listen_on(joined(host, port))
+            address = address._replace(port=port)
+        await self._server.start()
+        return str(address)
+
+    def _listen_on(self, target: str) -> int:
         try:
             if self._certificates is None:
-                port = self._server.add_insecure_port(self._listen)
-            else:
-                port = self._server.add_secure_port(self._listen, _credentials(self._certificates))
+                return self._server.add_insecure_port(target)
+            return self._server.add_secure_port(target, _credentials(self._certificates))
         except RuntimeError:
-            raise StartupError(f"{self._option}: can't listen on {self._listen}; is the port in use?") from None
-        await self._server.start()
-        return f"{self._listen.rpartition(':')[0]}:{port}"
+            # It was free a moment ago.
+            raise self._address.problem("another process has just taken it") from None
 
     async def stop(self, grace: float) -> None:
         """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
@@ -97,6 +116,7 @@ class GrpcioFront:
             if self.registry.turned_away == before:
                 break
         await self._server.stop(max(0.0, end - clock()))
+        self._claimed.close()
 
 
 def _limits(connections: Connections) -> list[tuple[str, int]]:

@@ -2,23 +2,25 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.registry import Collector
 
-from unroll_server.errors import StartupError
+from unroll_server.addresses import Address, joined
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def served(address: tuple[str, int] | None, *collectors: Collector) -> Iterator[None]:
+def served(address: Address | None, *collectors: Collector) -> Iterator[None]:
     """Serves metrics over HTTP, on a thread of its own, for as long as the context is open.
 
     Args:
-        address: Host and port to listen on; port 0 picks a free one; None serves nothing.
-        collectors: What is served.
+        address: HOST:PORT to listen on; None serves nothing.
+        collectors: Collectors of the metrics.
 
     Raises:
         StartupError: the address can't be listened on.
@@ -29,15 +31,20 @@ def served(address: tuple[str, int] | None, *collectors: Collector) -> Iterator[
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
-    host, port = address
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise StartupError(f"--metrics: can't listen on {host}:{port}: {error.strerror}") from None
-    try:
-        _log.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, server.server_port)
+    port = address.port
+    with ExitStack() as running:
+        for host in address.hosts():
+            try:
+                server, thread = start_http_server(port, host, registry)
+            except OSError as error:
+                raise address.problem(error.strerror or str(error)) from None
+            running.callback(_end, server, thread)
+            port = server.server_port
+        _log.info("metrics on http://%s/metrics", joined(address.host, port))
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+
+def _end(server: WSGIServer, thread: Thread) -> None:
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -13,6 +13,7 @@ from support.models import random_network, served
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2_grpc
+from unroll_server.addresses import Address
 from unroll_server.catalog import Catalog
 from unroll_server.config import Limits
 from unroll_server.fronts.grpcio import GrpcioFront
@@ -114,7 +115,8 @@ class LocalServer:
         catalog = Catalog(models)
         sessions = Sessions(MemoryStore(3600, 1000), catalog, self._engine)
         self._service = UnrollService(catalog, self._engine, limits, sessions, Usage(Identities(None)))
-        self._front = GrpcioFront(f"127.0.0.1:{port}", [self._counting, StatusInterceptor()], limits.max_message_bytes)
+        address = Address.of("--listen", f"127.0.0.1:{port}")
+        self._front = GrpcioFront(address, [self._counting, StatusInterceptor()], limits.max_message_bytes)
         registry: Any = self._front.registry  # has what the generated code needs of a server
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         return await self._front.start()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.settings import SETTINGS
@@ -10,21 +11,11 @@ from unroll_server.config import Settings
 from unroll_server.errors import StartupError
 
 
-@pytest.mark.parametrize("address", ["", "50051", ":50051", "host:", "host:-1", "host:65536", "host:http", "host:٣"])
-@pytest.mark.parametrize("option", ["listen", "metrics"])
-def test_an_address_that_is_none_is_refused(option: str, address: str) -> None:
-    with pytest.raises(StartupError, match=f"--{option}: .* is not HOST:PORT"):
-        replace(SETTINGS, listen=address) if option == "listen" else replace(SETTINGS, metrics=address)
-
-
-@pytest.mark.parametrize(
-    ("address", "host", "port"),
-    [("127.0.0.1:0", "127.0.0.1", 0), ("[::1]:65535", "::1", 65535), ("localhost:1", "localhost", 1)],
-)
-def test_an_address_is_taken_apart(address: str, host: str, port: int) -> None:
-    settings = replace(SETTINGS, listen=address, metrics=address)
-    assert settings.listen_address == (host, port)
-    assert settings.metrics_address == (host, port)
+@pytest.mark.parametrize("options", [{"workers": 2}, {"front": "envoy"}])
+def test_several_processes_can_not_listen_on_a_unix_socket(options: dict[str, Any]) -> None:
+    assert replace(SETTINGS, listen="unix:/run/x").listen_address.path == "/run/x"
+    with pytest.raises(StartupError, match=r"--listen: .* needs --workers 1"):
+        replace(SETTINGS, listen="unix:/run/x", **options)
 
 
 def test_settings_are_the_same_in_another_process() -> None:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from unroll_server.addresses import Address
 from unroll_server.errors import StartupError
 from unroll_server.metrics import LANES, QUEUE_SECONDS, TICK_SECONDS, Metrics, Workers, served, shared
 from unroll_server.metrics.figures import DROPPED, MODEL_SIZE
@@ -281,7 +282,7 @@ def test_processes_have_figures_while_they_live() -> None:
 def test_prometheus_gets_them_over_http(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
     metrics.of("jv/1").tick(1, 1, 1, 0.1)
-    with caplog.at_level("INFO"), served(("127.0.0.1", 0), metrics):
+    with caplog.at_level("INFO"), served(Address.of("--metrics", "127.0.0.1:0"), metrics):
         url = caplog.messages[-1].removeprefix("metrics on ")
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
             assert answer.headers["Content-Type"].startswith("text/plain")
@@ -292,7 +293,7 @@ def test_an_address_in_use_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = pytest.raises(StartupError, match=f"--metrics: can't listen on 127.0.0.1:{port}")
-        with refused, served(("127.0.0.1", port), Metrics()):
+        with refused, served(Address.of("--metrics", f"127.0.0.1:{port}"), Metrics()):
             raise AssertionError
 
 

@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 from unit.server.asgi_driver import ask, framed, front_of
 
+from unroll_server.addresses import Address
 from unroll_server.fronts.asgi_methods import CallDetails
 from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.fronts.registry import Registry
@@ -80,7 +81,7 @@ async def by_asgi(markers: list[Marker]) -> AsyncIterator[Callable[[str, str], A
 
 
 async def by_grpcio(markers: list[Marker]) -> AsyncIterator[Callable[[str, str], Awaitable[bytes]]]:
-    front = GrpcioFront("127.0.0.1:0", markers, 1000)
+    front = GrpcioFront(Address.of("--listen", "127.0.0.1:0"), markers, 1000)
     front.registry.add_registered_method_handlers("t", {"Echo": UNARY(echo)})
     front.registry.add_generic_rpc_handlers([Generic()])
     async with grpc.aio.insecure_channel(await front.start()) as channel:

@@ -1,11 +1,10 @@
-"""How a port is reserved for workers, and what they and their supervisor say to each other."""
+"""Messages between a supervisor and its workers."""
 
 import asyncio
 import os
 import signal
 import socket
 import sys
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,82 +15,6 @@ from support.settings import SETTINGS
 from unroll_server import supervisor
 from unroll_server.control import FD, Channel, Orders
 from unroll_server.errors import StartupError
-from unroll_server.supervisor import reserved
-
-
-def listening(host: str, port: int, *, shared: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, reuse_port=shared)
-
-
-def refused(host: str, port: int) -> AbstractContextManager[object]:
-    return pytest.raises(StartupError, match=f"--listen: can't listen on {host}:{port}")
-
-
-def has_ipv6() -> bool:
-    try:
-        listening("::1", 0, shared=False).close()
-    except OSError:
-        return False
-    return True
-
-
-def test_a_reserved_port_is_for_those_who_share_it() -> None:
-    with reserved("127.0.0.1", 0) as (hosts, port):
-        assert hosts == ["127.0.0.1"]
-        with listening("127.0.0.1", port, shared=True), listening("127.0.0.1", port, shared=True):
-            pass
-        with pytest.raises(OSError, match="in use"):
-            listening("127.0.0.1", port, shared=False)
-
-
-def test_two_reservations_exclude_each_other() -> None:
-    with reserved("127.0.0.1", 0) as (_, port):
-        with (
-            pytest.raises(StartupError, match=f"--listen: can't listen on 127.0.0.1:{port}"),
-            reserved("127.0.0.1", port),
-        ):
-            raise AssertionError
-        with reserved("127.0.0.1", 0) as (_, other):
-            assert other != port
-    with reserved("127.0.0.1", port) as (_, again):
-        assert again == port
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_port_on_which_another_listens_is_refused(shared: bool) -> None:
-    with listening("127.0.0.1", 0, shared=shared) as other:
-        port = other.getsockname()[1]
-        with (
-            pytest.raises(StartupError, match=f"--listen: can't listen on 127.0.0.1:{port}"),
-            reserved("127.0.0.1", port),
-        ):
-            raise AssertionError
-
-
-def test_a_reserved_port_gets_no_connections_itself() -> None:
-    with reserved("127.0.0.1", 0) as (_, port), pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=30)
-
-
-def test_a_name_stands_for_all_its_addresses() -> None:
-    with reserved("localhost", 0) as (hosts, port):
-        assert "127.0.0.1" in hosts
-        for host in hosts:
-            with pytest.raises(OSError, match="in use"):
-                listening(host, port, shared=False)
-
-
-@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
-def test_ipv6_is_reserved_too() -> None:
-    with reserved("::1", 0) as (hosts, _):
-        assert hosts == ["::1"]
-
-
-@pytest.mark.parametrize("host", ["name.invalid", "203.0.113.1"])
-def test_an_address_that_is_not_ours_is_refused(host: str) -> None:
-    with refused(host, 50051), reserved(host, 50051):
-        raise AssertionError
 
 
 async def test_orders_arrive_as_they_were_given() -> None:
