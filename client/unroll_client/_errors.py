@@ -173,6 +173,14 @@ _SEQUENCE = re.compile(r"^((?:lengths|initial_states)\[|(?:values: )?values of s
 _DETAILS = "grpc-status-details-bin"
 # What grpc.aio makes of a stream's status, for good, when a write fails before the true status has come.
 _WRITE_FAILED = "Internal error from Core"
+# Why no connection was made, by a part of what gRPC's core has to say of it.
+_HINTS = (
+    ("WRONG_VERSION_NUMBER", "the server does not speak TLS there: connect without it, or start it with --tls-cert"),
+    ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted: give the authority that issued it"),
+    ("Failed parsing HTTP/2", "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics?"),
+    ("http1.x server", "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics?"),
+    ("Socket closed", "the server closed the connection at once: does it speak TLS, or has it --max-connections?"),
+)
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> UnrollError:
@@ -186,7 +194,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> UnrollError:
                 status.ParseFromString(value)
             except DecodeError:
                 status.Clear()
-    return _make(error.code(), error.details() or "", status)
+    message = error.details() or ""
+    if "connections to all backends failing" in message:
+        message = "; ".join([message, *(hint for part, hint in _HINTS if part in message)][:2])
+    return _make(error.code(), message, status)
 
 
 def from_status(status: status_pb2.Status) -> UnrollError:

@@ -1,6 +1,9 @@
 """The client library and its commands with TLS, mutual TLS and tokens, against a real server."""
 
+import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ class Guarded:
         authority: PEM of the authority that vouches for it.
         certificate: A caller's chain and key.
         folder: Where the same are files: ca.pem, caller.pem, caller.key, token.
+        metrics: HOST:PORT of its metrics.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Guarded:
         self.authority = authority
         self.certificate = certificate
         self.folder = folder
+        (self.metrics,) = re.findall(r"metrics on http://(\S+)/metrics", process.log)
         (folder / "ca.pem").write_bytes(authority)
         (folder / "caller.pem").write_bytes(certificate[0])
         (folder / "caller.key").write_bytes(certificate[1])
@@ -43,7 +48,7 @@ def guarded(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("guarded")
     authority, callers = Authority(), Authority()
     options = Files(folder / "tls", authority, callers).options
-    options += ["--tokens", str(write_identities(folder / "tokens.toml", alice={}))]
+    options += ["--metrics", "127.0.0.1:0", "--tokens", str(write_identities(folder / "tokens.toml", alice={}))]
     with ServerProcess(bundle_root, folder / "log", *options, front=front) as process:
         yield Guarded(process, authority.pem, callers.issue("caller"), folder)
         assert process.stop() == 0, process.log
@@ -88,6 +93,39 @@ def test_who_is_not_known_is_told(guarded: Guarded) -> None:
         client.models()
     with Client(address, tls=True, certificate=certificate) as client, pytest.raises(Unavailable):
         client.models()
+
+
+class Web(BaseHTTPRequestHandler):
+    """A server of HTTP/1.1 that has nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Logs nothing."""
+
+
+@pytest.mark.parametrize(
+    ("at", "tls", "hint"),
+    [
+        ("serve", True, "the server does not speak TLS there: connect without it"),
+        ("guarded", False, "the server closed the connection at once: does it speak TLS"),
+        ("guarded", True, "certificate is not trusted: give the authority"),
+        ("web", False, "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics"),
+        ("metrics", False, "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics"),
+    ],
+)
+def test_the_wrong_protocol_is_named(guarded: Guarded, server: ServerProcess, at: str, tls: bool, hint: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        addresses = {
+            "serve": server.address,
+            "guarded": guarded.process.address,
+            "metrics": guarded.metrics,
+            "web": f"127.0.0.1:{web.server_port}",
+        }
+        with Client(addresses[at], tls=tls) as client, pytest.raises(Unavailable, match=hint):
+            client.models()
+        web.shutdown()
 
 
 def test_commands(guarded: Guarded) -> None:
