@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.asking import WrongAnswerError
 from bench.figures import Outcome, Spread, Verdict, ratios
 from bench.infer import ModelInferRequest
+from bench.rows.row import hold, p99_ms, take_late
 from bench.table import markdown
+from unroll_client.load import Result
 
 TESTS = Path(__file__).parents[1]
 PATIENCE = 120.0
@@ -112,6 +116,30 @@ def test_what_was_not_measured_is_not_met_and_says_why() -> None:
     assert "not measured" in report
     assert "no Envoy here" in report
     assert json.loads(json.dumps(outcome.to_json()))["verdicts"][0]["met"] is False
+
+
+def result_of(answered: int, **errors: int) -> Result:
+    named = Counter({reason.replace("_", " "): count for reason, count in errors.items()})
+    return Result(np.full(answered, 0.002), 0.8, answered, named, 0, 0, 0)
+
+
+def test_calls_that_a_slow_server_leaves_unsent_are_a_measurement() -> None:
+    few, many = result_of(995, not_sent=5), result_of(50, not_sent=40, unanswered=10, streams_that_did_not_end=1)
+    assert [take_late(few), take_late(many)] == [5, 50]
+    for result in (few, many):
+        hold("a server", result)
+    assert p99_ms(few, 5, 0.8) == pytest.approx(2)
+    assert p99_ms(many, 50, 0.8) == pytest.approx(800), "what was left out would have been the slowest"
+
+
+@pytest.mark.parametrize(
+    "errors", [{"UNAVAILABLE": 1}, {"UNAVAILABLE": 1, "not_sent": 3}, {"streams_that_did_not_end": 1}]
+)
+def test_calls_that_fail_are_still_a_failure_of_the_row(errors: dict[str, int]) -> None:
+    result = result_of(100, **errors)
+    take_late(result)
+    with pytest.raises(WrongAnswerError, match=r"a server: 1 x (UNAVAILABLE|streams that did not end)"):
+        hold("a server", result)
 
 
 def test_infer_requests_have_the_published_field_numbers() -> None:

@@ -8,7 +8,7 @@ from bench.asking import Contestant
 from bench.contestants import AFTERNOON, OURS
 from bench.figures import Curve, Figure, Outcome, Verdict, ratios
 from bench.networks import SMALL, ragged
-from bench.rows.row import WARM_UP, Row, closed, contestants, hold
+from bench.rows.row import WARM_UP, Row, closed, contestants, hold, p99_ms, take_late
 from bench.session import Session
 from unroll_client.load import Result, open_loop
 
@@ -45,15 +45,20 @@ async def _at_rate(
         {name: partial(_poisson, session, each, rate, count()) for name, each in asked.items()}
     )
     offered = f"at {LOAD:.0%} of the peak of {whose}, {rate:,.0f}/s"
-    p99 = {name: [result.percentile(99) * 1e3 for result in results] for name, results in results.items()}
-    for name, samples in p99.items():
-        outcome.figures.append(Figure(name, f"p99 ms {offered}", samples))
-        lost = sum(sum(result.errors.values()) for result in results[name])
-        if lost:
-            outcome.notes.append(f"{name} {offered}: {lost} calls not sent or not answered, left out of its p99")
+    p99: dict[str, list[float]] = {}
+    for name, rounds in results.items():
+        if name in OURS:
+            late = [take_late(result) for result in rounds]
+            for result in rounds:
+                hold(name, result)
+        else:
+            late = [result.errors.total() for result in rounds]
+        if any(late):
+            what = f"calls not sent or not answered in time, each counted as {session.seconds:g} s"
+            outcome.notes.append(f"{name} {offered}: {sum(late)} {what}")
+        p99[name] = [p99_ms(*each, session.seconds) for each in zip(rounds, late, strict=True)]
+        outcome.figures.append(Figure(name, f"p99 ms {offered}", p99[name]))
     for ours in (name for name in OURS if name in asked):
-        for result in results[ours]:
-            hold(ours, result)
         claim = f"{ours} / {AFTERNOON}, p99 {offered}"
         outcome.verdicts.append(Verdict(claim, ratios(p99[ours], p99[AFTERNOON]), 0.5, at_least=False))
 

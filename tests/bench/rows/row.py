@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from bench.asking import Contestant, Group, WrongAnswerError
 from bench.contestants import TRITON
 from bench.figures import Figure, Outcome, Verdict, ratios
@@ -14,6 +16,10 @@ from unroll_client.load import Result, closed_loop
 
 WARM_UP = 0.2
 """Seconds before each measurement."""
+LATE = ("not sent", "unanswered")
+"""The load generator's names for calls, or steps, with which a server did not keep up."""
+DID_NOT_END = "streams that did not end"
+"""Its name for streams on which such steps were still open at the end."""
 ROUNDS_OF_LARGE = 2
 """Repeats with the large network, which no bar is on."""
 ISSUE = "quoted: measured with the first figures of this project, on another day; `PEERS=triton` measures it here"
@@ -79,8 +85,24 @@ async def closed(
     return results
 
 
+def take_late(result: Result) -> int:
+    """Takes the calls that came too late to be sent or answered out of a result's errors; returns their number.
+
+    That a server is slower than the load that is offered is a measurement, not a failure of it.
+    """
+    late = sum(result.errors.pop(reason, 0) for reason in LATE)
+    if late:
+        result.errors.pop(DID_NOT_END, None)
+    return late
+
+
+def p99_ms(result: Result, late: int, seconds: float) -> float:
+    """Returns the 99th percentile of latency in milliseconds, each late call counted as the run's `seconds`."""
+    return float(np.percentile(np.append(result.latencies, [seconds] * late), 99, method="higher")) * 1e3
+
+
 def hold(name: str, result: Result) -> None:
-    """Passes a result whose every answer was right.
+    """Checks that every answer was right.
 
     Raises:
         WrongAnswerError: one was not, or a call failed.

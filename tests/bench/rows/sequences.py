@@ -10,7 +10,7 @@ from bench.figures import Figure, Outcome, Verdict
 from bench.networks import SMALL
 from bench.processes import Server, StartError
 from bench.rows import streaming
-from bench.rows.row import Row, hold
+from bench.rows.row import Row, hold, take_late
 from bench.session import Session
 from unroll_client.load import Result, stream_loop
 
@@ -18,8 +18,6 @@ SEQUENCES, STREAMS, CADENCE = 10_000, 10, 1.0
 SECONDS = {ENVOY: 17.0, GRPCIO: 4.0}
 """The longer run fills each sequence's history of chunks that can be sent again."""
 BYTES = 4096
-LATE = ("unanswered", "not sent")
-"""What the load generator calls steps that a server did not keep up with."""
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
@@ -42,11 +40,9 @@ async def _measure(outcome: Outcome, front: str, server: Server, seconds: float)
     watcher.cancel()
     with suppress(asyncio.CancelledError):
         await watcher
-    late = sum(result.errors.pop(reason, 0) for reason in LATE)
+    late = take_late(result)
     if late:
-        # A server that is behind does not end its streams in time either; what it answered is still to be right.
         outcome.notes.append(f"{front}: {late:,} steps not answered ten seconds after the last was sent")
-        result.errors.clear()
     hold(front, result)
     in_time = np.count_nonzero(result.latencies <= CADENCE) / (len(result.latencies) + late)
     idle = (held[-1] - before) / SEQUENCES

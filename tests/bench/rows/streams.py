@@ -9,7 +9,7 @@ from bench.contestants import OURS
 from bench.figures import Figure, Outcome, Verdict, ratios
 from bench.networks import SMALL, even
 from bench.rows import streaming
-from bench.rows.row import WARM_UP, Row, contestants, hold
+from bench.rows.row import WARM_UP, Row, contestants, hold, p99_ms, take_late
 from bench.session import Session
 from unroll_client.load import Result, closed_loop, stream_loop
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -31,11 +31,14 @@ async def measure(session: Session, outcome: Outcome) -> None:
                 "beside bulk": partial(_loaded, session, bulk, check, outcome),
             }
         )
-        p99 = {}
+        p99: dict[str, list[float]] = {}
         for how, rounds in results.items():
+            p99[how] = []
             for result in rounds:
+                if late := take_late(result):
+                    outcome.notes.append(f"{front}, {how}: {late} steps not sent or not answered in time")
                 hold(front, result)
-            p99[how] = [result.percentile(99) * 1e3 for result in rounds]
+                p99[how].append(p99_ms(result, late, session.seconds))
             outcome.figures.append(Figure(f"{front}, {how}", "p99 ms", p99[how]))
             outcome.figures.append(Figure(f"{front}, {how}", "p50 ms", [r.percentile(50) * 1e3 for r in rounds]))
         growth = ratios(p99["beside bulk"], p99["unloaded"])
