@@ -46,19 +46,20 @@ kernel: .venv/kernel ## Compiles the step kernel beside its sources, for the che
 # Without a compiler the checkout runs models by onnxruntime, and the kernel's tests are skipped.
 %/kernel: %/done engine/CMakeLists.txt $(wildcard engine/unroll_engine/kernel/cpp/*)
 	@if command -v $(or $(CXX),c++) >/dev/null; then \
-	  set -e; $*/bin/cmake -S engine -B $*/kernel-build -G Ninja $(KERNEL_FLAGS) -DPython_EXECUTABLE='$(CURDIR)/$*/bin/python' \
+	  set -e; $*/bin/cmake -S engine -B $*/kernel-build -G Ninja -DPython_EXECUTABLE='$(CURDIR)/$*/bin/python' \
 	    -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$*/bin/ninja' --log-level=WARNING; \
 	  $*/bin/cmake --build $*/kernel-build | tail -n 1; \
 	  $*/bin/cmake --install $*/kernel-build --prefix engine; touch $@; \
 	else echo 'no C++ compiler: the step kernel is not compiled' >&2; fi
 
 sanitize: .venv/kernel ## Runs the kernel's tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
-	rm -rf .venv/sanitized && mkdir .venv/sanitized && cp -r engine/unroll_engine .venv/sanitized
+	rm -rf .venv/sanitized .venv/sanitized-build && mkdir .venv/sanitized && cp -r engine/unroll_engine .venv/sanitized
 	$(BIN)/cmake -S engine -B .venv/sanitized-build -G Ninja -DUNROLL_SANITIZE=ON -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' \
 	  -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$(BIN)/ninja' --log-level=WARNING
 	$(BIN)/cmake --build .venv/sanitized-build | tail -n 1
 	$(BIN)/cmake --install .venv/sanitized-build --prefix .venv/sanitized
-	PYTHONPATH=.venv/sanitized ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so)" \
+	PYTHONPATH=.venv/sanitized ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libstdc++.so)" \
 	  $(BIN)/pytest -q -p no:cacheprovider tests/unit/engine/test_kernel.py
 
 demo: .venv/kernel ## Trains, exports, serves, classifies and streams real data, and says what happened.

@@ -116,6 +116,13 @@ class Network:
         packed.run_lanes(x, state, final, states, logits)
         return logits, states, final
 
+    def run_to_end(self, x: Float32Array, state: State) -> tuple[Float32Array, State]:
+        """As `run`, without the steps between: returns the last step's logits, [lanes, output_size], and the state."""
+        logits = np.empty((x.shape[1], self.packed.output_size), np.float32)
+        final = tuple(np.empty_like(tensor) for tensor in state)
+        self.packed.run_lanes(x, state, final, None, logits)
+        return logits, final
+
     def run_one(
         self,
         x: Float32Array,

@@ -34,7 +34,7 @@ class Network:
         x: _Floats,
         state: Sequence[_Floats],
         final_state: Sequence[_Floats],
-        states: _Floats,
+        states: _Floats | None,
         logits: _Floats,
     ) -> None: ...
     @property

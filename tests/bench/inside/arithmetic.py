@@ -4,7 +4,7 @@ These run in the worker process.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,11 @@ SHAPES = (Shape(12, 128, 1), Shape(12, 128, 16), Shape(12, 128, 64), Shape(12, 1
 def times(shape: Shape) -> dict[str, list[float]]:
     """Seconds that each contestant takes for `STEPS` timesteps, one figure a round, in turns."""
     torch.set_num_threads(1)
-    calls = _contestants(shape)
+    return in_turns(_contestants(shape))
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds that a call of each contestant takes, one figure a round."""
     counts = {}
     for name, call in calls.items():
         begin = time.perf_counter()

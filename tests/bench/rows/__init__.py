@@ -5,6 +5,7 @@ from bench.rows import (
     batches,
     coalescing,
     engine,
+    kernel,
     latency,
     open_loop,
     overload,
@@ -20,6 +21,7 @@ from bench.rows.row import Row
 ROWS: tuple[Row, ...] = (
     arithmetic.SCAN_ROW,
     arithmetic.PRODUCT_ROW,
+    kernel.ROW,
     engine.ROW,
     batches.ROW,
     singles.ROW,

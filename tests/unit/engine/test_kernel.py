@@ -92,6 +92,11 @@ def test_one_sequence_lanes_and_queue_give_the_same_bits_on_every_instruction_se
         for lane, expected in enumerate(alone):
             parts = [*(tensor[:, lane] for tensor in final), states[:, lane], logits[:, lane]]
             assert [np.ascontiguousarray(part).tobytes() for part in parts] == expected
+        last, end = kernel.run_to_end(x, state)
+        assert (last.tobytes(), *(tensor.tobytes() for tensor in end)) == (
+            logits[-1].tobytes(),
+            *(tensor.tobytes() for tensor in final),
+        )
         queue = SequenceQueue(kernel, slots=5)
         for sequence in lanes:
             sequence.clear()

@@ -178,11 +178,14 @@ void run_one(const Network& network, const Input& x, const std::optional<Tensors
     run(network, &job, 1);
 }
 
-// Lanes side by side, time-major: x [steps, lanes, inputs], states and logits likewise, state [layers, lanes, hidden].
+// Lanes side by side, time-major: x [steps, lanes, inputs], states likewise, state [layers, lanes, hidden] each; logits
+// [lanes, outputs] of the last step or [steps, lanes, outputs].
 void run_lanes(const Network& network, const Input& x, const Tensors<Input>& initial, const Tensors<Output>& final,
-               const Output& states, const Output& logits) {
+               const std::optional<Output>& states, const Output& logits) {
     checked("x", x, {-1, -1, network.inputs});
-    const int64_t steps = checked_steps(x.shape(0)), lanes = x.shape(1), layers = network.layers.size(), hidden = network.hidden;
+    const int64_t steps = checked_steps(x.shape(0)), lanes = x.shape(1), layers = network.layers.size();
+    const int64_t hidden = network.hidden;
+    const bool every_step = logits.ndim() == 3;
     if (!lanes) refuse("x: at least one lane expected");
     check_tensors("state", network, initial);
     check_tensors("final_state", network, final);
@@ -190,8 +193,9 @@ void run_lanes(const Network& network, const Input& x, const Tensors<Input>& ini
         checked("state", initial[tensor], {layers, lanes, hidden});
         checked("final_state", final[tensor], {layers, lanes, hidden});
     }
-    checked("states", states, {steps, lanes, hidden});
-    checked("logits", logits, {steps, lanes, network.outputs});
+    if (states) checked("states", *states, {steps, lanes, hidden});
+    every_step ? checked("logits", logits, {steps, lanes, network.outputs})
+               : checked("logits", logits, {lanes, network.outputs});
     std::vector<Job> jobs(lanes);
     for (int64_t lane = 0; lane < lanes; lane++) {
         Job& job = jobs[lane];
@@ -204,11 +208,13 @@ void run_lanes(const Network& network, const Input& x, const Tensors<Input>& ini
             job.final[tensor] = floats(final[tensor]) + lane * final[tensor].stride(1);
             job.final_stride[tensor] = final[tensor].stride(0);
         }
-        job.states = floats(states) + lane * states.stride(1);
-        job.states_stride = states.stride(0);
-        job.logits = floats(logits) + lane * logits.stride(1);
-        job.logits_stride = logits.stride(0);
-        job.every_step = true;
+        if (states) {
+            job.states = floats(*states) + lane * states->stride(1);
+            job.states_stride = states->stride(0);
+        }
+        job.logits = floats(logits) + lane * logits.stride(every_step ? 1 : 0);
+        job.logits_stride = every_step ? logits.stride(0) : 0;
+        job.every_step = every_step;
     }
     run(network, jobs.data(), lanes);
 }
@@ -288,7 +294,7 @@ NB_MODULE(_kernel, m) {
              nb::arg("final_state").none().noconvert() = nb::none(), nb::arg("states").none().noconvert() = nb::none(),
              nb::arg("logits").none().noconvert() = nb::none())
         .def("run_lanes", &run_lanes, nb::arg("x").noconvert(), nb::arg("state").noconvert(),
-             nb::arg("final_state").noconvert(), nb::arg("states").noconvert(), nb::arg("logits").noconvert())
+             nb::arg("final_state").noconvert(), nb::arg("states").none().noconvert(), nb::arg("logits").noconvert())
         .def_prop_ro("isa", [](const Network& network) { return std::string(network.isa.name); })
         .def_prop_ro("input_size", [](const Network& network) { return network.inputs; })
         .def_prop_ro("hidden_size", [](const Network& network) { return network.hidden; })

@@ -186,8 +186,8 @@ int64_t Slots::run(Source& source, int64_t budget) {
     const FloatEnvironment environment;
     int64_t ran = 0;
     for (int64_t lane = active_; lane-- > 0;) {
-        if (const auto outcome = source.stopped(slots_[lane].job)) {
-            source.ended(slots_[lane].job, *outcome);
+        if (const auto outcome = source.stopped(slots_[lane])) {
+            source.ended(slots_[lane], *outcome);
             remove(lane);
         }
     }
@@ -196,13 +196,13 @@ int64_t Slots::run(Source& source, int64_t budget) {
         while (active_ < capacity_ && source.next(job)) begin(job);
         if (!active_ || ran >= budget) break;
         int64_t steps = (budget - ran - 1) / active_ + 1;
-        for (int64_t lane = 0; lane < active_; lane++) steps = std::min(steps, slots_[lane].left);
+        for (int64_t lane = 0; lane < active_; lane++) steps = std::min(steps, slots_[lane].steps);
         for (int64_t count = 0; count < steps; count++) step();
         ran += steps * active_;
         for (int64_t lane = active_; lane-- > 0;) {
-            if (slots_[lane].left) continue;
+            if (slots_[lane].steps) continue;
             write_state(lane);
-            source.ended(slots_[lane].job, Outcome::done);
+            source.ended(slots_[lane], Outcome::done);
             remove(lane);
         }
     }
@@ -212,7 +212,7 @@ int64_t Slots::run(Source& source, int64_t budget) {
 
 void Slots::begin(const Job& job) {
     const int64_t lane = active_++, hidden = network_.hidden;
-    slots_[lane] = {job, job.steps};
+    slots_[lane] = job;
     for (int tensor = 0; tensor < network_.states(); tensor++) {
         for (size_t layer = 0; layer < network_.layers.size(); layer++) {
             float* to = state(tensor, layer, lane);
@@ -227,7 +227,7 @@ void Slots::begin(const Job& job) {
 // One step of every active lane.
 void Slots::step() {
     for (int64_t lane = 0; lane < active_; lane++) {
-        Job& job = slots_[lane].job;
+        Job& job = slots_[lane];
         float* x = x_.at(lane * network_.x_width);
         if (network_.standardizes)
             network_.isa.standardize(job.x, network_.mean.at(0), network_.std.at(0), x, network_.inputs);
@@ -246,16 +246,16 @@ void Slots::step() {
     }
     parity_ = 1 - parity_;
     for (int64_t lane = 0; lane < active_; lane++) {
-        Slot& slot = slots_[lane];
-        slot.left--;
+        Job& job = slots_[lane];
+        job.steps--;
         const float* last = h(network_.layers.size() - 1, parity_, lane);
-        if (slot.job.states) {
-            copy(slot.job.states, last, network_.hidden);
-            slot.job.states += slot.job.states_stride;
+        if (job.states) {
+            copy(job.states, last, network_.hidden);
+            job.states += job.states_stride;
         }
-        if (slot.job.logits && (slot.job.every_step || !slot.left)) {
-            read_out(last, slot.job.logits);
-            slot.job.logits += slot.job.logits_stride;
+        if (job.logits && (job.every_step || !job.steps)) {
+            read_out(last, job.logits);
+            job.logits += job.logits_stride;
         }
     }
 }
@@ -276,7 +276,7 @@ void Slots::flush() {
 }
 
 void Slots::write_state(int64_t lane) {
-    const Job& job = slots_[lane].job;
+    const Job& job = slots_[lane];
     for (int tensor = 0; tensor < network_.states(); tensor++) {
         if (!job.final[tensor]) continue;
         for (size_t layer = 0; layer < network_.layers.size(); layer++)

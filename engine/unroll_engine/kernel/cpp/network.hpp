@@ -34,21 +34,23 @@ private:
 constexpr int max_states = 2;  // tensors in the state: h, and c of an LSTM
 
 // One sequence to run: where its values are, and where its results go. Strides count floats.
-struct Job {
-    int64_t ticket = 0;
+// What every step needs comes first, in one cache line; the pointers there move along.
+struct alignas(64) Job {
     const float* x = nullptr;
     int64_t x_stride = 0;
-    int64_t steps = 0;
-    const float* initial[max_states] = {};  // null: zeros
-    int64_t initial_stride[max_states] = {};  // between layers
-    float* final[max_states] = {};  // null: not wanted; may be the initial state's memory
-    int64_t final_stride[max_states] = {};
+    int64_t steps = 0;  // left to run
     float* states = nullptr;  // of the last layer at every step; null: not wanted
     int64_t states_stride = 0;
     float* logits = nullptr;  // null: not wanted
     int64_t logits_stride = 0;
     bool every_step = false;  // whether logits are wanted of every step, or of the last only
+
+    int64_t ticket = 0;
     int64_t deadline = 0;  // std::chrono::steady_clock, nanoseconds; 0: none
+    const float* initial[max_states] = {};  // null: zeros
+    int64_t initial_stride[max_states] = {};  // between layers
+    float* final[max_states] = {};  // null: not wanted; may be the initial state's memory
+    int64_t final_stride[max_states] = {};
 };
 
 enum class Outcome : int { done, cancelled, expired };
@@ -78,11 +80,6 @@ public:
     int64_t run(Source& source, int64_t budget);
 
 private:
-    struct Slot {
-        Job job;
-        int64_t left;
-    };
-
     float* h(int64_t layer, int parity, int64_t lane = 0) const;
     float* cell(int64_t layer, int64_t lane = 0) const;
     float* state(int tensor, int64_t layer, int64_t lane) const { return tensor ? cell(layer, lane) : h(layer, parity_, lane); }
@@ -97,7 +94,7 @@ private:
     const int64_t capacity_;
     int64_t active_ = 0, readouts_ = 0;
     int parity_ = 0;  // which half of h_ holds the state; a step writes the other
-    std::vector<Slot> slots_;
+    std::vector<Job> slots_;
     Floats x_, h_, cells_, scratch_;
     Floats read_, logits_;  // states that wait for the readout, which is quicker for several at once
     std::vector<float*> logits_to_;

@@ -155,36 +155,50 @@ inline ALWAYS void multiply(const Packed& matrix, Operands o, int64_t lanes, Fin
     }
 }
 
-// Calls body(offset of the vector from a row's beginning, its sums) for each vector of outputs of a tile.
-template <int ACCUMULATORS, class Body>
-inline ALWAYS void each(int64_t stride, int64_t lane, int64_t lanes, int64_t output, int parts, float* sums,
-                        Body&& body) {
-    for (int64_t m = 0; m < lanes; m++)
-        for (int64_t part = 0; part < parts; part++, sums += ACCUMULATORS * width)
-            body((lane + m) * stride + output + part * width, sums);
+// A tile behind its product: `lanes` rows by `parts` vectors of outputs, and their sums.
+template <int ACCUMULATORS>
+struct Finished {
+    int64_t stride;  // of the rows of the arrays that take the results
+    int64_t lane, lanes, output, parts;
+    float* sums;
+
+    int64_t count() const { return lanes * parts; }
+    float* sum(int64_t index, int kind) const { return sums + (index * ACCUMULATORS + kind) * width; }
+    // Where a vector's outputs are in those arrays.
+    int64_t at(int64_t index) const { return (lane + index / parts) * stride + output + index % parts * width; }
+};
+
+// to(index) = function(from(index)), vector by vector, several in lockstep.
+template <int N = registers == 32 ? 4 : 2, class Function, class From, class To>
+inline ALWAYS void apply(Function function, int64_t count, From&& from, To&& to, int64_t index = 0) {
+    for (; index + N <= count; index += N) {
+        const Pack<N> result = function(Pack<N>::map([&](int i) ALWAYS { return load(from(index + i)); }));
+        repeat<N>([&](auto i) ALWAYS { store(to(index + i), result.of[i]); });
+    }
+    if constexpr (N > 1) apply<N / 2>(function, count, from, to, index);
 }
 
-template <Vector (*ACTIVATION)(Vector)>
+template <class Activation>
 void step_simple(const Layer& layer, const Rows& r, const Operands& o) {
     multiply<Form<1, 1>>(layer.gates, o, r.lanes, [&](auto... tile) ALWAYS {
-        each<1>(r.h_stride, tile..., [&](int64_t at, float* sums) ALWAYS {
-            store(r.out + at, ACTIVATION(load(sums)));
-        });
+        const Finished<1> f{r.h_stride, tile...};
+        apply(Activation{}, f.count(), [&](int64_t i) { return f.sum(i, 0); }, [&](int64_t i) { return r.out + f.at(i); });
     });
 }
 
-// Gates in the order i, f, g, o: c' = f c + i g, h' = o tanh(c'). Finished in two passes, as a GRU: one sequence of
-// dependent operations would be too long for the CPU to overlap with the next vector's.
+// Gates in the order i, f, g, o: c' = f c + i g, h' = o tanh(c').
 void step_lstm(const Layer& layer, const Rows& r, const Operands& o) {
     multiply<Form<4, 4>>(layer.gates, o, r.lanes, [&](auto... tile) ALWAYS {
-        each<4>(r.h_stride, tile..., [&](int64_t at, float* sums) ALWAYS {
-            const Vector kept = sigmoid_of(load(sums + width)) * load(r.cell + at);
-            store(r.cell + at, fma(sigmoid_of(load(sums)), tanh_of(load(sums + 2 * width)), kept));
-            store(r.out + at, sigmoid_of(load(sums + 3 * width)));
-        });
-        each<4>(r.h_stride, tile..., [&](int64_t at, float*) ALWAYS {
-            store(r.out + at, load(r.out + at) * tanh_of(load(r.cell + at)));
-        });
+        const Finished<4> f{r.h_stride, tile...};
+        const auto gate = [&](int kind) { return [&f, kind](int64_t i) { return f.sum(i, kind); }; };
+        for (int kind : {0, 1, 3}) apply(Sigmoid{}, f.count(), gate(kind), gate(kind));
+        apply(Tanh{}, f.count(), gate(2), gate(2));
+        for (int64_t i = 0; i < f.count(); i++) {
+            float* const cell = r.cell + f.at(i);
+            store(cell, fma(load(f.sum(i, 0)), load(f.sum(i, 2)), load(f.sum(i, 1)) * load(cell)));
+        }
+        apply(Tanh{}, f.count(), [&](int64_t i) { return r.cell + f.at(i); }, gate(2));
+        for (int64_t i = 0; i < f.count(); i++) store(r.out + f.at(i), load(f.sum(i, 3)) * load(f.sum(i, 2)));
     });
 }
 
@@ -194,14 +208,14 @@ inline Vector blend(Vector z, Vector h, Vector n) { return fma(z, h - n, n); }
 // Gates in the order r, z, n: n = tanh(sum of the inputs + r (sum of the state)).
 void step_gru(const Layer& layer, const Rows& r, const Operands& o) {
     multiply<Form<3, 4>>(layer.gates, o, r.lanes, [&](auto... tile) ALWAYS {
-        each<4>(r.h_stride, tile..., [&](int64_t, float* sums) ALWAYS {
-            store(sums, sigmoid_of(load(sums)));
-            store(sums + width, sigmoid_of(load(sums + width)));
-        });
-        each<4>(r.h_stride, tile..., [&](int64_t at, float* sums) ALWAYS {
-            const Vector n = tanh_of(fma(load(sums), load(sums + 3 * width), load(sums + 2 * width)));
-            store(r.out + at, blend(load(sums + width), load(r.h + at), n));
-        });
+        const Finished<4> f{r.h_stride, tile...};
+        const auto gate = [&](int kind) { return [&f, kind](int64_t i) { return f.sum(i, kind); }; };
+        for (int kind : {0, 1}) apply(Sigmoid{}, f.count(), gate(kind), gate(kind));
+        for (int64_t i = 0; i < f.count(); i++)
+            store(f.sum(i, 2), fma(load(f.sum(i, 0)), load(f.sum(i, 3)), load(f.sum(i, 2))));
+        apply(Tanh{}, f.count(), gate(2), gate(2));
+        for (int64_t i = 0; i < f.count(); i++)
+            store(r.out + f.at(i), blend(load(f.sum(i, 1)), load(r.h + f.at(i)), load(f.sum(i, 2))));
     });
 }
 
@@ -209,24 +223,28 @@ void step_gru(const Layer& layer, const Rows& r, const Operands& o) {
 void step_gru_reset_before(const Layer& layer, const Rows& r, Operands o) {
     float *reset_state = r.scratch, *update = r.scratch + r.lanes * r.h_stride;
     multiply<Form<2, 2>>(layer.gates, o, r.lanes, [&](auto... tile) ALWAYS {
-        each<2>(r.h_stride, tile..., [&](int64_t at, float* sums) ALWAYS {
-            store(reset_state + at, sigmoid_of(load(sums)) * load(r.h + at));
-            store(update + at, sigmoid_of(load(sums + width)));
-        });
+        const Finished<2> f{r.h_stride, tile...};
+        const auto gate = [&](int kind) { return [&f, kind](int64_t i) { return f.sum(i, kind); }; };
+        apply(Sigmoid{}, f.count(), gate(0), gate(0));
+        apply(Sigmoid{}, f.count(), gate(1), [&](int64_t i) { return update + f.at(i); });
+        for (int64_t i = 0; i < f.count(); i++)
+            store(reset_state + f.at(i), load(f.sum(i, 0)) * load(r.h + f.at(i)));
     });
     o.h = reset_state;
     multiply<Form<1, 1>>(layer.candidate, o, r.lanes, [&](auto... tile) ALWAYS {
-        each<1>(r.h_stride, tile..., [&](int64_t at, float* sums) ALWAYS {
-            store(r.out + at, blend(load(update + at), load(r.h + at), tanh_of(load(sums))));
-        });
+        const Finished<1> f{r.h_stride, tile...};
+        const auto sum = [&](int64_t i) { return f.sum(i, 0); };
+        apply(Tanh{}, f.count(), sum, sum);
+        for (int64_t i = 0; i < f.count(); i++)
+            store(r.out + f.at(i), blend(load(update + f.at(i)), load(r.h + f.at(i)), load(f.sum(i, 0))));
     });
 }
 
 void step(const Layer& layer, const Rows& r) {
     const Operands o{r.x, r.x_stride, layer.inputs, r.h, r.h_stride, layer.hidden, nullptr, 0, nullptr};
     switch (layer.cell) {
-        case Cell::rnn_tanh: return step_simple<tanh_of>(layer, r, o);
-        case Cell::rnn_relu: return step_simple<relu_of>(layer, r, o);
+        case Cell::rnn_tanh: return step_simple<Tanh>(layer, r, o);
+        case Cell::rnn_relu: return step_simple<Relu>(layer, r, o);
         case Cell::lstm: return step_lstm(layer, r, o);
         case Cell::gru: return step_gru(layer, r, o);
         case Cell::gru_reset_before: return step_gru_reset_before(layer, r, o);
@@ -237,38 +255,29 @@ void readout(const Packed& matrix, int64_t inputs, int64_t lanes, const float* h
              int64_t out_stride) {
     const Operands o{h, h_stride, 0, h, h_stride, inputs, nullptr, 0, nullptr};
     multiply<Form<1, 1>>(matrix, o, lanes, [&](auto... tile) ALWAYS {
-        each<1>(out_stride, tile..., [&](int64_t at, float* sums) ALWAYS { store(out + at, load(sums)); });
+        const Finished<1> f{out_stride, tile...};
+        for (int64_t i = 0; i < f.count(); i++) store(out + f.at(i), load(f.sum(i, 0)));
     });
-}
-
-template <class Body>
-inline ALWAYS void over(int64_t count, Body&& body) {
-    for (int64_t at = 0; at < count; at += width) body(at, count - at);
-}
-
-inline Vector load_up_to(const float* from, int64_t count) {
-    return count < width ? load_first(from, count) : load(from);
-}
-
-inline void store_up_to(float* to, Vector value, int64_t count) {
-    count < width ? store_first(to, value, count) : store(to, value);
 }
 
 void standardize(const float* x, const float* mean, const float* std, float* out, int64_t count) {
-    over(count, [&](int64_t at, int64_t left) ALWAYS {
-        store(out + at, (load_up_to(x + at, left) - load(mean + at)) / load(std + at));
-    });
+    for (int64_t at = 0; at < count; at += width) {
+        const Vector value = count - at < width ? load_first(x + at, count - at) : load(x + at);
+        store(out + at, (value - load(mean + at)) / load(std + at));
+    }
 }
 
-template <Vector (*ACTIVATION)(Vector)>
+template <class Activation>
 void activate(const float* x, float* out, int64_t count) {
-    over(count, [&](int64_t at, int64_t left) ALWAYS {
-        store_up_to(out + at, ACTIVATION(load_up_to(x + at, left)), left);
-    });
+    const int64_t vectors = count / width, rest = count % width;
+    apply(Activation{}, vectors, [&](int64_t i) { return x + i * width; }, [&](int64_t i) { return out + i * width; });
+    if (!rest) return;
+    const Pack<1> last{{load_first(x + vectors * width, rest)}};
+    store_first(out + vectors * width, Activation{}(last).of[0], rest);
 }
 
 }  // namespace
 
-const Isa UNROLL_ISA{UNROLL_ISA_NAME, step, readout, standardize, activate<tanh_of>, activate<sigmoid_of>};
+const Isa UNROLL_ISA{UNROLL_ISA_NAME, step, readout, standardize, activate<Tanh>, activate<Sigmoid>};
 
 }  // namespace unroll

@@ -17,7 +17,6 @@ inline Vector load_first(const float* from, int64_t count) { return _mm512_maskz
 inline void store_first(float* to, Vector value, int64_t count) { _mm512_mask_storeu_ps(to, first(count), value); }
 inline Vector splat(float value) { return _mm512_set1_ps(value); }
 inline Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-// a < b ? yes : no; `no` if a or b is NaN.
 inline Vector select_less(Vector a, Vector b, Vector yes, Vector no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
@@ -76,16 +75,75 @@ inline Vector select_less(Vector a, Vector b, Vector yes, Vector no) { return vb
 #error "step.cpp needs AVX2 with FMA, AVX-512 or NEON"
 #endif
 
+#define UNROLL_INLINE inline __attribute__((always_inline))
+
 namespace {
 
 typedef int Bits __attribute__((vector_size(width * 4)));
 
-inline Vector magnitude(Vector x) { return (Vector)((Bits)x & 0x7fffffff); }
-// `value`, which is not negative, with the sign of `sign`.
-inline Vector with_sign(Vector value, Vector sign) {
-    return (Vector)((Bits)value | ((Bits)sign & static_cast<int>(0x80000000u)));
+// COUNT vectors that go through the same operations in lockstep. One vector's operations wait for each other; a CPU's
+// scheduler does not look far enough ahead to fill the time with the next vector's, so the code alternates.
+template <int COUNT>
+struct Pack {
+    Vector of[COUNT];
+
+    template <class Function>
+    static UNROLL_INLINE Pack map(Function function) {
+        Pack result;
+#pragma GCC unroll 8
+        for (int index = 0; index < COUNT; index++) result.of[index] = function(index);
+        return result;
+    }
+    friend UNROLL_INLINE Pack operator+(const Pack& a, const Pack& b) {
+        return map([&](int i) { return a.of[i] + b.of[i]; });
+    }
+    friend UNROLL_INLINE Pack operator-(const Pack& a, const Pack& b) {
+        return map([&](int i) { return a.of[i] - b.of[i]; });
+    }
+    friend UNROLL_INLINE Pack operator*(const Pack& a, const Pack& b) {
+        return map([&](int i) { return a.of[i] * b.of[i]; });
+    }
+    friend UNROLL_INLINE Pack operator/(const Pack& a, const Pack& b) {
+        return map([&](int i) { return a.of[i] / b.of[i]; });
+    }
+    static UNROLL_INLINE Pack constant(float value) {
+        return map([&](int) { return splat(value); });
+    }
+};
+
+template <int N>
+UNROLL_INLINE Pack<N> fma(const Pack<N>& a, const Pack<N>& b, const Pack<N>& c) {
+    return Pack<N>::map([&](int i) { return fma(a.of[i], b.of[i], c.of[i]); });
 }
-inline Vector least(Vector x, Vector limit) { return select_less(limit, x, limit, x); }
-inline Vector most(Vector x, Vector limit) { return select_less(x, limit, limit, x); }
+
+// a < b ? yes : no; `no` if a or b is NaN.
+template <int N>
+UNROLL_INLINE Pack<N> select_less(const Pack<N>& a, const Pack<N>& b, const Pack<N>& yes, const Pack<N>& no) {
+    return Pack<N>::map([&](int i) { return select_less(a.of[i], b.of[i], yes.of[i], no.of[i]); });
+}
+
+template <int N>
+UNROLL_INLINE Pack<N> magnitude(const Pack<N>& x) {
+    return Pack<N>::map([&](int i) { return (Vector)((Bits)x.of[i] & 0x7fffffff); });
+}
+
+// `value`, which is not negative, with the sign of `sign`.
+template <int N>
+UNROLL_INLINE Pack<N> with_sign(const Pack<N>& value, const Pack<N>& sign) {
+    return Pack<N>::map([&](int i) {
+        return (Vector)((Bits)value.of[i] | ((Bits)sign.of[i] & static_cast<int>(0x80000000u)));
+    });
+}
+
+// 2^n, of floats that hold n + 127 in their low bits.
+template <int N>
+UNROLL_INLINE Pack<N> power_of_two(const Pack<N>& biased) {
+    return Pack<N>::map([&](int i) { return (Vector)((Bits)biased.of[i] << 23); });
+}
+
+template <int N>
+UNROLL_INLINE Pack<N> least(const Pack<N>& x, const Pack<N>& limit) {
+    return select_less(limit, x, limit, x);
+}
 
 }  // namespace
