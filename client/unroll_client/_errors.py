@@ -177,6 +177,7 @@ _WRITE_FAILED = "Internal error from Core"
 _HINTS = (
     ("WRONG_VERSION_NUMBER", "the server does not speak TLS there: connect without it, or start it with --tls-cert"),
     ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted: give the authority that issued it"),
+    ("Hostname Verification Check failed", "the server's certificate has another name: give it as server_name"),
     ("Failed parsing HTTP/2", "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics?"),
     ("http1.x server", "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics?"),
     ("Socket closed", "the server closed the connection at once: does it speak TLS, or has it --max-connections?"),

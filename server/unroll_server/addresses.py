@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from unroll_server.errors import StartupError
 
 UNIX = "unix:"
+LOOPBACK = ("127.0.0.1", "::1")
 LONGEST_PATH = 107
 """Bytes in the path of a Unix socket: Linux's limit, less the final NUL."""
 SOCKET_MODE = 0o660
@@ -117,6 +118,9 @@ class Address(NamedTuple):
         return found
 
     def _resolved(self) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+        if self.host == "localhost":
+            # Many systems give it one address only, and clients try the other one first.
+            return [(family_of(host), _socket_address(host, self.port)) for host in LOOPBACK]
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
@@ -177,7 +181,7 @@ def joined(host: str, port: int) -> str:
 
 def _socket_address(host: str, port: int) -> tuple[Any, ...]:
     address, _, scope = host.partition("%")
-    return (address, port, 0, int(scope)) if scope else (address, port)
+    return (address, port, 0, int(scope or 0)) if ":" in host else (address, port)
 
 
 def family_of(host: str) -> socket.AddressFamily:

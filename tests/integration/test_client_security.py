@@ -77,7 +77,7 @@ def test_the_name_in_the_certificate_can_be_another(guarded: Guarded) -> None:
         assert client.models()
     with (
         Client(guarded.process.address, server_name="elsewhere", **options) as client,
-        pytest.raises(Unavailable),
+        pytest.raises(Unavailable, match="certificate has another name: give it as server_name"),
     ):
         client.models()
 

@@ -1,6 +1,7 @@
 """The certificates of TLS: read from their files, checked, and read again when the files change."""
 
 import logging
+import re
 import ssl
 import threading
 from pathlib import Path
@@ -13,6 +14,8 @@ from unroll_server.errors import StartupError
 from unroll_server.fronts.public_key import USABLE, is_usable
 
 _log = logging.getLogger(__name__)
+
+_BEGIN = re.compile(rb"^-----BEGIN (?:X509 )?CERTIFICATE-----", re.MULTILINE)
 
 
 class Pem(NamedTuple):
@@ -121,9 +124,12 @@ class Certificates:
 
 def _check_certificates(option: str, path: Path, pem: bytes) -> None:
     try:
-        x509.load_pem_x509_certificates(pem)
+        found = len(x509.load_pem_x509_certificates(pem))
     except ValueError:
-        raise ValueError(f"{option}: {path} holds no certificates in PEM") from None
+        found = 0
+    # gRPC's core passes over one that does not begin its line, after a byte order mark say.
+    if not found or found != len(_BEGIN.findall(pem)):
+        raise ValueError(f"{option}: {path} holds no certificates in PEM, or one that does not begin its line")
 
 
 def _stat(path: Path) -> tuple[int, ...]:

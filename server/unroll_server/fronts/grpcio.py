@@ -97,9 +97,9 @@ class GrpcioFront:
             if self._certificates is None:
                 return self._server.add_insecure_port(target)
             return self._server.add_secure_port(target, _credentials(self._certificates))
-        except RuntimeError:
-            # It was free a moment ago.
-            raise self._address.problem("another process has just taken it") from None
+        except RuntimeError as error:
+            # It was free a moment ago, and the certificates are good: the core alone knows more.
+            raise self._address.problem(" ".join(str(error).split())) from None
 
     async def stop(self, grace: float) -> None:
         """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
