@@ -88,6 +88,18 @@ class Address(NamedTuple):
         """Returns the error for an address that can't be listened on."""
         return StartupError(f"{self.option}: can't listen on {self}: {reason}")
 
+    def check(self) -> None:
+        """Finds out whether it can be listened on now.
+
+        Raises:
+            StartupError: it can't.
+        """
+        if self.path:
+            with self.claimed_path():
+                pass
+        else:
+            self.hosts()
+
     def hosts(self, shared: bool = False) -> list[str]:
         """Returns the IP addresses that the host stands for, each of which can be listened on now.
 

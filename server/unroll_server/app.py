@@ -283,6 +283,10 @@ async def serve_grpcio(
         make_usage,
     )
     try:
+        if not share_port:
+            # Loading the models can take minutes, after which nobody watches any more.
+            for checked in filter(None, (settings.listen_address, settings.admin_address)):
+                checked.check()
         await service.open()
         async with _administered(settings, service):
             address = await service.front.start()

@@ -1,4 +1,4 @@
-"""The front of grpcio: grpc.aio's own server."""
+"""The transport of grpcio: grpc.aio's own server."""
 
 import asyncio
 import os
@@ -16,11 +16,11 @@ from unroll_server.fronts.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
 from unroll_server.fronts.registry import Registry
 
 PENDING = 50_000
-"""Calls that have come and wait for Python, at most, over all connections; what a client cancels at once among them."""
+"""Most calls that have arrived and wait for Python, over all connections, cancelled ones included."""
 LAST_CALLS = 1.0
-"""Seconds for which callers are told that the server drains, at most."""
+"""Most seconds for which a draining server answers new calls with UNAVAILABLE."""
 QUIET = 0.1
-"""Seconds without a call after which all have heard it."""
+"""Seconds without a call after which it stops to answer them."""
 
 
 class GrpcioFront:
@@ -29,9 +29,9 @@ class GrpcioFront:
     Args:
         address: The address to listen on.
         interceptors: Interceptors of every call, outermost first; see `Registry`.
-        max_message_bytes: The largest request message; a larger one is RESOURCE_EXHAUSTED.
-        share_port: Whether other processes listen on the same port, each to get a share of the connections.
-        connections: What a connection may do; the defaults where absent.
+        max_message_bytes: Size of the largest request message; a larger one is RESOURCE_EXHAUSTED.
+        share_port: Whether other processes listen on the same port, each with a share of the connections.
+        connections: Limits of connections; the defaults if absent.
         certificates: Certificates for TLS; None for plaintext.
 
     Attributes:
@@ -52,7 +52,7 @@ class GrpcioFront:
         self._claimed = ExitStack()
         self._certificates = certificates
         self.registry = Registry(interceptors)
-        # An interceptor that grpcio itself asks costs each call two coroutines.
+        # An interceptor that grpcio itself calls costs each call two coroutines.
         self._server = grpc.aio.server(
             handlers=[self.registry],
             interceptors=self.registry.each_call,
@@ -102,11 +102,10 @@ class GrpcioFront:
             raise self._address.problem(" ".join(str(error).split())) from None
 
     async def stop(self, grace: float) -> None:
-        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
+        """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
 
-        The core, once it is told to stop, ends each call that has come and that Python has not asked for, or that is
-        on its way while the client hears of it, with CANCELLED, which says that the caller itself wanted that. So
-        callers are refused in words as long as they come, and only then is it stopped.
+        Once it is stopped, the core ends calls that have arrived, or are on their way, with CANCELLED: the status of a
+        caller who gave up. So new calls are answered with UNAVAILABLE until none comes, and then the core is stopped.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + grace
@@ -124,8 +123,8 @@ def _limits(connections: Connections) -> list[tuple[str, int]]:
     limits = {
         "grpc.max_allowed_incoming_connections": connections.most,
         "grpc.max_concurrent_streams": connections.calls,
-        # With it a call counts until Python has let go of it, after its caller has the answer; a client that keeps to
-        # the limit then gets UNAVAILABLE for the next one. PENDING bounds what it was meant to.
+        # With it a call counts until Python has released it, after its caller has the answer; a client that keeps to
+        # the limit then gets UNAVAILABLE for the next one. PENDING bounds the same memory.
         "grpc.http.overload_protection": 0,
         "grpc.keepalive_time_ms": _milliseconds(connections.keepalive),
         "grpc.keepalive_timeout_ms": _milliseconds(HANDSHAKE),

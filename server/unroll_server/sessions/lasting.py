@@ -1,8 +1,8 @@
 """Sessions in memory that outlive the process: saved when the store is closed, read when the next one is opened.
 
-The file is a line that names its format, then each unroll.v1.KeptSession after its length (uint32, little-endian), then
-a length of 0 and the SHA-256 of all before. It is there whole or not at all. Once another server has it in its memory
-it is removed: sessions go on, and nobody must ever go back to where they were.
+The file is a line that names its format, each unroll.v1.KeptSession after its length (uint32, little-endian), a length
+of 0, and the SHA-256 of all before. It is written whole or not at all. A server that has read it removes it: its
+sessions move on, and no other server may resume them from the old states.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 FIRST_LINE = b"unroll sessions 1\n"
 _LENGTH = struct.Struct("<I")
 MOST = 2**28
-"""Bytes of one session, at most."""
+"""Most bytes of one session."""
 
 
 class LastingStore(MemoryStore):
@@ -77,7 +77,7 @@ class LastingStore(MemoryStore):
             _log.info("took over %d sessions of %s", number, file)
 
     def keep(self) -> None:
-        """Removes the file: from now on the sessions move on from what it says.
+        """Removes the file, whose states the sessions are about to leave behind.
 
         Raises:
             StartupError: it can't be removed.
@@ -86,7 +86,7 @@ class LastingStore(MemoryStore):
             self._file.unlink(missing_ok=True)
 
     async def close(self) -> None:
-        """Saves the sessions, and closes the store; does nothing when called again.
+        """Saves the sessions and closes the store; does nothing if it is closed.
 
         Raises:
             SessionsLostError: they can't be saved.
@@ -95,12 +95,12 @@ class LastingStore(MemoryStore):
             return
         self._open = False
         try:
-            # What they hold is their callers' own.
+            # Private: the values in it belong to the callers.
             with replacing(self._file, private=True) as stream:
                 _log.info("saved %d sessions in %s", self._save(stream), self._file)
         except OSError as error:
             _log.error("the sessions are lost: can't write %s: %s", self._file, error.strerror)
-            # An exit code tells whoever restarts servers, and looks into no log.
+            # By the exit code: a script that restarts servers reads no log.
             raise SessionsLostError(f"the sessions are lost: can't write {self._file}: {error.strerror}") from None
         finally:
             await super().close()
@@ -135,12 +135,12 @@ class LastingStore(MemoryStore):
         return number
 
     def _fill(self, stream: IO[bytes]) -> int:
-        """Takes over what was saved; returns how many sessions.
+        """Takes over the entries of a file; returns the number of sessions.
 
         Raises:
             ValueError: the file is not whole, was changed, or is of another format.
         """
-        # First all of it is checked, so that nothing is made of bytes that nobody wrote.
+        # All of it is checked before any of it is parsed.
         for _ in _entries(stream):
             pass
         stream.seek(0)

@@ -1,4 +1,4 @@
-"""Sessions in memory: an SQLite database of this process, or of all workers in a file that they share."""
+"""Sessions in memory: in an SQLite database of this process, or in one file that all workers share."""
 
 import asyncio
 import logging
@@ -56,10 +56,10 @@ class MemoryStore:
     """See store.Store.
 
     Args:
-        ttl: Seconds that a session may rest; as long again it is remembered that it was there.
-        max_sessions: Sessions at most, ended ones included; the longest unused makes room.
+        ttl: Seconds that a session may rest; for as long again the store remembers that it expired.
+        max_sessions: Most sessions, ended ones included; the longest unused makes room.
         path: File of the database, for several processes on one machine; None: in this process alone.
-        count: Told "evicted" when a session has made room.
+        count: Called with "evicted" when a session has made room.
         clock: Seconds of a clock that never steps and that every process with the database shares.
     """
 
@@ -76,8 +76,8 @@ class MemoryStore:
         self._count_event = count
         self._clock = clock
         self._used = 0
-        # isolation_level None: transactions begin where we say. In the file's case they run on a thread, since the
-        # other workers can hold them up.
+        # isolation_level None: transactions begin explicitly. With a file they run on a thread, since other workers can
+        # delay them.
         self._thread = ThreadPoolExecutor(1, "sessions") if path else None
         self._db = sqlite3.connect(path or ":memory:", timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         for pragma in ("journal_mode = WAL", "synchronous = OFF", "temp_store = MEMORY"):
@@ -133,14 +133,14 @@ class MemoryStore:
         yield from self._db.execute(query, (self._clock(),))
 
     def gone(self) -> Iterator[tuple[float, str, str, bool]]:
-        """Every session that is remembered as gone: until when, owner, id, and whether it was pushed out."""
+        """Yields each session that is remembered as gone: until when, owner, id, and whether it was pushed out."""
         query = "SELECT until, owner, id, pushed_out FROM gone WHERE until > ? ORDER BY number"
         for until, owner, session_id, out in self._db.execute(query, (self._clock(),)):
             yield until, owner, session_id, bool(out)
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Around `add` and `add_gone`: all of them or none."""
+        """Makes the calls of `add` and `add_gone` within it one transaction."""
         with self._transaction():
             yield
 
@@ -149,7 +149,7 @@ class MemoryStore:
         self._write(session, expires, self._now_used())
 
     def add_gone(self, owner: str, session_id: str, out: bool, until: float) -> None:
-        """Takes over what an earlier process remembered."""
+        """Takes over a session that an earlier process remembered as gone."""
         self._bury(owner, session_id, out, until)
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -162,7 +162,7 @@ class MemoryStore:
         try:
             return call(*args, **kwargs)
         except SessionRoomError:
-            # To remember what has expired takes room too: where there is none it is forgotten.
+            # The memory of expired sessions takes room too, and is given up first.
             with self._transaction(swept=0) as now:
                 many, before = 100 * SWEPT, self._db.total_changes
                 for table, column, when in (("sessions", "expires", now), ("gone", "number", math.inf)):
@@ -175,7 +175,7 @@ class MemoryStore:
 
     @contextmanager
     def _transaction(self, swept: int = SWEPT) -> Iterator[float]:
-        """All or nothing; gives the time, with some of what has expired put away."""
+        """Runs a transaction, and removes some expired sessions in it; yields the time."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -202,7 +202,7 @@ class MemoryStore:
         self._db.execute(f"DELETE FROM gone WHERE number IN ({oldest}) AND until <= ?", (most, now))  # noqa: S608
 
     def _drop(self, owner: str, session_id: str, out: bool | None, now: float) -> None:
-        """Deletes a session, and remembers why unless `out` is None: pushed out, or expired."""
+        """Deletes a session, and remembers why, pushed out or expired, unless `out` is None."""
         self._db.execute("DELETE FROM sessions WHERE owner = ? AND id = ?", (owner, session_id))
         if out is not None:
             self._bury(owner, session_id, out, now + self._ttl)
