@@ -42,7 +42,8 @@ class ModelInfo:
         num_layers: Stacked layers.
         class_labels: Class names by index: `output_size` of them, or 2 where that is 1.
         feature_names: Names of the input features.
-        runtime: "onnx" or "torchscript".
+        runtime: "kernel", "onnx" or "torchscript". Bits are promised of one runtime, not between two.
+        runtime_note: Why the step kernel does not run it; empty if it does, or if another runtime was asked for.
         device: "cpu" or "cuda".
         artifact: File of the bundle that is run.
         max_abs_diff: Largest absolute difference from eager PyTorch that the bundle's proof measured.
@@ -61,6 +62,7 @@ class ModelInfo:
     class_labels: tuple[str, ...]
     feature_names: tuple[str, ...]
     runtime: str
+    runtime_note: str
     device: str
     artifact: str
     max_abs_diff: float
@@ -82,6 +84,7 @@ class ModelInfo:
             class_labels=tuple(model.class_labels),
             feature_names=tuple(model.feature_names),
             runtime=model.runtime,
+            runtime_note=model.runtime_note,
             device=model.device,
             artifact=model.artifact,
             max_abs_diff=model.max_abs_diff,

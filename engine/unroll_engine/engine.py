@@ -60,14 +60,14 @@ class Engine:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, runtime: str = "onnx", device: str = "cpu", max_lanes: int = 64
+        cls, path: str | os.PathLike[str], *, runtime: str = "auto", device: str = "cpu", max_lanes: int = 64
     ) -> Self:
         """Verifies a bundle and loads it.
 
         Args:
             path: A bundle; or a folder of a model's versions, of which the newest is taken; or a repository with only
                 one model.
-            runtime: "onnx" or "torchscript".
+            runtime: "kernel", "onnx", "torchscript"; or "auto": the step kernel where it can run the model, else onnx.
             device: "cpu" or "cuda".
             max_lanes: Sequences in one tick, at most.
 

@@ -40,7 +40,12 @@ _option = partial(click.option, show_envvar=True)
 @click.command(context_settings={"auto_envvar_prefix": "UNROLL", "show_default": True, "max_content_width": 100})
 @_option("--models", type=click.Path(path_type=Path), required=True, help="Folder of NAME/VERSION/ bundles.")
 @_option("--listen", default="127.0.0.1:50051", help="HOST:PORT or unix:/PATH; port 0 picks a free one.")
-@_option("--runtime", type=click.Choice(["onnx", "torchscript"]), default="onnx", help="What runs the models.")
+@_option(
+    "--runtime",
+    type=click.Choice(["auto", "kernel", "onnx", "torchscript"]),
+    default="auto",
+    help="What runs the models; auto: the step kernel where it can, else onnx.",
+)
 @_option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where they run.")
 @_option("--max-lanes", type=_POSITIVE, default=64, help="Sequences of a class, streams or bulk, in one tick.")
 @_option("--tick-steps", type=_POSITIVE, default=32, help="Timesteps in a tick of all lanes, at most.")

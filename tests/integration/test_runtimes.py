@@ -10,11 +10,13 @@ from support import wire
 from support.eager import TOLERANCE
 from support.processes import ServerProcess, run
 
+from unroll_engine.kernel import unavailable_reason
 from unroll_export.runs import TrainedRun, load_run
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
 
 RUNTIMES = [
+    pytest.param("kernel", "cpu", id="kernel-cpu"),
     pytest.param("onnx", "cpu", id="onnx-cpu"),
     pytest.param("torchscript", "cpu", id="torchscript-cpu"),
     pytest.param("onnx", "cuda", id="onnx-cuda", marks=pytest.mark.gpu),
@@ -25,6 +27,8 @@ RUNTIMES = [
 def skip_without(runtime: str, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
+    if runtime == "kernel" and unavailable_reason():
+        pytest.skip(f"kernel: {unavailable_reason()}")
     if (runtime, device) == ("onnx", "cuda"):
         import onnxruntime
 

@@ -15,6 +15,7 @@ from support import wire
 from support.eager import TOLERANCE, eager
 from support.processes import ServerProcess
 
+from unroll_engine.kernel import unavailable_reason
 from unroll_export.runs import TrainedRun
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -45,7 +46,10 @@ async def test_models_are_described(stub: UnrollServiceStub, trained_run: Traine
     assert (model.input_size, model.hidden_size, model.output_size, model.num_layers) == (12, 128, 9, 1)
     assert tuple(model.class_labels) == trained_run.class_labels
     assert tuple(model.feature_names) == trained_run.feature_names
-    assert (model.runtime, model.device, model.artifact) == ("onnx", "cpu", "model.scan.onnx")
+    reason = unavailable_reason()
+    runtime, artifact = ("onnx", "model.scan.onnx") if reason else ("kernel", "model.onnx")
+    assert (model.runtime, model.device, model.artifact) == (runtime, "cpu", artifact)
+    assert model.runtime_note == (reason or "")
     assert model.bitwise
     assert 0 < model.max_abs_diff <= TOLERANCE
     assert model.test_accuracy == pytest.approx(trained_run.summary["test_accuracy"])

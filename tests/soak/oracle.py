@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from support.eager import TOLERANCE
 from support.exports import run_of
-from support.models import alone, random_network, served
+from support.models import alone, default_runtime, random_network, served
 
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array
-from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_export.exporting import export_run
-from unroll_proto.bundle import ONNX_SCAN
+from unroll_proto.bundle import ONNX_RNN, ONNX_SCAN
 
 NAME = "soak"
 FEATURES, HIDDEN, CLASSES = 6, 48, 5
@@ -66,8 +65,8 @@ class Oracle:
 
     def _load(self, version: int) -> Model:
         network = random_network(FEATURES, HIDDEN, CLASSES, seed=version)
-        content = (self.pool / NAME / str(version) / ONNX_SCAN).read_bytes()
-        model = served(network, NAME, version, OnnxCpuRuntime(content))
+        rnn, scan = ((self.pool / NAME / str(version) / name).read_bytes() for name in (ONNX_RNN, ONNX_SCAN))
+        model = served(network, NAME, version, default_runtime(rnn, scan))
         # What everything is held against is itself held against eager PyTorch.
         values = np.random.default_rng(version).standard_normal((LONGEST, FEATURES), np.float32)
         with torch.inference_mode():

@@ -3,12 +3,15 @@
 import numpy as np
 import torch
 
+from unroll_engine.kernel import unavailable_reason
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec, State
 from unroll_engine.runtimes.base import Runtime
+from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_engine.scheduler import TickCost
 from unroll_export import SimpleRNN
+from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
 
 
@@ -20,6 +23,11 @@ def random_network(features: int = 3, hidden: int = 8, outputs: int = 4, layers:
         network.mean.uniform_(-1, 1)
         network.std.uniform_(0.5, 2)
     return network
+
+
+def default_runtime(rnn: bytes, scan: bytes) -> Runtime:
+    """The runtime that serves a bundle by default, of its `model.onnx` or `model.scan.onnx`."""
+    return OnnxCpuRuntime(scan) if unavailable_reason() else KernelRuntime(rnn)
 
 
 def served(network: SimpleRNN, name: str = "m", version: int = 1, runtime: Runtime | None = None) -> Model:
@@ -35,7 +43,7 @@ def served(network: SimpleRNN, name: str = "m", version: int = 1, runtime: Runti
         class_labels=tuple(f"class {index}" for index in range(max(outputs, 2))),
         feature_names=tuple(f"feature {index}" for index in range(network.rnn.input_size)),
     )
-    runtime = runtime or OnnxCpuRuntime(build_onnx_scan(network))
+    runtime = runtime or default_runtime(build_onnx_rnn(network), build_onnx_scan(network))
     cost = TickCost(30e-6, 3e-6, 0.2e-6)
     return Model(spec, runtime, bitwise=runtime.bitwise, max_abs_diff=0.0, test_accuracy=None, cost=cost)
 

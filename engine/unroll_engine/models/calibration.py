@@ -12,6 +12,8 @@ from unroll_engine.scheduler import TickCost
 
 _STEPS = 16
 _REPEATS = 5
+TOLERANCE = 1e-5
+"""Largest difference allowed between two runtimes of one network in a step; as in the proof."""
 
 
 class FormTiming(NamedTuple):
@@ -144,6 +146,21 @@ def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
             return f"{name}: {array.dtype} {list(array.shape)}, float32 {list(shape)} expected"
         if not np.isfinite(array).all():
             return f"{name}: has values that are not finite"
+    return ""
+
+
+def difference_of(runtime: Runtime, reference: Runtime, spec: ModelSpec) -> str:
+    """Why a runtime does not compute what another does; empty if every step is within TOLERANCE.
+
+    One step is compared, from random states: over many steps two right runtimes can part, if the network expands.
+    """
+    x, state = _example(spec, 64, 1)
+    results = [runtime.run(x, state), reference.run(x, state)]
+    for name in ("logits", "states"):
+        one, two = (getattr(result, name) for result in results)
+        difference = float(np.abs(one - two).max())
+        if not difference <= TOLERANCE:
+            return f"its {name} differ from {reference.name}'s by {difference:.1e}, {TOLERANCE:.0e} allowed"
     return ""
 
 

@@ -20,7 +20,7 @@ class Runtime(Protocol):
     """Computes timesteps of one model. State is an argument, never an attribute, so that calls are independent."""
 
     name: str
-    """"onnx" or "torchscript"."""
+    """"kernel", "onnx" or "torchscript"."""
     device: str
     """"cpu" or "cuda"."""
     artifact: str

@@ -677,6 +677,7 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     TEST_ACCURACY_FIELD_NUMBER: _builtins.int
     FORMS_FIELD_NUMBER: _builtins.int
+    RUNTIME_NOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     architecture: _builtins.str
@@ -685,7 +686,7 @@ class Model(_message.Message):
     output_size: _builtins.int
     num_layers: _builtins.int
     runtime: _builtins.str
-    """"onnx" or "torchscript"."""
+    """"kernel", "onnx" or "torchscript". Bits are promised of one runtime: another's differ in the last places."""
     device: _builtins.str
     """"cpu" or "cuda"."""
     artifact: _builtins.str
@@ -696,6 +697,8 @@ class Model(_message.Message):
     """Whether the same bits are promised alone, batched, chunked, streamed and resumed."""
     test_accuracy: _builtins.float
     """From the bundle's training summary."""
+    runtime_note: _builtins.str
+    """Why the step kernel does not run the model; empty where it does, or where another runtime was asked for."""
     @_builtins.property
     def class_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -726,10 +729,11 @@ class Model(_message.Message):
         limits: Global___Limits | None = ...,
         test_accuracy: _builtins.float | None = ...,
         forms: _abc.Iterable[Global___FormTiming] | None = ...,
+        runtime_note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "limits", b"limits", "test_accuracy", b"test_accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "architecture", b"architecture", "artifact", b"artifact", "bitwise", b"bitwise", "class_labels", b"class_labels", "device", b"device", "feature_names", b"feature_names", "forms", b"forms", "hidden_size", b"hidden_size", "input_size", b"input_size", "limits", b"limits", "max_abs_diff", b"max_abs_diff", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "runtime", b"runtime", "test_accuracy", b"test_accuracy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "architecture", b"architecture", "artifact", b"artifact", "bitwise", b"bitwise", "class_labels", b"class_labels", "device", b"device", "feature_names", b"feature_names", "forms", b"forms", "hidden_size", b"hidden_size", "input_size", b"input_size", "limits", b"limits", "max_abs_diff", b"max_abs_diff", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "runtime", b"runtime", "runtime_note", b"runtime_note", "test_accuracy", b"test_accuracy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__test_accuracy: _TypeAlias = _typing.Literal["test_accuracy"]  # noqa: Y015
     _WhichOneofArgType__test_accuracy: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy"]  # noqa: Y015

@@ -8,9 +8,9 @@ from unroll_engine.models.spec import ModelSpec
 from unroll_proto.inference import model_config_pb2 as config_pb
 from unroll_proto.inference import service_pb2 as pb
 
-PLATFORMS = {"onnx": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
+PLATFORMS = {"kernel": "unroll_kernel", "onnx": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
 """Runtimes by the names that Triton gives them."""
-BACKENDS = {"onnx": "onnxruntime", "torchscript": "pytorch"}
+BACKENDS = {"kernel": "unroll", "onnx": "onnxruntime", "torchscript": "pytorch"}
 
 
 class _Tensor(NamedTuple):

@@ -104,6 +104,7 @@ class UnrollService(UnrollServiceServicer):
             class_labels=spec.class_labels,
             feature_names=spec.feature_names,
             runtime=runtime.name,
+            runtime_note=model.runtime_note,
             device=runtime.device,
             artifact=runtime.artifact,
             max_abs_diff=model.max_abs_diff,

@@ -10,8 +10,12 @@ from support import bundles
 from support.models import random_network
 
 from unroll_engine.bundle import verify
+from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.kernel import read_onnx, unavailable_reason
+from unroll_engine.models import loader
 from unroll_engine.models.loader import Loader, Model
 from unroll_engine.models.spec import ModelKey
+from unroll_engine.runtimes import kernel
 from unroll_export import SimpleRNN
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
@@ -45,6 +49,30 @@ def refused(bundle: Path, runtime: str = "onnx") -> str:
 def test_a_good_bundle_is_loaded(bundle: Path, runtime: str) -> None:
     model = load(bundle, runtime)
     assert (model.spec.key, model.runtime.name, model.bitwise) == (KEY, runtime, runtime == "onnx")
+
+
+def test_the_step_kernel_runs_what_it_can_unless_told_otherwise(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not unavailable_reason():
+        model = load(bundle, "auto")
+        assert (model.runtime.name, model.runtime.artifact, model.runtime_note) == ("kernel", "model.onnx", "")
+        assert model.bitwise
+        assert load(bundle, "kernel").runtime.name == "kernel"
+    monkeypatch.setattr(loader, "unavailable_reason", lambda: "no compiler")
+    model = load(bundle, "auto")
+    assert (model.runtime.name, model.runtime_note, model.bitwise) == ("onnx", "no compiler", True)
+    with pytest.raises(RuntimeUnavailableError, match=r"^runtime kernel: no compiler$"):
+        load(bundle, "kernel")
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason="the kernel is not compiled")
+def test_a_kernel_that_computes_something_else_is_not_served(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = random_network(layers=2, seed=1)
+    monkeypatch.setattr(kernel, "read_onnx", lambda content: read_onnx(build_onnx_rnn(other)))
+    model = load(bundle, "auto")
+    assert model.runtime.name == "onnx"
+    assert model.runtime_note.startswith("its logits differ from onnx's by ")
+    with pytest.raises(BundleError, match="the step kernel can't run it: its logits differ"):
+        load(bundle, "kernel")
 
 
 def test_the_same_sizes_are_measured_once(bundle: Path, exported: Path, tmp_path: Path) -> None:

@@ -278,6 +278,8 @@ nb::ndarray<nb::numpy, float> activation(void (*Isa::*function)(const float*, fl
 }  // namespace
 
 NB_MODULE(_kernel, m) {
+    // Objects that live to the end of the process are not worth a page of warnings on its stderr.
+    nb::set_leak_warnings(false);
     m.def("isas", [] {
         std::vector<std::string> names;
         for (const Isa* isa : available_isas()) names.emplace_back(isa->name);

@@ -1,0 +1,30 @@
+"""The step kernel as a runtime. It needs neither onnxruntime nor torch."""
+
+from unroll_engine.kernel import Network, read_onnx
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.runtimes.base import TickResult
+from unroll_proto import bundle
+
+
+class KernelRuntime:
+    """Runs the network of `model.onnx` in C++. The same bits for a lane in any company, on every CPU that it runs on.
+
+    Args:
+        model: Content of `model.onnx`.
+
+    Raises:
+        RuntimeUnavailableError: the kernel can't run on this machine.
+        UnsupportedNetworkError: the kernel can't express the network.
+    """
+
+    name = "kernel"
+    device = "cpu"
+    artifact = bundle.ONNX_RNN
+    bitwise = True
+
+    def __init__(self, model: bytes) -> None:
+        self._network = Network(read_onnx(model))
+
+    def run(self, x: Float32Array, state: State) -> TickResult:
+        """See Runtime.run."""
+        return TickResult(*self._network.run(x, state))
