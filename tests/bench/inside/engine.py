@@ -60,7 +60,7 @@ def _ragged(name: str) -> list[_Question]:
 def model(repository: Path, lanes: int) -> Model:
     """The one model of a repository, as the server loads it."""
     (key,) = find_bundles(repository).bundles
-    return Loader("onnx", "cpu", lanes).load(verify(repository, key))
+    return Loader("auto", "cpu", lanes).load(verify(repository, key))
 
 
 def even_batches(repository: Path, lanes: int, in_flight: int, seconds: float) -> Result:
