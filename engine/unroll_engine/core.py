@@ -16,7 +16,9 @@ from unroll_engine.jobs import Job
 from unroll_engine.lanes import Lanes
 from unroll_engine.models.loader import Model
 from unroll_engine.observer import Metrics, ObservedCall
+from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_engine.scheduler import CALM, Queue, capacity_of
+from unroll_engine.slots import Slots
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class ModelQueue:
         self.model = model
         self.metrics = metrics.of(str(model.spec.key))
         self.queue: Queue[Job] = Queue(max_lanes, self._drop)
-        self.lanes = Lanes(model, capacity_of(max_lanes), max_steps)
+        self.lanes = _in_flight(model, capacity_of(max_lanes), max_steps)
         self.last_interactive = float("-inf")
         self.cost = model.cost
         self.traced = False
@@ -99,6 +101,13 @@ class ModelQueue:
             if job.taken:
                 self.lanes.drop_cancelled()
             self._events.append((job, ExpiredError("the deadline passed before it could be computed")))
+
+
+def _in_flight(model: Model, capacity: int, max_steps: int) -> Lanes | Slots:
+    """What holds the sequences in flight: the kernel takes them one by one, other runtimes side by side."""
+    if isinstance(model.runtime, KernelRuntime):
+        return Slots(model, model.runtime.network, capacity, max_steps)
+    return Lanes(model, capacity, max_steps)
 
 
 class EngineCore:

@@ -155,6 +155,16 @@ class BatchJob(_Job):
         self._missing -= len(indices)
         return not self._missing
 
+    def make_results(self) -> None:
+        """Makes the arrays that a runtime writes the ends of sequences to by itself: `logits`, `final_state`."""
+        self.logits = np.empty((self.size, self.model.spec.output_size), np.float32)
+        self.final_state = self.model.spec.zero_state(self.size) if self.keeps_states else None
+
+    def sequences_done(self, count: int) -> bool:
+        """Records that the ends of further sequences are written; returns as `lanes_done`."""
+        self._missing -= count
+        return not self._missing
+
     def deliver(self, event: object) -> None:
         """Ends the job: all lanes are done."""
         # A state with a NaN makes every logit NaN.

@@ -160,14 +160,18 @@ def tick_steps(
     lanes = len(remaining)
     limit = min(limit, interactive or limit, exact or limit, int(remaining.max()))
     if alert:
-        # Never so short that most of it is the fixed cost.
-        run = max(ALERT_SECONDS - cost.fixed, cost.fixed)
-        limit = min(limit, int(run / (cost.step + cost.lane * lanes)))
+        limit = min(limit, alert_steps(cost, lanes))
     if limit <= 1:
         return 1
     lengths, rates = _lengths(limit, lanes, cost)
     best = (np.minimum(lengths, remaining).sum(axis=1) * rates).argmax()
     return int(lengths[best, 0])
+
+
+def alert_steps(cost: TickCost, lanes: int) -> int:
+    """The most timesteps of a tick while streams are active."""
+    # Never so short that most of it is the fixed cost.
+    return int(max(ALERT_SECONDS - cost.fixed, cost.fixed) / (cost.step + cost.lane * lanes))
 
 
 _LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

@@ -29,7 +29,8 @@ SHORT = wire.classify_request([LONG[:3]])
 def process(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with one lane, a step of which is a tick: whoever comes next has to wait for it."""
     log = tmp_path_factory.mktemp("one-lane") / "log"
-    options = ("--metrics", "127.0.0.1:0", "--max-lanes", "1", "--tick-steps", "1")
+    # onnxruntime, which is slow enough: the kernel would be done before a deadline has passed.
+    options = ("--runtime", "onnx", "--metrics", "127.0.0.1:0", "--max-lanes", "1", "--tick-steps", "1")
     with ServerProcess(bundle_root, log, *options, front=front) as process:
         yield process
         assert process.stop() == 0, process.log

@@ -140,7 +140,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
     """Envoy refuses by itself, without asking Python; what is told of it is the same, and counted alike."""
     observed = ("--metrics", "127.0.0.1:0", "--access-log", "--log-format", log_format)
     options = ("--max-lanes", "1", "--tick-steps", "1", *observed)
-    request = wire.classify_request([np.zeros((2000, 12), np.float32)])
+    request = wire.classify_request([np.zeros((6000, 12), np.float32)])
     # A name that has to be quoted in either form of the log.
     names = (f'over="{number}\\' for number in itertools.count())
     refused: dict[str, grpc.aio.AioRpcError] = {}
@@ -211,7 +211,7 @@ async def test_a_queue_full_of_bytes_says_so_wherever_calls_are_refused(
 ) -> None:
     # Room for three of the requests, with next to nothing left, so that Envoy refuses the rest.
     options = ("--max-lanes", "1", "--tick-steps", "1", "--metrics", "127.0.0.1:0", "--max-queued-bytes", "300000")
-    request = wire.classify_request([np.zeros((2000, 12), np.float32)])
+    request = wire.classify_request([np.zeros((6000, 12), np.float32)])
     says = "the queue is full in bytes" if front == "envoy" else "300000 bytes at most"
     enough = asyncio.Event()
     refused: list[grpc.aio.AioRpcError] = []

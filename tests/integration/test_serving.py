@@ -125,7 +125,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_lives(
 async def test_a_deadline_ends_a_call_and_the_next_is_answered(stub: UnrollServiceStub) -> None:
     long = np.zeros((65536, 12), np.float32)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Classify(wire.classify_request([long] * 5), timeout=0.1)
+        await stub.Classify(wire.classify_request([long] * 5), timeout=0.05)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert (await stub.Classify(wire.classify_request([long[:3]]), timeout=60)).labels
 

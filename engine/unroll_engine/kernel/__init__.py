@@ -4,6 +4,7 @@
 sequences of any lengths side by side, a budget of steps at a time.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -50,6 +51,9 @@ def unavailable_reason() -> str | None:
 def isas() -> list[str]:
     """Returns this CPU's instruction sets that the kernel is compiled for, the fastest first; [] if unavailable."""
     return [] if _import_error is not None else _kernel.isas()
+
+
+_UNBOUNDED = 2**63 - 1
 
 
 class Outcome(IntEnum):
@@ -187,20 +191,49 @@ class SequenceQueue:
         nanoseconds = 0 if deadline is None else max(1, int(deadline * 1e9))
         return self._queue.submit(x, state, final_state, states, logits, nanoseconds)
 
+    def submit_batch(
+        self,
+        values: Float32Array,
+        offsets: Sequence[int],
+        first: int,
+        state: State | None,
+        final_state: State | None,
+        logits: Float32Array,
+    ) -> int:
+        """Queues some sequences of a batch under one ticket: `advance` names it once for each that ends.
+
+        Args:
+            values: [rows, input_size].
+            offsets: The first row of each of these sequences, and the row behind the last.
+            first: Index of the first of them in the batch.
+            state: [num_layers, batch, hidden_size] each; zeros if absent.
+            final_state: As `state`, takes the states after the last steps.
+            logits: [batch, output_size], takes those of the last steps.
+
+        Raises:
+            ValueError, TypeError: an array has another shape or dtype. The message names it.
+        """
+        return self._queue.submit_batch(values, offsets, first, state, final_state, logits)
+
     def cancel(self, ticket: int) -> bool:
-        """Lets the next `advance` end a sequence as cancelled. Returns False if it has ended already."""
+        """Lets the next `advance` end a ticket's sequences as cancelled. Returns False if all have ended already."""
         return self._queue.cancel(ticket)
 
-    def advance(self, budget: int, thread: int = 0) -> Progress:
+    def advance(self, budget: int, thread: int = 0, *, rounds: int = _UNBOUNDED) -> Progress:
         """Runs the slots of one thread, without the GIL, for `budget` timesteps or until nothing is left for them.
 
         The budget counts the steps of every sequence, and is exceeded by less than one step of all slots.
 
+        Args:
+            budget: 1 or more.
+            thread: The number of the slots.
+            rounds: The most steps of one sequence, 1 or more. Those in the slots run just so many, or to their ends.
+
         Raises:
             RuntimeError: the thread's last call has not returned.
-            ValueError: the budget is not positive, or there is no such thread.
+            ValueError: a number is out of its range.
         """
-        steps, ended = self._queue.advance(budget, thread)
+        steps, ended = self._queue.advance(budget, thread, rounds)
         return Progress(steps, [Ended(ticket, Outcome(outcome)) for ticket, outcome in ended])
 
     def __len__(self) -> int:

@@ -15,6 +15,9 @@ class KernelRuntime:
     Raises:
         RuntimeUnavailableError: the kernel can't run on this machine.
         UnsupportedNetworkError: the kernel can't express the network.
+
+    Attributes:
+        network: Runs sequences of any lengths too.
     """
 
     name = "kernel"
@@ -23,8 +26,8 @@ class KernelRuntime:
     bitwise = True
 
     def __init__(self, model: bytes) -> None:
-        self._network = Network(read_onnx(model))
+        self.network = Network(read_onnx(model))
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
-        return TickResult(*self._network.run(x, state))
+        return TickResult(*self.network.run(x, state))

@@ -22,10 +22,21 @@ from unroll_engine.jobs import BatchJob, ChunkJob
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime
+from unroll_export.graphs.onnx_scan import build_onnx_scan
 
 ONE_LAYER = served(random_network(), "one")
 TWO_LAYERS = served(random_network(layers=2), "two")
 BINARY = served(random_network(outputs=1), "binary")
+# The others run in the slots of the step kernel, where that is compiled.
+ON_LANES = [
+    served(
+        random_network(layers=layers),
+        f"lanes{layers}",
+        runtime=OnnxCpuRuntime(build_onnx_scan(random_network(layers=layers))),
+    )
+    for layers in (1, 2)
+]
 
 
 @asynccontextmanager
@@ -102,7 +113,7 @@ async def run_chunk(engine: AsyncEngine, model: Model, values: Float32Array, sta
 
 @settings(max_examples=40, deadline=None)
 @given(
-    model=st.sampled_from([ONE_LAYER, TWO_LAYERS, BINARY]),
+    model=st.sampled_from([ONE_LAYER, TWO_LAYERS, BINARY, *ON_LANES]),
     requests=st.lists(st.lists(st.tuples(st.integers(1, 23), st.booleans()), min_size=1, max_size=5), max_size=4),
     streams=st.lists(st.lists(st.integers(1, 13), min_size=1, max_size=4), max_size=3),
     lanes=st.integers(1, 7),
@@ -156,20 +167,25 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
         asyncio.run(everything())
 
 
-@given(length=st.integers(100, 700), lanes=st.integers(1, 3), tick=st.integers(1, 200))
+@given(
+    model=st.sampled_from([ONE_LAYER, ON_LANES[0]]),
+    length=st.integers(100, 700),
+    lanes=st.integers(1, 3),
+    tick=st.integers(1, 200),
+)
 @settings(max_examples=30, deadline=None)
-def test_sequences_longer_than_a_region_keep_their_bits(length: int, lanes: int, tick: int) -> None:
-    sequences = [random_values(ONE_LAYER, length + 37 * index, seed=index) for index in range(4)]
+def test_sequences_longer_than_a_region_keep_their_bits(model: Model, length: int, lanes: int, tick: int) -> None:
+    sequences = [random_values(model, length + 37 * index, seed=index) for index in range(4)]
 
     async def classify() -> BatchJob:
-        async with running(ONE_LAYER, lanes=lanes, steps=tick) as engine:
-            batch = batch_of(ONE_LAYER, sequences)
+        async with running(model, lanes=lanes, steps=tick) as engine:
+            batch = batch_of(model, sequences)
             await engine.run(batch)
             return batch
 
     batch = asyncio.run(classify())
     for index, sequence in enumerate(sequences):
-        assert batch.logits[index].tobytes() == alone(ONE_LAYER, sequence, None)[0][-1].tobytes()
+        assert batch.logits[index].tobytes() == alone(model, sequence, None)[0][-1].tobytes()
 
 
 class GatedRuntime:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 from support.counting import Counting
-from support.models import random_network, served
+from support.models import alone, random_network, served
 
 from unroll_engine.core import EngineCore
 from unroll_engine.jobs import BatchJob
@@ -36,3 +36,26 @@ async def test_a_model_that_leaves_does_not_wait_for_the_others_to_rest() -> Non
     assert core.prepare(time.monotonic()) is not None
     assert endless not in answered
     assert metrics.loaded == 1
+
+
+async def test_a_cancelled_job_frees_its_places_in_mid_flight_and_no_other_s() -> None:
+    model = served(random_network(), "shared")
+    core = EngineCore([model], 8, 5, Counting())
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((3 * 40, model.spec.input_size), dtype=np.float32)
+    leaving, staying = (BatchJob(model, values, np.arange(4) * 40) for _ in range(2))
+    for job in (leaving, staying):
+        core.add(job, time.monotonic())
+    assert core.prepare(time.monotonic()) is not None
+    core.run()
+    leaving.cancelled = True
+    core.cancel(leaving)
+    answered: list[object] = []
+    while core.prepare(time.monotonic()) is not None:
+        core.run()
+        answered += [job for job, _ in core.events()]
+    assert answered == [staying]
+    assert core.idle
+    for index in range(3):
+        logits, _, _ = alone(model, values[40 * index : 40 * index + 40], None)
+        assert staying.logits[index].tobytes() == logits[-1].tobytes()

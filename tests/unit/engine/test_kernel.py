@@ -1,5 +1,6 @@
 """The step kernel as Python sees it: right results, the same bits however sequences are run, and clear refusals."""
 
+import itertools
 import sys
 import threading
 import time
@@ -191,6 +192,33 @@ def test_a_budget_bounds_a_turn() -> None:
         sequence.submit(queue)
     steps = [queue.advance(20).steps for _ in range(3)]
     assert all(20 <= each < 23 for each in steps)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_sequences_of_a_batch_share_a_ticket_and_run_in_rounds(cell: str) -> None:
+    kernel = network(cell)
+    reference = recurrent_network(cell, 3, 20, 4, 2)
+    values, state = random_sequences(reference, 30, 4)
+    rows, offsets = np.ascontiguousarray(values[:, 0]), [0, 5, 6, 30]
+    expected = np.empty((4, 4), np.float32)
+    for index, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        kernel.run_one(rows[begin:end], tuple(tensor[:, index + 1] for tensor in state), logits=expected[index + 1])
+    queue, logits = SequenceQueue(kernel), np.zeros((4, 4), np.float32)
+    final = tuple(np.empty_like(tensor) for tensor in state)
+    ticket = queue.submit_batch(rows, offsets, 1, state, final, logits)
+    assert len(queue) == 3
+    assert queue.advance(1000, rounds=4) == (4 + 1 + 4, [(ticket, Outcome.DONE)])
+    assert queue.advance(1000, rounds=1) == (2, [(ticket, Outcome.DONE)])
+    assert queue.cancel(ticket)
+    assert queue.advance(1000) == (0, [(ticket, Outcome.CANCELLED)])
+    assert logits[1:3].tobytes() == expected[1:3].tobytes()
+    assert not logits[[0, 3]].any()
+    for bad in ([-1, 4], [0, 31], [3, 3], [5, 2]):
+        with pytest.raises(ValueError, match=r"^(offsets|x): from "):
+            queue.submit_batch(rows, bad, 0, state, final, logits)
+    with pytest.raises(ValueError, match="first: 3 sequences from 2 are not among 4"):
+        queue.submit_batch(rows, offsets, 2, state, final, logits)
+    assert len(queue) == 0
 
 
 def test_a_queue_keeps_the_arrays_of_its_sequences() -> None:

@@ -243,24 +243,75 @@ int64_t submit(KeepingQueue& self, const Input& x, const std::optional<Tensors<I
     if (deadline < 0) refuse("deadline: at least 0 expected, got " + std::to_string(deadline));
     Job job = job_of(*self.queue.network, x, initial, final, states, logits);
     job.deadline = deadline;
-    const int64_t ticket = self.queue.submit(job);
+    std::vector<Job> jobs{job};
+    const int64_t ticket = self.queue.submit(jobs);
     self.kept.emplace(ticket, KeepingQueue::Arrays{x, initial, final, states, logits});
     return ticket;
 }
 
-std::pair<int64_t, std::vector<std::pair<int64_t, int>>> advance(KeepingQueue& self, int64_t budget, int64_t thread) {
+// Sequences first to first + count - 1 of a batch: values [rows, inputs] with sequence i in rows offsets[i] to
+// offsets[i + 1] - 1, state and final state [layers, sequences, hidden] each, logits [sequences, outputs] of the last steps.
+int64_t submit_batch(KeepingQueue& self, const Input& values, const std::vector<int64_t>& offsets, int64_t first,
+                     const std::optional<Tensors<Input>>& initial, const std::optional<Tensors<Output>>& final,
+                     const Output& logits) {
+    const Network& network = *self.queue.network;
+    const int64_t rows = checked("values", values, {-1, network.inputs}).shape(0), layers = network.layers.size();
+    const int64_t count = static_cast<int64_t>(offsets.size()) - 1;
+    checked("logits", logits, {-1, network.outputs});
+    const int64_t sequences = logits.shape(0);
+    if (count < 1 || first < 0 || first + count > sequences)
+        refuse("first: " + std::to_string(count) + " sequences from " + std::to_string(first) + " are not among " +
+               std::to_string(sequences));
+    for (int tensor = 0; tensor < network.states(); tensor++) {
+        if (initial) {
+            check_tensors("state", network, *initial);
+            checked("state", (*initial)[tensor], {layers, sequences, network.hidden});
+        }
+        if (final) {
+            check_tensors("final_state", network, *final);
+            checked("final_state", (*final)[tensor], {layers, sequences, network.hidden});
+        }
+    }
+    std::vector<Job> jobs(count);
+    for (int64_t index = 0; index < count; index++) {
+        Job& job = jobs[index];
+        const int64_t begin = offsets[index], lane = first + index;
+        if (begin < 0 || offsets[index + 1] > rows)
+            refuse("offsets: from 0 to " + std::to_string(rows) + " expected");
+        job.steps = checked_steps(offsets[index + 1] - begin);
+        job.x = floats(values) + begin * values.stride(0);
+        job.x_stride = values.stride(0);
+        for (int tensor = 0; tensor < network.states(); tensor++) {
+            if (initial) {
+                job.initial[tensor] = floats((*initial)[tensor]) + lane * (*initial)[tensor].stride(1);
+                job.initial_stride[tensor] = (*initial)[tensor].stride(0);
+            }
+            if (final) {
+                job.final[tensor] = floats((*final)[tensor]) + lane * (*final)[tensor].stride(1);
+                job.final_stride[tensor] = (*final)[tensor].stride(0);
+            }
+        }
+        job.logits = floats(logits) + lane * logits.stride(0);
+    }
+    const int64_t ticket = self.queue.submit(jobs);
+    self.kept.emplace(ticket, KeepingQueue::Arrays{values, initial, final, std::nullopt, logits});
+    return ticket;
+}
+
+std::pair<int64_t, std::vector<std::pair<int64_t, int>>> advance(KeepingQueue& self, int64_t budget, int64_t thread, int64_t rounds) {
     if (budget < 1) refuse("budget: at least 1 step expected, got " + std::to_string(budget));
+    if (rounds < 1) refuse("rounds: at least 1 expected, got " + std::to_string(rounds));
     if (thread < 0 || thread >= self.queue.threads())
         refuse("thread: below " + std::to_string(self.queue.threads()) + " expected, got " + std::to_string(thread));
     std::vector<Ended> ended;
     int64_t ran;
     {
         const nb::gil_scoped_release released;
-        ran = self.queue.advance(budget, thread, ended);
+        ran = self.queue.advance(budget, rounds, thread, ended);
     }
     std::vector<std::pair<int64_t, int>> outcomes;
     for (const Ended& each : ended) {
-        self.kept.erase(each.ticket);
+        if (each.last) self.kept.erase(each.ticket);
         outcomes.emplace_back(each.ticket, static_cast<int>(each.outcome));
     }
     return {ran, std::move(outcomes)};
@@ -308,7 +359,10 @@ NB_MODULE(_kernel, m) {
         .def("submit", &submit, nb::arg("x").noconvert(), nb::arg("state").none().noconvert() = nb::none(),
              nb::arg("final_state").none().noconvert() = nb::none(), nb::arg("states").none().noconvert() = nb::none(),
              nb::arg("logits").none().noconvert() = nb::none(), nb::arg("deadline") = 0)
-        .def("advance", &advance, nb::arg("budget"), nb::arg("thread") = 0)
+        .def("submit_batch", &submit_batch, nb::arg("values").noconvert(), nb::arg("offsets"), nb::arg("first"),
+             nb::arg("state").none().noconvert(), nb::arg("final_state").none().noconvert(),
+             nb::arg("logits").noconvert())
+        .def("advance", &advance, nb::arg("budget"), nb::arg("thread") = 0, nb::arg("rounds") = unbounded)
         .def("cancel", [](KeepingQueue& self, int64_t ticket) { return self.queue.cancel(ticket); }, nb::arg("ticket"))
         .def("__len__", [](const KeepingQueue& self) { return self.queue.size(); });
 }

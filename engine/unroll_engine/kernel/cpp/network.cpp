@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <limits>
 #include <new>
 #include <stdexcept>
 
@@ -157,7 +156,7 @@ void Network::run(const Job* jobs, int64_t count) const {
     }
     if (!slots) slots = std::make_unique<Slots>(*this, pooled_slots);
     Listed source(jobs, count);
-    slots->run(source, std::numeric_limits<int64_t>::max());
+    slots->run(source, unbounded);
     const std::lock_guard lock(lock_);
     idle_.push_back(std::move(slots));
 }
@@ -182,7 +181,7 @@ float* Slots::cell(int64_t layer, int64_t lane) const {
     return cells_.at((layer * capacity_ + lane) * network_.h_width);
 }
 
-int64_t Slots::run(Source& source, int64_t budget) {
+int64_t Slots::run(Source& source, int64_t budget, int64_t rounds) {
     const FloatEnvironment environment;
     int64_t ran = 0;
     for (int64_t lane = active_; lane-- > 0;) {
@@ -194,11 +193,12 @@ int64_t Slots::run(Source& source, int64_t budget) {
     for (;;) {
         Job job;
         while (active_ < capacity_ && source.next(job)) begin(job);
-        if (!active_ || ran >= budget) break;
-        int64_t steps = (budget - ran - 1) / active_ + 1;
+        if (!active_ || ran >= budget || !rounds) break;
+        int64_t steps = std::min((budget - ran - 1) / active_ + 1, rounds);
         for (int64_t lane = 0; lane < active_; lane++) steps = std::min(steps, slots_[lane].steps);
         for (int64_t count = 0; count < steps; count++) step();
         ran += steps * active_;
+        rounds -= steps;
         for (int64_t lane = active_; lane-- > 0;) {
             if (slots_[lane].steps) continue;
             write_state(lane);
@@ -328,9 +328,14 @@ private:
     }
 
     void end(const Job& job, Outcome outcome) {
-        queue_.live_.erase(job.ticket);
-        queue_.cancelled_.erase(job.ticket);
-        ended_.push_back({job.ticket, outcome});
+        const auto live = queue_.live_.find(job.ticket);
+        const bool last = --live->second == 0;
+        if (last) {
+            queue_.live_.erase(live);
+            queue_.cancelled_.erase(job.ticket);
+        }
+        queue_.size_--;
+        ended_.push_back({job.ticket, outcome, last});
     }
 
     Queue& queue_;
@@ -343,12 +348,16 @@ Queue::Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t thre
         threads_.push_back(std::make_unique<Thread>(*this->network, slots));
 }
 
-int64_t Queue::submit(Job job) {
+int64_t Queue::submit(std::vector<Job>& jobs) {
     const std::lock_guard lock(lock_);
-    job.ticket = ++tickets_;
-    live_.insert(job.ticket);
-    waiting_.push_back(job);
-    return job.ticket;
+    const int64_t ticket = ++tickets_;
+    live_[ticket] = jobs.size();
+    size_ += jobs.size();
+    for (Job& job : jobs) {
+        job.ticket = ticket;
+        waiting_.push_back(job);
+    }
+    return ticket;
 }
 
 bool Queue::cancel(int64_t ticket) {
@@ -358,18 +367,18 @@ bool Queue::cancel(int64_t ticket) {
     return true;
 }
 
-int64_t Queue::advance(int64_t budget, int64_t thread, std::vector<Ended>& ended) {
+int64_t Queue::advance(int64_t budget, int64_t rounds, int64_t thread, std::vector<Ended>& ended) {
     Thread& own = *threads_[thread];
     if (own.running.test_and_set()) throw std::logic_error("thread: its advance() has not returned");
     Turn turn(*this, ended);
-    const int64_t ran = own.slots.run(turn, budget);
+    const int64_t ran = own.slots.run(turn, budget, rounds);
     own.running.clear();
     return ran;
 }
 
 int64_t Queue::size() const {
     const std::lock_guard lock(lock_);
-    return static_cast<int64_t>(live_.size());
+    return size_;
 }
 
 }  // namespace unroll

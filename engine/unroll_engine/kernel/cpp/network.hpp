@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -31,6 +33,7 @@ private:
     std::unique_ptr<float, Free> data_;
 };
 
+constexpr int64_t unbounded = std::numeric_limits<int64_t>::max();
 constexpr int max_states = 2;  // tensors in the state: h, and c of an LSTM
 
 // One sequence to run: where its values are, and where its results go. Strides count floats.
@@ -58,6 +61,7 @@ enum class Outcome : int { done, cancelled, expired };
 struct Ended {
     int64_t ticket;
     Outcome outcome;
+    bool last;  // of its ticket
 };
 
 // Gives jobs to free slots, and is told how they ended.
@@ -76,8 +80,9 @@ class Network;
 class Slots {
 public:
     Slots(const Network& network, int64_t capacity);
-    // Runs until at least `budget` steps of lanes are done or nothing is left; returns how many were.
-    int64_t run(Source& source, int64_t budget);
+    // Runs until at least `budget` steps of lanes or exactly `rounds` steps of each are done, or nothing is left. Returns
+    // the steps of lanes.
+    int64_t run(Source& source, int64_t budget, int64_t rounds = unbounded);
 
 private:
     float* h(int64_t layer, int parity, int64_t lane = 0) const;
@@ -141,12 +146,13 @@ class Queue {
 public:
     Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads);
 
-    // Returns the ticket. What the job points to must stay until advance() says that it ended.
-    int64_t submit(Job job);
-    // The sequence ends as cancelled at the next advance() of the thread that has it. False if it has ended.
+    // Returns the ticket of all these jobs. What they point to must stay until advance() says that the last has ended.
+    int64_t submit(std::vector<Job>& jobs);
+    // Sequences of a ticket that have not ended do so as cancelled, each at the next advance() of the thread that has
+    // it. False if all have ended.
     bool cancel(int64_t ticket);
-    // Runs up to about `budget` steps of lanes on the slots of `thread`. Throws std::logic_error if it is running.
-    int64_t advance(int64_t budget, int64_t thread, std::vector<Ended>& ended);
+    // Runs the slots of `thread`; see Slots::run. Throws std::logic_error if they are running.
+    int64_t advance(int64_t budget, int64_t rounds, int64_t thread, std::vector<Ended>& ended);
     // Sequences that have not ended.
     int64_t size() const;
     int64_t threads() const { return static_cast<int64_t>(threads_.size()); }
@@ -163,8 +169,9 @@ private:
 
     mutable std::mutex lock_;
     std::deque<Job> waiting_;
-    std::unordered_set<int64_t> live_, cancelled_;
-    int64_t tickets_ = 0;
+    std::unordered_map<int64_t, int64_t> live_;  // sequences that have not ended, by ticket
+    std::unordered_set<int64_t> cancelled_;
+    int64_t tickets_ = 0, size_ = 0;
     std::vector<std::unique_ptr<Thread>> threads_;
 };
 

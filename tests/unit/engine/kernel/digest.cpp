@@ -164,7 +164,8 @@ static void storm(Random& random, const Case& alone, int number) {
         run.running = random.between(1, run.sequence.steps - run.done);
         Job job = job_of(network, run.sequence, run.done, run.running, run.sequence.final, every_step);
         if (cancels && random.below(16) == 0) job.deadline = 1;
-        tickets[queue.submit(job)] = index;
+        std::vector<Job> jobs{job};
+        tickets[queue.submit(jobs)] = index;
     };
     for (int64_t index = count; index-- > 0;) submit(index);
     while (queue.size()) {
@@ -174,15 +175,15 @@ static void storm(Random& random, const Case& alone, int number) {
         }
         std::vector<std::vector<Ended>> ended(threads);
         std::vector<std::thread> others;
-        const int64_t budget = random.between(1, 200);
+        const int64_t budget = random.between(1, 200), rounds = random.below(2) ? unbounded : random.between(1, 3);
         for (int64_t thread = 1; thread < threads; thread++)
             others.emplace_back([&, thread] {
                 const ForeignMode mode;
-                queue.advance(budget, thread, ended[thread]);
+                queue.advance(budget, rounds, thread, ended[thread]);
             });
         {
             const ForeignMode mode;
-            queue.advance(budget, 0, ended[0]);
+            queue.advance(budget, rounds, 0, ended[0]);
         }
         for (std::thread& other : others) other.join();
         for (const auto& each : ended)

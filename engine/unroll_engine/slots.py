@@ -1,0 +1,191 @@
+"""Slots: the sequences of one model in flight in the step kernel, which reads and writes the arrays of their jobs.
+
+The kernel runs every sequence to its own end: nothing is padded, gathered or scattered.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, complete
+from unroll_engine.kernel import Network, SequenceQueue
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import State
+from unroll_engine.scheduler import Slice, TickCost, alert_steps
+
+_FEW_LANES_STEPS = 128
+"""The most timesteps of a tick of few bulk lanes."""
+_UNBOUNDED = 2**62
+
+
+class Slots:
+    """The sequences of one model in flight. It does for the step kernel what Lanes does for other runtimes.
+
+    Args:
+        model: The model to run them on.
+        network: Its network.
+        capacity: The most sequences at a time.
+        max_steps: The most timesteps of a tick of all sequences.
+
+    Attributes:
+        count: Sequences in flight.
+        interactive: Those of interactive jobs.
+    """
+
+    def __init__(self, model: Model, network: Network, capacity: int, max_steps: int) -> None:
+        self.model = model
+        self.count = 0
+        self.interactive = 0
+        self._network = network
+        self._queue = SequenceQueue(network, slots=capacity)
+        self._max_steps = max_steps
+        self._capacity = capacity
+        self._batches: dict[int, tuple[BatchJob, int]] = {}  # by ticket, with the sequences of it in flight
+        self._chunks: dict[int, _Chunk] = {}
+
+    @property
+    def jobs(self) -> Iterable[Job]:
+        """The jobs in flight; one whose sequences joined at several times is repeated."""
+        yield from (job for job, _ in self._batches.values())
+        yield from (chunk.job for chunk in self._chunks.values())
+
+    def join(self, slices: Sequence[Slice[Job]]) -> None:
+        """Puts sequences into free slots."""
+        for job, first, number in slices:
+            if isinstance(job, ChunkJob):
+                chunk = _Chunk(job)
+                ticket = self._queue.submit(
+                    job.values, chunk.initial, final_state=chunk.final, states=chunk.states, logits=chunk.logits
+                )
+                self._chunks[ticket] = chunk
+                self.interactive += 1
+            else:
+                if first == 0:
+                    job.make_results()
+                offsets = job.offsets[first : first + number + 1].tolist()
+                ticket = self._queue.submit_batch(
+                    job.values, offsets, first, job.initial_state, job.final_state, job.logits
+                )
+                self._batches[ticket] = job, number
+            self.count += number
+
+    def drop_cancelled(self) -> None:
+        """Frees the slots of cancelled jobs."""
+        self._drop({ticket for ticket, (job, _) in self._batches.items() if job.cancelled})
+        self._drop({ticket for ticket, chunk in self._chunks.items() if chunk.job.cancelled})
+
+    def clear(self) -> Iterable[Job]:
+        """Frees every slot and returns the jobs that had one."""
+        jobs = dict.fromkeys(self.jobs)
+        self._drop({*self._batches, *self._chunks})
+        return jobs
+
+    def plan(self, cost: TickCost, alert: bool) -> int:
+        """Chooses the timesteps of the next tick: it ends with the first interactive job, which is answered at once."""
+        if self._chunks:
+            limit = min(self._max_steps, min(chunk.left for chunk in self._chunks.values()))
+        else:
+            # Few sequences may run more timesteps than all, in no more time.
+            limit = min(_FEW_LANES_STEPS, self._max_steps * self._capacity // self.count)
+        return max(1, min(limit, alert_steps(cost, self.count)) if alert else limit)
+
+    def run(self, steps: int, emit: Emit) -> tuple[int, float]:
+        """Runs a planned tick.
+
+        Returns:
+            Computed timesteps, and the seconds of the kernel's run.
+        """
+        begin = time.perf_counter()
+        if self._chunks:
+            progress = self._queue.advance(_UNBOUNDED, rounds=steps)
+        else:
+            # As many as `steps` of every sequence, though those that run on take over what others leave.
+            progress = self._queue.advance(steps * self.count - self.count + 1)
+        seconds = time.perf_counter() - begin
+        self._report(steps, emit)
+        answered: list[BatchJob] = []
+        for ticket, number in Counter(ended.ticket for ended in progress.ended).items():
+            if ticket not in self._batches:  # a chunk, or dropped
+                continue
+            job, left = self._batches.pop(ticket)
+            if left > number:
+                self._batches[ticket] = job, left - number
+            self.count -= number
+            if job.sequences_done(number):
+                answered.append(job)
+        complete(answered)
+        for batch in answered:
+            emit((batch, batch))
+        return progress.steps, seconds
+
+    def fits_single(self, job: Job) -> bool:
+        """Whether a job is one sequence of at most a tick, for `run_single`; only without sequences in flight."""
+        return job.size == 1 and job.steps <= (self._max_steps if job.interactive else _FEW_LANES_STEPS)
+
+    def run_single(self, job: Job, emit: Emit) -> None:
+        """Runs a job of one sequence by itself, past the slots, at the lowest latency."""
+        if isinstance(job, ChunkJob):
+            chunk = _Chunk(job)
+            self._network.run_one(
+                job.values, chunk.initial, final_state=chunk.final, states=chunk.states, logits=chunk.logits
+            )
+            emit((job, job.steps_done(chunk.logits, chunk.states)))
+            emit((job, job.ended(chunk.final)))
+            return
+        job.make_results()
+        self._network.run_one(
+            job.values,
+            _only(job.initial_state),
+            final_state=_only(job.final_state),
+            logits=job.logits[0],
+        )
+        job.sequences_done(1)
+        complete([job])
+        emit((job, job))
+
+    def _report(self, steps: int, emit: Emit) -> None:
+        """Reports the steps of interactive jobs that a tick computed, and frees those at their end."""
+        for ticket, chunk in list(self._chunks.items()):
+            job, begin = chunk.job, chunk.job.steps - chunk.left
+            end = min(begin + steps, job.steps)
+            emit((job, job.steps_done(chunk.logits[begin:end], chunk.states[begin:end])))
+            chunk.left = job.steps - end
+            if not chunk.left:
+                emit((job, job.ended(chunk.final)))
+                del self._chunks[ticket]
+                self.interactive -= 1
+                self.count -= 1
+
+    def _drop(self, tickets: Iterable[int]) -> None:
+        for ticket in tickets:
+            self._queue.cancel(ticket)
+            if ticket in self._batches:
+                self.count -= self._batches.pop(ticket)[1]
+            else:
+                del self._chunks[ticket]
+                self.interactive -= 1
+                self.count -= 1
+
+
+class _Chunk:
+    """A ChunkJob in flight, with the arrays that take its results.
+
+    Attributes:
+        left: Steps left to run.
+    """
+
+    def __init__(self, job: ChunkJob) -> None:
+        spec = job.model.spec
+        self.job = job
+        self.left = job.steps
+        self.initial = _only(job.initial_state)
+        self.final: State = tuple(np.empty(shape, np.float32) for shape in spec.state_shapes)
+        self.states = np.empty((job.steps, spec.hidden_size), np.float32)
+        self.logits = np.empty((job.steps, spec.output_size), np.float32)
+
+
+def _only(state: State | None) -> State | None:
+    """The state of the only sequence of [num_layers, 1, hidden_size] each, without that axis."""
+    return None if state is None else tuple([array[:, 0] for array in state])
