@@ -183,7 +183,8 @@ def _check_exact(array: NDArray[Any], name: str) -> None:
     """Raises InvalidArgument if an integer is between two float32: where it counts or names, rounding makes another."""
     if array.min() >= -_EXACT_INTEGERS and array.max() <= _EXACT_INTEGERS:
         return
-    size = np.abs(array).astype(np.uint64)  # The least of int64, which has no positive, becomes 2**63 all the same.
+    # The least value of a signed type has no positive of that type, but one of the unsigned type of its width.
+    size = np.abs(array).astype(f"u{array.dtype.itemsize}").astype(np.uint64)
     last_bit = np.maximum(size & (~size + np.uint64(1)), np.uint64(1))
     inexact = size // last_bit >= _EXACT_INTEGERS
     if inexact.any():

@@ -53,9 +53,10 @@ def run(name: str, command: click.Command, distribution: str) -> NoReturn:
         # A name may hold what the terminal's encoding, or any encoding, has no place for.
         sys.stdout.reconfigure(errors="backslashreplace")
     command.context_settings = {**command.context_settings, "help_option_names": ["-h", "--help"]}
-    # The environment must not trigger it: UNROLL_VERSION is a name that deployments use.
-    version = click.version_option(package_name=distribution, message="%(prog)s %(version)s", allow_from_autoenv=False)
-    version(command)
+    if not any("--version" in parameter.opts for parameter in command.params):
+        # The environment must not trigger it: UNROLL_VERSION is a name that deployments use.
+        message = "%(prog)s %(version)s"
+        click.version_option(package_name=distribution, message=message, allow_from_autoenv=False)(command)
     try:
         code = command.main(prog_name=name, standalone_mode=False) or 0
         # What is written at the exit of the process fails where nobody can say it.

@@ -14,6 +14,7 @@ from support import wire
 from support.eager import TOLERANCE, eager
 from support.processes import PATIENCE, ServerProcess
 
+from unroll_engine.kernel import unavailable_reason
 from unroll_export.runs import TrainedRun
 from unroll_proto.inference import model_config_pb2, service_pb2
 from unroll_proto.sequences import Sequence
@@ -115,7 +116,8 @@ def test_server_and_model_are_described(answers: Answers, trained_run: TrainedRu
     assert facts["server"]["name"] == "unroll"
     assert facts["server"]["extensions"] == ["sequence", "classification", "model_configuration", "statistics"]
     model = facts["model"]
-    assert (model["name"], model["versions"], model["platform"]) == ("jv", ["1"], "onnxruntime_onnx")
+    platform = "onnxruntime_onnx" if unavailable_reason() else "unroll_kernel"
+    assert (model["name"], model["versions"], model["platform"]) == ("jv", ["1"], platform)
     tensors = {each["name"]: (each["datatype"], list(map(int, each["shape"]))) for each in model["inputs"]}
     assert tensors == {
         "input": ("FP32", [-1, -1, 12]),
