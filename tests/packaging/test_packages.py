@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -124,11 +125,14 @@ def test_a_wheel_holds_every_file_of_its_package(wheels: dict[str, Path], name: 
     files = {
         file.relative_to(folder).as_posix()
         for file in (folder / package).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        # The kernel's sources are in the sdist alone. A wheel holds its own build of them, not what lies here.
+        if file.is_file() and not {"__pycache__", "cpp"} & {*file.parts} and file.suffix != ".so"
     }
     with zipfile.ZipFile(wheels[package]) as wheel:
         held = {entry for entry in wheel.namelist() if ".dist-info/" not in entry}
-    assert held == files
+    compiled = {entry for entry in held if entry.endswith(".so")}
+    assert held - compiled == files
+    assert len(compiled) == (name == "engine" and shutil.which("c++") is not None)
     assert f"{package}/py.typed" in held
 
 
@@ -163,6 +167,29 @@ def test_every_command_tells_its_version_and_usage(command: str) -> None:
     assert usage == run(command, "--help").stdout
     assert usage.startswith(f"Usage: {command} ")
     assert "--version" in usage
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_without_a_compiler_the_engine_comes_without_its_kernel_unless_that_is_required(
+    tmp_path: Path, required: bool
+) -> None:
+    environment = os.environ | {"CXX": "/bin/false"} | ({"UNROLL_KERNEL_REQUIRED": "1"} if required else {})
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--verbose",
+        "--no-deps",
+        "--wheel-dir",
+        tmp_path,
+        REPOSITORY / "engine",
+    ]
+    built = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    wheels = [wheel.name for wheel in tmp_path.iterdir()]
+    assert (built.returncode != 0) == required, built.stdout
+    assert [wheel.endswith("-py3-none-any.whl") for wheel in wheels] == ([] if required else [True])
+    assert ("WARNING: unroll-engine was built without its step kernel" in built.stderr) != required
 
 
 def test_the_contracts_come_with_their_sources_and_the_generated_code(wheels: dict[str, Path]) -> None:
