@@ -174,17 +174,8 @@ def test_without_a_compiler_the_engine_comes_without_its_kernel_unless_that_is_r
     tmp_path: Path, required: bool
 ) -> None:
     environment = os.environ | {"CXX": "/bin/false"} | ({"UNROLL_KERNEL_REQUIRED": "1"} if required else {})
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--verbose",
-        "--no-deps",
-        "--wheel-dir",
-        tmp_path,
-        REPOSITORY / "engine",
-    ]
+    options = ["--verbose", "--no-deps", "--wheel-dir", str(tmp_path), str(REPOSITORY / "engine")]
+    command = [sys.executable, "-m", "pip", "wheel", *options]
     built = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     wheels = [wheel.name for wheel in tmp_path.iterdir()]
     assert (built.returncode != 0) == required, built.stdout
