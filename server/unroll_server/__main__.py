@@ -14,14 +14,14 @@ from unroll_server.errors import SessionsLostError, StartupError
 from unroll_server.process import allow_descriptors, configure_logging
 
 _MOST = 2**31 - 2
-"""What the fronts, and messages, have room for: grpcio's ends the process at one connection more."""
+"""Largest value of a count: grpcio ends the process at one connection more."""
 _POSITIVE = click.IntRange(1, _MOST)
 _QUEUED = click.IntRange(1, 2**62)
 _FILE = click.Path(path_type=Path)
 
 
 class _Seconds(click.FloatRange):
-    """Seconds, thirty years at most: no front takes any number, nor what is none."""
+    """Seconds, thirty years at most: grpcio takes no larger number, and no NaN."""
 
     def __init__(self, **bounds: Any) -> None:
         super().__init__(max=1e9, **bounds)
@@ -59,12 +59,6 @@ _option = partial(click.option, show_envvar=True)
     type=_Seconds(min=0),
     default=30.0,
     help="Seconds that calls in flight have to end after SIGTERM.",
-)
-@_option(
-    "--front",
-    type=click.Choice(["grpcio", "envoy"]),
-    default="grpcio",
-    help="What speaks gRPC: grpcio's server, or Envoy, several times as fast (unroll-server[envoy], Linux).",
 )
 @_option("--workers", type=_POSITIVE, default=1, help="Serving processes that share the port.")
 @_option("--metrics", metavar="HOST:PORT", help="Where Prometheus gets metrics over HTTP; nowhere if absent.")
@@ -108,7 +102,7 @@ def command(**options: Any) -> None:
         configure_logging(settings.log_level, settings.log_format)
         allow_descriptors(settings.max_connections)
         # A parent of workers imports neither models nor gRPC.
-        if settings.front == "grpcio" and settings.workers == 1:
+        if settings.workers == 1:
             from unroll_server.app import serve
         else:
             from unroll_server.supervisor import serve

@@ -25,8 +25,6 @@ from unroll_server.catalog import Catalog
 from unroll_server.config import Settings
 from unroll_server.endless import EndlessCalls
 from unroll_server.errors import StartupError
-from unroll_server.fronts.certificates import Certificates
-from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers import health, inference
 from unroll_server.handlers.health import Health
 from unroll_server.handlers.inference import InferenceService
@@ -42,6 +40,8 @@ from unroll_server.repository import Repository
 from unroll_server.sessions.opening import open_store
 from unroll_server.sessions.service import Sessions
 from unroll_server.tracing import Tracer
+from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.tls import Certificates
 from unroll_server.unread import UnreadInterceptor
 from unroll_server.usage import Usage
 
@@ -63,8 +63,8 @@ LINGER = 1.0
 """Seconds that a health watcher has to hear that the server drains."""
 
 
-class Front(Protocol):
-    """What carries the servicers to the wire."""
+class Transport(Protocol):
+    """Carries the servicers to the wire."""
 
     @property
     def registry(self) -> Any:
@@ -74,23 +74,23 @@ class Front(Protocol):
         """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds."""
 
 
-AnyFront = TypeVar("AnyFront", bound=Front)
+AnyTransport = TypeVar("AnyTransport", bound=Transport)
 
 
-class Service(Generic[AnyFront]):
-    """Models, engine and servicers on a front. Made on the event loop that it serves on.
+class Service(Generic[AnyTransport]):
+    """Models, engine and servicers on a transport. Made on the event loop that it serves on.
 
     Args:
         settings: What was asked for.
         figures: Where the engine counts.
-        make_front: Makes the front, given what stands before every handler.
+        make_transport: Makes the transport, given the interceptors, outermost first.
         make_usage: Makes the counts of what each identity has in use.
 
     Attributes:
         calls: Hears of every call.
         commands: What operators may ask.
         identities: Who is known.
-        front: The front.
+        transport: The transport.
         sessions: What is kept for callers that hold no state.
 
     Raises:
@@ -101,7 +101,7 @@ class Service(Generic[AnyFront]):
         self,
         settings: Settings,
         figures: Metrics,
-        make_front: Callable[[Sequence[grpc.aio.ServerInterceptor]], AnyFront],
+        make_transport: Callable[[Sequence[grpc.aio.ServerInterceptor]], AnyTransport],
         make_usage: Callable[[Identities], Usage] = Usage,
     ) -> None:
         self._figures = figures
@@ -134,7 +134,7 @@ class Service(Generic[AnyFront]):
         )
         self._repository.on_change = self._tell_health
         self._endless = EndlessCalls(*SERVICES)
-        self.front = make_front(
+        self.transport = make_transport(
             [StatusInterceptor(self.calls), *self._guards(settings), UnreadInterceptor(figures), self._endless]
         )
         self.sessions = Sessions(
@@ -154,7 +154,7 @@ class Service(Generic[AnyFront]):
         self._checks = Health()
         # Models of which health says that they are served.
         self._told: set[str] = set()
-        registry = self.front.registry
+        registry = self.transport.registry
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
@@ -213,7 +213,7 @@ class Service(Generic[AnyFront]):
         self._service.drain()
         self._inference.drain()
         self._endless.end(LINGER)
-        await self.front.stop(self._drain_timeout)
+        await self.transport.stop(self._drain_timeout)
         await self.sessions.close()
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         )
 
 
-def _administered(settings: Settings, service: Service[GrpcioFront]) -> AbstractAsyncContextManager[None]:
+def _administered(settings: Settings, service: Service[GrpcioTransport]) -> AbstractAsyncContextManager[None]:
     if settings.admin is None:
         return nullcontext()
     from unroll_server.admin.listener import AdminListener
@@ -258,7 +258,7 @@ async def serve_grpcio(
     settings: Settings,
     figures: Metrics,
     stop: asyncio.Event,
-    started: "Callable[[Service[GrpcioFront], str], None]",
+    started: "Callable[[Service[GrpcioTransport], str], None]",
     share_port: bool = False,
     make_usage: Callable[[Identities], Usage] = Usage,
 ) -> None:
@@ -279,7 +279,7 @@ async def serve_grpcio(
     service = Service(
         settings,
         figures,
-        lambda each: GrpcioFront(settings.listen_address, each, limit, share_port, connections, certificates),
+        lambda each: GrpcioTransport(settings.listen_address, each, limit, share_port, connections, certificates),
         make_usage,
     )
     try:
@@ -289,7 +289,7 @@ async def serve_grpcio(
                 checked.check()
         await service.open()
         async with _administered(settings, service):
-            address = await service.front.start()
+            address = await service.transport.start()
             service.sessions.store.keep()
             started(service, address)
             await stop.wait()

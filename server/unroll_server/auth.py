@@ -48,7 +48,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
     """
 
     per_method = True
-    """What it makes of a handler depends on the method alone, so that a front can ask once."""
+    """True: the result depends on the method alone, so that `Registry` asks once a method."""
 
     def __init__(self, identities: Identities, usage: Usage, admins_only: bool = False) -> None:
         self._identities = identities

@@ -35,7 +35,6 @@ class Settings:
     max_queued_steps: int
     drain_timeout: float
     log_level: str
-    front: str = "grpcio"
     workers: int = 1
     metrics: str | None = None
     versions: str = "all"
@@ -59,7 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _ = self.listen_address, self.metrics_address, self.admin_address, self.versions_kept
-        if self.listen_address.path and (self.workers > 1 or self.front != "grpcio"):
+        if self.listen_address.path and self.workers > 1:
             raise StartupError("--listen: only one process can listen on a Unix socket; needs --workers 1")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartupError("--tls-cert, --tls-key: one is of no use without the other")

@@ -95,13 +95,3 @@ class Orders:
 def metrics_folder(folder: Path) -> Path:
     """Where the workers count, in the folder that they share."""
     return folder / "metrics"
-
-
-def admin_socket(folder: Path, worker: int) -> Path:
-    """Where a worker's Envoy answers for itself."""
-    return folder / f"envoy.{worker}"
-
-
-def gate_file(folder: Path, worker: int) -> Path:
-    """What a worker tells its Envoy of calls to refuse."""
-    return folder / f"gate.{worker}"

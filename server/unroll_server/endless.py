@@ -22,7 +22,7 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
     """
 
     per_method = True
-    """What it makes of a handler depends on the method alone, so that a front can ask once."""
+    """True: the result depends on the method alone, so that `Registry` asks once a method."""
 
     def __init__(self, *services: str) -> None:
         self._prefixes = tuple(f"/{service}/" for service in services)

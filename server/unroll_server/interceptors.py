@@ -99,7 +99,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     """
 
     per_method = True
-    """What it makes of a handler depends on the method alone, so that a front can ask once."""
+    """True: the result depends on the method alone, so that `Registry` asks once a method."""
 
     def __init__(self, calls: Calls | None = None) -> None:
         self._calls = calls or Calls(Metrics())
@@ -126,27 +126,21 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             if inspect.isasyncgenfunction(behavior):
                 return handler._replace(**{kind: _guarded(behavior, _generator, method)})
             if behavior:
-                # What runs in a thread is none of ours, but for being heard of; the fronts end it as grpc.aio does.
-                wrap = _threaded_many if handler.response_streaming else _threaded
-                return handler._replace(**{kind: _heard(wrap(behavior, method), behavior, None, method)})
+                # Handlers that run in a thread are not ours: grpc.aio ends them, and they are only counted.
+                count = _threaded_many if handler.response_streaming else _threaded
+                return handler._replace(**{kind: count(behavior, method)})
         return handler
 
 
 def _guarded(
     behavior: _Behavior, wrap: Callable[[_Behavior, _OnError, Method], _Behavior], method: Method
 ) -> _Behavior:
-    """The behavior with its errors made statuses and its calls heard of."""
+    """Wraps a behavior so that its errors become statuses, and its calls are counted."""
 
     async def on_error(error: Exception, context: Any) -> None:
         await _abort(error, context, method.path)
 
-    return _heard(wrap(behavior, on_error, method), behavior, on_error, method)
-
-
-def _heard(wrapped: _Behavior, behavior: _Behavior, on_error: _OnError | None, method: Method) -> _Behavior:
-    """`wrapped`; a front that does itself what that does finds what it needs on it."""
-    wrapped.inner, wrapped.on_error, wrapped.method = behavior, on_error, method  # type: ignore[attr-defined]  # functions take attributes
-    return wrapped
+    return wrap(behavior, on_error, method)
 
 
 def _coroutine(behavior: _Behavior, on_error: _OnError, method: Method) -> _Behavior:

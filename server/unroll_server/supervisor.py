@@ -15,16 +15,14 @@ import click
 from unroll_server import metrics
 from unroll_server.addresses import joined, reserved
 from unroll_server.config import Settings
-from unroll_server.control import FD, Channel, Orders, admin_socket, gate_file, metrics_folder
+from unroll_server.control import FD, Channel, Orders, metrics_folder
 from unroll_server.errors import StartupError
-from unroll_server.fronts import envoy
-from unroll_server.fronts.certificates import Certificates
-from unroll_server.fronts.envoy_secrets import Secrets
 from unroll_server.metrics import Metrics
 from unroll_server.private_folder import private_folder
 from unroll_server.process import stop_signal
 from unroll_server.relay import GoneError, Questions
 from unroll_server.sessions.opening import shared_store
+from unroll_server.transport.tls import Certificates
 
 _log = logging.getLogger(__name__)
 
@@ -52,14 +50,14 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(private_folder())
         metrics_folder(folder).mkdir()
-        hosts, port = stack.enter_context(reserved(settings.listen_address))
+        _, port = stack.enter_context(reserved(settings.listen_address))
         address = joined(settings.listen_address.host, port)
         settings = replace(settings, listen=address)
         settings, sessions = shared_store(settings, folder)
-        certificates = Certificates.of(settings)
-        secrets = Secrets(certificates, folder) if certificates and settings.front == "envoy" else None
+        # Each worker reads them itself; what is wrong with them ends the start here.
+        Certificates.of(settings)
         every = [Orders(replace(settings, admin=None), number, folder) for number in range(settings.workers)]
-        workers = [_Worker(orders, hosts, port, secrets) for orders in every]
+        workers = [_Worker(orders) for orders in every]
         processes = metrics.Workers(
             lambda: {worker.number: worker.pid for worker in workers if worker.pid is not None},
             lambda: sum(worker.restarts for worker in workers),
@@ -83,8 +81,6 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
                 sessions.keep()
             announce(settings.announcement(served, address))
             keeping = [asyncio.create_task(worker.keep()) for worker in workers]
-            if secrets:
-                keeping.append(asyncio.create_task(secrets.keep()))
             await stopped
             _log.info("draining %d workers", len(workers))
             for task in keeping:
@@ -124,18 +120,11 @@ async def _start_all(workers: "Sequence[_Worker]") -> str:
 class _Worker:
     """A place among the workers, and the process that holds it."""
 
-    def __init__(self, orders: Orders, hosts: list[str], port: int, secrets: Secrets | None) -> None:
+    def __init__(self, orders: Orders) -> None:
         self.number = orders.worker
         self.restarts = 0
         self._orders = orders
-        settings = orders.settings
-        if settings.front == "envoy":
-            admin, gate = (place(orders.folder, orders.worker) for place in (admin_socket, gate_file))
-            self._command, self._environment = envoy.command(
-                "unroll_server.worker:app", hosts, port, admin, gate, settings, secrets
-            )
-        else:
-            self._command, self._environment = [sys.executable, "-m", "unroll_server.worker"], {}
+        self._command = [sys.executable, "-m", "unroll_server.worker"]
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
         self._questions: Questions | None = None
@@ -183,7 +172,7 @@ class _Worker:
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
-                env={**os.environ, **self._environment, FD: str(theirs.fileno())},
+                env={**os.environ, FD: str(theirs.fileno())},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

@@ -34,7 +34,7 @@ class UnreadInterceptor(grpc.aio.ServerInterceptor):
     """
 
     per_method = True
-    """What it makes of a handler depends on the method alone, so that a front can ask once."""
+    """True: the result depends on the method alone, so that `Registry` asks once a method."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._figures = metrics.server

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from bench.networks import SIZES, VERSION
 
-GRPCIO = "Unroll, grpcio front"
-ENVOY = "Unroll, Envoy front"
+GRPCIO = "Unroll, grpcio"
 AFTERNOON = "afternoon server"
 TORCHSCRIPT = "TorchScript by request"
 EAGER = "eager PyTorch by request"
 TRITON = "Triton"
-ECHO = {GRPCIO: "empty echo, grpcio", ENVOY: "empty echo, Envoy"}
-BARE_ECHO = "bare ASGI echo, Envoy"
-OURS = (GRPCIO, ENVOY)
+ECHO = {GRPCIO: "empty echo, grpcio"}
+OURS = (GRPCIO,)
+"""Contestants of our own, one for each transport."""
 
 TRITON_ENVIRONMENT = Path(".venv-triton")
 """What `make bench PEERS=triton` makes."""
@@ -25,22 +24,19 @@ def command(contestant: str, network: str, repository: Path) -> list[str | Path]
     version = repository / network / str(VERSION)
     module = [sys.executable, "-m"]
     commands: dict[str, Callable[[], list[str | Path]]] = {
-        GRPCIO: lambda: _ours(repository, "grpcio"),
-        ENVOY: lambda: _ours(repository, "envoy"),
+        GRPCIO: lambda: _ours(repository),
         AFTERNOON: lambda: [*module, "bench.servers.afternoon", "onnx", version / "model.onnx"],
         TORCHSCRIPT: lambda: [*module, "bench.servers.afternoon", "torchscript", version / "model.ts"],
         EAGER: lambda: [*module, "bench.servers.afternoon", "eager", network],
         TRITON: lambda: [*module, "bench.servers.triton", TRITON_ENVIRONMENT, version / "model.onnx", *_sizes(network)],
-        ECHO[GRPCIO]: lambda: [*module, "bench.servers.echo", "grpcio"],
-        ECHO[ENVOY]: lambda: [*module, "bench.servers.echo", "asgi-front"],
-        BARE_ECHO: lambda: [*module, "bench.servers.echo", "asgi-bare"],
+        ECHO[GRPCIO]: lambda: [*module, "bench.servers.echo"],
     }
     return commands[contestant]()
 
 
-def _ours(repository: Path, front: str) -> list[str | Path]:
+def _ours(repository: Path) -> list[str | Path]:
     serve = Path(sys.executable).with_name("unroll-serve")
-    return [serve, "--models", repository, "--listen", "127.0.0.1:0", "--front", front, "--log-level", "warning"]
+    return [serve, "--models", repository, "--listen", "127.0.0.1:0", "--log-level", "warning"]
 
 
 def _sizes(network: str) -> tuple[str, str]:

@@ -20,9 +20,9 @@ MEMORY = 384 * 2**20
 
 
 @pytest.fixture(scope="module")
-def process(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server for this module alone, which is not treated well."""
-    with ServerProcess(bundle_root, tmp_path_factory.mktemp("abused") / "log", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path_factory.mktemp("abused") / "log") as process:
         before = resident_bytes(process.process.pid)
         yield process
         assert resident_bytes(process.process.pid) - before < MEMORY

@@ -1,4 +1,4 @@
-"""The admin listener of real servers, of one process and of several, on both fronts."""
+"""The admin listener of real servers, of one process and of several."""
 
 import asyncio
 import os
@@ -56,11 +56,11 @@ OPTIONS = ("--admin", "127.0.0.1:0", "--models-poll", "0", "--workers")
 
 @pytest.fixture(scope="module", params=["1", "2"])
 def administered(
-    front: str, exported: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    exported: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[ServerProcess]:
     """A server of `jv` and `other`, two versions of it, that a test leaves as it was."""
     log = tmp_path_factory.mktemp("administered") / "log"
-    with ServerProcess(exported, log, *OPTIONS, str(request.param), front=front) as process:
+    with ServerProcess(exported, log, *OPTIONS, str(request.param)) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -111,9 +111,9 @@ async def test_models_are_unloaded_and_loaded_by_every_worker(administered: Serv
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_refresh_finds_new_versions_and_says_why_it_refuses_bad_ones(
-    front: str, workers: str, models: Path, tmp_path: Path
+    workers: str, models: Path, tmp_path: Path
 ) -> None:
-    with ServerProcess(models, tmp_path / "log", *OPTIONS, workers, front=front) as process:
+    with ServerProcess(models, tmp_path / "log", *OPTIONS, workers) as process:
         shutil.copytree(models.parent / "staged", models / "other" / "3")
         (models.parent / "staged").rename(models / "other" / "2")
         await new_versions_are_found(process)
@@ -178,14 +178,10 @@ async def test_sessions_are_listed_and_ended(administered: ServerProcess) -> Non
         assert raised.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-async def test_channelz_tells_of_the_connections_of_every_worker(administered: ServerProcess, front: str) -> None:
+async def test_channelz_tells_of_the_connections_of_every_worker(administered: ServerProcess) -> None:
     async with channel_to(admin_address(administered)) as channel:
         stub: Any = channelz_pb2_grpc.ChannelzStub(channel)
         servers = (await stub.GetServers(channelz_pb2.GetServersRequest(), timeout=PATIENCE)).server
-        if front == "envoy":
-            # What serves there is no server of grpcio's.
-            assert not servers
-            return
         async with channel_to(administered.address) as public:
             await wire.stub_of(public).GetModel(pb.GetModelRequest(model="jv"), timeout=PATIENCE)
             servers = (await stub.GetServers(channelz_pb2.GetServersRequest(), timeout=PATIENCE)).server
@@ -235,8 +231,8 @@ def test_each_listener_serves_its_own_services_alone(administered: ServerProcess
             assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_worker_that_starts_again_is_told_what_was_unloaded(front: str, models: Path, tmp_path: Path) -> None:
-    with ServerProcess(models, tmp_path / "log", *OPTIONS, "2", front=front) as process:
+async def test_a_worker_that_starts_again_is_told_what_was_unloaded(models: Path, tmp_path: Path) -> None:
+    with ServerProcess(models, tmp_path / "log", *OPTIONS, "2") as process:
         async with channel_to(admin_address(process)) as channel:
             stub: Any = AdminServiceStub(channel)
             await stub.UnloadModel(admin.UnloadModelRequest(model="other"), timeout=PATIENCE)
@@ -269,8 +265,8 @@ def test_an_admin_listener_for_everybody_needs_a_guard(bundle_root: Path, addres
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_admin_address_that_is_taken_ends_the_start(front: str, server: ServerProcess, bundle_root: Path) -> None:
-    options = ("--front", front, "--listen", "127.0.0.1:0", "--admin", server.address)
+def test_an_admin_address_that_is_taken_ends_the_start(server: ServerProcess, bundle_root: Path) -> None:
+    options = ("--listen", "127.0.0.1:0", "--admin", server.address)
     done = run("unroll-serve", "--models", bundle_root, *options, check=False)
     assert done.returncode == 2
     assert f"unroll-serve: --admin: can't listen on {server.address}" in done.stderr

@@ -1,4 +1,4 @@
-"""Callers known by their certificates on both fronts, and the admin listener over TLS."""
+"""Callers known by their certificates, and the admin listener over TLS."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +25,12 @@ DAVE = CALLERS.issue("dave@mail.test", "dave.test")
 
 @pytest.fixture(scope="module", params=["1", "2"])
 def process(
-    front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[ServerProcess]:
     """A server that asks callers for certificates, and for no tokens."""
     folder = tmp_path_factory.mktemp("mutual")
     options = [*Files(folder, AUTHORITY, CALLERS).options, "--access-log", "--admin", "127.0.0.1:0"]
-    with ServerProcess(bundle_root, folder / "log", *options, "--workers", request.param, front=front) as process:
+    with ServerProcess(bundle_root, folder / "log", *options, "--workers", request.param) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -84,12 +84,10 @@ async def test_the_admin_listener_lets_in_who_has_a_certificate(process: ServerP
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_with_tokens_and_certificates_an_admin_needs_the_right(
-    front: str, bundle_root: Path, tmp_path: Path
-) -> None:
+async def test_with_tokens_and_certificates_an_admin_needs_the_right(bundle_root: Path, tmp_path: Path) -> None:
     identities = write_identities(tmp_path / "identities.toml", root={"admin": True}, **{'"bob.test"': {}})
     options = [*Files(tmp_path / "tls", AUTHORITY, CALLERS).options, "--tokens", str(identities)]
-    with ServerProcess(bundle_root, tmp_path / "log", *options, "--admin", "127.0.0.1:0", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *options, "--admin", "127.0.0.1:0") as process:
         async with channel(admin_address(process), AUTHORITY, BOB) as bob:
             stub = AdminServiceStub(bob)
             with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -265,9 +265,9 @@ def test_an_interrupt_leaves_nothing(server: ServerProcess, large: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_dies_and_does_not_come_back(front: str, bundle_root: Path, large: Path, tmp_path: Path) -> None:
+def test_a_server_that_dies_and_does_not_come_back(bundle_root: Path, large: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with ServerProcess(bundle_root, tmp_path / "log", front=front) as victim:
+    with ServerProcess(bundle_root, tmp_path / "log") as victim:
         process = begin(victim, large, tmp_path / "out" / "out.jsonl", "--timeout", "3")
         victim.signal(signal.SIGKILL)
         out, err = process.communicate(timeout=PATIENCE)
@@ -276,14 +276,14 @@ def test_a_server_that_dies_and_does_not_come_back(front: str, bundle_root: Path
 
 
 def test_a_server_that_is_restarted_meanwhile(
-    front: str, server: ServerProcess, bundle_root: Path, large: Path, tmp_path: Path
+    server: ServerProcess, bundle_root: Path, large: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    with ServerProcess(bundle_root, tmp_path / "log", front=front) as victim:
+    with ServerProcess(bundle_root, tmp_path / "log") as victim:
         process = begin(victim, large, tmp_path / "out" / "out.jsonl")
         victim.signal(signal.SIGKILL)
         victim.wait()
-        with ServerProcess(bundle_root, tmp_path / "log2", "--listen", victim.address, front=front):
+        with ServerProcess(bundle_root, tmp_path / "log2", "--listen", victim.address):
             _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     unroll(server, "classify", large, "-o", tmp_path / "undisturbed.jsonl")

@@ -82,13 +82,13 @@ def test_what_the_model_is(server: ServerProcess, trained_run: TrainedRun) -> No
 
 
 async def test_a_drained_server_s_sequences_go_on_elsewhere(
-    front: str, server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     values = np.concatenate([sequence.values for sequence in vowels[:20]])
     async with AsyncClient(server.address) as elsewhere:
         async with elsewhere.unroll() as undisturbed:
             expected = states_of(await undisturbed.send(values))
-        with ServerProcess(bundle_root, tmp_path / "log", front=front) as leaving:
+        with ServerProcess(bundle_root, tmp_path / "log") as leaving:
             async with AsyncClient(leaving.address, reconnect_timeout=0) as client:
                 sequences = [await client.unroll().open() for _ in range(10)]
                 running = [asyncio.create_task(until_drained(sequence, values)) for sequence in sequences]
@@ -114,13 +114,13 @@ async def until_drained(sequence: AsyncSequence, values: Float32Array) -> tuple[
 
 
 async def test_a_killed_server_s_sequences_go_on_from_a_snapshot_that_was_kept(
-    front: str, server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     values = vowels[0].values
     async with AsyncClient(server.address) as elsewhere:
         async with elsewhere.unroll() as undisturbed:
             expected = states_of(await undisturbed.send(values))
-        with ServerProcess(bundle_root, tmp_path / "log", front=front) as victim:
+        with ServerProcess(bundle_root, tmp_path / "log") as victim:
             async with AsyncClient(victim.address, reconnect_timeout=0) as client, client.unroll() as sequence:
                 got = states_of(await sequence.send(values[:5]))
                 (await sequence.snapshot()).save(tmp_path / "state")
@@ -178,10 +178,10 @@ async def test_callers_that_share_requests_get_what_each_would_alone(
 
 
 def test_one_client_is_balanced_over_all_replicas(
-    front: str, server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    server: ServerProcess, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     sequences = [sequence.values for sequence in vowels[:10]]
-    with ServerProcess(bundle_root, tmp_path / "log", front=front) as other:
+    with ServerProcess(bundle_root, tmp_path / "log") as other:
         target = f"ipv4:{server.address},{other.address}"
         with Client(target) as client:
             expected = client.classify(sequences)

@@ -44,12 +44,12 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+def guarded(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
     authority, callers = Authority(), Authority()
     options = Files(folder / "tls", authority, callers).options
     options += ["--metrics", "127.0.0.1:0", "--tokens", str(write_identities(folder / "tokens.toml", alice={}))]
-    with ServerProcess(bundle_root, folder / "log", *options, front=front) as process:
+    with ServerProcess(bundle_root, folder / "log", *options) as process:
         yield Guarded(process, authority.pem, callers.issue("caller"), folder)
         assert process.stop() == 0, process.log
 

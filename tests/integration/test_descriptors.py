@@ -22,9 +22,7 @@ def descriptors(process: ServerProcess) -> list[int]:
     return [each.descriptors for each in process.family()]
 
 
-async def test_reloads_leave_no_descriptors_and_the_limit_is_the_system_s(
-    front: str, bundle_root: Path, tmp_path: Path
-) -> None:
+async def test_reloads_leave_no_descriptors_and_the_limit_is_the_system_s(bundle_root: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     bundle = bundle_root / "jv" / "1"
     bundles.publish(bundle, models, "m", 1)
@@ -33,7 +31,7 @@ async def test_reloads_leave_no_descriptors_and_the_limit_is_the_system_s(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
     try:
-        process = ServerProcess(models, tmp_path / "log", *options, front=front)
+        process = ServerProcess(models, tmp_path / "log", *options)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

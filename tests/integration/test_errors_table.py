@@ -44,11 +44,10 @@ class Place:
         shared: A server with nothing special.
     """
 
-    def __init__(self, bundles: Path, folder: Path, front: str, shared: ServerProcess) -> None:
+    def __init__(self, bundles: Path, folder: Path, shared: ServerProcess) -> None:
         self.folder = folder
         self.shared = shared
         self.bundles = bundles
-        self._front = front
         self._open = ExitStack()
         self._kept: dict[tuple[str, ...], ServerProcess] = {}
         self._redis: RedisServer | None = None
@@ -82,7 +81,7 @@ class Place:
 
     def _started(self, *options: str) -> ServerProcess:
         log = self.folder / f"log{len(list(self.folder.iterdir()))}"
-        return ServerProcess(self.bundles, log, *options, front=self._front)
+        return ServerProcess(self.bundles, log, *options)
 
 
 Provocation = Callable[[Place], Awaitable[grpc.aio.AioRpcError]]
@@ -411,10 +410,8 @@ def _details(error: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def place(
-    bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, front: str, server: ServerProcess
-) -> Iterator[Place]:
-    place = Place(bundle_root, tmp_path_factory.mktemp("place"), front, server)
+def place(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, server: ServerProcess) -> Iterator[Place]:
+    place = Place(bundle_root, tmp_path_factory.mktemp("place"), server)
     yield place
     place.close()
 

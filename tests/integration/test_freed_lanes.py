@@ -1,4 +1,4 @@
-"""Calls that are given up, on both fronts: what is not yet computed of them never is, and their lanes are free."""
+"""Calls that are given up: what is not yet computed of them never is, and their lanes are free."""
 
 import asyncio
 import re
@@ -26,12 +26,12 @@ SHORT = wire.classify_request([LONG[:3]])
 
 
 @pytest.fixture(scope="module")
-def process(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with one lane, a step of which is a tick: whoever comes next has to wait for it."""
     log = tmp_path_factory.mktemp("one-lane") / "log"
     # onnxruntime, which is slow enough: the kernel would be done before a deadline has passed.
     options = ("--runtime", "onnx", "--metrics", "127.0.0.1:0", "--max-lanes", "1", "--tick-steps", "1")
-    with ServerProcess(bundle_root, log, *options, front=front) as process:
+    with ServerProcess(bundle_root, log, *options) as process:
         yield process
         assert process.stop() == 0, process.log
 

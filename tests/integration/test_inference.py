@@ -329,10 +329,10 @@ async def test_states_over_the_limit_are_refused_before_anything_is_computed(inf
 
 
 async def test_a_drain_answers_what_was_read_and_ends_the_stream(
-    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Vowel]
+    bundle_root: Path, tmp_path: Path, vowels: list[Vowel]
 ) -> None:
     values = vowels[0].values[np.newaxis]
-    with ServerProcess(bundle_root, tmp_path / "log", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log") as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             call: Any = GRPCInferenceServiceStub(channel).ModelStreamInfer()
             await call.write(request_of(values, request_id="before", sequence_id=1, sequence_start=True))
@@ -344,11 +344,11 @@ async def test_a_drain_answers_what_was_read_and_ends_the_stream(
 
 
 async def test_any_worker_goes_on_with_a_sequence_and_all_of_them_are_counted(
-    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Vowel]
+    bundle_root: Path, tmp_path: Path, vowels: list[Vowel]
 ) -> None:
     options = [("grpc.use_local_subchannel_pool", 1)]
     values = vowels[0].values[np.newaxis]
-    with ServerProcess(bundle_root, tmp_path / "log", "--workers", "2", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", "--workers", "2") as process:
         for step in range(values.shape[1]):
             # A connection of its own each time, so that the kernel may pick the other worker.
             async with grpc.aio.insecure_channel(process.address, options=options) as channel:

@@ -22,10 +22,10 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
-    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence], number: signal.Signals
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence], number: signal.Signals
 ) -> None:
     values = vowels[0].values
-    with ServerProcess(bundle_root, tmp_path / "log", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log") as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -50,7 +50,7 @@ async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
             assert process.wait() == 0
     # Elsewhere, the sequence goes on from its snapshot to the same end.
     snapshot = next(response.closed.snapshot for response in rest if response.key == "a")
-    with ServerProcess(bundle_root, tmp_path / "log2", front=front) as other:
+    with ServerProcess(bundle_root, tmp_path / "log2") as other:
         async with grpc.aio.insecure_channel(other.address) as channel:
             stub = wire.stub_of(channel)
             answer = await stub.Classify(wire.classify_request([values[5:]], initial_states=[snapshot]))
@@ -58,7 +58,7 @@ async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
 
 
 async def test_callers_who_come_during_a_drain_are_told_so_and_none_is_cancelled(
-    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     values, answered = vowels[0].values[:2], 0
 
@@ -79,7 +79,7 @@ async def test_callers_who_come_during_a_drain_are_told_so_and_none_is_cancelled
             except grpc.aio.AioRpcError as error:
                 return error.code()
 
-    with ServerProcess(bundle_root, tmp_path / "log", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log") as process:
         callers = [asyncio.create_task(call_until_refused(process.address, number)) for number in range(20)]
         async with asyncio.timeout(60):
             while answered < 200:
@@ -104,8 +104,8 @@ async def test_a_caller_that_vanishes_takes_nothing_with_it(server: ServerProces
         assert await stub.Classify(wire.classify_request([vowels[0].values])) == expected
 
 
-def test_settings_come_from_the_environment_too(front: str, bundle_root: Path, tmp_path: Path) -> None:
-    with ServerProcess(bundle_root, tmp_path / "log", env={"UNROLL_MAX_SEQUENCES": "7"}, front=front) as process:
+def test_settings_come_from_the_environment_too(bundle_root: Path, tmp_path: Path) -> None:
+    with ServerProcess(bundle_root, tmp_path / "log", env={"UNROLL_MAX_SEQUENCES": "7"}) as process:
         with grpc.insecure_channel(process.address) as channel:
             get = channel.unary_unary(
                 "/unroll.v1.UnrollService/GetModel",
@@ -116,8 +116,8 @@ def test_settings_come_from_the_environment_too(front: str, bundle_root: Path, t
         assert process.stop() == 0
 
 
-def test_a_port_in_use_ends_the_start_with_one_line(front: str, server: ServerProcess, bundle_root: Path) -> None:
-    done = run("unroll-serve", "--models", bundle_root, "--listen", server.address, "--front", front, check=False)
+def test_a_port_in_use_ends_the_start_with_one_line(server: ServerProcess, bundle_root: Path) -> None:
+    done = run("unroll-serve", "--models", bundle_root, "--listen", server.address, check=False)
     assert done.returncode == 2
     # One line: it is found out before the models are loaded.
     port = server.address.rpartition(":")[2]

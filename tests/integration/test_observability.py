@@ -34,8 +34,8 @@ CONNECTIONS = 16
 
 
 @pytest.fixture
-def observed(front: str, bundle_root: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(bundle_root, tmp_path / "log", *OBSERVED, front=front) as process:
+def observed(bundle_root: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(bundle_root, tmp_path / "log", *OBSERVED) as process:
         yield process
 
 
@@ -202,11 +202,11 @@ async def test_a_call_of_a_method_that_there_is_not_is_named_like_any_other(obse
 
 
 async def test_an_access_log_is_written_at_any_level_and_nothing_is_told_unasked(
-    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     request = wire.classify_request([vowels[0].values])
     for options, said in ((("--access-log", "--log-level", "error"), 1), ((), 0)):
-        with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+        with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
             async with grpc.aio.insecure_channel(process.address) as channel:
                 call = wire.stub_of(channel).Classify(request)
                 await call
@@ -232,11 +232,11 @@ with Client(sys.argv[1]) as client:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_trace_goes_from_the_client_through_the_server_to_its_ticks(
-    front: str, workers: str, bundle_root: Path, tmp_path: Path
+    workers: str, bundle_root: Path, tmp_path: Path
 ) -> None:
     with Receiver() as receiver:
         options = ("--workers", workers)
-        with ServerProcess(bundle_root, tmp_path / "log", *options, front=front, env=receiver.environment) as process:
+        with ServerProcess(bundle_root, tmp_path / "log", *options, env=receiver.environment) as process:
             command = [sys.executable, "-W", "error", "-c", CLIENT, process.address]
             done = subprocess.run(
                 command, env=receiver.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -272,10 +272,10 @@ def attributes(span: Span) -> dict[str, Any]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
-def test_a_receiver_that_is_not_there_disturbs_nobody(front: str, bundle_root: Path, tmp_path: Path) -> None:
+def test_a_receiver_that_is_not_there_disturbs_nobody(bundle_root: Path, tmp_path: Path) -> None:
     with Receiver() as receiver:
         nowhere = receiver.environment
-    with ServerProcess(bundle_root, tmp_path / "log", front=front, env=nowhere) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", env=nowhere) as process:
         with grpc.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)  # type: ignore[arg-type]  # the generated stub serves both kinds of channel
             values = np.zeros((5, 12), np.float32)

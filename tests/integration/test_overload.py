@@ -54,7 +54,7 @@ STREAMS = {"Unroll", "ModelStreamInfer", "ServerReflectionInfo"}
 
 
 async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time(
-    front: str, bundle_root: Path, tmp_path: Path
+    bundle_root: Path, tmp_path: Path
 ) -> None:
     options = ("--max-lanes", "1", "--tick-steps", "1", "--max-queued-steps", "6000")
     request = wire.classify_request([np.zeros((1000, 12), np.float32)])
@@ -72,7 +72,7 @@ async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time
                 statuses[error.code()] += 1
             heard.set()
 
-    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         async with channel_to(process.address) as channel, channel_to(process.address) as other:
             stub = wire.stub_of(channel)
             expected = await stub.Classify(request)
@@ -134,10 +134,9 @@ def names_in_access_log(process: ServerProcess, log_format: str, code: str) -> l
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_that_happens(
-    front: str, log_format: str, bundle_root: Path, tmp_path: Path
+async def test_what_can_not_be_done_in_time_is_refused_in_full_form(
+    log_format: str, bundle_root: Path, tmp_path: Path
 ) -> None:
-    """Envoy refuses by itself, without asking Python; what is told of it is the same, and counted alike."""
     observed = ("--metrics", "127.0.0.1:0", "--access-log", "--log-format", log_format)
     options = ("--max-lanes", "1", "--tick-steps", "1", *observed)
     request = wire.classify_request([np.zeros((6000, 12), np.float32)])
@@ -147,7 +146,6 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
     answered = 0
     heard = asyncio.Event()
     enough = asyncio.Event()
-    by_envoy = "too much is in flight"
 
     async def ask(stub: Any) -> None:
         nonlocal answered
@@ -161,14 +159,12 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
                     refused[name] = error
             heard.set()
 
-    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         async with channel_to(process.address) as channel, channel_to(process.address) as other:
             stub = wire.stub_of(channel)
             callers = [asyncio.create_task(ask(stub)) for _ in range(60)]
             async with asyncio.timeout(PATIENCE):
-                while not answered or not any(
-                    by_envoy in (error.details() or "") or front == "grpcio" for error in refused.values()
-                ):
+                while not answered or not refused:
                     heard.clear()
                     await heard.wait()
             check = health_pb2_grpc.HealthStub(other).Check
@@ -206,13 +202,10 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form_wherever_tha
         assert {name: in_log[name] for name in refused} == dict.fromkeys(refused, 1)
 
 
-async def test_a_queue_full_of_bytes_says_so_wherever_calls_are_refused(
-    front: str, bundle_root: Path, tmp_path: Path
-) -> None:
-    # Room for three of the requests, with next to nothing left, so that Envoy refuses the rest.
+async def test_a_queue_full_of_bytes_says_so(bundle_root: Path, tmp_path: Path) -> None:
+    # Room for one of the requests.
     options = ("--max-lanes", "1", "--tick-steps", "1", "--metrics", "127.0.0.1:0", "--max-queued-bytes", "300000")
     request = wire.classify_request([np.zeros((6000, 12), np.float32)])
-    says = "the queue is full in bytes" if front == "envoy" else "300000 bytes at most"
     enough = asyncio.Event()
     refused: list[grpc.aio.AioRpcError] = []
 
@@ -222,10 +215,10 @@ async def test_a_queue_full_of_bytes_says_so_wherever_calls_are_refused(
                 await stub.Classify(request, timeout=PATIENCE)
             except grpc.aio.AioRpcError as error:
                 refused.append(error)
-                if says in (error.details() or ""):
+                if "300000 bytes at most" in (error.details() or ""):
                     enough.set()
 
-    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         async with channel_to(process.address) as channel, asyncio.timeout(PATIENCE):
             await asyncio.gather(*(ask(wire.stub_of(channel)) for _ in range(10)))
             figure = 'unroll_refused_total{cause="bytes"}'

@@ -44,8 +44,8 @@ def root(exported: list[Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def process(root: Path, front: str, tmp_path: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(root, tmp_path / "log", *OPTIONS, front=front) as process:
+def process(root: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(root, tmp_path / "log", *OPTIONS) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -254,10 +254,8 @@ async def test_a_snapshot_goes_on_while_its_version_is_loaded(
         await held.close()
 
 
-async def test_only_the_latest_versions_are_served(
-    front: str, root: Path, exported: list[Path], tmp_path: Path
-) -> None:
-    with ServerProcess(root, tmp_path / "log", *OPTIONS, "--versions", "latest", front=front) as process:
+async def test_only_the_latest_versions_are_served(root: Path, exported: list[Path], tmp_path: Path) -> None:
+    with ServerProcess(root, tmp_path / "log", *OPTIONS, "--versions", "latest") as process:
         async with connected(process) as (stub, _):
             for version in (2, 3):
                 bundles.publish(exported[version % 2], root, "m", version)
@@ -267,8 +265,8 @@ async def test_only_the_latest_versions_are_served(
         assert process.stop() == 0
 
 
-async def test_every_worker_follows(front: str, root: Path, exported: list[Path], tmp_path: Path) -> None:
-    with ServerProcess(root, tmp_path / "log", *OPTIONS, "--workers", "2", front=front) as process:
+async def test_every_worker_follows(root: Path, exported: list[Path], tmp_path: Path) -> None:
+    with ServerProcess(root, tmp_path / "log", *OPTIONS, "--workers", "2") as process:
         bundles.publish(exported[0], root, "m", 2)
         # Each connection may reach another worker.
         for _ in range(8):

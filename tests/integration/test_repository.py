@@ -52,21 +52,17 @@ def test_a_server_with_nothing_that_it_trusts_does_not_start(repository: Path) -
 
 
 @pytest.mark.parametrize("spoilt", ["manifest.json", "parity.json", "model.scan.onnx", "weights.safetensors"])
-async def test_a_bad_version_is_refused_and_the_good_one_serves(
-    front: str, several: Path, tmp_path: Path, spoilt: str
-) -> None:
+async def test_a_bad_version_is_refused_and_the_good_one_serves(several: Path, tmp_path: Path, spoilt: str) -> None:
     spoil(several / "jv" / "2" / spoilt)
-    with ServerProcess(several, tmp_path / "log", front=front) as process:
+    with ServerProcess(several, tmp_path / "log") as process:
         assert await served_by(process) == [("jv", 1), ("other", 1)]
         assert process.stop() == 0
         assert "refused" in process.log
         assert spoilt in process.log
 
 
-async def test_versions_live_side_by_side_and_the_newest_is_the_default(
-    front: str, several: Path, tmp_path: Path
-) -> None:
-    with ServerProcess(several, tmp_path / "log", front=front) as process:
+async def test_versions_live_side_by_side_and_the_newest_is_the_default(several: Path, tmp_path: Path) -> None:
+    with ServerProcess(several, tmp_path / "log") as process:
         assert await served_by(process) == [("jv", 1), ("jv", 2), ("other", 1)]
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)

@@ -38,7 +38,6 @@ def skip_without(runtime: str, device: str) -> None:
 
 @pytest.mark.parametrize(("runtime", "device"), RUNTIMES)
 async def test_labels_logits_and_states_are_eager_s(
-    front: str,
     bundle_root: Path,
     trained_run: TrainedRun,
     vowels: list[Sequence],
@@ -47,7 +46,7 @@ async def test_labels_logits_and_states_are_eager_s(
     device: str,
 ) -> None:
     skip_without(runtime, device)
-    with ServerProcess(bundle_root, tmp_path / "log", "--runtime", runtime, "--device", device, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", "--runtime", runtime, "--device", device) as process:
         await compare(process, "jv", trained_run, [sequence.values for sequence in vowels])
         assert process.stop() == 0
 
@@ -68,15 +67,13 @@ def odd_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("runtime", "device"), RUNTIMES)
 async def test_a_binary_model_of_two_layers_is_served_as_well(
-    front: str, odd_run: Path, tmp_path: Path, runtime: str, device: str
+    odd_run: Path, tmp_path: Path, runtime: str, device: str
 ) -> None:
     skip_without(runtime, device)
     run("unroll-export", odd_run, "--out", tmp_path / "models" / "odd")
     rng = np.random.default_rng(1)
     sequences = [rng.normal(size=(length, 1)).astype(np.float32) for length in (1, 2, 3, 40, 7, 16, 17)]
-    with ServerProcess(
-        tmp_path / "models", tmp_path / "log", "--runtime", runtime, "--device", device, front=front
-    ) as process:
+    with ServerProcess(tmp_path / "models", tmp_path / "log", "--runtime", runtime, "--device", device) as process:
         await compare(process, "odd", load_run(odd_run), sequences)
         assert process.stop() == 0
 

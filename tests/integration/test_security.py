@@ -38,11 +38,11 @@ def identities(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["1", "2"])
 def guarded(
-    front: str, bundle_root: Path, tmp_path: Path, identities: Path, request: pytest.FixtureRequest
+    bundle_root: Path, tmp_path: Path, identities: Path, request: pytest.FixtureRequest
 ) -> Iterator[ServerProcess]:
     options = ["--tokens", str(identities), "--workers", str(request.param), "--admin", "127.0.0.1:0"]
     options += ("--log-level", "debug", "--access-log", "--metrics", "127.0.0.1:0")
-    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -108,11 +108,11 @@ async def test_every_kind_of_call_needs_a_token_that_is_known(shared: ServerProc
 
 
 @pytest.fixture(scope="module")
-def shared(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def shared(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with tokens that tests leave as it is."""
     folder = tmp_path_factory.mktemp("guarded")
     path = write_identities(folder / "identities.toml", alice={"admin": True}, bob={})
-    with ServerProcess(bundle_root, folder / "log", "--tokens", str(path), front=front) as process:
+    with ServerProcess(bundle_root, folder / "log", "--tokens", str(path)) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -262,13 +262,11 @@ async def test_a_changed_file_holds_at_once_and_ends_the_streams_of_withdrawn_to
 
 
 @pytest.mark.parametrize("text", ["[identities.alice]\ntokens = ['hunter2']", "[identities", None])
-def test_a_bad_file_ends_the_start_with_one_line(
-    front: str, bundle_root: Path, tmp_path: Path, text: str | None
-) -> None:
+def test_a_bad_file_ends_the_start_with_one_line(bundle_root: Path, tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "identities.toml"
     if text is not None:
         path.write_text(text)
-    options = ("--front", front, "--listen", "127.0.0.1:0", "--tokens", str(path))
+    options = ("--listen", "127.0.0.1:0", "--tokens", str(path))
     done = run("unroll-serve", "--models", bundle_root, *options, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"unroll-serve: --tokens: {path}: ")
@@ -276,7 +274,7 @@ def test_a_bad_file_ends_the_start_with_one_line(
     assert "hunter2" not in done.stderr
 
 
-async def test_no_secret_and_no_value_gets_into_logs_or_metrics(front: str, bundle_root: Path, tmp_path: Path) -> None:
+async def test_no_secret_and_no_value_gets_into_logs_or_metrics(bundle_root: Path, tmp_path: Path) -> None:
     token = secrets.token_urlsafe(32)
     wrong = secrets.token_urlsafe(32)
     # Values that no other number prints or packs alike, beside some that are refused.
@@ -288,7 +286,7 @@ async def test_no_secret_and_no_value_gets_into_logs_or_metrics(front: str, bund
     digest = re.findall(r"sha256:(\w+)", entry)[0]
     path.write_text(entry.replace(digest, digest_of(token).hex()))
     options = ("--tokens", str(path), "--log-level", "debug", "--access-log", "--metrics", "127.0.0.1:0")
-    with ServerProcess(bundle_root, tmp_path / "log", *options, "--admin", "127.0.0.1:0", front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *options, "--admin", "127.0.0.1:0") as process:
         async with channel_to(process.address) as channel:
             stub, inference = wire.stub_of(channel), GRPCInferenceServiceStub(channel)
             for values in (marked, bad):

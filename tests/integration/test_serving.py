@@ -131,12 +131,10 @@ async def test_a_deadline_ends_a_call_and_the_next_is_answered(stub: UnrollServi
 
 
 async def test_a_full_queue_is_resource_exhausted_and_says_when_to_come_again(
-    front: str, bundle_root: Path, tmp_path: Path
+    bundle_root: Path, tmp_path: Path
 ) -> None:
     long = wire.classify_request([np.zeros((20000, 12), np.float32)] * 5)
-    with ServerProcess(
-        bundle_root, tmp_path / "log", "--max-queued-steps", "100001", "--max-lanes", "1", front=front
-    ) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", "--max-queued-steps", "100001", "--max-lanes", "1") as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)
             answers = await asyncio.gather(*(stub.Classify(long) for _ in range(4)), return_exceptions=True)

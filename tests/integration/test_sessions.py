@@ -114,10 +114,10 @@ async def test_each_refusal_has_its_own_code_and_reason(stub: UnrollServiceStub,
 
 
 def test_workers_share_sessions_and_one_that_is_killed_loses_none(
-    bundle_root: Path, front: str, vowels: Sequence[Series], tmp_path: Path
+    bundle_root: Path, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     values = np.concatenate([series.values for series in vowels[:5]])[:60]
-    with ServerProcess(bundle_root, tmp_path / "log", "--workers", "2", front=front) as server:
+    with ServerProcess(bundle_root, tmp_path / "log", "--workers", "2") as server:
         with Client(server.address) as client:
             expected = run_of(client, values)
         for step in range(0, 60, 5):
@@ -135,13 +135,13 @@ def test_workers_share_sessions_and_one_that_is_killed_loses_none(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_restart_keeps_the_sessions_and_never_goes_back(
-    bundle_root: Path, front: str, workers: str, vowels: Sequence[Series], tmp_path: Path
+    bundle_root: Path, workers: str, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     values = np.concatenate([series.values for series in vowels[:5]])[:60]
     file = tmp_path / "sessions"
     options = ("--workers", workers, "--sessions-file", str(file))
     for begin in (0, 20):
-        with ServerProcess(bundle_root, tmp_path / f"log{begin}", *options, front=front) as server:
+        with ServerProcess(bundle_root, tmp_path / f"log{begin}", *options) as server:
             assert not file.exists(), "what a running server has moved on must not be read again"
             with Client(server.address) as client:
                 expected = run_of(client, values)
@@ -159,13 +159,13 @@ def test_a_restart_keeps_the_sessions_and_never_goes_back(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_step_of_the_wall_clock_ends_no_session(
-    bundle_root: Path, front: str, workers: str, vowels: Sequence[Series], tmp_path: Path
+    bundle_root: Path, workers: str, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     clock, values = WallClock(tmp_path / "clock"), vowels[0].values
     options = ("--workers", workers, "--session-ttl", "600", "--sessions-file", str(tmp_path / "sessions"))
     for begin, step_while_down in ((0, 7200), (3, -7200)):
         log = tmp_path / f"log{begin}"
-        with ServerProcess(bundle_root, log, *options, front=front, env=clock.env) as server:
+        with ServerProcess(bundle_root, log, *options, env=clock.env) as server:
             with Client(server.address) as client:
                 for number, shift in enumerate((0, 7200, -7200), begin):
                     clock.set(shift)
@@ -177,12 +177,12 @@ def test_a_step_of_the_wall_clock_ends_no_session(
 
 @needs_redis
 def test_any_replica_goes_on_with_a_session_and_killed_ones_lose_nothing_they_answered(
-    bundle_root: Path, front: str, vowels: Sequence[Series], redis_server: RedisServer, tmp_path: Path
+    bundle_root: Path, vowels: Sequence[Series], redis_server: RedisServer, tmp_path: Path
 ) -> None:
     values = np.concatenate([series.values for series in vowels[:10]])[:120]
     choose = random.Random(7)  # noqa: S311
     options = ("--sessions", redis_server.url)
-    servers = [ServerProcess(bundle_root, tmp_path / f"log{n}", *options, front=front) for n in range(2)]
+    servers = [ServerProcess(bundle_root, tmp_path / f"log{n}", *options) for n in range(2)]
     try:
         with Client(servers[0].address) as client:
             expected = run_of(client, values)
@@ -205,14 +205,14 @@ def test_any_replica_goes_on_with_a_session_and_killed_ones_lose_nothing_they_an
 
 @needs_redis
 def test_a_server_serves_on_without_its_redis_and_sessions_come_back_with_it(
-    bundle_root: Path, front: str, vowels: Sequence[Series], tmp_path: Path
+    bundle_root: Path, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     values = vowels[0].values[:12]
     with RedisServer(tmp_path) as redis_server:
         redis_server.kill()
         options = ("--sessions", redis_server.url)
         with (
-            ServerProcess(bundle_root, tmp_path / "server.log", *options, front=front) as server,
+            ServerProcess(bundle_root, tmp_path / "server.log", *options) as server,
             Client(server.address, model="jv", timeout=20) as client,
         ):
             expected = run_of(client, values)

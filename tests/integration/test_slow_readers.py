@@ -1,4 +1,4 @@
-"""Callers that do not read what they asked for, on both fronts: what is kept for them is bounded, others are served."""
+"""Callers that do not read what they asked for: what is kept for them is bounded, others are served."""
 
 import asyncio
 import re
@@ -30,10 +30,10 @@ VALUES = np.random.default_rng(3).standard_normal((STEPS, 12)).astype(np.float32
 
 
 @pytest.fixture(scope="module")
-def process(front: str, bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that tells what it has computed."""
     log = tmp_path_factory.mktemp("metered") / "log"
-    with ServerProcess(bundle_root, log, "--metrics", "127.0.0.1:0", front=front) as process:
+    with ServerProcess(bundle_root, log, "--metrics", "127.0.0.1:0") as process:
         yield process
         assert process.stop() == 0, process.log
 

@@ -22,12 +22,12 @@ SERVICES = {
 
 
 @pytest.fixture(scope="module")
-def listeners(bundle_root: Path, front: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def listeners(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The addresses of a server's listeners."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         admin = f"127.0.0.1:{free.getsockname()[1]}"
     log = tmp_path_factory.mktemp("standard") / "log"
-    with ServerProcess(bundle_root, log, "--admin", admin, front=front) as server:
+    with ServerProcess(bundle_root, log, "--admin", admin) as server:
         yield {"callers": server.address, "operators": admin}
         assert server.stop() == 0, server.log
         assert "ERROR" not in server.log

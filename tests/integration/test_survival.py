@@ -20,7 +20,7 @@ Float32Array = NDArray[np.float32]
 STREAMS = 100
 CLIENTS = 4
 EXAMPLES = int(os.environ.get("UNROLL_SURVIVAL_EXAMPLES", "2"))
-"""Runs on each front."""
+"""Runs of random faults."""
 PATIENCE = 120.0
 """Seconds; what takes longer on a busy machine is stuck."""
 
@@ -43,10 +43,9 @@ class Fault:
 class Replica:
     """A server that comes back at the same port when it was ended."""
 
-    def __init__(self, models: Path, folder: Path, front: str) -> None:
+    def __init__(self, models: Path, folder: Path) -> None:
         self._models = models
         self._folder = folder
-        self._front = front
         self._starts = 0
         self._process = self._started("127.0.0.1:0")
         self.address = self._process.address
@@ -54,7 +53,7 @@ class Replica:
     def _started(self, listen: str) -> ServerProcess:
         self._starts += 1
         log = self._folder / f"log{self._starts}"
-        return ServerProcess(self._models, log, "--listen", listen, front=self._front)
+        return ServerProcess(self._models, log, "--listen", listen)
 
     def end(self, number: signal.Signals) -> None:
         self._process.signal(number)
@@ -169,14 +168,12 @@ FAULTS = st.builds(
 )
 
 
-def test_no_step_is_lost_doubled_or_changed(
-    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
-) -> None:
+def test_no_step_is_lost_doubled_or_changed(bundle_root: Path, tmp_path: Path, vowels: list[Sequence]) -> None:
     values = [np.concatenate([each.values for each in vowels[start : start + 4]]) for start in range(STREAMS)]
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
         folder.mkdir()
-    replicas = [Replica(bundle_root, folder, front) for folder in folders]
+    replicas = [Replica(bundle_root, folder) for folder in folders]
     expected = asyncio.run(undisturbed(replicas[0].address, values))
 
     @settings(

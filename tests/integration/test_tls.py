@@ -1,6 +1,5 @@
-"""TLS and mutual TLS on both fronts: who is let in, and certificates that change while streams are open."""
+"""TLS and mutual TLS: who is let in, and certificates that change while streams are open."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +34,9 @@ def files(tmp_path: Path, authority: Authority) -> Files:
 
 
 @pytest.fixture
-def process(front: str, bundle_root: Path, tmp_path: Path, files: Files) -> Iterator[ServerProcess]:
+def process(bundle_root: Path, tmp_path: Path, files: Files) -> Iterator[ServerProcess]:
     """A server that speaks TLS, and asks no caller for a certificate."""
-    with ServerProcess(bundle_root, tmp_path / "log", *files.options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *files.options) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -68,11 +67,11 @@ async def test_who_speaks_tls_and_trusts_the_server_is_let_in(
 
 
 async def test_mutual_tls_lets_in_only_who_has_a_certificate(
-    front: str, bundle_root: Path, tmp_path: Path, authority: Authority, callers: Authority
+    bundle_root: Path, tmp_path: Path, authority: Authority, callers: Authority
 ) -> None:
     files = Files(tmp_path / "tls", authority, callers)
     other = Authority()
-    with ServerProcess(bundle_root, tmp_path / "log", *files.options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *files.options) as process:
         alice = callers.issue("alice.test")
         assert await answers(channel(process.address, authority, alice))
         assert not await answers(channel(process.address, authority))
@@ -88,10 +87,10 @@ async def test_mutual_tls_lets_in_only_who_has_a_certificate(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_renewed_certificate_is_shown_and_open_streams_live_on(
-    front: str, workers: str, bundle_root: Path, tmp_path: Path, files: Files, authority: Authority
+    workers: str, bundle_root: Path, tmp_path: Path, files: Files, authority: Authority
 ) -> None:
     options = [*files.options, "--workers", workers]
-    with ServerProcess(bundle_root, tmp_path / "log", *options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         old = fingerprint(files.chain)
         assert shown_by(process.address) == old
         async with channel(process.address, authority) as open_channel:
@@ -167,7 +166,7 @@ async def test_certificates_may_have_text_of_any_encoding_beside_them(
 
 
 def test_a_bad_certificate_ends_the_start_with_one_line(
-    front: str, bundle_root: Path, tmp_path: Path, files: Files, authority: Authority
+    bundle_root: Path, tmp_path: Path, files: Files, authority: Authority
 ) -> None:
     other, nothing = tmp_path / "other.pem", tmp_path / "nothing.pem"
     other.write_bytes(authority.issue("localhost")[1])
@@ -189,14 +188,14 @@ def test_a_bad_certificate_ends_the_start_with_one_line(
         (["--tls-cert", chain, "--tls-key", "/nowhere"], "/nowhere: No such file or directory"),
         ([*files.options, "--tls-client-ca", str(nothing)], f"--tls-client-ca: {nothing} holds no certificates"),
     ):
-        done = run("unroll-serve", "--models", bundle_root, "--front", front, *options, check=False)
+        done = run("unroll-serve", "--models", bundle_root, *options, check=False)
         assert done.returncode == 2
         assert says in done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_the_health_check_speaks_tls_with_the_servers_own_settings(
-    front: str, bundle_root: Path, tmp_path: Path, authority: Authority, callers: Authority
+    bundle_root: Path, tmp_path: Path, authority: Authority, callers: Authority
 ) -> None:
     def check(address: str, **env: Path) -> tuple[int, str]:
         found = {"UNROLL_" + name: str(value) for name, value in env.items()}
@@ -208,29 +207,14 @@ def test_the_health_check_speaks_tls_with_the_servers_own_settings(
     for path, content in zip(own, callers.issue("probe.test"), strict=True):
         path.write_bytes(content)
     servers = Files(tmp_path / "tls", authority)
-    with ServerProcess(bundle_root, tmp_path / "log", *servers.options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *servers.options) as process:
         assert check(process.address, TLS_CERT=servers.chain, TLS_KEY=servers.key) == (
             0,
             f"{process.address}: SERVING\n",
         )
         assert check(process.address, TLS_CERT=mutual.chain)[0] == 1
         assert check(process.address)[0] == 1
-    with ServerProcess(bundle_root, tmp_path / "log", *mutual.options, front=front) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *mutual.options) as process:
         assert check(process.address, TLS_CERT=mutual.chain, TLS_KEY=mutual.key)[0] == 1
         probe = {"HEALTHCHECK_CERT": own[0], "HEALTHCHECK_KEY": own[1]}
         assert check(process.address, TLS_CERT=mutual.chain, TLS_KEY=mutual.key, **probe)[0] == 0
-
-
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no /dev/shm here")  # noqa: S108
-def test_nobody_else_reads_the_key(front: str, bundle_root: Path, tmp_path: Path, files: Files) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    env = {"TMPDIR": str(temporary)}
-    with ServerProcess(bundle_root, tmp_path / "log", *files.options, front=front, env=env) as process:
-        copies = [path for path in temporary.rglob("*.json") if "PRIVATE KEY" in path.read_text()]
-        assert len(copies) == (1 if front == "envoy" else 0)
-        for path in copies:
-            assert path.stat().st_mode & 0o077 == 0
-            assert path.parent.stat().st_mode & 0o077 == 0
-        assert process.stop() == 0, process.log
-    assert list(temporary.iterdir()) == []

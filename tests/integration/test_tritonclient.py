@@ -116,7 +116,7 @@ def test_server_and_model_are_described(answers: Answers, trained_run: TrainedRu
     assert facts["server"]["name"] == "unroll"
     assert facts["server"]["extensions"] == ["sequence", "classification", "model_configuration", "statistics"]
     model = facts["model"]
-    platform = "onnxruntime_onnx" if unavailable_reason() else "unroll_kernel"
+    platform, backend = ("onnxruntime_onnx", "onnxruntime") if unavailable_reason() else ("unroll_kernel", "unroll")
     assert (model["name"], model["versions"], model["platform"]) == ("jv", ["1"], platform)
     tensors = {each["name"]: (each["datatype"], list(map(int, each["shape"]))) for each in model["inputs"]}
     assert tensors == {
@@ -133,7 +133,7 @@ def test_server_and_model_are_described(answers: Answers, trained_run: TrainedRu
     }
     assert facts["index"]["models"] == [{"name": "jv", "version": "1", "state": "READY"}]
     config = facts["config"]
-    assert (config["name"], config["backend"], config.get("max_batch_size", 0)) == ("jv", "onnxruntime", 0)
+    assert (config["name"], config["backend"], config.get("max_batch_size", 0)) == ("jv", backend, 0)
     assert [list(map(int, each["dims"])) for each in config["input"]] == [[-1, -1, 12], [-1], [-1, 1, 128]]
     assert [each["name"] for each in config["input"] if each.get("optional")] == ["lengths", "initial_state"]
     assert config["parameters"]["class_labels"]["string_value"].split("\n") == list(trained_run.class_labels)

@@ -1,11 +1,10 @@
-"""Several workers behind one port, on both fronts: faults, drains, state that travels, one sum of metrics."""
+"""Several workers behind one port,: faults, drains, state that travels, one sum of metrics."""
 
 import asyncio
 import os
 import re
 import signal
 import socket
-import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -30,16 +29,9 @@ CONNECTIONS = 16
 """So many that every one of two workers gets some."""
 
 
-@pytest.fixture(
-    params=["grpcio", pytest.param("envoy", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux only"))]
-)
-def front(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
-def server_of_two(front: str, bundle_root: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    options = ("--front", front, "--workers", "2", "--metrics", "127.0.0.1:0")
+def server_of_two(bundle_root: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    options = ("--workers", "2", "--metrics", "127.0.0.1:0")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     with ServerProcess(bundle_root, tmp_path / "log", *options, env={"TMPDIR": str(temporary)}) as process:
@@ -162,11 +154,11 @@ async def test_a_killed_worker_is_started_again_and_the_others_serve_on(
 
 
 async def test_a_worker_that_can_not_start_again_is_tried_until_it_can(
-    front: str, bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
 ) -> None:
     models = tmp_path / "models"
     models.symlink_to(bundle_root)
-    with ServerProcess(models, tmp_path / "log", "--front", front, "--workers", "2") as process:
+    with ServerProcess(models, tmp_path / "log", "--workers", "2") as process:
         models.unlink()
         victim = workers_of(process.process.pid)[0]
         os.kill(victim, signal.SIGKILL)
@@ -207,7 +199,7 @@ async def test_sigterm_drains_every_worker(server_of_two: ServerProcess, tmp_pat
 
 
 async def test_calls_cancelled_at_once_leave_the_others_on_their_connection_alone(
-    front: str, bundle_root: Path, tmp_path: Path
+    bundle_root: Path, tmp_path: Path
 ) -> None:
     async def opened(stub: UnrollServiceStub) -> Any:
         stream = stub.Unroll()
@@ -215,7 +207,7 @@ async def test_calls_cancelled_at_once_leave_the_others_on_their_connection_alon
         await stream.read()
         return stream
 
-    options = ("--front", front, "--max-concurrent-calls", "1500")
+    options = ("--max-concurrent-calls", "1500")
     with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         async with connected(process.address, 1) as (stub,):
             stays, *leave = await asyncio.gather(*(opened(stub) for _ in range(1500)))
@@ -280,8 +272,8 @@ async def test_metrics_are_the_sum_over_workers_dead_ones_included(
     assert server_of_two.stop() == 0, server_of_two.log
 
 
-def test_one_process_tells_its_metrics_too(front: str, bundle_root: Path, tmp_path: Path) -> None:
-    with ServerProcess(bundle_root, tmp_path / "log", "--front", front, "--metrics", "127.0.0.1:0") as process:
+def test_one_process_tells_its_metrics_too(bundle_root: Path, tmp_path: Path) -> None:
+    with ServerProcess(bundle_root, tmp_path / "log", "--metrics", "127.0.0.1:0") as process:
         found = figures(process)
         assert found["unroll_workers"] == 1
         assert found["process_resident_memory_bytes"] > 1e6
@@ -290,9 +282,9 @@ def test_one_process_tells_its_metrics_too(front: str, bundle_root: Path, tmp_pa
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_workers_that_can_not_start_end_the_start_with_one_line(
-    front: str, workers: str, bundle_root: Path, tmp_path: Path
+    workers: str, bundle_root: Path, tmp_path: Path
 ) -> None:
-    server = ("unroll-serve", "--front", front, "--workers", workers)
+    server = ("unroll-serve", "--workers", workers)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for options, says in (

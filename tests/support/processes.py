@@ -59,7 +59,6 @@ class ServerProcess:
         models: The model repository.
         log: File that takes what it logs.
         options: Further options.
-        front: What speaks gRPC, "grpcio" or "envoy".
         env: Variables beside the tests' own.
         executables: Folder of the environment to run it from.
 
@@ -73,14 +72,12 @@ class ServerProcess:
         models: Path,
         log: Path,
         *options: str,
-        front: str = "grpcio",
         env: Mapping[str, str] | None = None,
         executables: Path = BIN,
     ) -> None:
         self._log = log
         command: list[str | Path] = [executables / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0"]
-        # The default goes without being said, so that it is tested too.
-        command += options if front == "grpcio" else ["--front", front, *options]
+        command += options
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 command,

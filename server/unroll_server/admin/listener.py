@@ -17,14 +17,14 @@ from unroll_server.admin.merging import Processes, StatusError, merged_versions
 from unroll_server.auth import AuthInterceptor
 from unroll_server.config import Settings
 from unroll_server.endless import EndlessCalls
-from unroll_server.fronts.certificates import Certificates
-from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers import health
 from unroll_server.handlers.health import Health
 from unroll_server.handlers.reflection import add_reflection
 from unroll_server.identities import Identities
 from unroll_server.interceptors import DETAILS, StatusInterceptor
 from unroll_server.relay import Ask
+from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.tls import Certificates
 from unroll_server.usage import Usage
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class AdminListener:
         processes = Processes(asks)
         self._auth = AuthInterceptor(identities, Usage(identities), admins_only=True)
         self._endless = EndlessCalls(SERVICE)
-        self._front = GrpcioFront(
+        self._transport = GrpcioTransport(
             address,
             [StatusInterceptor(), self._auth, self._endless],
             MESSAGE_BYTES,
@@ -149,7 +149,7 @@ class AdminListener:
         )
         self._checks = Health()
         self._service = AdminService(processes)
-        registry: Any = self._front.registry
+        registry: Any = self._transport.registry
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._service, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
         registry.add_registered_method_handlers(inference.SERVICE, inference.Repository(self._service).handlers())
@@ -167,7 +167,7 @@ class AdminListener:
         Raises:
             StartupError: the address can't be listened on.
         """
-        address = await self._front.start()
+        address = await self._transport.start()
         self._checks.set({"": True})
         _log.info("admin on %s", address)
         watching = asyncio.create_task(self._auth.watch())
@@ -177,4 +177,4 @@ class AdminListener:
             watching.cancel()
             self._checks.end()
             self._endless.end(GRACE)
-            await self._front.stop(GRACE)
+            await self._transport.stop(GRACE)

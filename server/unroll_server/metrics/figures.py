@@ -1,4 +1,4 @@
-"""What is told while serving: of models by the engine, of calls by the fronts, of the rest by whoever does it.
+"""What is told while serving: of models by the engine, of calls by the interceptors, of the rest by whoever does it.
 
 Plain numbers in shared memory, because a tick through prometheus_client's own counters took 10 microseconds, 17 in its
 multiprocess mode, against one here. A histogram is its sum, then one count a bucket and one for what is above them all.

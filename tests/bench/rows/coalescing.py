@@ -24,18 +24,18 @@ async def measure(session: Session, outcome: Outcome) -> None:
     """The same callers on the same server, with and without coalescing, in turns."""
     sequences = even(SMALL, CALLERS)
     expected = eager(SMALL, sequences)
-    for front in OURS:
+    for ours in OURS:
         try:
-            server = await session.server(front, SMALL)
+            server = await session.server(ours, SMALL)
         except StartError as error:
-            outcome.notes.append(f"{front}: {error}")
+            outcome.notes.append(f"{ours}: {error}")
             continue
         calls = partial(_calls_per_second, server.address, sequences, expected, session.seconds)
         results = await session.in_turns({"together": partial(calls, True), "one RPC each": partial(calls, False)})
         for how, samples in results.items():
-            outcome.figures.append(Figure(f"{CALLERS:,} callers, {how}, {front}", "calls/s", samples))
+            outcome.figures.append(Figure(f"{CALLERS:,} callers, {how}, {ours}", "calls/s", samples))
         ratio = ratios(results["together"], results["one RPC each"])
-        outcome.verdicts.append(Verdict(f"together / one RPC each, {front}", ratio, 5))
+        outcome.verdicts.append(Verdict(f"together / one RPC each, {ours}", ratio, 5))
 
 
 async def _calls_per_second(

@@ -12,7 +12,7 @@ QUOTED = {TRITON: 0.30, AFTERNOON: 0.35}
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
-    """Closed loop of one; the best front against each of the others."""
+    """Closed loop of one; the best of ours against each of the others."""
     groups = [[sequence] for sequence in even(SMALL, REQUESTS)]
     names = [*OURS, AFTERNOON, *(session.peers & {TRITON})]
     results = await closed(session, (await contestants(session, outcome, names, SMALL, groups)).values(), 1)
@@ -29,4 +29,4 @@ async def measure(session: Session, outcome: Outcome) -> None:
             outcome.verdicts.append(Verdict(claim, medians[best], bar, at_least=False, unit="ms", source=ISSUE))
 
 
-ROW = Row("latency", "one request of 29 steps in flight, median latency, best front", measure)
+ROW = Row("latency", "one request of 29 steps in flight, median latency", measure)

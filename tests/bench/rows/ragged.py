@@ -1,6 +1,6 @@
 """One sequence of 5 to 120 steps a request, 64 in flight: what lengths of all kinds cost."""
 
-from bench.contestants import AFTERNOON, EAGER, ENVOY, OURS, TRITON
+from bench.contestants import AFTERNOON, EAGER, OURS, TRITON
 from bench.figures import Outcome
 from bench.networks import LARGE, SMALL, ragged
 from bench.rows.row import ROUNDS_OF_LARGE, Row, against, against_triton, closed, contestants, rates, report
@@ -22,8 +22,9 @@ async def measure(session: Session, outcome: Outcome) -> None:
         report(outcome, results, 1, "" if network == SMALL else f", {network}")
         if network == SMALL:
             samples = rates(results, 1)
-            against(outcome, samples, ENVOY, AFTERNOON, 5)
-            against_triton(session, outcome, samples, ENVOY, 3, TRITON_RATE)
+            for ours in OURS:
+                against(outcome, samples, ours, AFTERNOON, 2)
+                against_triton(session, outcome, samples, ours, 3, TRITON_RATE)
 
 
 ROW = Row("ragged", "lengths 5..120, one sequence a request, 64 in flight, requests/s", measure)

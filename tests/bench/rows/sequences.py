@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from bench.contestants import ENVOY, GRPCIO
+from bench.contestants import OURS
 from bench.figures import Figure, Outcome, Verdict
 from bench.networks import SMALL
 from bench.processes import Server, StartError
@@ -15,46 +15,46 @@ from bench.session import Session
 from unroll_client.load import Result, stream_loop
 
 SEQUENCES, STREAMS, CADENCE = 10_000, 10, 1.0
-SECONDS = {ENVOY: 17.0, GRPCIO: 4.0}
-"""The longer run fills each sequence's history of chunks that can be sent again."""
+SECONDS = 17.0
+"""Long enough to fill each sequence's history of chunks that can be sent again."""
 BYTES = 4096
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
     """A fresh server, so that its memory before the sequences is known."""
-    for front, seconds in SECONDS.items():
+    for ours in OURS:
         try:
-            async with session.fresh_server(front, SMALL) as server:
-                await _measure(outcome, front, server, seconds)
+            async with session.fresh_server(ours, SMALL) as server:
+                await _measure(outcome, ours, server)
         except StartError as error:
-            outcome.notes.append(f"{front}: {error}")
+            outcome.notes.append(f"{ours}: {error}")
     outcome.notes.append(f"{STREAMS} streams; memory is the proportional share (PSS) of all the server's processes")
 
 
-async def _measure(outcome: Outcome, front: str, server: Server, seconds: float) -> None:
-    hold(front, await _run(server, 100, 1.0))
+async def _measure(outcome: Outcome, ours: str, server: Server) -> None:
+    hold(ours, await _run(server, 100, 1.0))
     before = server.resident
     held: list[int] = []
     watcher = asyncio.create_task(_watch(server, held))
-    result = await _run(server, SEQUENCES, seconds)
+    result = await _run(server, SEQUENCES, SECONDS)
     watcher.cancel()
     with suppress(asyncio.CancelledError):
         await watcher
     late = take_late(result)
     if late:
-        outcome.notes.append(f"{front}: {late:,} steps not answered ten seconds after the last was sent")
-    hold(front, result)
+        outcome.notes.append(f"{ours}: {late:,} steps not answered ten seconds after the last was sent")
+    hold(ours, result)
     in_time = np.count_nonzero(result.latencies <= CADENCE) / (len(result.latencies) + late)
     idle = (held[-1] - before) / SEQUENCES
     outcome.figures += [
-        Figure(front, "steps/s", [result.rate]),
-        Figure(front, "p50 ms", [result.percentile(50) * 1e3]),
-        Figure(front, "p99 ms", [result.percentile(99) * 1e3]),
-        Figure(front, "bytes a sequence", [idle]),
+        Figure(ours, "steps/s", [result.rate]),
+        Figure(ours, "p50 ms", [result.percentile(50) * 1e3]),
+        Figure(ours, "p99 ms", [result.percentile(99) * 1e3]),
+        Figure(ours, "bytes a sequence", [idle]),
     ]
     outcome.verdicts += [
-        Verdict(f"{front}: steps answered before the sequence's next one", [in_time], 0.99, unit="%"),
-        Verdict(f"{front}: memory of a sequence between its steps", [idle], BYTES, at_least=False, unit="bytes"),
+        Verdict(f"{ours}: steps answered before the sequence's next one", [in_time], 0.99, unit="%"),
+        Verdict(f"{ours}: memory of a sequence between its steps", [idle], BYTES, at_least=False, unit="bytes"),
     ]
 
 

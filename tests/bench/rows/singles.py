@@ -1,6 +1,6 @@
-"""Single-sequence requests of 29 steps, 64 in flight: what the front costs beside an empty echo."""
+"""Single-sequence requests of 29 steps, 64 in flight: the cost beside an empty echo."""
 
-from bench.contestants import AFTERNOON, BARE_ECHO, EAGER, ECHO, ENVOY, OURS, TRITON
+from bench.contestants import AFTERNOON, EAGER, ECHO, OURS, TRITON
 from bench.figures import Outcome
 from bench.networks import LARGE, SMALL, even
 from bench.processes import StartError
@@ -20,7 +20,7 @@ async def measure(session: Session, outcome: Outcome) -> None:
         names = [*OURS, AFTERNOON, EAGER, *(session.peers & {TRITON})]
         there = await contestants(session, outcome, names, network, groups)
         if network == SMALL:
-            for echo in (*ECHO.values(), BARE_ECHO):
+            for echo in ECHO.values():
                 try:
                     there[echo] = await session.echo(echo, there[AFTERNOON])
                 except StartError as error:
@@ -31,8 +31,7 @@ async def measure(session: Session, outcome: Outcome) -> None:
             samples = rates(results, 1)
             for ours in OURS:
                 against(outcome, samples, ours, ECHO[ours], 0.6, "%")
-            against(outcome, samples, ENVOY, AFTERNOON, 5)
-            against_triton(session, outcome, samples, ENVOY, 2, TRITON_RATE)
+                against_triton(session, outcome, samples, ours, 2, TRITON_RATE)
 
 
 ROW = Row("singles", "server, single-sequence requests of 29 steps, 64 in flight, requests/s", measure)

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from bench.contestants import ENVOY, OURS
-from bench.figures import Figure, Outcome, Verdict
+from bench.contestants import OURS
+from bench.figures import Figure, Outcome
 from bench.networks import SMALL
 from bench.processes import StartError
 from bench.rows import streaming
@@ -12,19 +12,18 @@ from bench.session import Session
 from unroll_client.load import Result, stream_loop
 
 SEQUENCES, STREAMS = 256, 8
-BAR = 50_000
 CHUNKS = (1, 16)
-"""Steps of a chunk; the bar is on the first, whose answers carry one step each."""
+"""Steps of a chunk."""
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
     """Sequences whose next chunk leaves when the last one is answered."""
     addresses = {}
-    for front in OURS:
+    for ours in OURS:
         try:
-            addresses[front] = (await session.server(front, SMALL)).address
+            addresses[ours] = (await session.server(ours, SMALL)).address
         except StartError as error:
-            outcome.notes.append(f"{front}: {error}")
+            outcome.notes.append(f"{ours}: {error}")
     check = streaming.state_check(SMALL)
 
     async def feed(address: str, steps: int) -> Result:
@@ -42,18 +41,14 @@ async def measure(session: Session, outcome: Outcome) -> None:
         )
 
     results = await session.in_turns(
-        {(front, steps): partial(feed, address, steps) for front, address in addresses.items() for steps in CHUNKS}
+        {(ours, steps): partial(feed, address, steps) for ours, address in addresses.items() for steps in CHUNKS}
     )
-    for (front, steps), rounds in results.items():
+    for (ours, steps), rounds in results.items():
         for result in rounds:
-            hold(front, result)
+            hold(ours, result)
         samples = [result.rate * steps for result in rounds]
-        messages = Figure(front, f"messages/s, chunks of {steps}", [r.messages / r.seconds for r in rounds])
-        outcome.figures += [Figure(front, f"steps/s, chunks of {steps}", samples), messages]
-        if (front, steps) == (ENVOY, 1):
-            outcome.verdicts.append(Verdict(f"{front}, one step a message", samples, BAR, unit="steps/s"))
-    if ENVOY not in addresses:
-        outcome.verdicts.append(Verdict(ENVOY, [], BAR, unit="steps/s", source="no Envoy front here"))
+        messages = Figure(ours, f"messages/s, chunks of {steps}", [r.messages / r.seconds for r in rounds])
+        outcome.figures += [Figure(ours, f"steps/s, chunks of {steps}", samples), messages]
     outcome.notes.append(f"{SEQUENCES} sequences on {STREAMS} streams, 128 float32 a step")
 
 

@@ -20,11 +20,11 @@ Check = Callable[[pb.Steps], bool]
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
-    """Latency of every chunk from when it should have been sent, on each front with and without load, in turns."""
+    """Latency of every chunk from when it should have been sent, with and without load, in turns."""
     sequences = even(SMALL, 8 * BULK)
     groups = [sequences[start : start + BULK] for start in range(0, len(sequences), BULK)]
     check = streaming.state_check(SMALL)
-    for front, bulk in (await contestants(session, outcome, OURS, SMALL, groups)).items():
+    for ours, bulk in (await contestants(session, outcome, OURS, SMALL, groups)).items():
         results = await session.in_turns(
             {
                 "unloaded": partial(_unloaded, session, bulk.address, check),
@@ -36,13 +36,13 @@ async def measure(session: Session, outcome: Outcome) -> None:
             p99[how] = []
             for result in rounds:
                 if late := take_late(result):
-                    outcome.notes.append(f"{front}, {how}: {late} steps not sent or not answered in time")
-                hold(front, result)
+                    outcome.notes.append(f"{ours}, {how}: {late} steps not sent or not answered in time")
+                hold(ours, result)
                 p99[how].append(p99_ms(result, late, session.seconds))
-            outcome.figures.append(Figure(f"{front}, {how}", "p99 ms", p99[how]))
-            outcome.figures.append(Figure(f"{front}, {how}", "p50 ms", [r.percentile(50) * 1e3 for r in rounds]))
+            outcome.figures.append(Figure(f"{ours}, {how}", "p99 ms", p99[how]))
+            outcome.figures.append(Figure(f"{ours}, {how}", "p50 ms", [r.percentile(50) * 1e3 for r in rounds]))
         growth = ratios(p99["beside bulk"], p99["unloaded"])
-        outcome.verdicts.append(Verdict(f"p99 beside bulk / unloaded, {front}", growth, 3, at_least=False))
+        outcome.verdicts.append(Verdict(f"p99 beside bulk / unloaded, {ours}", growth, 3, at_least=False))
     outcome.notes.append(
         f"{SEQUENCES} sequences, a step each {CADENCE * 1e3:.0f} ms; bulk: {BULK_IN_FLIGHT} requests of {BULK} "
         "sequences in flight, sent by the same process"

@@ -16,12 +16,12 @@ from unroll_proto.v1 import unroll_pb2_grpc
 from unroll_server.addresses import Address
 from unroll_server.catalog import Catalog
 from unroll_server.config import Limits
-from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.handlers.unroll import UnrollService
 from unroll_server.identities import Identities
 from unroll_server.interceptors import StatusInterceptor
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.service import Sessions
+from unroll_server.transport.grpcio import GrpcioTransport
 from unroll_server.usage import Usage
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class LocalServer:
         """Breaks every call off and goes away."""
         if self._open:
             self._open = False
-            self._thread.run(self._front.stop(0))
+            self._thread.run(self._transport.stop(0))
             self._thread.stop()
             self._engine.close()
 
@@ -116,10 +116,10 @@ class LocalServer:
         sessions = Sessions(MemoryStore(3600, 1000), catalog, self._engine)
         self._service = UnrollService(catalog, self._engine, limits, sessions, Usage(Identities(None)))
         address = Address.of("--listen", f"127.0.0.1:{port}")
-        self._front = GrpcioFront(address, [self._counting, StatusInterceptor()], limits.max_message_bytes)
-        registry: Any = self._front.registry  # has what the generated code needs of a server
+        self._transport = GrpcioTransport(address, [self._counting, StatusInterceptor()], limits.max_message_bytes)
+        registry: Any = self._transport.registry  # has what the generated code needs of a server
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
-        return await self._front.start()
+        return await self._transport.start()
 
 
 class ScriptedServer:

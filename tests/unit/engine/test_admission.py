@@ -230,11 +230,9 @@ def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:
     admission, now, _, most = measured(seconds)
     admission.at(now).admit(Asked(most, deadline=now + seconds))
     assert refusal(admission, Asked(1, deadline=now + seconds), now).reason == DEADLINE
-    assert admission.at(now).horizon(interactive=True) == 0
     admission.at(now).check_unread("", seconds, True)
     admission.at(now).admit(Asked(most - 10, deadline=now + seconds, interactive=True))
     # Others of its own kind are.
-    assert admission.at(now).horizon(interactive=True) == pytest.approx(seconds, rel=0.1)
     assert refusal(admission, Asked(11, deadline=now + seconds, interactive=True), now).reason == DEADLINE
     with pytest.raises(OverloadedError):
         admission.at(now).check_unread("", seconds, True)

@@ -11,8 +11,8 @@ import pytest
 
 from unroll_server.addresses import LONGEST_PATH, Address, reserved
 from unroll_server.errors import StartupError
-from unroll_server.fronts.grpcio import GrpcioFront
 from unroll_server.metrics import Metrics, served
+from unroll_server.transport.grpcio import GrpcioTransport
 
 
 def address(value: str) -> Address:
@@ -93,7 +93,7 @@ async def listen_on(wanted: Address) -> None:
     if wanted.option == "--workers":
         with reserved(wanted):
             raise AssertionError
-    await GrpcioFront(wanted, [], 1000).start()
+    await GrpcioTransport(wanted, [], 1000).start()
 
 
 @pytest.mark.parametrize("option", ["--listen", "--admin", "--metrics", "--workers"])
@@ -135,18 +135,18 @@ def test_a_port_for_the_privileged_is_told_apart() -> None:
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 async def test_one_process_and_several_listen_alike(host: str, reaches: list[str], processes: int) -> None:
     if processes == 1:
-        front = GrpcioFront(address(f"{host}:0"), [], 1000)
-        port = address(await front.start()).port
+        transport = GrpcioTransport(address(f"{host}:0"), [], 1000)
+        port = address(await transport.start()).port
         assert reached(port) == reaches
-        await front.stop(0)
+        await transport.stop(0)
         return
     with reserved(address(f"{host}:0")) as (_, port):
-        fronts = [GrpcioFront(address(f"{host}:{port}"), [], 1000, share_port=True) for _ in range(processes)]
-        for front in fronts:
-            assert address(await front.start()).port == port
+        transports = [GrpcioTransport(address(f"{host}:{port}"), [], 1000, share_port=True) for _ in range(processes)]
+        for transport in transports:
+            assert address(await transport.start()).port == port
         assert reached(port) == reaches
-        for front in fronts:
-            await front.stop(0)
+        for transport in transports:
+            await transport.stop(0)
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
@@ -161,18 +161,18 @@ async def test_a_unix_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path
     path = tmp_path / "a %41 socket"
     with a_socket_at(path, listens=False):
         pass
-    front = GrpcioFront(address(f"unix:{path}"), [], 1000)
+    transport = GrpcioTransport(address(f"unix:{path}"), [], 1000)
     umask = os.umask(0)
     try:
-        assert await front.start() == f"unix:{path}"
+        assert await transport.start() == f"unix:{path}"
     finally:
         assert os.umask(umask) == 0
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with pytest.raises(StartupError, match=r"--admin: can't listen on unix:.*: another server listens there"):
-        await GrpcioFront(Address.of("--admin", f"unix:{path}"), [], 1000).start()
+        await GrpcioTransport(Address.of("--admin", f"unix:{path}"), [], 1000).start()
     with socket.socket(socket.AF_UNIX) as still:
         still.connect(str(path))
-    await front.stop(0)
+    await transport.stop(0)
     assert not path.exists()
 
 
@@ -182,7 +182,7 @@ async def test_a_unix_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path
 async def test_what_is_no_socket_is_left_alone(tmp_path: Path, at: str, reason: str) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(StartupError, match=f"--listen: can't listen on unix:.*: {reason}"):
-        await GrpcioFront(address(f"unix:{tmp_path / at}"), [], 1000).start()
+        await GrpcioTransport(address(f"unix:{tmp_path / at}"), [], 1000).start()
     assert (tmp_path / "file").read_text() == "precious"
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
+from support.calls import CallDetails
 
 from unroll_server.auth import AuthInterceptor
 from unroll_server.errors import UnauthenticatedError
-from unroll_server.fronts.asgi_methods import CallDetails
 from unroll_server.identities import Identities, digest_of
 from unroll_server.usage import Usage
 

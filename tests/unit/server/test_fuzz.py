@@ -64,7 +64,7 @@ _classify = st.builds(
 
 
 def parsed(kind: Any, data: bytes) -> Any:
-    """The message, None where there is none in these bytes: the fronts answer that."""
+    """The message; None if these bytes are none, which the transport answers."""
     try:
         return kind.FromString(data)
     except DecodeError:

@@ -1,4 +1,4 @@
-"""The options of `unroll-serve`: what no front could take is refused by name, before anything starts."""
+"""The options of `unroll-serve`: what grpcio could not take is refused by name, before anything starts."""
 
 import pytest
 from click.testing import CliRunner

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from support.certificates import Authority
 
-from unroll_server.fronts.public_key import is_usable
+from unroll_server.transport.public_key import is_usable
 
 
 def signed_by_itself(key: CertificateIssuerPrivateKeyTypes) -> bytes:

@@ -1,19 +1,18 @@
-"""What interceptors make of handlers, on both fronts: each asked as often as it needs to be, the outermost first."""
+"""What interceptors make of handlers: each asked as often as it needs to be, the outermost first."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from unit.server.asgi_driver import ask, framed, front_of
+from support.calls import CallDetails
 
 from unroll_server.addresses import Address
-from unroll_server.fronts.asgi_methods import CallDetails
-from unroll_server.fronts.grpcio import GrpcioFront
-from unroll_server.fronts.registry import Registry
+from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.registry import Registry
 
 UNARY = grpc.unary_unary_rpc_method_handler
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
@@ -67,24 +66,11 @@ async def echo(request: bytes, context: Any) -> bytes:
     return request
 
 
-async def by_asgi(markers: list[Marker]) -> AsyncIterator[Callable[[str, str], Awaitable[bytes]]]:
-    front = front_of(*markers, Echo=UNARY(echo))
-    front.registry.add_generic_rpc_handlers([Generic()])
-
-    async def call(method: str, user: str) -> bytes:
-        answer = await ask(front, method, (b"user", user.encode()), body=framed(b"x"))
-        if answer.status is not grpc.StatusCode.OK:
-            return answer.status.name.encode()
-        return answer.messages[0]
-
-    yield call
-
-
-async def by_grpcio(markers: list[Marker]) -> AsyncIterator[Callable[[str, str], Awaitable[bytes]]]:
-    front = GrpcioFront(Address.of("--listen", "127.0.0.1:0"), markers, 1000)
-    front.registry.add_registered_method_handlers("t", {"Echo": UNARY(echo)})
-    front.registry.add_generic_rpc_handlers([Generic()])
-    async with grpc.aio.insecure_channel(await front.start()) as channel:
+async def served(markers: list[Marker]) -> AsyncGenerator[Callable[[str, str], Awaitable[bytes]], None]:
+    transport = GrpcioTransport(Address.of("--listen", "127.0.0.1:0"), markers, 1000)
+    transport.registry.add_registered_method_handlers("t", {"Echo": UNARY(echo)})
+    transport.registry.add_generic_rpc_handlers([Generic()])
+    async with grpc.aio.insecure_channel(await transport.start()) as channel:
 
         async def call(method: str, user: str) -> bytes:
             stub: Any = channel.unary_unary(f"/t/{method}")
@@ -95,13 +81,12 @@ async def by_grpcio(markers: list[Marker]) -> AsyncIterator[Callable[[str, str],
             return answer
 
         yield call
-    await front.stop(0)
+    await transport.stop(0)
 
 
-@pytest.mark.parametrize("carried", [by_asgi, by_grpcio])
-async def test_interceptors_are_asked_once_a_method_where_that_is_enough(carried: Any) -> None:
+async def test_interceptors_are_asked_once_a_method_where_that_is_enough() -> None:
     markers = [Marker(b"a", True), Marker(b"b", False), Marker(b"c", True), Marker(b"d", True)]
-    async with aclosing(carried(markers)) as calls:
+    async with aclosing(served(markers)) as calls:
         call = await anext(calls)
         for user in ("x", "y", "z"):
             assert await call("Echo", user) == b"abcdx"
@@ -109,9 +94,8 @@ async def test_interceptors_are_asked_once_a_method_where_that_is_enough(carried
         assert [marker.asked for marker in markers] == [["x", "y", "z"], ["x", "y", "z"], ["x"], ["x"]]
 
 
-@pytest.mark.parametrize("carried", [by_asgi, by_grpcio])
-async def test_generic_handlers_are_asked_for_each_call_and_intercepted(carried: Any) -> None:
-    async with aclosing(carried([Marker(b"a", True)])) as calls:
+async def test_generic_handlers_are_asked_for_each_call_and_intercepted() -> None:
+    async with aclosing(served([Marker(b"a", True)])) as calls:
         call = await anext(calls)
         assert [await call("Generic", user) for user in ("x", "y")] == [b"ax", b"ay"]
         assert await call("Nothing", "x") == b"UNIMPLEMENTED"

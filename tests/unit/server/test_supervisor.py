@@ -53,7 +53,7 @@ async def test_a_worker_that_can_t_be_started_for_a_while_is_started_when_it_can
     program, away = tmp_path / "worker", tmp_path / "away"
     program.write_text(WORKER)
     program.chmod(0o700)
-    worker = supervisor._Worker(Orders(SETTINGS, 0, tmp_path), ["127.0.0.1"], 0, None)
+    worker = supervisor._Worker(Orders(SETTINGS, 0, tmp_path))
     worker._command = [str(program)]
     assert await worker.start() == "m/1"
     keeping = asyncio.create_task(worker.keep())
@@ -75,7 +75,7 @@ async def test_a_worker_that_can_t_be_started_for_a_while_is_started_when_it_can
 
 
 async def test_what_can_t_be_started_at_all_says_so_in_one_line(tmp_path: Path) -> None:
-    worker = supervisor._Worker(Orders(SETTINGS, 0, tmp_path), ["127.0.0.1"], 0, None)
+    worker = supervisor._Worker(Orders(SETTINGS, 0, tmp_path))
     worker._command = [str(tmp_path / "none")]
     with pytest.raises(StartupError, match=r"^a worker can't be started: No such file or directory$"):
         await worker.start()

@@ -7,13 +7,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from support.calls import CallDetails
 from support.models import random_network, served
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import OverloadedError
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.catalog import Catalog
-from unroll_server.fronts.asgi_methods import CallDetails
 from unroll_server.metrics import Metrics
 from unroll_server.sessions.chunks import Advance
 from unroll_server.sessions.memory import MemoryStore
@@ -58,7 +58,7 @@ async def test_a_session_that_has_moved_on_is_answered() -> None:
 
     asks, goes_on = await bounded(interceptor, classify), await bounded(interceptor, advance)
     try:
-        # Each call in a task of its own, as the fronts have it.
+        # Each call in a task of its own, as the transport has it.
         assert (await asyncio.create_task(goes_on(True, connection))).step == 5
         await asyncio.create_task(asks(OF_CONNECTION - 3 * SMALL - 64, connection))
         with pytest.raises(OverloadedError):

@@ -11,9 +11,9 @@ import grpc.aio
 
 from unroll_server.addresses import SOCKET_MODE, UNIX, Address, joined, without_ipv6
 from unroll_server.config import Connections
-from unroll_server.fronts.certificates import Certificates, Pem
-from unroll_server.fronts.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
-from unroll_server.fronts.registry import Registry
+from unroll_server.transport.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
+from unroll_server.transport.registry import Registry
+from unroll_server.transport.tls import Certificates, Pem
 
 PENDING = 50_000
 """Most calls that have arrived and wait for Python, over all connections, cancelled ones included."""
@@ -23,7 +23,7 @@ QUIET = 0.1
 """Seconds without a call after which it stops to answer them."""
 
 
-class GrpcioFront:
+class GrpcioTransport:
     """A grpc.aio server.
 
     Args:

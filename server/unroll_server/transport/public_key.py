@@ -1,11 +1,11 @@
-"""What kind of key a certificate is for, and whether TLS can be spoken with it: by both fronts, and gRPC's clients."""
+"""Kinds of certificate keys that gRPC can speak TLS with."""
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 USABLE = "RSA of 2048 bits or more, or ECDSA on P-256 or P-384"
-"""The keys that can be used: OpenSSL takes others, which BoringSSL, in Envoy and in gRPC, does not."""
+"""The keys that can be used: OpenSSL takes others, which BoringSSL, in gRPC, does not."""
 
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _LEAST_BITS = 2048

@@ -3,47 +3,23 @@
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
 
+from unroll_engine.admission import AdmissionController
 from unroll_engine.errors import InvalidRequestError
 from unroll_server.caller import identity
 from unroll_server.calls import REQUEST_ID, take_request_id
 from unroll_server.errors import DrainingError
-from unroll_server.fronts.parsing import tolerant
+from unroll_server.transport.parsing import tolerant
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
-class Entrance(Protocol):
-    """What is asked before the message of a call is read; see AdmissionController."""
-
-    def strained(self) -> bool:
-        """Whether calls are refused these days."""
-        ...
-
-    def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
-        """Raises an OverloadedError where the call, with so many seconds left, will be refused."""
-        ...
-
-    def horizon(self, interactive: bool) -> float:
-        """Seconds left, at least, of a call that is not refused."""
-        ...
-
-    @property
-    def full(self) -> str:
-        """The reason of a refusal where that is infinite; else nothing."""
-        ...
-
-    def refused(self, cause: str) -> None:
-        """Counts a call that was refused elsewhere."""
-        ...
-
-
 class _Guard(NamedTuple):
-    entrance: Entrance
+    admission: AdmissionController
     paths: Mapping[str, bool]
 
 
@@ -73,15 +49,15 @@ class Registry(grpc.GenericRpcHandler):
         self._leaving = False
         self.turned_away = 0
 
-    def guard(self, entrance: Entrance, paths: Mapping[str, bool]) -> None:
+    def guard(self, admission: AdmissionController, paths: Mapping[str, bool]) -> None:
         """Has calls refused, while the server is strained, before their message is read: it may be all that they cost.
 
         Args:
-            entrance: Who refuses.
+            admission: Refuses.
             paths: Methods with one request and one response, as `/package.Service/Method`, that bring work; of each,
                 whether its work goes before bulk work.
         """
-        self._guard = _Guard(entrance, paths)
+        self._guard = _Guard(admission, paths)
 
     def turn_away(self) -> bool:
         """From now on refuses the calls that bring work, as of a server that drains; returns whether there are such."""
@@ -97,28 +73,15 @@ class Registry(grpc.GenericRpcHandler):
         """See grpc.aio.Server."""
         self._generic.extend(handlers)
 
-    def is_registered(self, path: str) -> bool:
-        """Whether the handler of `/package.Service/Method` is the same for each call."""
-        return path in self._registered
-
-    def strained(self) -> bool:
-        """Whether calls are refused these days."""
-        return self._guard is not None and self._guard.entrance.strained()
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails, guarded: bool = True) -> Any:
-        """The handler of a call, None where there is none; see grpc.GenericRpcHandler.
-
-        Args:
-            handler_call_details: The call.
-            guarded: Whether it may be one that reads the message only if the call is not refused.
-        """
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a call, None if there is none; see grpc.GenericRpcHandler."""
         path = handler_call_details.method
         # This runs in the task of the call, where it is asked for each one, and the metadata are at hand.
         for key, value in handler_call_details.invocation_metadata or ():
             if key == REQUEST_ID:
                 take_request_id(value)
-        if guarded and self._guard and path in self._guard.paths and (self._leaving or self._guard.entrance.strained()):
-            return self.unread(handler_call_details)
+        if self._guard and path in self._guard.paths and (self._leaving or self._guard.admission.strained()):
+            return self._unread_handler(handler_call_details)
         if handler := self._intercepted.get(path):
             return handler
         handler = self._registered.get(path)
@@ -130,11 +93,12 @@ class Registry(grpc.GenericRpcHandler):
             self._intercepted[path] = handler
         return handler
 
-    def unread(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a call whose message is read only if it is not refused; None where that is not to be."""
+    def _unread_handler(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a guarded call, which reads the message only if admitted; None if it is not registered."""
         path = handler_call_details.method
         guard, handler = self._guard, self._registered.get(path)
-        if guard is None or path not in guard.paths or handler is None:
+        assert guard is not None
+        if handler is None:
             return None
         if path not in self._unread:
             check = partial(self._check_unread, guard.paths[path])
@@ -146,7 +110,7 @@ class Registry(grpc.GenericRpcHandler):
             self.turned_away += 1
             raise DrainingError("the server is shutting down")
         assert self._guard is not None
-        self._guard.entrance.check_unread(identity.get(), remaining, interactive)
+        self._guard.admission.check_unread(identity.get(), remaining, interactive)
 
     def _intercept(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = handler and tolerant(handler)

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError
-from unroll_server.fronts.public_key import USABLE, is_usable
+from unroll_server.transport.public_key import USABLE, is_usable
 
 _log = logging.getLogger(__name__)
 

@@ -59,7 +59,7 @@ def _returning(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _checked(behavior: _Behavior) -> _Behavior:
-    """The behavior, raising its request where that is an error. Of the same kind, which is what fronts go by."""
+    """Wraps a behavior, in one of the same kind, to raise its request if that is an error."""
 
     async def coroutine(request: Any, context: Any) -> Any:
         if type(request) is InvalidRequestError:

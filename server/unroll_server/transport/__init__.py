@@ -1,0 +1,1 @@
+"""Transports: what carries the servicers to the wire."""
