@@ -24,7 +24,7 @@ from unroll_server.calls import Calls
 from unroll_server.catalog import Catalog
 from unroll_server.config import Settings
 from unroll_server.endless import EndlessCalls
-from unroll_server.errors import StartupError
+from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.handlers import health, inference
 from unroll_server.handlers.health import Health
 from unroll_server.handlers.inference import InferenceService
@@ -35,7 +35,7 @@ from unroll_server.handlers.unroll import UnrollService
 from unroll_server.identities import Identities
 from unroll_server.interceptors import StatusInterceptor
 from unroll_server.metrics import Metrics
-from unroll_server.process import stop_signal
+from unroll_server.process import Stop
 from unroll_server.repository import Repository
 from unroll_server.sessions.opening import open_store
 from unroll_server.sessions.service import Sessions
@@ -70,8 +70,11 @@ class Transport(Protocol):
     def registry(self) -> Any:
         """What the generated `add_...Servicer_to_server` functions take."""
 
-    async def stop(self, grace: float) -> None:
-        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds."""
+    async def stop(self, grace: float) -> bool:
+        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
+
+        Returns False where calls may have been cancelled.
+        """
 
 
 AnyTransport = TypeVar("AnyTransport", bound=Transport)
@@ -207,14 +210,20 @@ class Service(Generic[AnyTransport]):
         self._told = names
 
     async def drain(self) -> None:
-        """Lets calls in flight end and streams end with their snapshots, and takes no others."""
+        """Lets calls in flight end and streams end with their snapshots, and takes no others.
+
+        Raises:
+            UndrainedError: calls had not ended within the drain timeout.
+        """
         _log.info("draining")
         self._checks.end()
         self._service.drain()
         self._inference.drain()
         self._endless.end(LINGER)
-        await self.transport.stop(self._drain_timeout)
+        drained = await self.transport.stop(self._drain_timeout)
         await self.sessions.close()
+        if not drained:
+            raise UndrainedError(f"cancelled the calls that had not ended in --drain-timeout {self._drain_timeout:g} s")
 
     def close(self) -> None:
         """Ends the engine, and what watches."""
@@ -226,7 +235,7 @@ class Service(Generic[AnyTransport]):
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves in this process, by grpcio, until SIGTERM or SIGINT; then drains.
+    """Serves in this process, by grpcio, until SIGTERM or SIGINT; then drains. One before it serves ends it at once.
 
     Args:
         settings: What was asked for.
@@ -234,14 +243,14 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises:
         StartupError: it can't start as configured.
+        UndrainedError: see `Service.drain`.
     """
-    stop = stop_signal()
     figures = Metrics()
     with metrics.served(settings.metrics_address, figures, metrics.Workers(lambda: {0: os.getpid()})):
         await serve_grpcio(
             settings,
             figures,
-            stop,
+            Stop(),
             lambda service, address: announce(settings.announcement(service.served, address)),
         )
 
@@ -257,7 +266,7 @@ def _administered(settings: Settings, service: Service[GrpcioTransport]) -> Abst
 async def serve_grpcio(
     settings: Settings,
     figures: Metrics,
-    stop: asyncio.Event,
+    stop: Stop,
     started: "Callable[[Service[GrpcioTransport], str], None]",
     share_port: bool = False,
     make_usage: Callable[[Identities], Usage] = Usage,
@@ -267,13 +276,14 @@ async def serve_grpcio(
     Args:
         settings: What was asked for.
         figures: Where the engine counts.
-        stop: Ends it.
+        stop: Ends it, by a signal too once it serves.
         started: Told what serves and where, once it does.
         share_port: Whether other processes listen on the same port.
         make_usage: See `Service`.
 
     Raises:
         StartupError: it can't start as configured.
+        UndrainedError: see `Service.drain`.
     """
     limit, connections, certificates = settings.max_message_bytes, settings.connections, Certificates.of(settings)
     service = Service(
@@ -288,6 +298,7 @@ async def serve_grpcio(
             for checked in filter(None, (settings.listen_address, settings.admin_address)):
                 checked.check()
         await service.open()
+        stop.drain_on_signals()
         async with _administered(settings, service):
             address = await service.transport.start()
             service.sessions.store.keep()

@@ -61,3 +61,7 @@ class StartupError(Exception):
 
 class SessionsLostError(Exception):
     """The server ends and could not save its sessions; the message is one line."""
+
+
+class UndrainedError(Exception):
+    """The server ends and has cancelled calls in flight; the message is one line."""

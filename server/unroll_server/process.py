@@ -1,4 +1,4 @@
-"""What every process of the server does alike: logging, what it may hold, and the signals that end it."""
+"""What every process of the server does alike: logging, what it may hold, and how it is asked to stop."""
 
 import asyncio
 import json
@@ -7,16 +7,24 @@ import os
 import re
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from unroll_server import caller
+from unroll_server.stopping import SIGNALS
 
 _log = logging.getLogger(__name__)
 
 OTHERS = 200
 """Descriptors of a process, at most, that are no connections."""
+IMPATIENT = 1.0
+"""Seconds after the first signal from which another one ends the process at once.
+
+One request can bring several signals: from whatever signals every process of a group, and from a parent that passes
+its own on.
+"""
 _WORD = re.compile(r"[!#-<>-~]+")
 
 
@@ -100,16 +108,35 @@ def _plain(value: Any) -> str:
     return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
-def stop_signal() -> asyncio.Event:
-    """An event that SIGTERM or SIGINT sets, to be called on the event loop; a second one ends the process at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+class Stop(asyncio.Event):
+    """The request to stop. Until `drain_on_signals` is called, it ends the process at once, with exit code 0."""
 
-    def received(number: signal.Signals) -> None:
-        if stop.is_set():
+    def __init__(self) -> None:
+        super().__init__()
+        self._drains = False
+        self._first: float | None = None
+
+    def set(self) -> None:
+        """Makes the request."""
+        if not self._drains:
+            os._exit(0)
+        super().set()
+
+    def drain_on_signals(self) -> None:
+        """Lets SIGTERM and SIGINT make the request from now on; to be called on the event loop.
+
+        A signal that comes `IMPATIENT` seconds or more after the first one ends the process at once, with exit code
+        128 + its number. An earlier one belongs to the same request.
+        """
+        self._drains = True
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._received, number)
+
+    def _received(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first >= IMPATIENT:
             os._exit(128 + number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received, number)
-    return stop
+        self.set()

@@ -19,9 +19,10 @@ from unroll_server.control import FD, Channel, Orders, metrics_folder
 from unroll_server.errors import StartupError
 from unroll_server.metrics import Metrics
 from unroll_server.private_folder import private_folder
-from unroll_server.process import stop_signal
+from unroll_server.process import Stop
 from unroll_server.relay import GoneError, Questions
 from unroll_server.sessions.opening import shared_store
+from unroll_server.stopping import SIGNALS
 from unroll_server.transport.tls import Certificates
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ FIRST_DELAY = 0.25
 LONGEST_DELAY = 30.0
 GOOD_LIFE = 60.0
 """Seconds of serving after which a death counts as the first one."""
+ASKED = {0, *(-number for number in SIGNALS)}
+"""How a worker ends that was asked to: drained, or by a signal before it could handle one."""
 PATIENCE = 5.0
 """Seconds beyond the drain timeout after which a worker that does not end is ended."""
 
@@ -46,7 +49,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         StartupError: the workers can't start as configured.
         ClickException: a worker could not be drained.
     """
-    stop = stop_signal()
+    stop = Stop()
+    stop.drain_on_signals()
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(private_folder())
         metrics_folder(folder).mkdir()
@@ -74,18 +78,19 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         started = asyncio.create_task(_start_all(workers))
         try:
             await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not started.done():
-                return
-            served = started.result()
-            if sessions:
-                sessions.keep()
-            announce(settings.announcement(served, address))
-            keeping = [asyncio.create_task(worker.keep()) for worker in workers]
-            await stopped
+            keeping: list[asyncio.Task[None]] = []
+            if started.done():
+                served = started.result()
+                if sessions:
+                    sessions.keep()
+                announce(settings.announcement(served, address))
+                keeping += [asyncio.create_task(worker.keep()) for worker in workers]
+                await stopped
             _log.info("draining %d workers", len(workers))
-            for task in keeping:
+            # Those that have started already take calls while others start.
+            for task in (started, *keeping):
                 task.cancel()
-            await asyncio.gather(*keeping, return_exceptions=True)
+            await asyncio.gather(started, *keeping, return_exceptions=True)
             drained = await asyncio.gather(*(worker.drain() for worker in workers))
             if sessions:
                 await sessions.close()
@@ -143,9 +148,17 @@ class _Worker:
     async def start(self) -> str:
         """Starts the process and returns what it serves, once it does.
 
+        A process that a signal of others ends meanwhile is started again.
+
         Raises:
             StartupError: it can't.
         """
+        while (served := await self._start_once()) is None:
+            _log.info("worker %d was stopped while it started; starting it again", self.number)
+        return served
+
+    async def _start_once(self) -> str | None:
+        """See start; None where the process was asked to end."""
         self._hang_up()
         try:
             ours = await self._spawn()
@@ -158,8 +171,18 @@ class _Worker:
         if answer and "serving" in answer:
             self._questions = Questions(self._channel)
             return str(answer["serving"])
+        if answer is None and await self._process_ended() in ASKED:
+            return None
         await self.kill()
         raise StartupError(str(answer["failed"]) if answer else "a worker ended while it started; its log says why")
+
+    async def _process_ended(self) -> int | None:
+        """The exit code of a process that has closed its channel; None where it does not end."""
+        assert self._process is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                return await self._process.wait()
+        return None
 
     async def _spawn(self) -> socket.socket:
         """Starts the process, and returns this end of what is said to it."""
@@ -180,7 +203,7 @@ class _Worker:
         return ours
 
     async def keep(self) -> None:
-        """Starts the process again whenever it ends, until cancelled."""
+        """Starts the process again whenever it ends, until cancelled; at once where it was asked to end by others."""
         delay = FIRST_DELAY
         loop = asyncio.get_running_loop()
         while True:
@@ -189,10 +212,15 @@ class _Worker:
             code = await self._process.wait()
             if loop.time() - since > GOOD_LIFE:
                 delay = FIRST_DELAY
+            asked = code in ASKED
             while True:
-                _log.error("worker %d ended with %d; starting it again in %g s", self.number, code, delay)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LONGEST_DELAY)
+                if asked:
+                    _log.info("worker %d was stopped, though not by its supervisor; starting it again", self.number)
+                    asked = False
+                else:
+                    _log.error("worker %d ended with %d; starting it again in %g s", self.number, code, delay)
+                    await asyncio.sleep(delay)
+                    delay = min(2 * delay, LONGEST_DELAY)
                 self.restarts += 1
                 try:
                     await self.start()
@@ -207,19 +235,23 @@ class _Worker:
         """Lets the process end once its calls have; False where it did not, or not well."""
         if self._process is None or self._process.returncode is not None:
             return True
-        if self._channel is None:
-            await self.kill()
-            return True
-        self._channel.send(drain=True)
+        starting = self._questions is None
+        if starting or self._channel is None:
+            # It starts: the signal ends it at once, or drains it if it has just begun to serve.
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
+        else:
+            self._channel.send(drain=True)
         try:
             async with asyncio.timeout(self._orders.settings.drain_timeout + PATIENCE):
                 code = await self._process.wait()
         except TimeoutError:
             _log.error("worker %d did not end in time", self.number)
             return False
-        if code:
-            _log.error("worker %d ended with %d", self.number, code)
-        return not code
+        if starting or code in ASKED:
+            return True
+        _log.error("worker %d ended with %d", self.number, code)
+        return False
 
     async def ask(self, method: str, request: bytes) -> bytes:
         """See relay.Ask."""

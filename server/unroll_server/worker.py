@@ -1,19 +1,27 @@
 """A worker: a process that serves under a supervisor (`python -m unroll_server.worker`)."""
 
+if __name__ == "__main__":
+    from unroll_server.stopping import end_on_signals
+
+    end_on_signals()
+
 import asyncio
+import logging
 import os
 import shutil
 from functools import partial
 
 from unroll_server.app import Service, serve_grpcio
 from unroll_server.control import Channel, Orders
-from unroll_server.errors import StartupError
+from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.identities import Identities
 from unroll_server.metrics import Metrics
-from unroll_server.process import configure_logging
+from unroll_server.process import Stop, configure_logging
 from unroll_server.relay import Answers
 from unroll_server.transport.grpcio import GrpcioTransport
 from unroll_server.usage import Usage
+
+_log = logging.getLogger(__name__)
 
 
 async def _begin() -> tuple[Channel, Orders]:
@@ -47,7 +55,7 @@ async def _fail(channel: Channel, error: StartupError) -> None:
 async def serve() -> None:
     """Serves until the supervisor ends it."""
     channel, orders = await _begin()
-    stop = asyncio.Event()
+    stop = Stop()
     answers = Answers(channel)
     watching = asyncio.create_task(_watch(channel, orders, stop, answers))
     figures = Metrics(orders.metrics, orders.worker)
@@ -60,6 +68,9 @@ async def serve() -> None:
         await serve_grpcio(orders.settings, figures, stop, started, True, partial(_usage, orders))
     except StartupError as error:
         await _fail(channel, error)
+    except UndrainedError as error:
+        _log.error("%s", error)
+        os._exit(1)
     watching.cancel()
 
 

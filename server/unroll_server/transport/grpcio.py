@@ -101,8 +101,10 @@ class GrpcioTransport:
             # It was free a moment ago, and the certificates are good: the core alone knows more.
             raise self._address.problem(" ".join(str(error).split())) from None
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, grace: float) -> bool:
         """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
+
+        Returns False where the time was up, so that calls may have been cancelled.
 
         Once it is stopped, the core ends calls that have arrived, or are on their way, with CANCELLED: the status of a
         caller who gave up. So new calls are answered with UNAVAILABLE until none comes, and then the core is stopped.
@@ -116,6 +118,7 @@ class GrpcioTransport:
                 break
         await self._server.stop(max(0.0, end - clock()))
         self._claimed.close()
+        return clock() < end
 
 
 def _limits(connections: Connections) -> list[tuple[str, int]]:

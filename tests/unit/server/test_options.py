@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from unroll_server.__main__ import command
+from unroll_server.command import command
 
 _SECONDS = ("--drain-timeout", "--models-poll", "--session-ttl", "--max-connection-age", "--keepalive")
 _NUMBERS = ("--max-connections", "--max-concurrent-calls", "--max-sequences", "--max-steps", "--max-open-sequences")
