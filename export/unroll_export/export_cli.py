@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from unroll_export.exporting import export_run
-from unroll_export.parity.cases import PLANS, Plan
+from unroll_export.parity.gate import CASES
 from unroll_export.parity.runners import ParityError
 from unroll_export.runs import RunError, load_run
 from unroll_export.verifying import verify
@@ -90,15 +90,15 @@ def main() -> NoReturn:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Plan], None]]:
+def _progress() -> Iterator[Callable[[str], None]]:
     """A bar on a terminal's standard error; gives what `prove` calls with each case."""
     columns = (TextColumn("proving"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(PLANS))
+        task = progress.add_task("", total=CASES)
 
-        def on_case(plan: Plan) -> None:
-            progress.update(task, advance=1, description=plan.name)
+        def on_case(name: str) -> None:
+            progress.update(task, advance=1, description=name)
 
         yield on_case
 
@@ -107,10 +107,11 @@ def _print(proofs: list[pb.ArtifactProof]) -> None:
     width = max(len(proof.file) for proof in proofs)
     for proof in proofs:
         bits = "the same bits however cut, " if proof.bitwise else ""
-        worst = max(proof.cases, key=lambda case: case.max_abs_diff)
+        worst = max(proof.cases, key=lambda case: case.worst_ratio)
+        ratio = f"at most {proof.worst_ratio:.2f} of what float32 allows ({worst.name})"
         click.echo(
-            f"  {proof.file:{width}}  {len(proof.cases)} cases, {bits}at most {proof.max_abs_diff:.1e} from eager "
-            f"PyTorch ({worst.name})"
+            f"  {proof.file:{width}}  {len(proof.cases)} cases, {bits}{ratio}, "
+            f"{proof.max_abs_diff:.1e} from eager PyTorch"
         )
 
 

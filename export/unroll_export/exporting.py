@@ -15,7 +15,6 @@ from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_export.graphs.tensors import input_shapes, output_shapes, specs
 from unroll_export.graphs.torchscript import build_torchscript
 from unroll_export.model import SimpleRNN
-from unroll_export.parity.cases import Plan
 from unroll_export.parity.gate import prove
 from unroll_export.runs import SUMMARY, RunError, TrainedRun
 from unroll_proto import bundle
@@ -41,7 +40,7 @@ class Exported(NamedTuple):
     proofs: list[pb.ArtifactProof]
 
 
-def export_run(run: TrainedRun, out: Path, on_case: Callable[[Plan], None] = lambda _: None) -> Exported:
+def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lambda _: None) -> Exported:
     """Writes `run` as the next version of the model folder `out`, whose name is the model's.
 
     Args:
@@ -66,7 +65,7 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[Plan], None] = lam
         for kind, build in BUILDERS.items():
             draft.write(bundle.FILES[kind], build(model))
         written = {kind: (draft.path / bundle.FILES[kind]).read_bytes() for kind in BUILDERS}
-        proofs = prove(model, written, training.longest_sequence, on_case)
+        proofs = prove(model, written, on_case)
         while True:
             manifest = _manifest(run, name, draft.next_version(), training)
             _describe(draft, manifest, proofs)
@@ -95,10 +94,9 @@ def artifact_shapes(model: SimpleRNN, kind: Kind) -> tuple[list[pb.TensorSpec], 
 def _describe(draft: Draft, manifest: pb.BundleManifest, proofs: Sequence[pb.ArtifactProof]) -> None:
     """Writes the proof and the manifest, and checks the bundle as a server will."""
     report = pb.ParityReport(
-        format=bundle.FORMAT,
+        format=bundle.PARITY_FORMAT,
         name=manifest.name,
         version=manifest.version,
-        tolerance=bundle.TOLERANCE,
         proofs=proofs,
         libraries=dict(manifest.libraries),
         cpu=cpu_name(),

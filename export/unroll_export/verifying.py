@@ -9,13 +9,12 @@ from safetensors.torch import load
 
 from unroll_export.exporting import ARCHITECTURE, artifact_shapes
 from unroll_export.model import SimpleRNN
-from unroll_export.parity.cases import Plan
 from unroll_export.parity.gate import prove
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
 
 
-def verify(path: Path, on_case: Callable[[Plan], None] = lambda _: None) -> list[pb.ArtifactProof]:
+def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> list[pb.ArtifactProof]:
     """Checks the bundle at `path` in full: checksums, its own proof, and a new proof of the very files.
 
     Raises:
@@ -30,7 +29,7 @@ def verify(path: Path, on_case: Callable[[Plan], None] = lambda _: None) -> list
         if (list(artifact.inputs), list(artifact.outputs)) != artifact_shapes(model, kind):
             raise bundle.BundleError(f"{path / bundle.MANIFEST}: {artifact.file} has other tensors than its sizes say")
         contents[kind] = bundle.read_artifact(path, artifact)
-    return prove(model, contents, manifest.training.longest_sequence, on_case)
+    return prove(model, contents, on_case)
 
 
 def _eager_model(path: Path, manifest: pb.BundleManifest) -> SimpleRNN:

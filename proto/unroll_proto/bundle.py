@@ -19,8 +19,10 @@ from google.protobuf.message import Message
 from unroll_proto.v1 import bundle_pb2 as pb
 
 FORMAT = 1
+PARITY_FORMAT = 2
+"""Layout of parity.json; 1 is still read."""
 TOLERANCE = 1e-5
-"""Largest absolute difference of states and logits from eager PyTorch that passes."""
+"""Largest absolute difference from eager PyTorch that a proof of layout 1 lets pass."""
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -208,24 +210,32 @@ def verify_bundle(path: Path) -> tuple[pb.BundleManifest, pb.ParityReport]:
             check_artifact(path, artifact)
     file = path / PARITY
     report = _parse(read_artifact(path, artifact_of(manifest, pb.ARTIFACT_KIND_PARITY)), pb.ParityReport(), file)
-    _require(report.format == FORMAT, file, f"format {report.format}, {FORMAT} expected")
+    _require(report.format in (1, PARITY_FORMAT), file, f"format {report.format}, {PARITY_FORMAT} expected")
     _require((report.name, report.version) == (manifest.name, manifest.version), file, "is another model's proof")
-    _require(0 < report.tolerance <= TOLERANCE, file, f"tolerance {report.tolerance}, at most {TOLERANCE} expected")
+    if report.format == 1:
+        problem = f"tolerance {report.tolerance}, at most {TOLERANCE} expected"
+        _require(0 < report.tolerance <= TOLERANCE, file, problem)
     for kind in MODEL_KINDS:
         proofs = [proof for proof in report.proofs if proof.kind == kind]
         _require(len(proofs) == 1, file, f"{len(proofs)} proofs of {FILES[kind]}, 1 expected")
-        _check_proof(proofs[0], artifact_of(manifest, kind), report.tolerance, file)
+        _check_proof(proofs[0], artifact_of(manifest, kind), report, file)
     return manifest, report
 
 
-def _check_proof(proof: pb.ArtifactProof, artifact: pb.Artifact, tolerance: float, file: Path) -> None:
+def _check_proof(proof: pb.ArtifactProof, artifact: pb.Artifact, report: pb.ParityReport, file: Path) -> None:
     _require(proof.sha256 == artifact.sha256, file, f"the proof of {artifact.file} is of another file")
     _require(len(proof.cases) > 0, file, f"the proof of {artifact.file} has no cases")
     _require(proof.bitwise or proof.kind not in BITWISE_KINDS, file, f"{artifact.file} is not proven to the bit")
     for case in proof.cases:
         diff = case.max_abs_diff
-        passed = math.isfinite(diff) and 0 <= diff <= tolerance
-        _require(passed, file, f"{artifact.file}: {case.name}: differs from eager by {diff}, over {tolerance}")
+        known = math.isfinite(diff) and diff >= 0
+        if report.format == 1:
+            passed = known and diff <= report.tolerance
+            problem = f"differs from eager by {diff}, over {report.tolerance}"
+        else:
+            passed = known and 0 <= case.worst_ratio <= 1 and 0 <= case.bound < math.inf
+            problem = f"is off from float64 by {case.worst_ratio} times its bound of {case.bound}"
+        _require(passed, file, f"{artifact.file}: {case.name}: {problem}")
         same = not (proof.bitwise and case.bit_differences)
         _require(same, file, f"{artifact.file}: {case.name}: {case.bit_differences} values differ in their bits")
     # It is what is told of the model when it is served.

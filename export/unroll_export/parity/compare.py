@@ -1,4 +1,4 @@
-"""How two computations of the same are set side by side: their differences, and values whose bits differ."""
+"""Comparison of two computations of the same case: shapes, and values whose bits differ."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,24 +6,6 @@ from numpy.typing import NDArray
 from unroll_export.graphs.tensors import OUTPUTS
 from unroll_export.parity.cases import Case
 from unroll_export.parity.runners import Float32Array, Outputs, ParityError, Runner
-
-
-def step_differences(got: Outputs, expected: Outputs) -> Float32Array:
-    """Largest absolute difference of logits and states at every step of every row.
-
-    Returns:
-        [batch, time]; that of the final state counts for the last step; NaN where a value is not a number.
-
-    Raises:
-        ParityError: an output has another shape or dtype than is expected.
-    """
-    check_alike(got, expected)
-    logits = np.abs(got.logits - expected.logits).max(axis=2)
-    states = np.abs(got.states - expected.states).max(axis=2)
-    differences: Float32Array = np.maximum(logits, states)
-    final = np.abs(got.final_state - expected.final_state).max(axis=(0, 2))
-    differences[:, -1] = np.maximum(differences[:, -1], final)
-    return differences
 
 
 def differing_values(got: Outputs, expected: Outputs) -> int:
@@ -66,11 +48,6 @@ def joined_in_time(chunks: list[Outputs]) -> Outputs:
         states=np.concatenate([chunk.states for chunk in chunks], axis=1),
         final_state=chunks[-1].final_state,
     )
-
-
-def first_steps(outputs: Outputs, count: int, final_state: Float32Array) -> Outputs:
-    """The first steps of `outputs`, with the state after them, which they don't hold themselves."""
-    return Outputs(outputs.logits[:, :count], outputs.states[:, :count], final_state)
 
 
 def _bits(array: Float32Array) -> NDArray[np.uint32]:

@@ -303,11 +303,11 @@ class ParityReport(_message.Message):
     CPU_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """Version of this layout, 1."""
+    """Version of this layout: 2. In version 1 `tolerance` was held against `max_abs_diff`, and there were no ratios."""
     name: _builtins.str
     version: _builtins.int
     tolerance: _builtins.float
-    """Largest absolute difference from eager PyTorch that passes."""
+    """Version 1 only: largest absolute difference from eager PyTorch that passed."""
     cpu: _builtins.str
     """CPU model name that the proof ran on."""
     @_builtins.property
@@ -346,6 +346,7 @@ class ArtifactProof(_message.Message):
     CASES_FIELD_NUMBER: _builtins.int
     MAX_ABS_DIFF_FIELD_NUMBER: _builtins.int
     BITWISE_FIELD_NUMBER: _builtins.int
+    WORST_RATIO_FIELD_NUMBER: _builtins.int
     kind: Global___ArtifactKind.ValueType
     file: _builtins.str
     sha256: _builtins.str
@@ -354,6 +355,8 @@ class ArtifactProof(_message.Message):
     """Largest over all cases."""
     bitwise: _builtins.bool
     """Whether this artifact must give the same bits at every batch size and chunking."""
+    worst_ratio: _builtins.float
+    """Largest over all cases."""
     @_builtins.property
     def cases(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityCase]: ...
     def __init__(
@@ -365,10 +368,11 @@ class ArtifactProof(_message.Message):
         cases: _abc.Iterable[Global___ParityCase] | None = ...,
         max_abs_diff: _builtins.float = ...,
         bitwise: _builtins.bool = ...,
+        worst_ratio: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitwise", b"bitwise", "cases", b"cases", "file", b"file", "kind", b"kind", "max_abs_diff", b"max_abs_diff", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitwise", b"bitwise", "cases", b"cases", "file", b"file", "kind", b"kind", "max_abs_diff", b"max_abs_diff", "sha256", b"sha256", "worst_ratio", b"worst_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,6 +387,8 @@ class ParityCase(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     MAX_ABS_DIFF_FIELD_NUMBER: _builtins.int
     BIT_DIFFERENCES_FIELD_NUMBER: _builtins.int
+    WORST_RATIO_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What the case checks, readable: "random length=31 batch=7", "chunks of 5, batch=3"."""
     batch: _builtins.int
@@ -391,6 +397,10 @@ class ParityCase(_message.Message):
     """Largest absolute difference of states and logits from eager PyTorch."""
     bit_differences: _builtins.int
     """Values whose bits differ between two ways of computing the same; only where `bitwise` holds, and then 0."""
+    worst_ratio: _builtins.float
+    """Largest ratio of a value's distance from float64 to its bound, the distance that float32 allows; 1 at most."""
+    bound: _builtins.float
+    """That bound."""
     def __init__(
         self,
         *,
@@ -399,10 +409,12 @@ class ParityCase(_message.Message):
         time: _builtins.int = ...,
         max_abs_diff: _builtins.float = ...,
         bit_differences: _builtins.int = ...,
+        worst_ratio: _builtins.float = ...,
+        bound: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "bit_differences", b"bit_differences", "max_abs_diff", b"max_abs_diff", "name", b"name", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "bit_differences", b"bit_differences", "bound", b"bound", "max_abs_diff", b"max_abs_diff", "name", b"name", "time", b"time", "worst_ratio", b"worst_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,6 +12,7 @@ from unroll_export import SimpleRNN, exporting
 from unroll_export.bundle_writer import Draft
 from unroll_export.exporting import BUILDERS, Exported, Kind, export_run
 from unroll_export.parity.cases import PLANS
+from unroll_export.parity.probes import PROBES
 from unroll_export.parity.runners import ParityError
 from unroll_export.runs import RunError
 from unroll_proto import bundle
@@ -68,11 +69,11 @@ def test_the_manifest_says_everything(exported: Exported) -> None:
 
 def test_the_proof_holds_every_case(exported: Exported) -> None:
     _, report = bundle.verify_bundle(exported.path)
-    assert report.tolerance == bundle.TOLERANCE
+    assert report.format == bundle.PARITY_FORMAT
     assert report.cpu
     assert report.libraries["onnxruntime"]
     for proof in report.proofs:
-        assert [case.name.partition(";")[0] for case in proof.cases] == [plan.name for plan in PLANS]
+        assert [case.name for case in proof.cases] == [*PROBES, *(plan.name for plan in PLANS)]
         assert proof.sha256 == bundle.sha256_of(exported.path / proof.file)
 
 
@@ -123,7 +124,7 @@ def test_a_wrong_artifact_is_refused_and_nothing_written(
         return build(changed)
 
     monkeypatch.setitem(BUILDERS, kind, build_wrong)
-    with pytest.raises(ParityError, match=f"^{bundle.FILES[kind]}: case '.*': differs from eager PyTorch by"):
+    with pytest.raises(ParityError, match=f"^{bundle.FILES[kind]}: case '.*': is off from float64 by"):
         export_run(run_of(random_network()), tmp_path / "models" / "jv")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,102 @@
+"""Single steps that show one weight at a time, and weights found again from answers to random steps."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from unroll_export.model import SimpleRNN
+from unroll_export.parity.cases import MOST_GAIN
+from unroll_export.parity.exact import Float64Array
+from unroll_export.parity.runners import Float32Array
+
+PROBES = ("one feature at a time", "one unit at a time", "random states", "random steps")
+"""Names of their cases."""
+VALUES_AT_ONCE = 2**21
+"""Features of one call, at most; bounds the memory of wide networks."""
+GAINS = (1.0, 16.0)
+"""Largest arguments of tanh that one feature makes: small weights show beside saturated ones."""
+RANDOM_ROWS = 4096
+SLACK = 2.0**-16
+"""Relative error of a weight that roundings may seem to make."""
+DEVIATIONS = 8
+"""Standard errors that an estimate of a weight may be off by."""
+
+
+class Probe(NamedTuple):
+    """Single steps that are run as one batch."""
+
+    x: Float32Array
+    """Raw features, [rows, features]."""
+    state: Float32Array
+    """[layers, rows, hidden]."""
+    identifies: bool = False
+    """Whether the rows are many and various enough to find weights again by `weight_errors`."""
+
+
+def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
+    """Probes by the name of their case."""
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
+    mean, std = weights["mean"], weights["std"]
+    features = mean.size
+    at_once = max(VALUES_AT_ONCE // max(features, hidden), 1)
+
+    def by_feature() -> Iterator[Probe]:
+        largest = np.abs(weights["rnn.weight_ih_l0"]).max(axis=0)
+        gains = 1 / np.maximum(largest, 1 / MOST_GAIN)
+        for gain, start in product(GAINS, range(0, features, at_once)):
+            rows = np.arange(start, min(start + at_once, features))
+            x = np.tile(mean, (len(rows), 1))
+            x[np.arange(len(rows)), rows] += (std * gain * gains)[rows].astype(np.float32)
+            yield Probe(x, np.zeros((layers, len(rows), hidden), np.float32))
+
+    def by_unit() -> Iterator[Probe]:
+        for layer in range(layers):
+            for start in range(0, hidden, at_once):
+                rows = np.arange(start, min(start + at_once, hidden))
+                state = np.zeros((layers, len(rows), hidden), np.float32)
+                largest = np.abs(weights[f"rnn.weight_hh_l{layer}"]).max(axis=0)
+                state[layer, np.arange(len(rows)), rows] = (1 / np.maximum(largest, 1 / MOST_GAIN))[rows]
+                yield Probe(np.tile(mean, (len(rows), 1)), state)
+
+    def at_random(spread: float) -> Iterator[Probe]:
+        rng = np.random.default_rng(0)
+        rows = max(RANDOM_ROWS, 8 * hidden)
+        for _ in range(0, rows, at_once):
+            count = min(rows, at_once)
+            x = (mean + spread * std * rng.standard_normal((count, features), np.float32)).astype(np.float32)
+            state = rng.uniform(-1, 1, (layers, count, hidden)).astype(np.float32)
+            yield Probe(x, state, identifies=count >= 4 * hidden)
+
+    yield from zip(PROBES, (by_feature(), by_unit(), at_random(0), at_random(1)), strict=True)
+
+
+def weight_errors(
+    inputs: Float32Array | Float64Array, residuals: Float64Array, weights: Float64Array
+) -> tuple[float, float]:
+    """Finds errors of single weights by least squares: rounding is not correlated with a product's inputs.
+
+    Args:
+        inputs: Inputs of the product, [rows, inputs].
+        residuals: Distance of the artifact's sums from float64's, [rows, outputs].
+        weights: Weights and bias, [inputs + 1, outputs].
+
+    Returns:
+        The largest ratio of a weight's apparent error to what chance allows, and that allowance.
+    """
+    with_bias: Float64Array = np.hstack([inputs.astype(np.float64), np.ones((len(inputs), 1))])
+    # Inputs that never change can't be told from the bias: a ridge keeps their estimates bounded.
+    moments = with_bias.T @ with_bias + 1e-6 * len(inputs) * np.eye(with_bias.shape[1])
+    inverse = np.linalg.inv(moments)
+    errors = inverse @ (with_bias.T @ residuals)
+    noise = (residuals - with_bias @ errors).std(axis=0)
+    chance = np.sqrt(np.abs(np.diag(inverse)))[:, None] * noise
+    allowed = DEVIATIONS * chance + SLACK * np.abs(weights) + np.finfo(np.float32).tiny
+    # The bias collects the mean of all roundings.
+    ratios = (np.abs(errors) / allowed)[:-1]
+    if not np.isfinite(ratios).all():
+        return float("nan"), 0.0
+    worst = int(ratios.argmax())
+    return float(ratios.flat[worst]), float(allowed[:-1].flat[worst])
