@@ -53,7 +53,7 @@ async def _fail(channel: Channel, error: StartupError) -> None:
 
 
 async def serve() -> None:
-    """Serves until the supervisor ends it."""
+    """Serves until the supervisor, SIGTERM or SIGINT ends it: at once before it serves, then by a drain."""
     channel, orders = await _begin()
     stop = Stop()
     answers = Answers(channel)
