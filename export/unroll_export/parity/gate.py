@@ -111,7 +111,7 @@ def _run_probes(
                 check_alike(got, expected)
             result, states = results[kind], got.states[:, 0]
             result.batch = max(result.batch, len(part.x))
-            result.max_abs_diff = _worse(result.max_abs_diff, _distance(got, expected))
+            result.max_abs_diff = float(np.maximum(result.max_abs_diff, _distance(got, expected)))
             for judged in (
                 _judge(got.final_state, step.states, step.state_bounds),
                 _judge(states, step.states[-1], step.state_bounds[-1]),
@@ -152,7 +152,7 @@ def _run_case(
             for way in ways:
                 check_alike(way, expected)
         bits = differing_values(ways[-1], ways[0]) if kind in bundle.BITWISE_KINDS else 0
-        diff = max(_distance(way, expected) for way in ways)
+        diff = float(np.max([_distance(way, expected) for way in ways]))
         result = pb.ParityCase(
             name=plan.name, batch=plan.batch, time=plan.time, max_abs_diff=diff, bit_differences=bits
         )
@@ -221,18 +221,14 @@ def _judge(got: Float32Array | Float64Array, right: Float64Array, bounds: Float6
 
 
 def _note(case: pb.ParityCase, judged: Judged) -> None:
-    if not judged.ratio <= case.worst_ratio:
+    # NaN is not at most anything; once it is there, it stays.
+    if not (np.isnan(case.worst_ratio) or judged.ratio <= case.worst_ratio):
         case.worst_ratio, case.bound = judged
 
 
 def _distance(got: Outputs, expected: Outputs) -> float:
     """Largest absolute difference from eager PyTorch; NaN if a value is not a number."""
     return float(np.max([np.abs(a - b).max() for a, b in zip(got, expected, strict=True)]))
-
-
-def _worse(a: float, b: float) -> float:
-    """The larger of two differences, and NaN if either is: max() can lose it."""
-    return float(np.maximum(a, b))
 
 
 @contextmanager

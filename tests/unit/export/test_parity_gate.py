@@ -236,9 +236,21 @@ class Wrong(Unrolled):
             fraction, exponent = torch.frexp(input)
             input = torch.ldexp(torch.round(fraction * 1024) / 1024, exponent)  # noqa: A001
         states, final_state = self.rnn((input - self.mean) / self.std, initial_state)
+        if self.wrong == "nan" and input.shape[1] > 3:
+            return self.fc(states) * float("nan"), states, final_state
         if self.wrong == "last":
             states = states[:, -1:].expand_as(states)
         return self.fc(states), states, final_state
+
+
+def test_what_is_not_a_number_after_some_steps_is_found() -> None:
+    """Other outputs of the same case, judged later, do not hide it."""
+    network = random_network()
+    buffer = io.BytesIO()
+    with quiet():
+        torch.jit.save(torch.jit.script(Wrong(network.requires_grad_(False), "nan")), buffer)
+    with pytest.raises(ParityError, match="is off from float64 by nan"):
+        prove(network, {SCRIPT: buffer.getvalue()})
 
 
 @pytest.mark.parametrize("sizes", [(1024, 8), (2048, 32)], ids=str)
