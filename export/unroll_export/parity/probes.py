@@ -64,11 +64,11 @@ def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
     def at_random(spread: float) -> Iterator[Probe]:
         rng = np.random.default_rng(0)
         rows = max(RANDOM_ROWS, 8 * hidden)
-        for _ in range(0, rows, at_once):
-            count = min(rows, at_once)
+        count = min(rows, max(at_once, 4 * hidden))
+        for _ in range(0, rows, count):
             x = (mean + spread * std * rng.standard_normal((count, features), np.float32)).astype(np.float32)
             state = rng.uniform(-1, 1, (layers, count, hidden)).astype(np.float32)
-            yield Probe(x, state, identifies=count >= 4 * hidden)
+            yield Probe(x, state, identifies=True)
 
     yield from zip(PROBES, (by_feature(), by_unit(), at_random(0), at_random(1)), strict=True)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnxruntime
 import torch
+from support.eager import TOLERANCE
 from support.recurrent import RecurrentNetwork, random_sequences, recurrent_network
 
 from bench.asking import WrongAnswerError
@@ -23,7 +24,6 @@ from unroll_export.graphs.onnx_scan import build_onnx_scan
 
 STEPS = 16
 OUTPUTS = 9
-TOLERANCE = 1e-5
 KERNEL, OPERATOR, SCAN, PRODUCT = "step kernel", "onnxruntime's operator", "Scan form", "torch.mm of the product"
 ONE_THREAD, TWO_THREADS = "step kernel, one thread", "step kernel, two threads"
 SEQUENCES, LENGTH = 1000, 29
