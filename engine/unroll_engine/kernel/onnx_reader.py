@@ -9,22 +9,31 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import AttributeProto, TensorProto
 
 from unroll_engine.kernel.weights import Cell, LayerWeights, NetworkWeights, UnsupportedNetworkError
 from unroll_engine.models.spec import Float32Array
 
-_CELLS: dict[tuple[str, tuple[str, ...]], Cell] = {
-    ("RNN", ("Tanh",)): "rnn_tanh",
-    ("RNN", ("Relu",)): "rnn_relu",
-    ("LSTM", ("Sigmoid", "Tanh", "Tanh")): "lstm",
-    ("GRU", ("Sigmoid", "Tanh")): "gru_reset_before",
+_CELLS: dict[tuple[str, tuple[bytes, ...]], Cell] = {
+    ("RNN", (b"Tanh",)): "rnn_tanh",
+    ("RNN", (b"Relu",)): "rnn_relu",
+    ("LSTM", (b"Sigmoid", b"Tanh", b"Tanh")): "lstm",
+    ("GRU", (b"Sigmoid", b"Tanh")): "gru_reset_before",
 }
 _DEFAULT_ACTIVATIONS = dict(reversed(_CELLS))
 # Positions of the kernel's gates among ONNX's: LSTM i, o, f, c; GRU z, r, h.
 _GATES = {"RNN": (0,), "LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
 _DTYPES: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.INT64: np.dtype("<i8")}
 _UNUSED_INPUTS = {"sequence_lens": 4, "P": 7}
+_ATTRIBUTES = {
+    "activations": AttributeProto.STRINGS,
+    "axis": AttributeProto.INT,
+    "direction": AttributeProto.STRING,
+    "hidden_size": AttributeProto.INT,
+    "layout": AttributeProto.INT,
+    "linear_before_reset": AttributeProto.INT,
+    "perm": AttributeProto.INTS,
+}
 
 
 @dataclass(frozen=True)
@@ -234,13 +243,13 @@ class _Reader:
 
     def _weights(self, operator: str, w: NDArray[Any], r: NDArray[Any], b: NDArray[Any]) -> tuple[Cell, LayerWeights]:
         found = self._attribute_values()
-        activations = tuple(name.decode() for name in found.pop("activations", ())) or _DEFAULT_ACTIVATIONS[operator]
+        activations = tuple(found.pop("activations", ())) or _DEFAULT_ACTIVATIONS[operator]
         reset_after = bool(found.pop("linear_before_reset", 0))
         hidden = found.pop("hidden_size", r.shape[-1])
         direction, layout = found.pop("direction", b"forward"), found.pop("layout", 0)
         cell = _CELLS.get((operator, activations))
         if cell is None:
-            self._refuse(f"activations {list(activations)} are not supported")
+            self._refuse(f"activations {[str(name, 'utf-8', 'replace') for name in activations]} are not supported")
         if found or direction != b"forward" or layout:
             self._refuse(f"attributes {sorted(found) or 'direction or layout'} are not supported")
         gates = len(_GATES[operator])
@@ -279,10 +288,10 @@ class _Reader:
             self._refuse(f"attributes {expected} expected, got {found}")
 
     def _attribute_values(self) -> dict[str, Any]:
-        try:
-            return {each.name: onnx.helper.get_attribute_value(each) for each in self._node.attribute}
-        except ValueError:
-            self._refuse("an attribute has no value")
+        attributes = self._node.attribute
+        if unknown := [str(each.name) for each in attributes if _ATTRIBUTES.get(each.name) != each.type]:
+            self._refuse(f"attributes {sorted(unknown)} are not supported")
+        return {each.name: onnx.helper.get_attribute_value(each) for each in attributes}
 
     def _float32(self, array: NDArray[Any]) -> Float32Array:
         if array.dtype != np.float32:
