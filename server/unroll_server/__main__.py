@@ -1,8 +1,8 @@
-"""Entry point of `unroll-serve`, which heeds signals before it imports what takes time."""
+"""Entry point of `unroll-serve`. Signal handlers are installed before the imports that take time."""
 
 from typing import NoReturn
 
-from unroll_server.stopping import end_on_signals
+from unroll_server.stopping import end, end_on_signals
 
 
 def main() -> NoReturn:
@@ -11,7 +11,10 @@ def main() -> NoReturn:
     from unroll_proto import cli
     from unroll_server.command import command
 
-    cli.run("unroll-serve", command, "unroll-server")
+    try:
+        cli.run("unroll-serve", command, "unroll-server")
+    except SystemExit as ended:
+        end(int(ended.code or 0))
 
 
 if __name__ == "__main__":

@@ -55,12 +55,17 @@ WORKING = {
     "/inference.GRPCInferenceService/ModelInfer": False,
 }
 """The unary methods that bring the engine work, and whether that goes before bulk work, as far as is known unread."""
+PROBES = {
+    f"/{health.SERVICE}/Check",
+    *(f"/{inference.SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady")),
+}
+"""The unary methods that a draining server still answers."""
 GC_THRESHOLD = (20_000, 20, 20)
 """Objects, and collections of younger ones, between collections. By default it is 700, some ten requests."""
 BETWEEN_COUNTS = 2.0
 """Seconds between counts of the event loop's tasks."""
 LINGER = 1.0
-"""Seconds that a health watcher has to hear that the server drains."""
+"""Seconds, within half the drain timeout, that a draining server gives callers of streams to read the last message."""
 
 
 class Transport(Protocol):
@@ -161,7 +166,7 @@ class Service(Generic[AnyTransport]):
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
-        registry.guard(self._engine.admission, WORKING)
+        registry.guard(self._engine.admission, WORKING, PROBES)
         add_reflection([*SERVICES, health.SERVICE], registry)
 
     def _share_of(self, identity: str) -> Share | None:
@@ -217,9 +222,10 @@ class Service(Generic[AnyTransport]):
         """
         _log.info("draining")
         self._checks.end()
-        self._service.drain()
-        self._inference.drain()
-        self._endless.end(LINGER)
+        linger = min(LINGER, self._drain_timeout / 2)
+        self._service.drain(linger)
+        self._inference.drain(linger)
+        self._endless.end(linger)
         drained = await self.transport.stop(self._drain_timeout)
         await self.sessions.close()
         if not drained:

@@ -1,6 +1,5 @@
 """The options of `unroll-serve`."""
 
-import asyncio
 import math
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import click
 from unroll_proto import cli
 from unroll_server.config import Settings
 from unroll_server.errors import SessionsLostError, StartupError, UndrainedError
-from unroll_server.process import allow_descriptors, configure_logging
+from unroll_server.process import allow_descriptors, configure_logging, run
 
 _MOST = 2**31 - 2
 """Largest value of a count: grpcio ends the process at one connection more."""
@@ -106,7 +105,7 @@ def command(**options: Any) -> None:
             from unroll_server.app import serve
         else:
             from unroll_server.supervisor import serve
-        asyncio.run(serve(settings, click.echo))
+        run(serve(settings, click.echo))
     except StartupError as error:
         raise cli.InputError(str(error)) from None
     except (SessionsLostError, UndrainedError) as error:

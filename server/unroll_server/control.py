@@ -1,7 +1,7 @@
-"""What a supervisor and its workers say to each other: JSON objects, one a line, over a pair of sockets.
+"""Messages between a supervisor and its workers: JSON objects, one a line, over a pair of sockets.
 
-From the supervisor: the worker's `Orders` once, questions (relay.py), then `{"drain": true}`. From the worker:
-`{"serving": MODELS}` or `{"failed": WHY}`, and answers. The end of the connection means that the other one is gone.
+From the supervisor: the worker's `WorkerConfig` once, questions (relay.py), then `{"drain": true}`. From the worker:
+`{"serving": MODELS}` or `{"failed": WHY}`, and answers. The end of the connection means that the other process ended.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from unroll_server.config import Settings
 LONGEST_LINE = 64 * 2**20
 """Bytes of a message, at most."""
 FD = "UNROLL_CONTROL_FD"
-"""The variable that tells a worker the number of its socket."""
+"""Environment variable with the number of a worker's socket."""
 
 
 class Channel:
-    """One end. Made on the event loop that it is used on."""
+    """One end of the connection. Made on the event loop that it is used on."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -35,20 +35,20 @@ class Channel:
 
     @classmethod
     async def inherited(cls) -> Self:
-        """The channel to the supervisor that started this process."""
+        """Returns the channel to the supervisor that started this process."""
         return await cls.on(socket.socket(fileno=int(os.environ.pop(FD))))
 
     def send(self, **message: Any) -> None:
-        """Sends a message; one that the other end can't take any more is lost."""
+        """Sends a message; it is dropped if the other end has closed."""
         self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def flush(self) -> None:
-        """Waits until what was sent has left this process, or can't."""
+        """Waits until the messages sent have left this process, or the other end has closed."""
         with contextlib.suppress(ConnectionError):
             await self._writer.drain()
 
     async def receive(self) -> dict[str, Any] | None:
-        """The next message; None at the end."""
+        """Returns the next message; None once the other end has closed."""
         try:
             line = await self._reader.readline()
         except ConnectionError:
@@ -64,13 +64,13 @@ class Channel:
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
-    """What a worker is told first.
+class WorkerConfig:
+    """Configuration of a worker, the first message that it gets.
 
     Attributes:
-        settings: What to serve, on an address with a port of its own.
-        worker: Its number.
-        folder: Where the workers of this supervisor have their files.
+        settings: Settings of the server, with the port that all workers share.
+        worker: Number of the worker, from 0.
+        folder: Folder for the files of this supervisor's workers.
     """
 
     settings: Settings
@@ -79,19 +79,19 @@ class Orders:
 
     @property
     def metrics(self) -> Path:
-        """Where it counts, so that the supervisor, or any worker (ModelStatistics), can tell the sum."""
+        """Folder of the metrics of all workers, which the supervisor and any worker (ModelStatistics) sum up."""
         return metrics_folder(self.folder)
 
     def to_message(self) -> dict[str, Any]:
-        """As a message."""
+        """Returns the message."""
         return {"settings": self.settings.to_json(), "worker": self.worker, "folder": str(self.folder)}
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Self:
-        """What `to_message` gave."""
+        """Reads a message of `to_message`."""
         return cls(Settings.from_json(message["settings"]), message["worker"], Path(message["folder"]))
 
 
 def metrics_folder(folder: Path) -> Path:
-    """Where the workers count, in the folder that they share."""
+    """Returns the folder of the workers' metrics, inside the folder that they share."""
     return folder / "metrics"

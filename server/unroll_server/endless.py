@@ -1,4 +1,4 @@
-"""The end of calls that never end by themselves, when the server drains."""
+"""Ends calls that never end by themselves when the server drains."""
 
 import asyncio
 import inspect
@@ -29,7 +29,7 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
         self._open: set[asyncio.Timeout] = set()
 
     def end(self, seconds: float) -> None:
-        """Lets the calls of now go on for so long, for a last word, and no longer."""
+        """Ends the open calls after so many seconds, in which they can send a last message."""
         for timeout in self._open:
             timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
@@ -73,6 +73,6 @@ class EndlessCalls(grpc.aio.ServerInterceptor):
             async with timeout:
                 yield
         except TimeoutError:
-            raise DrainingError("the server is shutting down") from None
+            raise DrainingError("the rest of this call") from None
         finally:
             self._open.remove(timeout)

@@ -10,7 +10,10 @@ class ModelRefusedError(RequestError):
 
 
 class DrainingError(RequestError):
-    """The server is shutting down and takes no new work."""
+    """The server is shutting down, and has not run the call, or not all of it."""
+
+    def __init__(self, part: str = "this call") -> None:
+        super().__init__(f"the server is shutting down and has not run {part}")
 
 
 class NotOfferedError(RequestError):

@@ -1,4 +1,4 @@
-"""What every process of the server does alike: logging, what it may hold, and how it is asked to stop."""
+"""Parts common to every process of the server: logging, its limit of descriptors, its event loop, requests to stop."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -22,8 +23,8 @@ OTHERS = 200
 IMPATIENT = 1.0
 """Seconds after the first signal from which another one ends the process at once.
 
-One request can bring several signals: from whatever signals every process of a group, and from a parent that passes
-its own on.
+One request can bring several signals: a service manager signals every process of a group, and a parent passes its own
+on.
 """
 _WORD = re.compile(r"[!#-<>-~]+")
 
@@ -108,8 +109,17 @@ def _plain(value: Any) -> str:
     return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
+def run(serving: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine on a new event loop, and leaves the loop open.
+
+    Closing the loop would restore the default action of signals while the process has yet to report its exit code, and
+    would wait for the default executor's threads. The process must end by `stopping.end`.
+    """
+    asyncio.Runner().run(serving)
+
+
 class Stop(asyncio.Event):
-    """The request to stop. Until `drain_on_signals` is called, it ends the process at once, with exit code 0."""
+    """A request to stop. Until `drain_on_signals` is called, it ends the process at once, with exit code 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,9 +133,9 @@ class Stop(asyncio.Event):
         super().set()
 
     def drain_on_signals(self) -> None:
-        """Lets SIGTERM and SIGINT make the request from now on; to be called on the event loop.
+        """Makes SIGTERM and SIGINT set this event from now on; called on the event loop.
 
-        A signal that comes `IMPATIENT` seconds or more after the first one ends the process at once, with exit code
+        A signal that arrives `IMPATIENT` seconds or more after the first one ends the process at once, with exit code
         128 + its number. An earlier one belongs to the same request.
         """
         self._drains = True

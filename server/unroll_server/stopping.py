@@ -1,8 +1,11 @@
-"""Signals before a process serves. Imports nothing that takes time."""
+"""The signals that stop a process, before it serves and after its last call. Imports nothing that takes time."""
 
 import os
 import signal
+import sys
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -10,13 +13,26 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def end_on_signals() -> None:
     """Lets SIGTERM and SIGINT end this process at once, with exit code 0: it serves nothing that could be lost.
 
-    To be called before the imports that take time: a container's process 1 ignores signals that it has no handler for.
-    `process.Stop` takes the signals over.
+    Call it before the imports that take time: the kernel ignores signals to process 1 of a container that have no
+    handler. `process.Stop` replaces the handlers.
     """
     for number in SIGNALS:
         signal.signal(number, _end)
 
 
+def end(code: int) -> NoReturn:
+    """Ends this process with an exit code, after it has flushed its output.
+
+    Python's own exit restores the default action of signals, and one that arrives then would replace the exit code. It
+    also waits for threads, of which one may be loading a model.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Neither closed nor broken output is worth a traceback now.
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
-    # SystemExit could be caught by an import or a callback, and would wait for a thread that loads a model.
+    # An import or a callback could catch SystemExit.
     os._exit(0)

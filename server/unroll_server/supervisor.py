@@ -1,4 +1,4 @@
-"""The parent of workers: one port, workers started again when they die, all drained together, one sum of metrics."""
+"""Parent of the workers: reserves their port, starts them again when they end, drains them, sums up their metrics."""
 
 import asyncio
 import logging
@@ -10,13 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
 from dataclasses import replace
 
-import click
-
 from unroll_server import metrics
 from unroll_server.addresses import joined, reserved
 from unroll_server.config import Settings
-from unroll_server.control import FD, Channel, Orders, metrics_folder
-from unroll_server.errors import StartupError
+from unroll_server.control import FD, Channel, WorkerConfig, metrics_folder
+from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.metrics import Metrics
 from unroll_server.private_folder import private_folder
 from unroll_server.process import Stop
@@ -28,26 +26,29 @@ from unroll_server.transport.tls import Certificates
 _log = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.25
-"""Seconds until a dead worker is started again; twice as long after each death in a row, to LONGEST_DELAY."""
+"""Seconds until a crashed worker is started again; doubled after each crash in a row, up to LONGEST_DELAY."""
 LONGEST_DELAY = 30.0
 GOOD_LIFE = 60.0
-"""Seconds of serving after which a death counts as the first one."""
-ASKED = {0, *(-number for number in SIGNALS)}
-"""How a worker ends that was asked to: drained, or by a signal before it could handle one."""
-PATIENCE = 5.0
-"""Seconds beyond the drain timeout after which a worker that does not end is ended."""
+"""Seconds of serving after which a crash counts as the first in a row."""
+DRAINED = 0
+UNDRAINED = 1
+STOPPED_EARLY = {DRAINED, *(-number for number in SIGNALS)}
+"""Exit codes of a worker that a signal ended while it started; negative if its handlers were not installed yet."""
+KILL_AFTER = 5.0
+"""Seconds beyond the drain timeout after which a worker that has not ended is killed."""
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serves from `settings.workers` processes until SIGTERM or SIGINT drains them.
 
     Args:
-        settings: What was asked for.
-        announce: Told in one line what is served and where, once every worker serves.
+        settings: Settings of the server.
+        announce: Called once every worker serves, with one line: the models and the address.
 
     Raises:
         StartupError: the workers can't start as configured.
-        ClickException: a worker could not be drained.
+        SessionsLostError: the sessions can't be saved.
+        UndrainedError: a worker did not drain.
     """
     stop = Stop()
     stop.drain_on_signals()
@@ -58,16 +59,16 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         address = joined(settings.listen_address.host, port)
         settings = replace(settings, listen=address)
         settings, sessions = shared_store(settings, folder)
-        # Each worker reads them itself; what is wrong with them ends the start here.
+        # Each worker reads them itself; faults in them are reported here, once.
         Certificates.of(settings)
-        every = [Orders(replace(settings, admin=None), number, folder) for number in range(settings.workers)]
-        workers = [_Worker(orders) for orders in every]
+        worker_settings = replace(settings, admin=None)
+        workers = [_Worker(WorkerConfig(worker_settings, number, folder)) for number in range(settings.workers)]
         processes = metrics.Workers(
             lambda: {worker.number: worker.pid for worker in workers if worker.pid is not None},
             lambda: sum(worker.restarts for worker in workers),
             lambda: sum(worker.serves for worker in workers),
         )
-        # One that starts has not yet forgotten how things were with the one whose place it takes.
+        # The figures of a worker that starts are still those of the process before it.
         figures = Metrics(
             metrics_folder(folder),
             living=lambda: [worker.number for worker in workers if worker.serves],
@@ -78,24 +79,27 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         started = asyncio.create_task(_start_all(workers))
         try:
             await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            failure = started.exception() if started.done() else None
             keeping: list[asyncio.Task[None]] = []
-            if started.done():
-                served = started.result()
+            if started.done() and failure is None:
                 if sessions:
                     sessions.keep()
-                announce(settings.announcement(served, address))
+                announce(settings.announcement(started.result(), address))
                 keeping += [asyncio.create_task(worker.keep()) for worker in workers]
                 await stopped
-            _log.info("draining %d workers", len(workers))
-            # Those that have started already take calls while others start.
+            if failure is None:
+                _log.info("draining %d workers", len(workers))
             for task in (started, *keeping):
                 task.cancel()
             await asyncio.gather(started, *keeping, return_exceptions=True)
+            # Also if some have not started: the others take calls already.
             drained = await asyncio.gather(*(worker.drain() for worker in workers))
             if sessions:
                 await sessions.close()
+            if failure:
+                raise failure
             if not all(drained):
-                raise click.ClickException("not every worker has drained; the log says why")
+                raise UndrainedError("not every worker has drained; the log has the causes")
         finally:
             stopped.cancel()
             started.cancel()
@@ -106,7 +110,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 def _administered(settings: Settings, workers: "Sequence[_Worker]") -> AbstractAsyncContextManager[None]:
     if settings.admin is None:
         return nullcontext()
-    # Not before: without it this process needs no gRPC.
+    # This process imports gRPC for the admin listener only.
     from unroll_server.admin.listener import AdminListener
     from unroll_server.identities import Identities
 
@@ -117,18 +121,18 @@ def _administered(settings: Settings, workers: "Sequence[_Worker]") -> AbstractA
 
 
 async def _start_all(workers: "Sequence[_Worker]") -> str:
-    # One after the other: each measures how fast its models run, which the others would disturb.
+    # One by one: each measures how fast its models run.
     served = [await worker.start() for worker in workers]
     return served[0]
 
 
 class _Worker:
-    """A place among the workers, and the process that holds it."""
+    """A worker with a number, and the process that currently runs it."""
 
-    def __init__(self, orders: Orders) -> None:
-        self.number = orders.worker
+    def __init__(self, config: WorkerConfig) -> None:
+        self.number = config.worker
         self.restarts = 0
-        self._orders = orders
+        self._config = config
         self._command = [sys.executable, "-m", "unroll_server.worker"]
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
@@ -137,60 +141,60 @@ class _Worker:
 
     @property
     def pid(self) -> int | None:
-        """The process id; None while there is no process."""
+        """The process id; None if no process runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
     @property
     def serves(self) -> bool:
-        """Whether the process lives and has said that it serves."""
+        """True if the process runs and has reported that it serves."""
         return self._questions is not None and self.pid is not None
 
     async def start(self) -> str:
-        """Starts the process and returns what it serves, once it does.
+        """Starts the process, waits until it serves, and returns the models that it serves.
 
-        A process that a signal of others ends meanwhile is started again.
+        A process that an outside signal ends meanwhile is started again.
 
         Raises:
-            StartupError: it can't.
+            StartupError: it can't serve.
         """
         while (served := await self._start_once()) is None:
             _log.info("worker %d was stopped while it started; starting it again", self.number)
         return served
 
     async def _start_once(self) -> str | None:
-        """See start; None where the process was asked to end."""
-        self._hang_up()
+        """Like `start`; returns None if a signal ended the process."""
+        self._close_channel()
         try:
             ours = await self._spawn()
         except OSError as error:
-            # No descriptor, process or memory to be had, which may be what ended the one before.
+            # Descriptors, processes or memory ran out, which may have ended the process before this one too.
             raise StartupError(f"a worker can't be started: {error.strerror or error}") from None
         self._channel = await Channel.on(ours)
-        self._channel.send(**self._orders.to_message())
+        self._channel.send(**self._config.to_message())
         answer = await self._channel.receive()
         if answer and "serving" in answer:
             self._questions = Questions(self._channel)
             return str(answer["serving"])
-        if answer is None and await self._process_ended() in ASKED:
+        if answer is None and await self._exit_code() in STOPPED_EARLY:
             return None
         await self.kill()
         raise StartupError(str(answer["failed"]) if answer else "a worker ended while it started; its log says why")
 
-    async def _process_ended(self) -> int | None:
-        """The exit code of a process that has closed its channel; None where it does not end."""
+    async def _exit_code(self) -> int | None:
+        """Waits for the end of a process that has closed its channel; returns None if it does not end."""
         assert self._process is not None
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(KILL_AFTER):
                 return await self._process.wait()
         return None
 
     async def _spawn(self) -> socket.socket:
-        """Starts the process, and returns this end of what is said to it."""
+        """Starts the process; returns this end of the socket to it."""
         ours, theirs = socket.socketpair()
         with theirs, ExitStack() as failed:
             failed.callback(ours.close)
-            # In a session of its own: a terminal's Ctrl-C is for the supervisor alone. Nor is a worker's standard
-            # output the supervisor's, which says one line.
+            # In a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone. Standard output is for
+            # the supervisor's one line.
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -203,7 +207,10 @@ class _Worker:
         return ours
 
     async def keep(self) -> None:
-        """Starts the process again whenever it ends, until cancelled; at once where it was asked to end by others."""
+        """Starts the process again whenever it ends, until cancelled.
+
+        At once if it has drained, which a signal from outside asked for; after a delay if it crashed.
+        """
         delay = FIRST_DELAY
         loop = asyncio.get_running_loop()
         while True:
@@ -212,11 +219,11 @@ class _Worker:
             code = await self._process.wait()
             if loop.time() - since > GOOD_LIFE:
                 delay = FIRST_DELAY
-            asked = code in ASKED
+            drained = code == DRAINED
             while True:
-                if asked:
+                if drained:
                     _log.info("worker %d was stopped, though not by its supervisor; starting it again", self.number)
-                    asked = False
+                    drained = False
                 else:
                     _log.error("worker %d ended with %d; starting it again in %g s", self.number, code, delay)
                     await asyncio.sleep(delay)
@@ -232,23 +239,27 @@ class _Worker:
                     code = self._process.returncode or 0
 
     async def drain(self) -> bool:
-        """Lets the process end once its calls have; False where it did not, or not well."""
-        if self._process is None or self._process.returncode is not None:
+        """Lets the process end once its calls have; returns False if it lost some, or had to be killed."""
+        if self._process is None:
             return True
-        starting = self._questions is None
-        if starting or self._channel is None:
+        served = self.serves
+        if served:
+            assert self._channel is not None
+            self._channel.send(drain=True)
+        elif self._process.returncode is None:
             # It starts: the signal ends it at once, or drains it if it has just begun to serve.
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
-        else:
-            self._channel.send(drain=True)
         try:
-            async with asyncio.timeout(self._orders.settings.drain_timeout + PATIENCE):
+            async with asyncio.timeout(self._config.settings.drain_timeout + KILL_AFTER):
                 code = await self._process.wait()
         except TimeoutError:
             _log.error("worker %d did not end in time", self.number)
+            # Before the sessions are saved, which it could still change.
+            await self.kill()
             return False
-        if starting or code in ASKED:
+        # A crash before the stop was logged at its time.
+        if code == DRAINED or not (served or code == UNDRAINED):
             return True
         _log.error("worker %d ended with %d", self.number, code)
         return False
@@ -259,7 +270,7 @@ class _Worker:
             raise GoneError
         return await self._questions.ask(method, request)
 
-    def _hang_up(self) -> None:
+    def _close_channel(self) -> None:
         if self._questions is not None:
             self._questions.close()
             self._questions = None
@@ -268,11 +279,11 @@ class _Worker:
             self._channel = None
 
     async def kill(self) -> None:
-        """Ends the process, if there is one, at once."""
-        self._hang_up()
+        """Kills the process if it runs."""
+        self._close_channel()
         if self._process is not None:
             if self._process.returncode is None:
-                # Popen's own kill would first look whether it has ended, and so take its exit code from asyncio.
+                # Popen's own kill polls the process first, and so takes its exit code from asyncio.
                 with suppress(ProcessLookupError):
                     os.kill(self._process.pid, signal.SIGKILL)
             await self._process.wait()

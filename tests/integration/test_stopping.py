@@ -1,14 +1,15 @@
-"""Signals that stop a server: to any of its processes, in any order, and before it serves."""
+"""Signals that stop a server: to any of its processes, in any order, before it serves and after its last call."""
 
 import asyncio
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,81 +17,192 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import wire
 from support.bundles import publish
+from support.operators import admin_address, channel_to, metrics_address
 from support.processes import PATIENCE, ServerProcess
+from support.redis_server import RedisServer, redis_executable
 from support.workers import wait_until_gone, workers_of
 
+from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
 CONNECTIONS = 6
 STOPS = (signal.SIGTERM, signal.SIGINT)
+LONG = np.zeros((60000, 12), np.float32)
+NEVER_RAN = ("has not run this call", "has not run all of this stream", "failed to connect")
+
+
+async def call_until_refused(call: Callable[[], Awaitable[None]]) -> None:
+    """Calls again and again until a call is refused, with the words that nothing of it ran."""
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        while True:
+            await call()
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE, refusal.value
+    assert any(text in (refusal.value.details() or "") for text in NEVER_RAN), refusal.value
 
 
 class Caller:
-    """A stream with a sequence of three steps, and a long unary call, on one connection."""
+    """Calls of every kind on one connection: long ones, which outlast a signal, and short ones again and again.
+
+    Args:
+        session: Id of the caller's session.
+        steps: Number of steps that the session has.
+        values: Values of a sequence, [steps, features].
+    """
+
+    def __init__(self, session: str, steps: int, values: wire.Array) -> None:
+        self.session = session
+        self.steps = steps
+        self.snapshot = pb.Snapshot()
+        self._values = values
 
     async def begin(self, stub: UnrollServiceStub) -> None:
-        """Returns once both are under way."""
-        self.stream = stub.Unroll()
-        await self.stream.write(wire.open_request("a"))
-        await self.stream.write(wire.chunk_request("a", 0, np.zeros((3, 12), np.float32)))
-        for _ in range(2):
-            assert isinstance(await self.stream.read(), pb.UnrollResponse)
-        self.call = asyncio.ensure_future(stub.Classify(wire.classify_request([np.zeros((60000, 12), np.float32)])))
+        """Returns once all are under way."""
+        self._stub = stub
+        self._stream = stub.Unroll()
+        await self._stream.write(wire.open_request("a"))
+        await self._stream.write(wire.chunk_request("a", 0, self._values[:3]))
+        steps = 0
+        while steps < 3:
+            answer = await self._stream.read()
+            assert isinstance(answer, pb.UnrollResponse)
+            steps += answer.steps.count
+        self._call = asyncio.ensure_future(stub.Classify(wire.classify_request([LONG])))
         # One connection keeps the order of its calls.
         await stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE)
+        short = (self._classify, self._advance, self._get_model, self._run_stream)
+        for call in short:
+            await call()
+        self._short = [asyncio.ensure_future(call_until_refused(call)) for call in short]
+
+    async def _classify(self) -> None:
+        assert (await self._stub.Classify(wire.classify_request([self._values]))).labels
+
+    async def _get_model(self) -> None:
+        await self._stub.GetModel(pb.GetModelRequest())
+
+    async def _advance(self) -> None:
+        values = wire.to_bytes(self._values[:1])
+        answer = await self._stub.Advance(
+            pb.AdvanceRequest(session_id=self.session, start=self.steps == 0, values=values)
+        )
+        self.steps += 1
+        assert answer.step == self.steps
+
+    async def _run_stream(self) -> None:
+        requests = [wire.open_request("b"), wire.chunk_request("b", 0, self._values), wire.close_request("b")]
+        answers = await wire.exchange(self._stub, requests)
+        assert answers[-1].HasField("closed")
 
     async def lose_nothing(self) -> None:
-        """Waits for the end of both, which must be a good one."""
-        last = await self.stream.read()
+        """Waits for the end of all calls: answered, refused, or ended with a snapshot."""
+        await asyncio.gather(*self._short)
+        last = await self._stream.read()
         assert isinstance(last, pb.UnrollResponse)
         assert last.closed.reason == pb.SequenceClosed.REASON_DRAINING
         assert last.closed.snapshot.step == 3
-        assert await self.stream.read() is grpc.aio.EOF
-        assert await self.stream.code() == grpc.StatusCode.OK
-        assert (await self.call).labels
+        assert await self._stream.read() is grpc.aio.EOF
+        assert await self._stream.code() == grpc.StatusCode.OK
+        assert (await self._call).labels
+        self.snapshot = last.closed.snapshot
 
 
 @asynccontextmanager
-async def callers_of(process: ServerProcess) -> AsyncIterator[list[Caller]]:
-    """Callers with a connection each, which is as long as the context."""
+async def calling(address: str, callers: list[Caller]) -> AsyncIterator[None]:
+    """Gives each caller a connection, and returns once their calls are under way."""
     async with AsyncExitStack() as stack:
-        callers = [Caller() for _ in range(CONNECTIONS)]
         for caller in callers:
-            channel = grpc.aio.insecure_channel(process.address, [("grpc.use_local_subchannel_pool", 1)])
-            await caller.begin(wire.stub_of(await stack.enter_async_context(channel)))
-        yield callers
+            await caller.begin(wire.stub_of(await stack.enter_async_context(channel_to(address))))
+        yield
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.fixture(params=[("1", "file"), ("2", "file"), ("2", "redis")], ids="-".join)
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """Workers, and where the sessions are."""
+    workers, kind = request.param
+    if kind == "file":
+        yield "--workers", workers, "--sessions-file", str(tmp_path / "sessions")
+        return
+    if redis_executable() is None:
+        pytest.skip("there is no redis-server")
+    with RedisServer(tmp_path) as redis:
+        yield "--workers", workers, "--sessions", redis.url
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_signals_to_any_processes_in_any_order_lose_nothing(
-    bundle_root: Path, tmp_path: Path, workers: int, seed: int
+    bundle_root: Path,
+    tmp_path: Path,
+    server: ServerProcess,
+    vowels: list[Sequence],
+    options: tuple[str, ...],
+    seed: int,
 ) -> None:
-    """The first seed signals every process, as systemd does; the others some of them, in part twice."""
+    """The first seed signals every process, as systemd does, then some of them, in part twice, as the others do."""
     chance = random.Random(seed)  # noqa: S311
-    with ServerProcess(bundle_root, tmp_path / "log", "--workers", str(workers)) as process:
-        processes = [process.process.pid, *workers_of(process.process.pid)]
-        some = processes if seed == 0 else chance.sample(processes, chance.randint(1, len(processes)))
-        targets = some * (1 + seed % 2)
-        chance.shuffle(targets)
-        async with callers_of(process) as callers:
-            for target in targets:
-                os.kill(target, chance.choice(STOPS))
-            # The parent's own may come while its workers drain already.
-            process.signal(signal.SIGTERM)
-            await asyncio.gather(*(caller.lose_nothing() for caller in callers))
-        assert process.wait() == 0, process.log
-    wait_until_gone(*processes)
-    assert " ERROR " not in process.log
+    values = vowels[seed].values
+    steps = [0] * CONNECTIONS
+    for number in range(2):
+        log = tmp_path / f"log{number}"
+        with ServerProcess(bundle_root, log, *options, "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0") as process:
+            processes = [process.process.pid, *workers_of(process.process.pid)]
+            some = processes if number == seed == 0 else chance.sample(processes, chance.randint(1, len(processes)))
+            targets = some * chance.randint(1, 2)
+            chance.shuffle(targets)
+            callers = [Caller(str(index), step, values) for index, step in enumerate(steps)]
+            async with calling(process.address, callers), watched(process):
+                for target in targets:
+                    os.kill(target, chance.choice(STOPS))
+                # The parent's own may come while its workers drain already.
+                process.signal(signal.SIGTERM)
+                await asyncio.gather(*(caller.lose_nothing() for caller in callers))
+            assert process.wait() == 0, process.log
+        wait_until_gone(*processes)
+        assert " ERROR " not in process.log
+        # The next round goes on with the sessions, each exactly behind its last answer.
+        steps = [caller.steps for caller in callers]
+    await resume_elsewhere(server, callers, values)
 
 
-async def test_workers_that_are_stopped_alone_drain_and_are_started_again(bundle_root: Path, tmp_path: Path) -> None:
+async def resume_elsewhere(server: ServerProcess, callers: list[Caller], values: wire.Array) -> None:
+    """Continues the streams from their snapshots on another server, to the bits of an undisturbed run."""
+    async with channel_to(server.address) as channel:
+        stub = wire.stub_of(channel)
+        whole = await stub.Classify(wire.classify_request([values]))
+        for caller in callers:
+            rest = wire.classify_request([values[3:]], initial_states=[caller.snapshot])
+            assert (await stub.Classify(rest)).logits == whole.logits
+
+
+@asynccontextmanager
+async def watched(process: ServerProcess) -> AsyncIterator[None]:
+    """Health watchers of both listeners, which the drain ends, and idle connections, which must not hold it up."""
+    async with AsyncExitStack() as stack:
+        for address in (process.address, admin_address(process), metrics_address(process)):
+            host, _, port = address.rpartition(":")
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE))
+        watchers = []
+        for address in (process.address, admin_address(process)):
+            channel = await stack.enter_async_context(channel_to(address))
+            watcher = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watcher.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watchers.append(watcher)
+        yield
+        for watcher in watchers:
+            assert (await watcher.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert await watcher.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_workers_that_are_stopped_alone_drain_and_are_started_again(
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+) -> None:
     with ServerProcess(bundle_root, tmp_path / "log", "--workers", "2") as process:
         old = workers_of(process.process.pid)
-        async with callers_of(process) as callers:
+        callers = [Caller(str(index), 0, vowels[0].values) for index in range(CONNECTIONS)]
+        async with calling(process.address, callers):
             for worker in old:
                 # Its whole group; it has one of its own.
                 os.killpg(worker, signal.SIGTERM)

@@ -38,6 +38,12 @@ def admin_address(server: ServerProcess) -> str:
     return str(found[0])
 
 
+def metrics_address(server: ServerProcess) -> str:
+    """HOST:PORT of the metrics, as the log has it."""
+    (found,) = re.findall(r"metrics on http://(\S+)/metrics", server.log)
+    return str(found)
+
+
 @asynccontextmanager
 async def channel_to(address: str) -> AsyncIterator[grpc.aio.Channel]:
     """A channel with connections of its own."""

@@ -13,7 +13,7 @@ from unroll_engine.models.loader import Model
 from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceServicer
 from unroll_server.catalog import Catalog
-from unroll_server.errors import DrainingError, NotOfferedError
+from unroll_server.errors import NotOfferedError
 from unroll_server.handlers.inference_models import config, metadata
 from unroll_server.handlers.inference_request import version_of
 from unroll_server.handlers.inference_run import Inference
@@ -50,13 +50,17 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._inference = inference
         self._index = index
         self._streams: set[InferenceStream] = set()
-        self._draining = False
+        self._linger: float | None = None
 
-    def drain(self) -> None:
-        """Ends every stream after what it has read; opens no new one."""
-        self._draining = True
+    def drain(self, linger: float) -> None:
+        """Ends every stream after what it has read; opens no new one.
+
+        Args:
+            linger: Seconds for which streams wait for their callers to half-close.
+        """
+        self._linger = linger
         for stream in self._streams:
-            stream.drain()
+            stream.drain(linger)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
         """See service.proto."""
@@ -64,7 +68,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
         """See service.proto."""
-        return pb.ServerReadyResponse(ready=not self._draining and bool(self._catalog.models))
+        return pb.ServerReadyResponse(ready=self._linger is None and bool(self._catalog.models))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
         """See service.proto; a model that is not there is not ready, which is no error."""
@@ -72,7 +76,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             self._find(request)
         except ModelNotFoundError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=not self._draining)
+        return pb.ModelReadyResponse(ready=self._linger is None)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
         """See service.proto."""
@@ -100,8 +104,6 @@ class InferenceService(GRPCInferenceServiceServicer):
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """See service.proto."""
-        if self._draining:
-            raise DrainingError("the server is shutting down")
         # A stream's deadline ends the stream; each of its requests can have a timeout of its own.
         stream = InferenceStream(
             lambda each: self._inference.answer(each, math.inf),
@@ -111,6 +113,8 @@ class InferenceService(GRPCInferenceServiceServicer):
                 key == STATUS_FLAG and value == "true" for key, value in context.invocation_metadata() or ()
             ),
         )
+        if self._linger is not None:
+            stream.drain(self._linger)
         self._streams.add(stream)
         try:
             async with aclosing(stream.responses(request_iterator)) as responses:

@@ -14,8 +14,6 @@ MAX_UNANSWERED = 256
 """Requests of one stream that are read and whose answers the caller has not yet taken; no more are read beyond it."""
 MAX_BYTES = 2**26
 """Bytes of those requests and of their answers, ready or expected; one request and its answer come on top."""
-LINGER = 1.0
-"""Seconds for which a draining stream reads on if the caller has not half-closed it."""
 FINAL = "triton_final_response"
 """The parameter that marks the last response to a request: every response is the last one here."""
 STATUS_FLAG = "triton_grpc_error"
@@ -63,10 +61,18 @@ class InferenceStream:
         self._written = asyncio.Event()
         self._taken = asyncio.Event()
         self._draining = asyncio.Event()
+        self._linger = 0.0
+        # Set if the server drained before it read some request.
+        self._unread = False
         self._bytes = 0
 
-    def drain(self) -> None:
-        """Stops reading requests. The call ends once those that were read are answered."""
+    def drain(self, linger: float) -> None:
+        """Runs no more requests. The call ends once those that were read are answered.
+
+        Args:
+            linger: Seconds for which the call waits for the caller to half-close before it ends.
+        """
+        self._linger = linger
         self._draining.set()
 
     async def responses(
@@ -110,10 +116,11 @@ class InferenceStream:
                 reader.result()
             while self._running:
                 await asyncio.wait(self._running)
-            if self._draining.is_set() and not reader.done():
-                # As in Unroll: who writes while the call ends may never see the answers that are under way to it.
-                await asyncio.wait({reader}, timeout=LINGER)
-                raise DrainingError("the server is shutting down")
+            if self._draining.is_set():
+                # As in Unroll: a caller that writes while the call ends may never see the answers under way to it.
+                _, open_ended = await asyncio.wait({reader}, timeout=self._linger)
+                if open_ended or self._unread:
+                    raise DrainingError("all of this stream")
         finally:
             reader.cancel()
             draining.cancel()
@@ -122,6 +129,7 @@ class InferenceStream:
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         async for request in requests:
             if self._draining.is_set() or self._error:
+                self._unread = True
                 continue
             self._begin(request)
             while self._requested >= MAX_UNANSWERED or self._bytes >= MAX_BYTES:

@@ -13,6 +13,7 @@ from unroll_server.caller import watched
 from unroll_server.catalog import Catalog
 from unroll_server.codec import MAX_KEY_BYTES, decode_chunk
 from unroll_server.config import Limits
+from unroll_server.errors import DrainingError
 from unroll_server.handlers.resuming import model_of
 from unroll_server.handlers.slot import Slot
 from unroll_server.interceptors import status_of
@@ -27,8 +28,6 @@ MAX_UNSENT = 64
 """Answers of one stream that wait for a slow reader; past it its sequences wait."""
 MAX_UNSENT_BYTES = 2**24
 """Bytes of those answers and of those that are being computed, likewise; one piece of a chunk comes on top."""
-LINGER = 1.0
-"""Seconds that a draining stream listens to a caller that has not half-closed it."""
 
 
 class Stream:
@@ -66,13 +65,25 @@ class Stream:
         self._written = asyncio.Event()
         self._fewer = asyncio.Event()
         self._draining = asyncio.Event()
+        self._linger = 0.0
+        # Set if the server drained before it read the `open` of some sequence.
+        self._unopened = False
 
-    def drain(self) -> None:
-        """Takes no more messages. What was read is answered, then every open sequence ends with its snapshot."""
+    def drain(self, linger: float) -> None:
+        """Takes no more messages. What was read is answered, then every open sequence ends with its snapshot.
+
+        Args:
+            linger: Seconds for which the call waits for the caller to half-close before it ends.
+        """
+        self._linger = linger
         self._draining.set()
 
     async def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
-        """Yields the answers until the caller has half-closed and all it sent is answered, or the stream drains."""
+        """Yields the answers until the caller has half-closed and all it sent is answered, or the stream drains.
+
+        Raises:
+            DrainingError: the stream drained before it opened every sequence, and has answered all that it read.
+        """
         runner = asyncio.create_task(self._run(requests))
         runner.add_done_callback(lambda _: self._written.set())
         out = self._out
@@ -137,6 +148,8 @@ class Stream:
         return len(self._out) < MAX_UNSENT and self._bytes < MAX_UNSENT_BYTES
 
     async def _run(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
+        # A stream that begins while the server drains opens nothing.
+        self._unopened = self._draining.is_set()
         reader = asyncio.create_task(self._read(requests))
         draining = asyncio.create_task(self._draining.wait())
         try:
@@ -150,9 +163,11 @@ class Stream:
                 for slot in self._slots.values():
                     if slot.sequence:
                         self.send(_closed(slot.key, slot.sequence, pb.SequenceClosed.REASON_DRAINING))
-                # A caller whose write fails may never see the answers that are under way to it (grpc.aio drops them),
-                # so it is listened to until it has heard.
-                await asyncio.wait({reader}, timeout=LINGER)
+                # A caller whose write fails because the call has ended may never see the answers, nor the status, that
+                # are under way to it (grpc.aio drops them), so its messages are still read.
+                await asyncio.wait({reader}, timeout=self._linger)
+                if self._unopened:
+                    raise DrainingError("all of this stream")
         finally:
             reader.cancel()
             draining.cancel()
@@ -161,6 +176,7 @@ class Stream:
     async def _read(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
         async for request in requests:
             if self._draining.is_set():
+                self._unopened |= request.HasField("open")
                 continue
             key = request.key
             slot = self._slots.get(key)

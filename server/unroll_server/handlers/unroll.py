@@ -13,7 +13,6 @@ from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 from unroll_server.catalog import Catalog
 from unroll_server.codec import decode_batch, encode_batch
 from unroll_server.config import Limits
-from unroll_server.errors import DrainingError
 from unroll_server.handlers.resuming import model_of
 from unroll_server.handlers.sessions import advance
 from unroll_server.handlers.stream import Stream
@@ -39,13 +38,17 @@ class UnrollService(UnrollServiceServicer):
         self._sessions = sessions
         self._usage = usage
         self._streams: set[Stream] = set()
-        self._draining = False
+        self._linger: float | None = None
 
-    def drain(self) -> None:
-        """Ends every stream after what it has read, with a snapshot of each open sequence; opens no new one."""
-        self._draining = True
+    def drain(self, linger: float) -> None:
+        """Ends every stream after what it has read, with a snapshot of each open sequence; opens no new one.
+
+        Args:
+            linger: Seconds for which streams wait for their callers to half-close.
+        """
+        self._linger = linger
         for stream in self._streams:
-            stream.drain()
+            stream.drain(linger)
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See unroll.proto."""
@@ -66,9 +69,9 @@ class UnrollService(UnrollServiceServicer):
         self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
     ) -> AsyncIterator[pb.UnrollResponse]:
         """See unroll.proto."""
-        if self._draining:
-            raise DrainingError("the server is shutting down")
         stream = Stream(self._catalog, self._engine, self._limits, self._usage)
+        if self._linger is not None:
+            stream.drain(self._linger)
         self._streams.add(stream)
         try:
             async with aclosing(stream.responses(request_iterator)) as responses:

@@ -1,6 +1,6 @@
 """The handlers that servicers registered, each with what the interceptors make of it."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 class _Guard(NamedTuple):
     admission: AdmissionController
     paths: Mapping[str, bool]
+    probes: Container[str]
 
 
 class Registry(grpc.GenericRpcHandler):
@@ -34,7 +35,7 @@ class Registry(grpc.GenericRpcHandler):
 
     Attributes:
         each_call: The interceptors that are to be asked for each call, outermost first: all outside of those.
-        turned_away: Calls that brought work after `turn_away`.
+        turned_away: Calls refused since `turn_away`.
     """
 
     def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
@@ -46,23 +47,25 @@ class Registry(grpc.GenericRpcHandler):
         self._intercepted: dict[str, Any] = {}
         self._guard: _Guard | None = None
         self._unread: dict[str, Any] = {}
-        self._leaving = False
+        self._draining = False
         self.turned_away = 0
 
-    def guard(self, admission: AdmissionController, paths: Mapping[str, bool]) -> None:
-        """Has calls refused, while the server is strained, before their message is read: it may be all that they cost.
+    def guard(self, admission: AdmissionController, paths: Mapping[str, bool], probes: Container[str]) -> None:
+        """Refuses calls before their message is read, while the server is strained or drains.
+
+        Methods are named as `/package.Service/Method`.
 
         Args:
-            admission: Refuses.
-            paths: Methods with one request and one response, as `/package.Service/Method`, that bring work; of each,
-                whether its work goes before bulk work.
+            admission: Refuses calls of a strained server.
+            paths: Unary methods that bring work; of each, whether its work goes before bulk work.
+            probes: Unary methods that a draining server still answers.
         """
-        self._guard = _Guard(admission, paths)
+        self._guard = _Guard(admission, paths, probes)
 
     def turn_away(self) -> bool:
-        """From now on refuses the calls that bring work, as of a server that drains; returns whether there are such."""
-        self._leaving = self._guard is not None
-        return self._leaving
+        """Refuses unary calls from now on, probes excepted; returns False if there is no guard, which refuses none."""
+        self._draining = self._guard is not None
+        return self._draining
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """See grpc.aio.Server."""
@@ -80,8 +83,8 @@ class Registry(grpc.GenericRpcHandler):
         for key, value in handler_call_details.invocation_metadata or ():
             if key == REQUEST_ID:
                 take_request_id(value)
-        if self._guard and path in self._guard.paths and (self._leaving or self._guard.admission.strained()):
-            return self._unread_handler(handler_call_details)
+        if self._guard and self._is_checked_unread(self._guard, path):
+            return self._unread_handler(self._guard, handler_call_details)
         if handler := self._intercepted.get(path):
             return handler
         handler = self._registered.get(path)
@@ -93,24 +96,27 @@ class Registry(grpc.GenericRpcHandler):
             self._intercepted[path] = handler
         return handler
 
-    def _unread_handler(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a guarded call, which reads the message only if admitted; None if it is not registered."""
+    def _is_checked_unread(self, guard: _Guard, path: str) -> bool:
+        handler = self._registered.get(path)
+        if handler is None or handler.request_streaming or handler.response_streaming:
+            return False
+        if self._draining:
+            return path not in guard.probes
+        return path in guard.paths and guard.admission.strained()
+
+    def _unread_handler(self, guard: _Guard, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a registered unary call, which reads the message only if admitted."""
         path = handler_call_details.method
-        guard, handler = self._guard, self._registered.get(path)
-        assert guard is not None
-        if handler is None:
-            return None
         if path not in self._unread:
-            check = partial(self._check_unread, guard.paths[path])
-            self._unread[path] = self._intercept(_unread(handler, check), handler_call_details)
+            check = partial(self._check_unread, guard, guard.paths.get(path, False))
+            self._unread[path] = self._intercept(_unread(self._registered[path], check), handler_call_details)
         return self._unread[path]
 
-    def _check_unread(self, interactive: bool, remaining: float | None) -> None:
-        if self._leaving:
+    def _check_unread(self, guard: _Guard, interactive: bool, remaining: float | None) -> None:
+        if self._draining:
             self.turned_away += 1
-            raise DrainingError("the server is shutting down")
-        assert self._guard is not None
-        self._guard.admission.check_unread(identity.get(), remaining, interactive)
+            raise DrainingError
+        guard.admission.check_unread(identity.get(), remaining, interactive)
 
     def _intercept(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = handler and tolerant(handler)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from support.processes import PATIENCE
 
 from unroll_engine.errors import OverloadedError
 from unroll_proto.inference import service_pb2 as pb
@@ -135,8 +136,15 @@ async def test_a_drain_answers_what_was_read_before_it_ends_the_call() -> None:
     responses = stream.responses(Caller(requests_of(2), half_closes=False).requests())
     first = asyncio.ensure_future(anext(responses))
     await settle()
-    stream.drain()
+    stream.drain(linger=0.0)
     gate.set()
     assert [(await first).infer_response.id, (await anext(responses)).infer_response.id] == ["0", "1"]
     with pytest.raises(DrainingError):
         await anext(responses)
+
+
+async def test_a_request_that_comes_during_a_drain_is_refused_with_its_stream() -> None:
+    stream = InferenceStream(echo, unexpected)
+    stream.drain(linger=PATIENCE)
+    with pytest.raises(DrainingError, match="has not run all of this stream"):
+        await anext(stream.responses(Caller(requests_of(2)).requests()))

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from support import wire
 from support.models import alone, random_network, served
+from support.processes import PATIENCE
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.catalog import Catalog
 from unroll_server.config import Limits
+from unroll_server.errors import DrainingError
 from unroll_server.handlers.stream import MAX_UNANSWERED_BYTES, MAX_UNSENT_BYTES, Stream
 from unroll_server.identities import Identities
 from unroll_server.metrics import Metrics
@@ -47,9 +49,13 @@ class Serving:
         self._catalog = Catalog([MODEL], metrics=self._metrics)
         self.engine = AsyncEngine([MODEL], max_lanes=64, tick_steps=32, max_queued_steps=10**8, metrics=self._metrics)
 
+    def stream(self) -> Stream:
+        """A stream."""
+        return Stream(self._catalog, self.engine, LIMITS, Usage(Identities(None)))
+
     def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
         """Those of a stream."""
-        return Stream(self._catalog, self.engine, LIMITS, Usage(Identities(None))).responses(requests)
+        return self.stream().responses(requests)
 
     @property
     def steps(self) -> int:
@@ -129,3 +135,40 @@ async def test_a_slow_reader_s_messages_are_not_read_far_ahead_however_large_the
         for _ in range(1000):
             await asyncio.sleep(0)
         assert MAX_UNANSWERED_BYTES <= caller.sent <= MAX_UNANSWERED_BYTES + 2 * values.nbytes
+
+
+@pytest.mark.parametrize(("sent_before", "steps"), [(0, {}), (1, {"a": 0}), (2, {"a": 2}), (3, {"a": 2, "b": 0})])
+async def test_a_sequence_that_a_drain_keeps_from_opening_is_refused_with_its_stream(
+    serving: Serving, sent_before: int, steps: dict[str, int]
+) -> None:
+    """The caller half-closes, so that a stream that just ended would look complete."""
+    stream, sent, drained = serving.stream(), asyncio.Event(), asyncio.Event()
+    requests = [wire.open_request(key, "m") for key in ("a", "b")]
+    requests.insert(1, wire.chunk_request("a", 0, np.zeros((2, 3), np.float32)))
+
+    async def caller() -> AsyncIterator[pb.UnrollRequest]:
+        for request in requests[:sent_before]:
+            yield request
+        sent.set()
+        await drained.wait()
+        for request in requests[sent_before:]:
+            yield request
+
+    async def drain() -> None:
+        await sent.wait()
+        stream.drain(linger=PATIENCE)
+        drained.set()
+
+    draining = asyncio.create_task(drain())
+    ended: dict[str, pb.UnrollResponse] = {}
+    status = "OK"
+    try:
+        async for response in stream.responses(caller()):
+            ended[response.key] = response
+    except DrainingError as error:
+        status = str(error)
+    await draining
+    assert {key: response.closed.snapshot.step for key, response in ended.items()} == steps
+    assert all(response.closed.reason == pb.SequenceClosed.REASON_DRAINING for response in ended.values())
+    refused = "the server is shutting down and has not run all of this stream"
+    assert status == ("OK" if len(steps) == 2 else refused)

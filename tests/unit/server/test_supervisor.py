@@ -13,20 +13,20 @@ from support.processes import PATIENCE
 from support.settings import SETTINGS
 
 from unroll_server import supervisor
-from unroll_server.control import FD, Channel, Orders
+from unroll_server.control import FD, Channel, WorkerConfig
 from unroll_server.errors import StartupError
 
 
-async def test_orders_arrive_as_they_were_given() -> None:
+async def test_a_worker_s_configuration_arrives_as_it_was_sent() -> None:
     ours, theirs = socket.socketpair()
     supervisor, worker = await Channel.on(ours), await Channel.on(theirs)
-    orders = Orders(replace(SETTINGS, models=Path("/a\nb")), 3, Path("/folder"))
-    supervisor.send(**orders.to_message())
+    config = WorkerConfig(replace(SETTINGS, models=Path("/a\nb")), 3, Path("/folder"))
+    supervisor.send(**config.to_message())
     supervisor.send(drain=True)
     worker.send(failed="--models: \n ü")
     message = await worker.receive()
     assert message is not None
-    assert Orders.from_message(message) == orders
+    assert WorkerConfig.from_message(message) == config
     assert await worker.receive() == {"drain": True}
     assert await supervisor.receive() == {"failed": "--models: \n ü"}
     supervisor.close()
@@ -53,7 +53,7 @@ async def test_a_worker_that_can_t_be_started_for_a_while_is_started_when_it_can
     program, away = tmp_path / "worker", tmp_path / "away"
     program.write_text(WORKER)
     program.chmod(0o700)
-    worker = supervisor._Worker(Orders(SETTINGS, 0, tmp_path))
+    worker = supervisor._Worker(WorkerConfig(SETTINGS, 0, tmp_path))
     worker._command = [str(program)]
     assert await worker.start() == "m/1"
     keeping = asyncio.create_task(worker.keep())
@@ -75,7 +75,7 @@ async def test_a_worker_that_can_t_be_started_for_a_while_is_started_when_it_can
 
 
 async def test_what_can_t_be_started_at_all_says_so_in_one_line(tmp_path: Path) -> None:
-    worker = supervisor._Worker(Orders(SETTINGS, 0, tmp_path))
+    worker = supervisor._Worker(WorkerConfig(SETTINGS, 0, tmp_path))
     worker._command = [str(tmp_path / "none")]
     with pytest.raises(StartupError, match=r"^a worker can't be started: No such file or directory$"):
         await worker.start()
