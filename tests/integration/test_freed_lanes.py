@@ -74,9 +74,9 @@ def infer(channel: grpc.aio.Channel, timeout: float | None) -> Any:
 
 
 @pytest.mark.parametrize("cause", ["cancelled", "expired"])
-@pytest.mark.parametrize(("ask", "waiting"), [(classify, 1), (infer, 1), (advance, 0)])
+@pytest.mark.parametrize(("ask", "waiting"), [(classify, {1}), (infer, {1}), (advance, {0, 1})])
 async def test_a_call_that_is_given_up_frees_its_lane(
-    process: ServerProcess, channel: grpc.aio.Channel, ask: Any, waiting: int, cause: str
+    process: ServerProcess, channel: grpc.aio.Channel, ask: Any, waiting: set[int], cause: str
 ) -> None:
     stub = wire.stub_of(channel)
     await stub.Classify(SHORT, timeout=PATIENCE)
@@ -94,9 +94,9 @@ async def test_a_call_that_is_given_up_frees_its_lane(
     while after["queued"]:
         after = await figures_of(process)
     assert after["computed"] - before["computed"] < STEPS
-    # Of two sequences one had the lane and the other waited. Whether that one's caller had gone, or its deadline had
-    # passed, is for who notices first.
-    assert sum(after[each] - before[each] for each in ("cancelled", "expired")) == waiting
+    # Of two sequences one had the lane and the other waited. A session's one sequence waits only between its pieces.
+    # Whether the caller's leaving or the deadline is noticed first is open.
+    assert sum(after[each] - before[each] for each in ("cancelled", "expired")) in waiting
 
 
 async def test_a_stream_that_is_given_up_frees_its_lanes(process: ServerProcess, channel: grpc.aio.Channel) -> None:

@@ -100,7 +100,7 @@ class LocalServer:
 
     def drain(self) -> None:
         """Ends all streams as a server does that is told to stop, and takes no new calls."""
-        self._thread.loop.call_soon_threadsafe(self._service.drain)
+        self._thread.loop.call_soon_threadsafe(self._service.drain, 1.0)
 
     def stop(self) -> None:
         """Breaks every call off and goes away."""
