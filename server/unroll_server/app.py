@@ -17,33 +17,34 @@ from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.models.loader import Loader
 from unroll_proto.inference import service_pb2_grpc
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
-from unroll_server import metrics
 from unroll_server.admin.commands import Commands
-from unroll_server.auth import AuthInterceptor
-from unroll_server.calls import Calls
-from unroll_server.catalog import Catalog
+from unroll_server.api import health
+from unroll_server.api.health import Health
+from unroll_server.api.native.service import UnrollService
+from unroll_server.api.oip import service as inference
+from unroll_server.api.oip.infer import Inference
+from unroll_server.api.oip.service import InferenceService
+from unroll_server.api.oip.statistics import Statistics
+from unroll_server.api.reflection import add_reflection
 from unroll_server.config import Settings
-from unroll_server.endless import EndlessCalls
 from unroll_server.errors import StartupError, UndrainedError
-from unroll_server.handlers import health, inference
-from unroll_server.handlers.health import Health
-from unroll_server.handlers.inference import InferenceService
-from unroll_server.handlers.inference_run import Inference
-from unroll_server.handlers.inference_statistics import Statistics
-from unroll_server.handlers.reflection import add_reflection
-from unroll_server.handlers.unroll import UnrollService
-from unroll_server.identities import Identities
-from unroll_server.interceptors import StatusInterceptor
-from unroll_server.metrics import Metrics
+from unroll_server.identity.quotas import Usage
+from unroll_server.identity.tokens import Identities
+from unroll_server.middleware.access_log import Calls
+from unroll_server.middleware.auth import AuthInterceptor
+from unroll_server.middleware.drain_streams import EndlessCalls
+from unroll_server.middleware.errors import StatusInterceptor
+from unroll_server.middleware.slow_readers import UnreadInterceptor
 from unroll_server.process import Stop
-from unroll_server.repository import Repository
+from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.repository import Repository
 from unroll_server.sessions.opening import open_store
 from unroll_server.sessions.service import Sessions
-from unroll_server.tracing import Tracer
+from unroll_server.telemetry import metrics
+from unroll_server.telemetry.metrics import Metrics
+from unroll_server.telemetry.tracing import Tracer
 from unroll_server.transport.grpcio import GrpcioTransport
 from unroll_server.transport.tls import Certificates
-from unroll_server.unread import UnreadInterceptor
-from unroll_server.usage import Usage
 
 _log = logging.getLogger(__name__)
 

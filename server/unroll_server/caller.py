@@ -15,4 +15,4 @@ lasting: ContextVar[bool] = ContextVar("lasting", default=False)
 
 
 watched: ContextVar[ObservedCall | None] = ContextVar("watched", default=None)
-"""The call, where more is told of it than figures; see calls.py."""
+"""The call, where more is told of it than figures; see middleware/access_log.py."""

@@ -104,7 +104,7 @@ def command(**options: Any) -> None:
         if settings.workers == 1:
             from unroll_server.app import serve
         else:
-            from unroll_server.supervisor import serve
+            from unroll_server.workers.supervisor import serve
         run(serve(settings, click.echo))
     except StartupError as error:
         raise cli.InputError(str(error)) from None

@@ -8,6 +8,9 @@ from typing import Self
 from unroll_server.addresses import Address
 from unroll_server.errors import StartupError
 
+MAX_KEY_BYTES = 128
+"""Bytes of a key of a stream's sequence or of a session, at most."""
+
 _PATHS = ("models", "sessions_file", "tls_cert", "tls_key", "tls_client_ca", "tokens")
 
 # `shared:` is what a parent makes of `memory` for its workers.

@@ -30,7 +30,7 @@ from support.raw_http2 import (
 )
 
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.unread import OF_CONNECTION
+from unroll_server.middleware.slow_readers import OF_CONNECTION
 
 CLASSIFY = "/unroll.v1.UnrollService/Classify"
 

@@ -24,7 +24,7 @@ from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_proto.v1 import admin_pb2 as admin
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
-from unroll_server.identities import digest_of
+from unroll_server.identity.tokens import digest_of
 
 STEPS = np.zeros((3, 12), np.float32)
 ALICE, BOB, LITTLE = bearer("TOKEN-alice"), bearer("TOKEN-bob"), bearer("TOKEN-little")

@@ -19,7 +19,8 @@ from support.processes import PATIENCE, ServerProcess
 
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
-from unroll_server.handlers import inference_stream, stream
+from unroll_server.api.native import stream
+from unroll_server.api.oip import stream as inference_stream
 
 SEQUENCES = 250
 STEPS = 1024

@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from support.processes import PATIENCE, ServerProcess
-from unroll_server.identities import digest_of
+from unroll_server.identity.tokens import digest_of
 
 Metadata = tuple[tuple[str, str], ...]
 

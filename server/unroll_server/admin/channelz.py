@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1._servicer import ChannelzServicer
 
-from unroll_server.relay import Ask
+from unroll_server.workers.rpc import Ask
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Channelz"].full_name
 PREFIX = "channelz."

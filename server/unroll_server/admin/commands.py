@@ -11,9 +11,9 @@ from google.rpc import status_pb2
 from unroll_engine.errors import InvalidRequestError, RequestError
 from unroll_proto.v1 import admin_pb2 as pb
 from unroll_server.errors import SessionNotFoundError
-from unroll_server.interceptors import status_of
-from unroll_server.relay import RefusedError
 from unroll_server.sessions.service import Sessions
+from unroll_server.status import status_of
+from unroll_server.workers.rpc import RefusedError
 
 _log = logging.getLogger(__name__)
 

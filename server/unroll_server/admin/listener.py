@@ -14,18 +14,19 @@ from unroll_proto.v1 import admin_pb2 as pb
 from unroll_proto.v1 import admin_pb2_grpc
 from unroll_server.admin import channelz, inference
 from unroll_server.admin.merging import Processes, StatusError, merged_versions
-from unroll_server.auth import AuthInterceptor
+from unroll_server.api import health
+from unroll_server.api.health import Health
+from unroll_server.api.reflection import add_reflection
 from unroll_server.config import Settings
-from unroll_server.endless import EndlessCalls
-from unroll_server.handlers import health
-from unroll_server.handlers.health import Health
-from unroll_server.handlers.reflection import add_reflection
-from unroll_server.identities import Identities
-from unroll_server.interceptors import DETAILS, StatusInterceptor
-from unroll_server.relay import Ask
+from unroll_server.identity.quotas import Usage
+from unroll_server.identity.tokens import Identities
+from unroll_server.middleware.auth import AuthInterceptor
+from unroll_server.middleware.drain_streams import EndlessCalls
+from unroll_server.middleware.errors import StatusInterceptor
+from unroll_server.status import DETAILS
 from unroll_server.transport.grpcio import GrpcioTransport
 from unroll_server.transport.tls import Certificates
-from unroll_server.usage import Usage
+from unroll_server.workers.rpc import Ask
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from google.rpc import status_pb2
 
 from unroll_engine.errors import shortened
 from unroll_proto.v1 import admin_pb2 as pb
-from unroll_server.relay import Ask, GoneError, RefusedError
+from unroll_server.workers.rpc import Ask, GoneError, RefusedError
 
 _GONE = grpc.StatusCode.UNAVAILABLE.value[0]
 

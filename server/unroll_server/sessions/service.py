@@ -21,10 +21,11 @@ from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import ModelKey
 from unroll_engine.snapshots import check_bundle
 from unroll_proto.v1.session_pb2 import Session
-from unroll_server import caller, usage
-from unroll_server.catalog import Catalog
-from unroll_server.codec import MAX_KEY_BYTES
+from unroll_server import caller
+from unroll_server.config import MAX_KEY_BYTES
 from unroll_server.errors import SessionExpiredError, SessionStoreError, SessionTakenError
+from unroll_server.identity import quotas as usage
+from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.chunks import Advance, Advanced, check_values, following, new_session, no_session, place
 from unroll_server.sessions.running import compute
 from unroll_server.sessions.store import Kept, Listed, Store

@@ -11,8 +11,8 @@ import grpc.aio
 from unroll_engine.admission import AdmissionController
 from unroll_engine.errors import InvalidRequestError
 from unroll_server.caller import identity
-from unroll_server.calls import REQUEST_ID, take_request_id
 from unroll_server.errors import DrainingError
+from unroll_server.middleware.access_log import REQUEST_ID, take_request_id
 from unroll_server.transport.parsing import tolerant
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]

@@ -23,7 +23,7 @@ from unroll_engine.models.loader import Loader, Model
 from unroll_engine.models.spec import Float32Array, ModelSpec
 from unroll_engine.runtimes.onnx import session_options
 from unroll_proto import bundle
-from unroll_server.metrics import Metrics
+from unroll_server.telemetry.metrics import Metrics
 
 TICK_STEPS = 32
 """As `unroll-serve` has it by default."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.inside.engine import model, open_engine
 from unroll_engine.jobs import BatchJob
-from unroll_server.metrics import Metrics
+from unroll_server.telemetry.metrics import Metrics
 
 STEPS = 5
 """Of each sequence: short, so that what queueing costs shows."""

@@ -14,15 +14,15 @@ from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2_grpc
 from unroll_server.addresses import Address
-from unroll_server.catalog import Catalog
+from unroll_server.api.native.service import UnrollService
 from unroll_server.config import Limits
-from unroll_server.handlers.unroll import UnrollService
-from unroll_server.identities import Identities
-from unroll_server.interceptors import StatusInterceptor
+from unroll_server.identity.quotas import Usage
+from unroll_server.identity.tokens import Identities
+from unroll_server.middleware.errors import StatusInterceptor
+from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.service import Sessions
 from unroll_server.transport.grpcio import GrpcioTransport
-from unroll_server.usage import Usage
 
 T = TypeVar("T")
 

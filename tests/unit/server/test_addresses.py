@@ -11,7 +11,7 @@ import pytest
 
 from unroll_server.addresses import LONGEST_PATH, Address, reserved
 from unroll_server.errors import StartupError
-from unroll_server.metrics import Metrics, served
+from unroll_server.telemetry.metrics import Metrics, served
 from unroll_server.transport.grpcio import GrpcioTransport
 
 

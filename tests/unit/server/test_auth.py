@@ -9,10 +9,10 @@ import grpc
 import pytest
 from support.calls import CallDetails
 
-from unroll_server.auth import AuthInterceptor
 from unroll_server.errors import UnauthenticatedError
-from unroll_server.identities import Identities, digest_of
-from unroll_server.usage import Usage
+from unroll_server.identity.quotas import Usage
+from unroll_server.identity.tokens import Identities, digest_of
+from unroll_server.middleware.auth import AuthInterceptor
 
 
 class Caller:

@@ -16,7 +16,7 @@ from unroll_engine.models.spec import Float32Array
 from unroll_engine.readout import classify
 from unroll_engine.snapshots import MAX_STEP, decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.codec import decode_batch, decode_chunk, encode_batch
+from unroll_server.api.native.codec import decode_batch, decode_chunk, encode_batch
 from unroll_server.config import Limits
 
 MODEL = served(random_network(features=3, hidden=8, outputs=4, layers=2))
@@ -61,7 +61,7 @@ async def test_an_answer_that_would_be_too_large_is_refused_before_it_is_compute
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Of a sequence: logits and probabilities of 4 classes, and 2 layers of 8.
-    monkeypatch.setattr("unroll_server.codec.MAX_ANSWER_BYTES", 3 * 4 * (2 * 4 + 2 * 8))
+    monkeypatch.setattr("unroll_server.api.data_plane.MAX_ANSWER_BYTES", 3 * 4 * (2 * 4 + 2 * 8))
     assert decode_batch(request_of([1] * 3, return_final_states=True), MODEL, LIMITS).keeps_states
     assert decode_batch(request_of([1] * 5), MODEL, LIMITS).size == 5
     with pytest.raises(InvalidRequestError, match="4 sequences make an answer of 384 bytes, at most 288") as caught:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_engine.errors import MAX_MESSAGE_BYTES, InvalidRequestError, shortened
-from unroll_server.interceptors import status_of
+from unroll_server.status import status_of
 
 
 @given(st.text(max_size=50), st.integers(7, 100))

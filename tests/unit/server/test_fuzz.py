@@ -19,14 +19,14 @@ from unroll_engine.errors import RequestError
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server import tensors
-from unroll_server.catalog import Catalog
-from unroll_server.codec import decode_batch
+from unroll_server.api.native.codec import decode_batch
+from unroll_server.api.native.stream import Stream
+from unroll_server.api.oip import tensors
 from unroll_server.config import Limits
-from unroll_server.handlers.stream import Stream
-from unroll_server.identities import Identities
-from unroll_server.interceptors import STATUS
-from unroll_server.usage import Usage
+from unroll_server.identity.quotas import Usage
+from unroll_server.identity.tokens import Identities
+from unroll_server.repository.catalog import Catalog
+from unroll_server.status import STATUS
 
 MODEL = served(random_network())
 SPEC = MODEL.spec

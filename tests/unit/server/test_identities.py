@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.processes import run
 
 from unroll_server.errors import StartupError
-from unroll_server.identities import Identities, IdentitiesError, Identity, digest_of, parse
+from unroll_server.identity.tokens import Identities, IdentitiesError, Identity, digest_of, parse
 
 HASH = "sha256:" + hashlib.sha256(b"one").hexdigest()
 

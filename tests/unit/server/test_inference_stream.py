@@ -8,8 +8,8 @@ from support.processes import PATIENCE
 
 from unroll_engine.errors import OverloadedError
 from unroll_proto.inference import service_pb2 as pb
+from unroll_server.api.oip.stream import MAX_BYTES, MAX_UNANSWERED, InferenceStream
 from unroll_server.errors import DrainingError
-from unroll_server.handlers.inference_stream import MAX_BYTES, MAX_UNANSWERED, InferenceStream
 
 
 def requests_of(count: int, size: int = 0) -> list[pb.ModelInferRequest]:

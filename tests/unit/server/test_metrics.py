@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 
 from unroll_server.addresses import Address
 from unroll_server.errors import StartupError
-from unroll_server.metrics import LANES, QUEUE_SECONDS, TICK_SECONDS, Metrics, Workers, served, shared
-from unroll_server.metrics.figures import DROPPED, MODEL_SIZE
+from unroll_server.telemetry.metrics import LANES, QUEUE_SECONDS, TICK_SECONDS, Metrics, Workers, served, shared
+from unroll_server.telemetry.metrics.figures import DROPPED, MODEL_SIZE
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -220,7 +220,7 @@ def test_the_sum_over_workers_and_their_lives(
 
 def test_what_a_killed_worker_counted_stays(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from unroll_server.metrics import Metrics;"
+        "import os, sys; from pathlib import Path; from unroll_server.telemetry.metrics import Metrics;"
         "Metrics(Path(sys.argv[1]), 1).of('jv/1').tick(2, 8, 9, 0.001); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == -9

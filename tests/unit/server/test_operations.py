@@ -7,7 +7,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from unroll_server.metrics import Metrics, Workers
+from unroll_server.telemetry.metrics import Metrics, Workers
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 

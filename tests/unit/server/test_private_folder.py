@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from unroll_server.private_folder import HELD, private_folder
+from unroll_server.workers.runtime_dir import HELD, private_folder
 
 HOLD = """
-from unroll_server.private_folder import private_folder
+from unroll_server.workers.runtime_dir import private_folder
 with private_folder() as folder:
     (folder / "sessions").write_bytes(b"state")
     print(folder, flush=True)

@@ -19,10 +19,10 @@ from unroll_engine.errors import ModelNotFoundError
 from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Loader, Model
 from unroll_engine.models.spec import ModelKey
-from unroll_server.catalog import Catalog
 from unroll_server.errors import ModelRefusedError, SessionStoreError, StartupError
-from unroll_server.metrics import Metrics
-from unroll_server.repository import Repository
+from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.repository import Repository
+from unroll_server.telemetry.metrics import Metrics
 
 LANES = 4
 

@@ -12,8 +12,8 @@ from support.models import alone, random_network, served
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError, SequenceStateError
 from unroll_engine.models.spec import Float32Array
-from unroll_server.metrics import Metrics
 from unroll_server.sequence import PIECE, REPEATABLE, Repeatable, Sequence
+from unroll_server.telemetry.metrics import Metrics
 
 MODEL = served(random_network())
 

@@ -19,14 +19,14 @@ from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import ExpiredError, InvalidRequestError, OverloadedError, RequestError, SequenceStateError
 from unroll_engine.models.spec import Float32Array, ModelKey
 from unroll_proto.v1.session_pb2 import Session
-from unroll_server.catalog import Catalog
 from unroll_server.errors import SessionExpiredError, SessionNotFoundError, SessionStoreError, SessionTakenError
-from unroll_server.metrics import Metrics
+from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.chunks import Advance, Advanced
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.redis_store import RedisStore
 from unroll_server.sessions.service import Sessions
 from unroll_server.sessions.store import Kept, Store
+from unroll_server.telemetry.metrics import Metrics
 
 MODEL = served(random_network())
 NEWER = served(random_network(seed=1), version=2)

@@ -12,15 +12,15 @@ from support.processes import PATIENCE
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.catalog import Catalog
+from unroll_server.api.native.stream import MAX_UNANSWERED_BYTES, MAX_UNSENT_BYTES, Stream
 from unroll_server.config import Limits
 from unroll_server.errors import DrainingError
-from unroll_server.handlers.stream import MAX_UNANSWERED_BYTES, MAX_UNSENT_BYTES, Stream
-from unroll_server.identities import Identities
-from unroll_server.metrics import Metrics
-from unroll_server.metrics.figures import MODEL_SIZE, QUEUED_STEPS, REAL, SERVER_SIZE
+from unroll_server.identity.quotas import Usage
+from unroll_server.identity.tokens import Identities
+from unroll_server.repository.catalog import Catalog
 from unroll_server.sequence import PIECE
-from unroll_server.usage import Usage
+from unroll_server.telemetry.metrics import Metrics
+from unroll_server.telemetry.metrics.figures import MODEL_SIZE, QUEUED_STEPS, REAL, SERVER_SIZE
 
 MODEL = served(random_network(hidden=1024))
 STATE = 4 * MODEL.spec.hidden_size

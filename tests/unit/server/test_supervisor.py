@@ -12,9 +12,9 @@ import pytest
 from support.processes import PATIENCE
 from support.settings import SETTINGS
 
-from unroll_server import supervisor
-from unroll_server.control import FD, Channel, WorkerConfig
 from unroll_server.errors import StartupError
+from unroll_server.workers import supervisor
+from unroll_server.workers.channel import FD, Channel, WorkerConfig
 
 
 async def test_a_worker_s_configuration_arrives_as_it_was_sent() -> None:

@@ -12,8 +12,8 @@ from support.settings import SETTINGS
 from unroll_engine.errors import InvalidRequestError
 from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec
 from unroll_proto.inference import service_pb2 as pb
+from unroll_server.api.oip.tensors import INPUTS, TYPED, decode, encode, encode_classes, initial_state, ragged
 from unroll_server.config import Limits
-from unroll_server.tensors import INPUTS, TYPED, decode, encode, encode_classes, initial_state, ragged
 
 LIMITS = SETTINGS.limits
 SPEC = ModelSpec(ModelKey("m", 1), "simple_rnn", 2, 3, 4, 2, ("a", "b", "c", "d"), ("x", "y"))

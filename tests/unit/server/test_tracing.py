@@ -17,11 +17,12 @@ from support.models import random_network, served
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.jobs import BatchJob
-from unroll_server import caller, tracing
-from unroll_server.calls import Calls, Method
+from unroll_server import caller
 from unroll_server.errors import StartupError
-from unroll_server.metrics import Metrics
-from unroll_server.tracing import Tracer
+from unroll_server.middleware.access_log import Calls, Method
+from unroll_server.telemetry import tracing
+from unroll_server.telemetry.metrics import Metrics
+from unroll_server.telemetry.tracing import Tracer
 
 MODEL = served(random_network(), "one", 3)
 PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "123"]

@@ -13,12 +13,12 @@ from support.models import random_network, served
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import OverloadedError
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.catalog import Catalog
-from unroll_server.metrics import Metrics
+from unroll_server.middleware.slow_readers import OF_CONNECTION, SMALL, UnreadInterceptor
+from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.chunks import Advance
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.service import Sessions
-from unroll_server.unread import OF_CONNECTION, SMALL, UnreadInterceptor
+from unroll_server.telemetry.metrics import Metrics
 
 MODEL = served(random_network(features=3, hidden=8, outputs=4))
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.operators import write_identities
 
 from unroll_engine.errors import OverloadedError
-from unroll_server.identities import Identities
-from unroll_server.usage import CALLS, OPEN_SEQUENCES, Usage
+from unroll_server.identity.quotas import CALLS, OPEN_SEQUENCES, Usage
+from unroll_server.identity.tokens import Identities
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""unroll.v1.UnrollService."""

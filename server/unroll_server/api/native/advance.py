@@ -1,0 +1,79 @@
+"""unroll.v1.UnrollService, the part of it that is about sessions."""
+
+import math
+import time
+from typing import Any
+
+from unroll_engine.arrays import to_bytes
+from unroll_engine.errors import InvalidRequestError
+from unroll_engine.models.spec import Float32Array, ModelSpec
+from unroll_engine.readout import classify
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
+from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server import caller
+from unroll_server.api.data_plane import resolve_model
+from unroll_server.api.native.codec import decode_chunk
+from unroll_server.config import Limits
+from unroll_server.repository.catalog import Catalog
+from unroll_server.sessions.chunks import Advance, Advanced
+from unroll_server.sessions.service import Sessions
+
+
+async def advance(
+    request: pb.AdvanceRequest, context: Any, catalog: Catalog, sessions: Sessions, limits: Limits
+) -> pb.AdvanceResponse:
+    """Answers `Advance`; see unroll.proto."""
+
+    def values(spec: ModelSpec) -> Float32Array:
+        return decode_chunk(request.values, spec, limits, "values", least=0)
+
+    name, version, state = request.model, request.version, None
+    if request.HasField("initial_state"):
+        if not request.start:
+            raise InvalidRequestError("only a session that starts can have one", "initial_state")
+        snapshot = request.initial_state
+        spec = resolve_model(catalog, snapshot, name, version, "initial_state").spec
+        state = decode_snapshot(snapshot, spec, "initial_state")
+        name, version = spec.key
+    remaining = context.time_remaining()
+    done = await sessions.advance(
+        Advance(
+            owner=caller.identity.get(),
+            session_id=request.session_id,
+            model=name,
+            version=version,
+            start=request.start,
+            end=request.end,
+            first_step=request.first_step if request.HasField("first_step") else None,
+            values=values,
+            deadline=math.inf if remaining is None else time.monotonic() + remaining,
+            initial_state=state,
+            initial_step=request.initial_state.step,
+            initial_bundle=request.initial_state.bundle,
+            keep_states=request.return_states,
+        )
+    )
+    return _answer(done, request)
+
+
+def _answer(done: Advanced, request: pb.AdvanceRequest) -> pb.AdvanceResponse:
+    spec = done.model.spec
+    response = pb.AdvanceResponse(
+        model=spec.key.name,
+        version=spec.key.version,
+        first_step=done.first_step,
+        count=len(done.logits),
+        step=done.step,
+    )
+    if request.return_states:
+        response.states = to_bytes(done.states)
+    if request.return_logits:
+        response.logits = to_bytes(done.logits)
+    if len(done.logits):
+        probabilities, labels = classify(done.logits[-1:])
+        response.probabilities = to_bytes(probabilities)
+        response.label_index = int(labels[0])
+        response.label = spec.class_labels[response.label_index]
+    if request.return_snapshot:
+        response.snapshot.CopyFrom(encode_snapshot(spec, done.step, done.state))
+    return response

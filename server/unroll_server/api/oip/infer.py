@@ -1,0 +1,274 @@
+"""One request of the Open Inference Protocol: decode -> engine or session -> encode."""
+
+import asyncio
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.errors import InvalidRequestError, RequestError
+from unroll_engine.jobs import BatchJob
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.readout import classify
+from unroll_proto.inference import service_pb2 as pb
+from unroll_server.api.data_plane import check_answer
+from unroll_server.api.oip import tensors
+from unroll_server.api.oip.request import (
+    DEFAULT_OUTPUTS,
+    Options,
+    Wanted,
+    options_of,
+    outputs_of,
+    version_of,
+)
+from unroll_server.api.oip.statistics import Stages, Statistics
+from unroll_server.caller import identity, watched
+from unroll_server.config import Limits
+from unroll_server.errors import SessionNotFoundError
+from unroll_server.repository.catalog import Catalog
+from unroll_server.sessions.chunks import Advance
+from unroll_server.sessions.running import compute
+from unroll_server.sessions.service import Sessions
+
+_FIELDS = {
+    "model": "model_name",
+    "version": "model_version",
+    "session_id": "parameters[sequence_id]",
+    "values": "inputs",
+}
+"""What a request has of this service, by what the catalog, the sessions and the engine call it."""
+
+MAX_STATES_BYTES = 2**26
+"""Bytes of the `states` of one request."""
+
+
+class _Results(NamedTuple):
+    """What was computed for a request: the outputs by name, each with the batch first.
+
+    `logits` and `probabilities` are missing where there was no step.
+    """
+
+    model: Model
+    arrays: dict[str, Float32Array]
+
+
+class Inference:
+    """Answers requests.
+
+    Args:
+        catalog: The models.
+        engine: What runs them.
+        sessions: What keeps the state of sequences.
+        limits: What one call may carry.
+        statistics: Where requests are counted.
+
+    Attributes:
+        statistics: As given.
+    """
+
+    def __init__(
+        self, catalog: Catalog, engine: AsyncEngine, sessions: Sessions, limits: Limits, statistics: Statistics
+    ) -> None:
+        self._catalog = catalog
+        self._engine = engine
+        self._sessions = sessions
+        self._limits = limits
+        self.statistics = statistics
+
+    async def answer(self, request: pb.ModelInferRequest, deadline: float) -> pb.ModelInferResponse:
+        """The response to a request.
+
+        Args:
+            request: As a caller sent it.
+            deadline: On the engine's clock, in seconds.
+
+        Raises:
+            RequestError: it can't be answered.
+        """
+        stages = Stages()
+        try:
+            version = version_of(request.model_version, "model_version")
+            options, wanted = options_of(request), outputs_of(request)
+            deadline = min(deadline, time.monotonic() + options.timeout)
+            if options.sequence is None:
+                model = self._catalog.find(request.model_name, version)
+                stages.model = model.spec.key
+                inputs = tensors.decode(request, self._limits)
+                stages.decoded = time.perf_counter_ns()
+                results = await self._run(model, inputs, wanted, deadline, stages)
+            else:
+                name = request.model_name or self._catalog.find("", 0).spec.key.name
+                inputs = tensors.decode(request, self._limits, shortest=0 if options.start or options.end else 1)
+                stages.decoded = time.perf_counter_ns()
+                results = await self._advance(name, version, options, inputs, wanted, deadline, stages)
+            stages.computed = time.perf_counter_ns()
+            response = _encode(request, results, wanted)
+        except RequestError as error:
+            if stages.model is not None:
+                self.statistics.failed(stages.model, stages.begin)
+            error.rename(_FIELDS)
+            raise
+        self.statistics.answered(results.model.spec.key, inputs.batch, stages)
+        return response
+
+    def expected_bytes(self, request: pb.ModelInferRequest) -> int:
+        """How many bytes the states in the response to a request will have, at most; 0 where it can't have any."""
+        names = {output.name for output in request.outputs}
+        shapes = [list(each.shape) for each in request.inputs if each.name == "input"]
+        specs = [model.spec for model in self._catalog.models if request.model_name in ("", model.spec.key.name)]
+        if not names & {"states", "final_state"} or not specs or [len(shape) for shape in shapes] != [3]:
+            return 0
+        # Nothing is checked yet: what can't be will be refused.
+        batch, steps = min(max(shapes[0][0], 0), self._limits.max_sequences), max(shapes[0][1], 0)
+        width = 4 * max(spec.hidden_size for spec in specs)
+        states = min(batch * steps * width, MAX_STATES_BYTES) if "states" in names else 0
+        final = batch * max(spec.num_layers for spec in specs) * width if "final_state" in names else 0
+        return states + final
+
+    async def _run(
+        self, model: Model, inputs: tensors.Inputs, wanted: tuple[Wanted, ...], deadline: float, stages: Stages
+    ) -> _Results:
+        """A batch of whole sequences."""
+        spec = model.spec
+        _check_outputs(wanted, inputs, spec)
+        rows, offsets = tensors.ragged(inputs, spec)
+        state = tensors.initial_state(inputs, spec)
+        names = {each.name for each in wanted}
+        if "states" not in names:
+            batch = BatchJob(
+                model, rows, offsets, state, "final_state" in names, deadline, identity.get(), watched.get()
+            )
+            await self._engine.run(batch)
+            stages.waited = int(batch.waited * 1e9)
+            return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))
+        # Between two pieces of a sequence the engine may have no work of the model.
+        with self._catalog.held(model):
+            return _Results(
+                model, await self._run_keeping_states(model, inputs, rows, offsets.tolist(), state, deadline)
+            )
+
+    async def _run_keeping_states(
+        self,
+        model: Model,
+        inputs: tensors.Inputs,
+        rows: Float32Array,
+        offsets: list[int],
+        state: State | None,
+        deadline: float,
+    ) -> dict[str, Float32Array]:
+        """As a batch has no states but the last, each sequence is run as one whose every step is reported."""
+        spec = model.spec
+        logits = np.empty((inputs.batch, spec.output_size), np.float32)
+        states = np.zeros((inputs.batch, inputs.longest, spec.hidden_size), np.float32)
+        final = spec.zero_state(inputs.batch)
+
+        async def run(index: int, first: int, end: int) -> None:
+            initial = None if state is None else tuple(array[:, index] for array in state)
+            own_logits, own_states, own_final = await compute(self._engine, model, rows[first:end], initial, deadline)
+            logits[index] = own_logits[-1]
+            states[index, : end - first] = own_states
+            for kept, value in zip(final, own_final, strict=True):
+                kept[:, index] = value
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(inputs.batch):
+                    group.create_task(run(index, offsets[index], offsets[index + 1]))
+        except ExceptionGroup as errors:
+            # They were refused for the same reason, or one was and the others were cancelled for it.
+            raise errors.exceptions[0] from None
+        return _arrays(logits, classify(logits)[0], final) | {"states": states}
+
+    async def _advance(
+        self,
+        name: str,
+        version: int,
+        options: Options,
+        inputs: tensors.Inputs,
+        wanted: tuple[Wanted, ...],
+        deadline: float,
+        stages: Stages,
+    ) -> _Results:
+        """The next steps of a sequence."""
+        if inputs.batch != 1:
+            problem = f"`input` holds {inputs.batch} sequences, a request with a sequence_id is for one"
+            raise InvalidRequestError(problem, "inputs")
+        state: State | None = None
+        if options.start:
+            # The version is settled here, so that what is checked now is what runs.
+            spec = self._catalog.find(name, version).spec
+            version = spec.key.version
+            state = tensors.initial_state(inputs, spec)
+        elif inputs.initial_state is not None:
+            raise InvalidRequestError("`initial_state` is given, and the sequence does not begin here", "inputs")
+        keep_states = any(each.name == "states" for each in wanted)
+
+        def values(spec: ModelSpec) -> Float32Array:
+            # What can be refused is refused here: later the sequence has moved on.
+            stages.model = spec.key
+            _check_outputs(wanted, inputs, spec)
+            return tensors.ragged(inputs, spec)[0]
+
+        advance = Advance(
+            owner=identity.get(),
+            session_id=options.session_id(name),
+            model=name,
+            version=version,
+            start=options.start,
+            end=options.end,
+            first_step=None,
+            values=values,
+            deadline=deadline,
+            initial_state=None if state is None else tuple(array[:, 0] for array in state),
+            keep_states=keep_states,
+        )
+        try:
+            done = await self._sessions.advance(advance)
+        except SessionNotFoundError:
+            problem = f"no sequence {options.sequence!r} has begun; its first request has sequence_start"
+            raise InvalidRequestError(problem, "parameters[sequence_id]") from None
+        last = done.logits[-1:]
+        final = tuple(array[:, np.newaxis] for array in done.state)
+        arrays = _arrays(last, classify(last)[0], final) if len(last) else _final(final)
+        if keep_states:
+            arrays["states"] = np.zeros((1, inputs.longest, done.model.spec.hidden_size), np.float32)
+            arrays["states"][0, : len(done.states)] = done.states
+        return _Results(done.model, arrays)
+
+
+def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: ModelSpec) -> None:
+    check_answer(spec, inputs.batch, any(each.name == "final_state" for each in wanted), "inputs")
+    size = inputs.batch * inputs.longest * spec.hidden_size * 4
+    for name, classes in wanted:
+        if name == "states" and size > MAX_STATES_BYTES:
+            problem = f"`states` would take {size} bytes, at most {MAX_STATES_BYTES} allowed"
+            raise InvalidRequestError(problem, "outputs")
+        if name in DEFAULT_OUTPUTS and not inputs.shortest:
+            raise InvalidRequestError(f"there is no timestep to give `{name}` of", "outputs")
+        if name == "logits" and classes and spec.output_size == 1:
+            problem = "`logits` of a binary model is one value; ask for the classification of `probabilities`"
+            raise InvalidRequestError(problem, "outputs")
+
+
+def _arrays(logits: Float32Array, probabilities: Float32Array, final: State | None) -> dict[str, Float32Array]:
+    """The outputs, of which the state is [num_layers, batch, hidden_size] each."""
+    arrays = {"logits": logits, "probabilities": probabilities}
+    return arrays if final is None else arrays | _final(final)
+
+
+def _final(state: State) -> dict[str, Float32Array]:
+    (array,) = state
+    return {"final_state": array.transpose(1, 0, 2)}
+
+
+def _encode(request: pb.ModelInferRequest, results: _Results, wanted: tuple[Wanted, ...]) -> pb.ModelInferResponse:
+    spec, arrays = results.model.spec, results.arrays
+    response = pb.ModelInferResponse(model_name=spec.key.name, model_version=str(spec.key.version), id=request.id)
+    for name, classes in wanted or tuple(Wanted(name, 0) for name in DEFAULT_OUTPUTS if name in arrays):
+        if classes:
+            tensors.encode_classes(response, name, arrays[name], classes, spec.class_labels)
+        else:
+            tensors.encode(response, name, arrays[name])
+    return response

@@ -1,0 +1,178 @@
+"""inference.GRPCInferenceService: the Open Inference Protocol; docs/open-inference.md says how it is answered."""
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from importlib.metadata import version as package_version
+from typing import Any
+
+from unroll_engine.errors import ModelNotFoundError, RequestError
+from unroll_engine.models.loader import Model
+from unroll_proto.inference import service_pb2 as pb
+from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceServicer
+from unroll_server.api.oip.infer import Inference
+from unroll_server.api.oip.metadata import config, metadata
+from unroll_server.api.oip.request import version_of
+from unroll_server.api.oip.stream import STATUS_FLAG, InferenceStream
+from unroll_server.errors import NotOfferedError
+from unroll_server.repository.catalog import Catalog
+
+_log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+
+_STATES = {"READY": "READY", "LOADING": "LOADING", "LEAVING": "UNLOADING", "REFUSED": "UNAVAILABLE"}
+"""The repository's states of a version by the names that Triton gives them."""
+
+Index = Callable[[], Iterable[tuple[str, int, str, str]]]
+"""Name, version, state and reason of every version in the repository; see repository.Repository.index."""
+
+
+class InferenceService(GRPCInferenceServiceServicer):
+    """The service over a catalog of models and what answers requests for them.
+
+    Loading and unloading are the admin listener's: it serves a subclass of this.
+
+    Args:
+        catalog: The models.
+        inference: What answers requests.
+        index: Tells what is in the repository.
+    """
+
+    extensions: Sequence[str] = ("sequence", "classification", "model_configuration", "statistics")
+    """What there is beyond the protocol, by the names that Triton gives it."""
+
+    def __init__(self, catalog: Catalog, inference: Inference, index: Index) -> None:
+        self._catalog = catalog
+        self._inference = inference
+        self._index = index
+        self._streams: set[InferenceStream] = set()
+        self._linger: float | None = None
+
+    def drain(self, linger: float) -> None:
+        """Ends every stream after what it has read; opens no new one.
+
+        Args:
+            linger: Seconds for which streams wait for their callers to half-close.
+        """
+        self._linger = linger
+        for stream in self._streams:
+            stream.drain(linger)
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
+        """See service.proto."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
+        """See service.proto."""
+        return pb.ServerReadyResponse(ready=self._linger is None and bool(self._catalog.models))
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
+        """See service.proto; a model that is not there is not ready, which is no error."""
+        try:
+            self._find(request)
+        except ModelNotFoundError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=self._linger is None)
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
+        """See service.proto."""
+        return pb.ServerMetadataResponse(
+            name="unroll", version=package_version("unroll-server"), extensions=self.extensions
+        )
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
+        """See service.proto."""
+        model = self._find(request)
+        return metadata(model, self._versions(model))
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Any) -> pb.ModelConfigResponse:
+        """See service.proto."""
+        model = self._find(request)
+        return pb.ModelConfigResponse(config=config(model, self._versions(model)))
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:
+        """See service.proto."""
+        remaining = context.time_remaining()
+        deadline = math.inf if remaining is None else time.monotonic() + remaining
+        return await self._inference.answer(request, deadline)
+
+    async def ModelStreamInfer(
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """See service.proto."""
+        # A stream's deadline ends the stream; each of its requests can have a timeout of its own.
+        stream = InferenceStream(
+            lambda each: self._inference.answer(each, math.inf),
+            _unforeseen,
+            self._inference.expected_bytes,
+            first_error_ends=any(
+                key == STATUS_FLAG and value == "true" for key, value in context.invocation_metadata() or ()
+            ),
+        )
+        if self._linger is not None:
+            stream.drain(self._linger)
+        self._streams.add(stream)
+        try:
+            async with aclosing(stream.responses(request_iterator)) as responses:
+                async for response in responses:
+                    yield response
+        finally:
+            self._streams.remove(stream)
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Any) -> pb.ModelStatisticsResponse:
+        """See service.proto."""
+        version = version_of(request.version, "version")
+        if request.name:
+            self._find(request)
+        return self._inference.statistics.of(
+            [
+                model.spec.key
+                for model in self._catalog.models
+                if request.name in ("", model.spec.key.name) and version in (0, model.spec.key.version)
+            ]
+        )
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Any) -> pb.RepositoryIndexResponse:
+        """See service.proto."""
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=name, version=str(version), state=_STATES[state], reason=reason
+                )
+                for name, version, state, reason in self._index()
+                if state == "READY" or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Any
+    ) -> pb.RepositoryModelLoadResponse:
+        """See service.proto."""
+        raise NotOfferedError("models are loaded on the admin listener (--admin) alone")
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Any
+    ) -> pb.RepositoryModelUnloadResponse:
+        """See service.proto."""
+        raise NotOfferedError("models are unloaded on the admin listener (--admin) alone")
+
+    def _find(
+        self,
+        request: pb.ModelReadyRequest | pb.ModelMetadataRequest | pb.ModelConfigRequest | pb.ModelStatisticsRequest,
+    ) -> Model:
+        try:
+            return self._catalog.find(request.name, version_of(request.version, "version"))
+        except RequestError as error:
+            error.rename({"model": "name"})
+            raise
+
+    def _versions(self, model: Model) -> list[int]:
+        return [each.spec.key.version for each in self._catalog.models if each.spec.key.name == model.spec.key.name]
+
+
+def _unforeseen(error: Exception) -> None:
+    _log.error("%s.ModelStreamInfer: a request failed", SERVICE, exc_info=error)

@@ -1,0 +1,198 @@
+"""One call of ModelStreamInfer: sequences share a stream, each is answered in order, and none waits for another."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
+
+from unroll_engine.errors import InternalError, RequestError
+from unroll_proto.inference import service_pb2 as pb
+from unroll_server.errors import DrainingError
+from unroll_server.status import status_of
+
+MAX_UNANSWERED = 256
+"""Requests of one stream that are read and whose answers the caller has not yet taken; no more are read beyond it."""
+MAX_BYTES = 2**26
+"""Bytes of those requests and of their answers, ready or expected; one request and its answer come on top."""
+FINAL = "triton_final_response"
+"""The parameter that marks the last response to a request: every response is the last one here."""
+STATUS_FLAG = "triton_grpc_error"
+"""Request metadata: `true` ends the stream at its first error, with that error's status. Triton's name."""
+
+Expected = Callable[[pb.ModelInferRequest], int]
+Answer = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
+
+
+class _Key(NamedTuple):
+    """Requests with the same key are answered in order: those of one sequence, and those of none."""
+
+    model: str
+    sequence: int | str
+
+
+class InferenceStream:
+    """Reads the requests of one call and yields the responses.
+
+    Args:
+        answer: Answers a request.
+        unforeseen: Called with an error that is not a RequestError.
+        expected: Returns the bytes that the answer to a request will have, if they may be many.
+        first_error_ends: Whether an error ends the stream, instead of being the answer to its request.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        unforeseen: Callable[[Exception], None],
+        expected: Expected = lambda _: 0,
+        first_error_ends: bool = False,
+    ) -> None:
+        self._answer = answer
+        self._unforeseen = unforeseen
+        self._expected = expected
+        self._first_error_ends = first_error_ends
+        # Ends the stream once the answers before it are taken.
+        self._error: RequestError | None = None
+        self._latest: dict[_Key, asyncio.Task[None]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._out: deque[pb.ModelStreamInferResponse] = deque()
+        self._requested = 0
+        # Each is set whenever its condition may have changed.
+        self._written = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._linger = 0.0
+        # Set if the server drained before it read some request.
+        self._unread = False
+        self._bytes = 0
+
+    def drain(self, linger: float) -> None:
+        """Runs no more requests. The call ends once those that were read are answered.
+
+        Args:
+            linger: Seconds for which the call waits for the caller to half-close before it ends.
+        """
+        self._linger = linger
+        self._draining.set()
+
+    async def responses(
+        self, requests: AsyncIterator[pb.ModelInferRequest]
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        """Yields the answers until the caller has half-closed and all it sent is answered.
+
+        Raises:
+            DrainingError: the server drains; all that was read before is answered.
+            RequestError: a request failed, and the first error ends the stream.
+        """
+        runner = asyncio.create_task(self._run(requests))
+        runner.add_done_callback(lambda _: self._written.set())
+        try:
+            while True:
+                while self._out:
+                    response = self._out.popleft()
+                    self._bytes -= response.ByteSize()
+                    self._requested -= 1
+                    yield response
+                    self._taken.set()
+                if self._error:
+                    raise self._error
+                if runner.done():
+                    break
+                self._written.clear()
+                await self._written.wait()
+            runner.result()
+        finally:
+            runner.cancel()
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(runner, *self._running, return_exceptions=True)
+
+    async def _run(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        reader = asyncio.create_task(self._read(requests))
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                reader.result()
+            while self._running:
+                await asyncio.wait(self._running)
+            if self._draining.is_set():
+                # As in Unroll: a caller that writes while the call ends may never see the answers under way to it.
+                _, open_ended = await asyncio.wait({reader}, timeout=self._linger)
+                if open_ended or self._unread:
+                    raise DrainingError("all of this stream")
+        finally:
+            reader.cancel()
+            draining.cancel()
+            await asyncio.gather(reader, draining, return_exceptions=True)
+
+    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        async for request in requests:
+            if self._draining.is_set() or self._error:
+                self._unread = True
+                continue
+            self._begin(request)
+            while self._requested >= MAX_UNANSWERED or self._bytes >= MAX_BYTES:
+                self._taken.clear()
+                await self._taken.wait()
+
+    def _begin(self, request: pb.ModelInferRequest) -> None:
+        key = _key(request)
+        before = self._latest.get(key)
+        self._requested += 1
+        size = request.ByteSize() + self._expected(request)
+        self._bytes += size
+        task = asyncio.create_task(self._serve(request, key, before, size))
+        self._latest[key] = task
+        self._running.add(task)
+        task.add_done_callback(lambda done: self._forget(key, done))
+
+    def _forget(self, key: _Key, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._latest.get(key) is task:
+            del self._latest[key]
+
+    async def _serve(
+        self, request: pb.ModelInferRequest, key: _Key, before: asyncio.Task[None] | None, size: int
+    ) -> None:
+        # Requests of no sequence run at once and are answered in their order, since callers may give them no ids.
+        if before and key.sequence:
+            await asyncio.wait({before})
+            if self._error:
+                return
+        failure: RequestError | None = None
+        try:
+            response = pb.ModelStreamInferResponse(infer_response=await self._answer(request))
+        except RequestError as error:
+            failure = error
+        except Exception as error:
+            self._unforeseen(error)
+            failure = InternalError("the server failed; its log has the cause")
+        if failure:
+            response = _failure(request, failure)
+        response.infer_response.parameters[FINAL].bool_param = True
+        if before and not key.sequence:
+            await asyncio.wait({before})
+        if self._error:
+            return
+        if failure and self._first_error_ends:
+            self._error = failure
+            self._written.set()
+            return
+        self._bytes += response.ByteSize() - size
+        self._out.append(response)
+        self._written.set()
+
+
+def _failure(request: pb.ModelInferRequest, error: RequestError) -> pb.ModelStreamInferResponse:
+    return pb.ModelStreamInferResponse(
+        error_message=status_of(error).message, infer_response=pb.ModelInferResponse(id=request.id)
+    )
+
+
+def _key(request: pb.ModelInferRequest) -> _Key:
+    """Returns the key of a request; any for a malformed one, which is refused in any order."""
+    parameter = request.parameters.get("sequence_id")
+    if parameter is None:
+        return _Key("", "")
+    return _Key(request.model_name, parameter.string_param or parameter.int64_param or parameter.uint64_param)

@@ -1,1 +1,0 @@
-"""The gRPC services, a file each: decode, engine, encode."""

@@ -1,0 +1,1 @@
+"""The models served: versions, their index, their life."""

@@ -1,0 +1,199 @@
+"""The figures of a server as Prometheus sees them; docs/operations.md says what each means."""
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from unroll_server.telemetry.metrics import figures as place
+from unroll_server.telemetry.metrics.figures import CallMetrics, ModelMetrics, ServerMetrics
+from unroll_server.telemetry.metrics.memory import Figures, Memory
+
+UNKNOWN = "unknown"
+"""Stands for the type, service and method of calls of methods that there are not."""
+
+
+class Metrics(Collector):
+    """The figures of a serving process, or of all workers that share a folder.
+
+    Args:
+        folder: Where workers share their figures, so that what a worker counted outlives it. None: in this process's
+            memory alone.
+        worker: The worker's number; one that takes a dead one's place counts on in its files.
+        living: Tells the numbers of the workers that live, of whom alone it is told how things are; None for all.
+
+    Attributes:
+        server: The figures of no model in particular.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, worker: int = 0, living: Callable[[], Collection[int]] | None = None
+    ) -> None:
+        self._memory = Memory(folder, worker, place.GAUGES, living)
+        self._models: dict[str, ModelMetrics] = {}
+        self._methods: dict[tuple[str, str], CallMetrics] = {}
+        self._loads: dict[str, memoryview[float]] = {}
+        self._server: ServerMetrics | None = None
+
+    @property
+    def server(self) -> ServerMetrics:
+        """The figures of no model in particular."""
+        # Not before it counts: who only tells the sum makes no file.
+        if self._server is None:
+            self._server = ServerMetrics(self._memory)
+        return self._server
+
+    @property
+    def queue(self) -> ServerMetrics:
+        """See unroll_engine.observer.Metrics."""
+        return self.server
+
+    @property
+    def memory(self) -> Memory:
+        """Where the figures are, for those that Prometheus is not told."""
+        return self._memory
+
+    def of(self, model: str) -> ModelMetrics:
+        """The figures of one model; the same object for the same name.
+
+        Args:
+            model: NAME/VERSION.
+        """
+        if model not in self._models:
+            self._models[model] = ModelMetrics(self._memory.of("model", model, place.MODEL_SIZE))
+        return self._models[model]
+
+    def method(self, path: str, kind: str) -> CallMetrics:
+        """The figures of one method; the same object for the same arguments.
+
+        Args:
+            path: `/package.Service/Method`.
+            kind: "unary", "client_stream", "server_stream" or "bidi_stream".
+        """
+        if (path, kind) not in self._methods:
+            figures = self._memory.of("call", f"{kind}{path}", place.CALL_SIZE)
+            self._methods[path, kind] = CallMetrics(figures)
+        return self._methods[path, kind]
+
+    def no_method(self) -> CallMetrics:
+        """The figures of calls of methods that there are not, whatever they are called."""
+        return self.method(f"/{UNKNOWN}/{UNKNOWN}", UNKNOWN)
+
+    def model_loaded(self, model: str) -> None:
+        """Counts a model version, NAME/VERSION, that was verified and loaded."""
+        self._load(model, "loaded")
+
+    def model_refused(self, model: str) -> None:
+        """Counts a model version, NAME/VERSION, that was found and can't be served."""
+        self._load(model, "refused")
+
+    def model_removed(self, model: str) -> None:
+        """Counts a model version, NAME/VERSION, that is not served any more."""
+        self._load(model, "removed")
+
+    def _load(self, model: str, outcome: str) -> None:
+        if model not in self._loads:
+            self._loads[model] = self._memory.of("load", model, len(place.LOADS))
+        self._loads[model][place.LOADS.index(outcome)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client.registry.Collector."""
+        yield from _models(self._memory.sums("model", place.MODEL_SIZE))
+        yield from _calls(self._memory.sums("call", place.CALL_SIZE))
+        yield from self._server_figures()
+        loads = CounterMetricFamily(
+            "unroll_model_loads", "Model versions loaded, refused and removed.", labels=["model", "outcome"]
+        )
+        for model, figures in self._memory.sums("load", len(place.LOADS)).items():
+            _add_each(loads, [model], place.LOADS, figures)
+        yield loads
+
+    def _server_figures(self) -> Iterator[Metric]:
+        sessions = CounterMetricFamily(
+            "unroll_sessions", "What became of sessions, and of requests for them.", labels=["outcome"]
+        )
+        refused = CounterMetricFamily(
+            "unroll_refused", "Work refused because there was too much of something.", labels=["cause"]
+        )
+        for family, kind in ((sessions, "session"), (refused, "refused")):
+            for name, figures in self._memory.sums(kind, 1).items():
+                family.add_metric([name], figures[0])
+            yield family
+        now = self._memory.sums("server", place.SERVER_SIZE).get("", np.zeros(place.SERVER_SIZE)).tolist()
+        for name, help_text, value in (
+            ("queued_steps", "Timesteps accepted and not yet answered.", now[place.QUEUED_STEPS]),
+            ("queued_bytes", "Bytes of values accepted and not yet answered.", now[place.QUEUED_BYTES]),
+            ("event_loop_tasks", "Tasks of the event loops, some seconds ago at most.", now[place.TASKS]),
+        ):
+            yield GaugeMetricFamily(f"unroll_{name}", help_text, value=value)
+
+
+def _models(models: dict[str, Figures]) -> Iterator[Metric]:
+    ticks = CounterMetricFamily("unroll_ticks", "Ticks of the engine.", labels=["model"])
+    steps = CounterMetricFamily(
+        "unroll_steps",
+        "Timesteps: real ones belong to sequences, computed ones are those and the padding within ticks.",
+        labels=["model", "kind"],
+    )
+    dropped = CounterMetricFamily(
+        "unroll_dropped_sequences",
+        "Sequences dropped before they were computed: the deadline passed, or the caller left.",
+        labels=["model", "cause"],
+    )
+    seconds = HistogramMetricFamily("unroll_tick_seconds", "Time that a tick took.", labels=["model"])
+    lanes = HistogramMetricFamily("unroll_tick_lanes", "Sequences in a tick.", labels=["model"])
+    queue = HistogramMetricFamily("unroll_queue_seconds", "Time that work waited to be run.", labels=["model"])
+    served = GaugeMetricFamily("unroll_model_served", "Processes that serve the model version.", labels=["model"])
+    opened = GaugeMetricFamily("unroll_open_sequences", "Sequences open on streams.", labels=["model"])
+    for model, figures in models.items():
+        steps.add_metric([model, "real"], figures[place.REAL])
+        steps.add_metric([model, "computed"], figures[place.COMPUTED])
+        _add_each(dropped, [model], place.CAUSES, figures[place.DROPPED :])
+        ticks.add_metric(
+            [model], _add_histogram(seconds, [model], figures[place.TICK : place.WIDTH], place.TICK_SECONDS)
+        )
+        _add_histogram(lanes, [model], figures[place.WIDTH : place.QUEUE], place.LANES)
+        _add_histogram(queue, [model], figures[place.QUEUE :], place.QUEUE_SECONDS)
+        if figures[place.SERVED]:
+            served.add_metric([model], figures[place.SERVED])
+            opened.add_metric([model], figures[place.OPEN])
+    yield from (ticks, steps, dropped, seconds, lanes, queue, served, opened)
+
+
+def _calls(methods: dict[str, Figures]) -> Iterator[Metric]:
+    labels = ["grpc_type", "grpc_service", "grpc_method"]
+    started = CounterMetricFamily("grpc_server_started", "Calls that have come.", labels=labels)
+    handled = CounterMetricFamily("grpc_server_handled", "Calls that have ended.", labels=[*labels, "grpc_code"])
+    received = CounterMetricFamily("grpc_server_msg_received", "Messages of calls that have come.", labels=labels)
+    sent = CounterMetricFamily("grpc_server_msg_sent", "Messages of calls that went out.", labels=labels)
+    seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Time from a call to its end.", labels=labels)
+    for name, figures in methods.items():
+        method = name.split("/")
+        started.add_metric(method, figures[place.STARTED])
+        received.add_metric(method, figures[place.RECEIVED])
+        sent.add_metric(method, figures[place.SENT])
+        _add_each(handled, method, place.CODES, figures[place.HANDLED :], unless_zero=True)
+        _add_histogram(seconds, method, figures[place.HANDLING :], place.CALL_SECONDS)
+    yield from (started, handled, received, sent, seconds)
+
+
+def _add_each(
+    family: CounterMetricFamily, labels: list[str], names: tuple[str, ...], figures: Figures, unless_zero: bool = False
+) -> None:
+    """Adds a counter a name."""
+    for name, value in zip(names, figures.tolist(), strict=False):
+        if value or not unless_zero:
+            family.add_metric([*labels, name], value)
+
+
+def _add_histogram(
+    family: HistogramMetricFamily, labels: list[str], figures: Figures, bounds: tuple[float, ...]
+) -> float:
+    """Adds a histogram, given as its sum and its counts; returns how many values it counted."""
+    cumulated = np.cumsum(figures[1 : len(bounds) + 2]).tolist()
+    names = [*map(floatToGoString, bounds), "+Inf"]
+    family.add_metric(labels, list(zip(names, cumulated, strict=True)), float(figures[0]))
+    return float(cumulated[-1])

@@ -1,0 +1,50 @@
+"""Which model goes on from a snapshot, by what the request names and what the snapshot says."""
+
+import pytest
+from support.models import random_network, served
+
+from unroll_engine.errors import ModelNotFoundError, RequestError, SequenceStateError
+from unroll_proto.v1.unroll_pb2 import Snapshot
+from unroll_server.api.data_plane import resolve_model
+from unroll_server.repository.catalog import Catalog
+
+NETWORK = random_network()
+CATALOG = Catalog([served(NETWORK, name, version) for name, version in (("a", 1), ("a", 2), ("b", 1))])
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "snapshot", "found"),
+    [
+        ("", 0, ("a", 1), ("a", 1)),
+        ("a", 0, ("a", 1), ("a", 1)),
+        ("a", 1, ("a", 1), ("a", 1)),
+        # Of another one than the request names: that is checked where the snapshot is decoded.
+        ("a", 2, ("a", 1), ("a", 2)),
+        ("b", 0, ("a", 1), ("b", 1)),
+    ],
+)
+def test_what_the_request_leaves_open_the_snapshot_says(
+    name: str, version: int, snapshot: tuple[str, int], found: tuple[str, int]
+) -> None:
+    model = resolve_model(CATALOG, Snapshot(model=snapshot[0], version=snapshot[1]), name, version, "initial_state")
+    assert model.spec.key == found
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "snapshot", "error", "message"),
+    [
+        ("a", 0, ("a", 7), SequenceStateError, "at: the snapshot is of a/7 (simple_rnn): no version 7 of 'a'"),
+        ("", 0, ("c", 1), SequenceStateError, "at: the snapshot is of c/1 (simple_rnn): no model 'c'; served are a, b"),
+        ("b", 0, ("a", 2), SequenceStateError, "at: the snapshot is of a/2 (simple_rnn): no version 2 of 'b'"),
+        # What the request itself names and is not there may come to be there.
+        ("a", 7, ("a", 7), ModelNotFoundError, "version: no version 7 of 'a'; served are 1, 2"),
+        ("c", 0, ("c", 1), ModelNotFoundError, "model: no model 'c'; served are a, b"),
+    ],
+)
+def test_a_snapshot_of_what_is_not_served_is_at_fault_unless_the_request_names_that_too(
+    name: str, version: int, snapshot: tuple[str, int], error: type[RequestError], message: str
+) -> None:
+    given = Snapshot(model=snapshot[0], version=snapshot[1], architecture="simple_rnn")
+    with pytest.raises(error) as raised:
+        resolve_model(CATALOG, given, name, version, "at")
+    assert str(raised.value).startswith(message)
