@@ -1,4 +1,4 @@
-"""Errors of the server, on top of the engine's; interceptors.py gives each its status."""
+"""Errors of the server, on top of the engine's; status.py has the status of each."""
 
 from unroll_engine.errors import RequestError
 

@@ -22,7 +22,7 @@ SESSIONS, MOST_SESSIONS = 1_000, 100_000
 
 
 class Repository(Protocol):
-    """What loads and unloads models; see repository.py."""
+    """What loads and unloads models; see repository/repository.py."""
 
     async def load(self, name: str) -> None:
         """Serves a model's versions."""

@@ -27,7 +27,7 @@ RETRY_AFTER = 1.0
 class UnreadInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls of a connection while too many answers wait on it to be read.
 
-    A caller with one call at a time is never refused. Streams bound themselves: see handlers/stream.py.
+    A caller with one call at a time is never refused. Streams bound themselves: see api/native/stream.py.
 
     Args:
         metrics: Counts refusals.
