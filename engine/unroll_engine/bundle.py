@@ -124,8 +124,8 @@ class VerifiedBundle:
         return bundle.read_artifact(self.path, bundle.artifact_of(self.manifest, kind))
 
     def max_abs_diff(self, kind: "bundle_pb2.ArtifactKind.ValueType") -> float:
-        """The artifact's largest absolute difference from eager PyTorch, from the proof."""
-        return next(proof.max_abs_diff for proof in self.report.proofs if proof.kind == kind)
+        """The artifact's largest absolute difference from eager PyTorch in any runtime, from the proof."""
+        return max(proof.max_abs_diff for proof in self.report.proofs if proof.kind == kind)
 
 
 def verify(root: Path, key: ModelKey) -> VerifiedBundle:

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from unroll_export.exporting import export_run
-from unroll_export.parity.gate import CASES
+from unroll_export.parity.gate import CASES, Proven
 from unroll_export.parity.runners import ParityError
 from unroll_export.runs import RunError, load_run
 from unroll_export.verifying import verify
 from unroll_proto import cli
 from unroll_proto.bundle import BundleError, check_name
-from unroll_proto.v1 import bundle_pb2 as pb
 
 HELP = """Exports a training run as a model bundle, with proof.
 
@@ -66,7 +65,7 @@ def run(run: Path, out: Path) -> None:
     except OSError as error:
         raise cli.InputError(_one_line(error, out)) from error
     click.echo(f"{exported.path}: written, with proof")
-    _print(exported.proofs)
+    _print(exported.proven)
 
 
 @group.command("verify", short_help="Proves the bundle in the folder BUNDLE again, on this machine.")
@@ -75,13 +74,13 @@ def verify_command(path: Path) -> None:
     """Proves the bundle in the folder BUNDLE again: its checksums, and every artifact against eager PyTorch here."""
     try:
         with _progress() as on_case:
-            proofs = verify(path, on_case)
+            proven = verify(path, on_case)
     except (BundleError, ParityError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(_one_line(error, path)) from error
     click.echo(f"{path}: proven on this machine")
-    _print(proofs)
+    _print(proven)
 
 
 def main() -> NoReturn:
@@ -103,16 +102,18 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield on_case
 
 
-def _print(proofs: list[pb.ArtifactProof]) -> None:
-    width = max(len(proof.file) for proof in proofs)
-    for proof in proofs:
+def _print(proven: Proven) -> None:
+    names = [f"{proof.file} ({proof.runtime})" for proof in proven.proofs]
+    width = max(map(len, names))
+    for name, proof in zip(names, proven.proofs, strict=True):
         bits = "the same bits however cut, " if proof.bitwise else ""
         worst = max(proof.cases, key=lambda case: case.worst_ratio)
         ratio = f"at most {proof.worst_ratio:.2f} of what float32 allows ({worst.name})"
         click.echo(
-            f"  {proof.file:{width}}  {len(proof.cases)} cases, {bits}{ratio}, "
-            f"{proof.max_abs_diff:.1e} from eager PyTorch"
+            f"  {name:{width}}  {len(proof.cases)} cases, {bits}{ratio}, {proof.max_abs_diff:.1e} from eager PyTorch"
         )
+    for runtime, reason in proven.left_out.items():
+        click.echo(f"  not judged: {runtime}: {reason}")
 
 
 def _one_line(error: OSError, path: Path) -> str:

@@ -1,7 +1,7 @@
 """From a training run to a bundle version: artifacts, proof, manifest, and then its place in the model folder."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as version_of
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias
@@ -15,7 +15,7 @@ from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_export.graphs.tensors import input_shapes, output_shapes, specs
 from unroll_export.graphs.torchscript import build_torchscript
 from unroll_export.model import SimpleRNN
-from unroll_export.parity.gate import prove
+from unroll_export.parity.gate import Proven, prove
 from unroll_export.runs import SUMMARY, RunError, TrainedRun
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
@@ -23,7 +23,8 @@ from unroll_proto.v1 import bundle_pb2 as pb
 Kind: TypeAlias = "pb.ArtifactKind.ValueType"
 
 ARCHITECTURE = "simple_rnn"
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "protobuf", "safetensors", "torch", "unroll-export", "unroll-proto")
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "protobuf", "safetensors", "torch")
+PACKAGES = ("unroll-engine", "unroll-export", "unroll-proto")
 
 BUILDERS: dict[Kind, Callable[[SimpleRNN], bytes]] = {
     pb.ARTIFACT_KIND_ONNX_RNN: build_onnx_rnn,
@@ -37,7 +38,7 @@ class Exported(NamedTuple):
     """A bundle version that was written."""
 
     path: Path
-    proofs: list[pb.ArtifactProof]
+    proven: Proven
 
 
 def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lambda _: None) -> Exported:
@@ -65,12 +66,12 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
         for kind, build in BUILDERS.items():
             draft.write(bundle.FILES[kind], build(model))
         written = {kind: (draft.path / bundle.FILES[kind]).read_bytes() for kind in BUILDERS}
-        proofs = prove(model, written, on_case)
+        proven = prove(model, written, on_case)
         while True:
             manifest = _manifest(run, name, draft.next_version(), training)
-            _describe(draft, manifest, proofs)
+            _describe(draft, manifest, proven)
             try:
-                return Exported(draft.publish(manifest.version), proofs)
+                return Exported(draft.publish(manifest.version), proven)
             except VersionTaken:
                 continue
 
@@ -91,13 +92,14 @@ def artifact_shapes(model: SimpleRNN, kind: Kind) -> tuple[list[pb.TensorSpec], 
     return specs(input_shapes(model, time_major)), specs(output_shapes(model, time_major))
 
 
-def _describe(draft: Draft, manifest: pb.BundleManifest, proofs: Sequence[pb.ArtifactProof]) -> None:
+def _describe(draft: Draft, manifest: pb.BundleManifest, proven: Proven) -> None:
     """Writes the proof and the manifest, and checks the bundle as a server will."""
     report = pb.ParityReport(
         format=bundle.PARITY_FORMAT,
         name=manifest.name,
         version=manifest.version,
-        proofs=proofs,
+        proofs=proven.proofs,
+        left_out=proven.left_out,
         libraries=dict(manifest.libraries),
         cpu=cpu_name(),
         created=manifest.created,
@@ -133,7 +135,7 @@ def _manifest(run: TrainedRun, name: str, version: int, training: pb.TrainingSum
         feature_names=run.feature_names,
         artifacts=artifacts,
         created=created,
-        libraries={"python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES},
+        libraries={"python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES + PACKAGES},
         training=training,
     )
 

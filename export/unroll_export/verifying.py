@@ -9,12 +9,12 @@ from safetensors.torch import load
 
 from unroll_export.exporting import ARCHITECTURE, artifact_shapes
 from unroll_export.model import SimpleRNN
-from unroll_export.parity.gate import prove
+from unroll_export.parity.gate import Proven, prove
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
 
 
-def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> list[pb.ArtifactProof]:
+def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> Proven:
     """Checks the bundle at `path` in full: checksums, its own proof, and a new proof of the very files.
 
     Raises:

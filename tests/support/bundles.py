@@ -34,7 +34,9 @@ def vouch(bundle: Path, name: str, proven: bool = False) -> None:
         artifact.update(sha256=digest, sizeBytes=str((bundle / name).stat().st_size))
 
     def prove(report: dict[str, Any]) -> None:
-        next(proof for proof in report["proofs"] if proof["file"] == name).update(sha256=digest)
+        for proof in report["proofs"]:
+            if proof["file"] == name:
+                proof.update(sha256=digest)
 
     if proven:
         edit(bundle / "parity.json", prove)

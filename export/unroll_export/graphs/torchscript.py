@@ -60,16 +60,3 @@ def build_torchscript(model: SimpleRNN) -> bytes:
         traced = torch.jit.trace(Unrolled(detached), example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, buffer)
     return buffer.getvalue()
-
-
-def load_torchscript(content: bytes) -> torch.jit.ScriptModule:
-    """Loads TorchScript onto the CPU.
-
-    Raises:
-        RuntimeError: the content is not TorchScript.
-    """
-    with quiet():
-        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            io.BytesIO(content), map_location="cpu"
-        )
-    return module

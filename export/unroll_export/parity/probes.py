@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unroll_engine.kernel.exact import Float64Array
 from unroll_export.model import SimpleRNN
 from unroll_export.parity.cases import MOST_GAIN
-from unroll_export.parity.exact import Float64Array
+from unroll_export.parity.judging import Judged, worst_ratio
 from unroll_export.parity.runners import Float32Array
 
 PROBES = ("one feature at a time", "one unit at a time", "random states", "random steps")
@@ -73,19 +74,18 @@ def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
     yield from zip(PROBES, (by_feature(), by_unit(), at_random(0), at_random(1)), strict=True)
 
 
-def weight_errors(
-    inputs: Float32Array | Float64Array, residuals: Float64Array, weights: Float64Array
-) -> tuple[float, float]:
+def weight_errors(inputs: Float32Array | Float64Array, residuals: Float64Array, weights: Float32Array) -> Judged:
     """Finds errors of single weights by least squares: rounding is not correlated with a product's inputs.
 
     Args:
         inputs: Inputs of the product, [rows, inputs].
         residuals: Distance of the artifact's sums from float64's, [rows, outputs].
-        weights: Weights and bias, [inputs + 1, outputs].
+        weights: [outputs, inputs].
 
     Returns:
         The largest ratio of a weight's apparent error to what chance allows, and that allowance.
     """
+    # The bias collects the mean of all roundings, and is not judged.
     with_bias: Float64Array = np.hstack([inputs.astype(np.float64), np.ones((len(inputs), 1))])
     # Inputs that never change can't be told from the bias: a ridge keeps their estimates bounded.
     moments = with_bias.T @ with_bias + 1e-6 * len(inputs) * np.eye(with_bias.shape[1])
@@ -93,10 +93,5 @@ def weight_errors(
     errors = inverse @ (with_bias.T @ residuals)
     noise = (residuals - with_bias @ errors).std(axis=0)
     chance = np.sqrt(np.abs(np.diag(inverse)))[:, None] * noise
-    allowed = DEVIATIONS * chance + SLACK * np.abs(weights) + np.finfo(np.float32).tiny
-    # The bias collects the mean of all roundings.
-    ratios = (np.abs(errors) / allowed)[:-1]
-    if not np.isfinite(ratios).all():
-        return float("nan"), 0.0
-    worst = int(ratios.argmax())
-    return float(ratios.flat[worst]), float(allowed[:-1].flat[worst])
+    allowed = DEVIATIONS * chance[:-1] + SLACK * np.abs(weights.T) + np.finfo(np.float32).tiny
+    return worst_ratio(np.abs(errors[:-1]), allowed)

@@ -1,19 +1,29 @@
 """One way to run eager PyTorch and each artifact: batch-major arrays in, batch-major arrays out."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unroll_export.graphs.tensors import INITIAL_STATE, INPUT, OUTPUTS
-from unroll_export.graphs.torchscript import load_torchscript
+from unroll_engine.kernel.exact import ExactNetwork, Matrix
+from unroll_engine.runtimes.base import Runtime
+from unroll_engine.runtimes.kernel import KernelRuntime
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
+from unroll_engine.runtimes.torchscript import TorchScriptRuntime
 from unroll_export.model import SimpleRNN
-from unroll_export.onnx_session import open_session
-from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
 
 Float32Array = NDArray[np.float32]
+Kind: TypeAlias = "pb.ArtifactKind.ValueType"
+
+RUNTIMES: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]] = {
+    pb.ARTIFACT_KIND_ONNX_RNN: {"onnx": OnnxOperatorRuntime, "kernel": KernelRuntime},
+    pb.ARTIFACT_KIND_ONNX_SCAN: {"onnx": OnnxCpuRuntime},
+    pb.ARTIFACT_KIND_TORCHSCRIPT: {"torchscript": lambda content: TorchScriptRuntime(content, "cpu")},
+}
+"""What serves each model artifact on the CPU, by the name that the proof gives it."""
 
 
 class ParityError(Exception):
@@ -52,50 +62,30 @@ class EagerRunner:
         return Outputs(*(output.numpy() for output in outputs))
 
 
-class TorchScriptRunner:
-    """`model.ts` as torch loads it."""
+class RuntimeRunner:
+    """An artifact in a runtime of the engine, as it is served."""
 
-    def __init__(self, content: bytes) -> None:
-        self._module = load_torchscript(content)
-
-    def run(self, x: Float32Array, initial_state: Float32Array) -> Outputs:
-        """See Runner.run."""
-        with torch.inference_mode():
-            outputs = self._module(torch.from_numpy(x), torch.from_numpy(initial_state))
-        return Outputs(*(output.numpy() for output in outputs))
-
-
-class OnnxRunner:
-    """An ONNX artifact in ONNX Runtime on the CPU.
-
-    Args:
-        content: The serialized model.
-        time_major: Whether its `input`, `logits` and `states` are [time, batch, ...].
-    """
-
-    def __init__(self, content: bytes, time_major: bool) -> None:
-        self._session = open_session(content)
-        self._time_major = time_major
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
 
     def run(self, x: Float32Array, initial_state: Float32Array) -> Outputs:
         """See Runner.run."""
-        feeds = {INPUT: self._swapped(x), INITIAL_STATE: np.ascontiguousarray(initial_state)}
-        logits, states, final_state = self._session.run(list(OUTPUTS), feeds)
-        return Outputs(self._swapped(logits), self._swapped(states), final_state)
-
-    def _swapped(self, array: Float32Array) -> Float32Array:
-        return np.ascontiguousarray(array.swapaxes(0, 1) if self._time_major else array)
+        logits, states, (final,) = self._runtime.run(_swapped(x), (np.ascontiguousarray(initial_state),))
+        return Outputs(_swapped(logits), _swapped(states), final)
 
 
-def open_runner(kind: pb.ArtifactKind.ValueType, content: bytes) -> Runner:
-    """Loads a model artifact.
+def exact_network(model: SimpleRNN) -> ExactNetwork:
+    """The network in float64."""
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
 
-    Raises:
-        ParityError: its runtime can't load it.
-    """
-    try:
-        if kind == pb.ARTIFACT_KIND_TORCHSCRIPT:
-            return TorchScriptRunner(content)
-        return OnnxRunner(content, time_major=kind == pb.ARTIFACT_KIND_ONNX_SCAN)
-    except Exception as error:  # the runtimes raise classes of their own, without a common base
-        raise ParityError(f"{bundle.FILES[kind]}: can't be loaded: {' '.join(str(error).split())}") from error
+    def matrix(of: str, layer: int) -> Matrix:
+        return Matrix(weights[f"rnn.weight_{of}_l{layer}"], weights[f"rnn.bias_{of}_l{layer}"])
+
+    layers = [(matrix("ih", layer), matrix("hh", layer)) for layer in range(model.rnn.num_layers)]
+    readout = Matrix(weights["fc.weight"], weights["fc.bias"])
+    return ExactNetwork("rnn_tanh", (weights["mean"], weights["std"]), layers, readout)
+
+
+def _swapped(array: Float32Array) -> Float32Array:
+    """Time-major for batch-major, and the reverse."""
+    return np.ascontiguousarray(array.swapaxes(0, 1))

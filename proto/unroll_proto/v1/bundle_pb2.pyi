@@ -270,12 +270,32 @@ Global___TrainingSummary: _TypeAlias = TrainingSummary  # noqa: Y015
 
 @_typing.final
 class ParityReport(_message.Message):
-    """`parity.json`: the proof that every artifact computes what eager PyTorch computes."""
+    """`parity.json`: the proof that every artifact computes what eager PyTorch computes, in each runtime that serves it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class LibrariesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LeftOutEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -302,6 +322,7 @@ class ParityReport(_message.Message):
     LIBRARIES_FIELD_NUMBER: _builtins.int
     CPU_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Version of this layout: 2. In version 1 `tolerance` was held against `max_abs_diff`, and there were no ratios."""
     name: _builtins.str
@@ -316,6 +337,10 @@ class ParityReport(_message.Message):
     def libraries(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def created(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def left_out(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Runtimes that serve an artifact but were not judged, each with the reason: "kernel" where it was not compiled."""
+
     def __init__(
         self,
         *,
@@ -327,10 +352,11 @@ class ParityReport(_message.Message):
         libraries: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cpu: _builtins.str = ...,
         created: _timestamp_pb2.Timestamp | None = ...,
+        left_out: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "created", b"created", "format", b"format", "libraries", b"libraries", "name", b"name", "proofs", b"proofs", "tolerance", b"tolerance", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "created", b"created", "format", b"format", "left_out", b"left_out", "libraries", b"libraries", "name", b"name", "proofs", b"proofs", "tolerance", b"tolerance", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -338,6 +364,8 @@ Global___ParityReport: _TypeAlias = ParityReport  # noqa: Y015
 
 @_typing.final
 class ArtifactProof(_message.Message):
+    """Of one artifact in one runtime."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KIND_FIELD_NUMBER: _builtins.int
@@ -347,6 +375,7 @@ class ArtifactProof(_message.Message):
     MAX_ABS_DIFF_FIELD_NUMBER: _builtins.int
     BITWISE_FIELD_NUMBER: _builtins.int
     WORST_RATIO_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
     kind: Global___ArtifactKind.ValueType
     file: _builtins.str
     sha256: _builtins.str
@@ -354,9 +383,11 @@ class ArtifactProof(_message.Message):
     max_abs_diff: _builtins.float
     """Largest over all cases."""
     bitwise: _builtins.bool
-    """Whether this artifact must give the same bits at every batch size and chunking."""
+    """Whether it must give the same bits at every batch size and chunking."""
     worst_ratio: _builtins.float
     """Largest over all cases."""
+    runtime: _builtins.str
+    """What ran it: "onnx" (onnxruntime), "kernel" (the step kernel) or "torchscript"; empty in version 1."""
     @_builtins.property
     def cases(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityCase]: ...
     def __init__(
@@ -369,10 +400,11 @@ class ArtifactProof(_message.Message):
         max_abs_diff: _builtins.float = ...,
         bitwise: _builtins.bool = ...,
         worst_ratio: _builtins.float = ...,
+        runtime: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitwise", b"bitwise", "cases", b"cases", "file", b"file", "kind", b"kind", "max_abs_diff", b"max_abs_diff", "sha256", b"sha256", "worst_ratio", b"worst_ratio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitwise", b"bitwise", "cases", b"cases", "file", b"file", "kind", b"kind", "max_abs_diff", b"max_abs_diff", "runtime", b"runtime", "sha256", b"sha256", "worst_ratio", b"worst_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,12 +13,12 @@ from support.eager import TOLERANCE
 from support.models import random_network
 
 from bench.asking import WrongAnswerError
-from unroll_engine.runtimes.onnx import OnnxCpuRuntime
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
+from unroll_engine.runtimes.torchscript import TorchScriptRuntime
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_export.graphs.torchscript import build_torchscript
-from unroll_export.parity.runners import open_runner
-from unroll_proto.v1 import bundle_pb2 as pb
+from unroll_export.parity.runners import RuntimeRunner
 
 STEPS = 16
 ROUNDS = 15
@@ -73,8 +73,8 @@ def _contestants(shape: Shape) -> dict[str, Callable[[], object]]:
     state = rng.uniform(-1, 1, (1, shape.lanes, shape.hidden)).astype(np.float32)
     scan = OnnxCpuRuntime(build_onnx_scan(network))
     time_major = np.ascontiguousarray(x.transpose(1, 0, 2))
-    operator = open_runner(pb.ARTIFACT_KIND_ONNX_RNN, build_onnx_rnn(network))
-    script = open_runner(pb.ARTIFACT_KIND_TORCHSCRIPT, build_torchscript(network))
+    operator = RuntimeRunner(OnnxOperatorRuntime(build_onnx_rnn(network)))
+    script = RuntimeRunner(TorchScriptRuntime(build_torchscript(network), "cpu"))
     tensors = torch.from_numpy(x), torch.from_numpy(state)
     weight = torch.randn(shape.hidden, shape.hidden)
     rows = torch.randn(shape.lanes, shape.hidden)

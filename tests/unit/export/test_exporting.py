@@ -124,7 +124,7 @@ def test_a_wrong_artifact_is_refused_and_nothing_written(
         return build(changed)
 
     monkeypatch.setitem(BUILDERS, kind, build_wrong)
-    with pytest.raises(ParityError, match=f"^{bundle.FILES[kind]}: case '.*': is off from float64 by"):
+    with pytest.raises(ParityError, match=rf"^{bundle.FILES[kind]} \(\w+\): case '.*': is off from float64 by"):
         export_run(run_of(random_network()), tmp_path / "models" / "jv")
     assert list(tmp_path.iterdir()) == []
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from support.models import random_network
 
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
 from unroll_export import SimpleRNN
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_export.graphs.tensors import input_shapes, output_shapes
-from unroll_export.parity.runners import EagerRunner, OnnxRunner
+from unroll_export.parity.runners import EagerRunner, RuntimeRunner
 
 SIZES = [(3, 8, 4, 1), (1, 1, 1, 1), (12, 7, 1, 2), (5, 16, 2, 3)]
 BUILDERS = pytest.mark.parametrize(("build", "time_major"), [(build_onnx_rnn, False), (build_onnx_scan, True)])
@@ -69,7 +70,8 @@ def test_the_same_model_gives_the_same_bytes(build: Build, time_major: bool) -> 
 def test_computes_what_eager_does(build: Build, time_major: bool, sizes: tuple[int, int, int, int]) -> None:
     network = random_network(*sizes)
     rng = np.random.default_rng(1)
-    runner, eager = OnnxRunner(build(network), time_major), EagerRunner(network)
+    runtime = OnnxCpuRuntime if time_major else OnnxOperatorRuntime
+    runner, eager = RuntimeRunner(runtime(build(network))), EagerRunner(network)
     for batch, time in [(1, 1), (1, 9), (5, 1), (4, 13)]:
         x = rng.standard_normal((batch, time, sizes[0]), np.float32)
         state = rng.uniform(-1, 1, (sizes[3], batch, sizes[1])).astype(np.float32)
@@ -85,5 +87,6 @@ def test_standardizes_large_offsets_as_eager_does(build: Build, time_major: bool
     network.std.copy_(torch.tensor([1e-2, 1e3, 5.0]))
     x = (network.mean + network.std * torch.randn(4, 6, 3, generator=torch.manual_seed(0))).numpy()
     state = np.zeros((1, 4, 8), np.float32)
-    got = OnnxRunner(build(network), time_major).run(x, state)
+    runtime = OnnxCpuRuntime if time_major else OnnxOperatorRuntime
+    got = RuntimeRunner(runtime(build(network))).run(x, state)
     np.testing.assert_allclose(got.states, EagerRunner(network).run(x, state).states, rtol=0, atol=2e-6)

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from support.models import random_network
 from torch import Tensor
 
+from unroll_engine.kernel import unavailable_reason
 from unroll_export import SimpleRNN
 from unroll_export.exporting import BUILDERS, Kind
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
@@ -41,10 +42,13 @@ def rewired(content: bytes, output: str, *nodes: onnx.NodeProto, **constants: fl
 @pytest.mark.parametrize("sizes", [(3, 8, 4, 1), (1, 1, 1, 1), (4, 6, 1, 2)])
 def test_right_artifacts_pass(sizes: tuple[int, int, int, int]) -> None:
     network = random_network(*sizes)
-    proofs = prove(network, {kind: build(network) for kind, build in BUILDERS.items()})
-    assert [proof.kind for proof in proofs] == list(BUILDERS)
-    for proof in proofs:
-        assert proof.bitwise == (proof.kind == SCAN)
+    proven = prove(network, {kind: build(network) for kind, build in BUILDERS.items()})
+    judged = [(proof.kind, proof.runtime, proof.bitwise) for proof in proven.proofs]
+    reason = unavailable_reason()
+    kernel = [] if reason else [(RNN, "kernel", True)]
+    assert judged == [(RNN, "onnx", False), *kernel, (SCAN, "onnx", True), (SCRIPT, "torchscript", False)]
+    assert proven.left_out == ({"kernel": f"kernel: {reason}"} if reason else {})
+    for proof in proven.proofs:
         assert proof.max_abs_diff == max(case.max_abs_diff for case in proof.cases) < 2e-6
         assert 0 < proof.worst_ratio == max(case.worst_ratio for case in proof.cases) < 1
         assert len(proof.cases) == len({case.name for case in proof.cases})
@@ -55,7 +59,7 @@ def test_right_artifacts_pass(sizes: tuple[int, int, int, int]) -> None:
 def test_one_changed_value_is_found(kind: Kind, weight: str) -> None:
     network, changed = random_network(), random_network()
     changed.state_dict()[weight].view(-1)[-1] += 1e-3
-    with pytest.raises(ParityError, match=r"^model[.a-z]+: case 'one .* at a time': is off from float64"):
+    with pytest.raises(ParityError, match=r"^model[.a-z]+ \(\w+\): case 'one .* at a time': is off from float64"):
         prove(network, {kind: BUILDERS[kind](changed)})
 
 
@@ -63,7 +67,7 @@ def test_the_smallest_change_of_a_carried_state_is_found() -> None:
     network = random_network()
     nudge = helper.make_node("Mul", ["before", "factor"], ["final_state"])
     content = rewired(build_onnx_scan(network), "final_state", nudge, factor=1 + 2**-23)
-    with pytest.raises(ParityError, match=r"^model\.scan\.onnx: case 'chunks of 1, .*values differ in their bits"):
+    with pytest.raises(ParityError, match=r"^model\.scan\.onnx \(onnx\): case 'chunks of 1, .*differ in their bits"):
         prove(network, {SCAN: content})
 
 
@@ -75,7 +79,7 @@ def test_a_row_that_depends_on_its_neighbours_is_found() -> None:
         helper.make_node("Add", ["before", "leak"], ["logits"]),
     )
     content = rewired(build_onnx_scan(network), "logits", *nodes, little=2e-7)
-    with pytest.raises(ParityError, match=r"^model\.scan\.onnx: case 'rows alone, .*values differ in their bits"):
+    with pytest.raises(ParityError, match=r"^model\.scan\.onnx \(onnx\): case 'rows alone, .*differ in their bits"):
         prove(network, {SCAN: content})
 
 
@@ -92,7 +96,7 @@ def test_a_state_that_is_not_carried_is_found() -> None:
     buffer = io.BytesIO()
     with quiet():
         torch.jit.save(torch.jit.script(Forgetful(network)), buffer)
-    with pytest.raises(ParityError, match=r"^model\.ts: case 'one unit at a time"):
+    with pytest.raises(ParityError, match=r"^model\.ts \(torchscript\): case 'one unit at a time"):
         prove(network, {SCRIPT: buffer.getvalue()})
 
 
@@ -108,7 +112,7 @@ def frozen(content: bytes, time: int) -> bytes:
 
 def test_a_frozen_time_axis_is_found() -> None:
     network = random_network()
-    with pytest.raises(ParityError, match=r"^model\.onnx: case 'random state, length=2 batch=1': "):
+    with pytest.raises(ParityError, match=r"^model\.onnx \(\w+\): case 'random state, length=2 batch=1': "):
         prove(network, {RNN: frozen(build_onnx_rnn(network), 1)})
 
 
@@ -125,7 +129,7 @@ def test_what_is_not_a_number_is_found(output: str) -> None:
 def test_another_shape_is_found() -> None:
     network = random_network(outputs=4)
     with pytest.raises(
-        ParityError, match=r"^model\.onnx: case .*: logits is float32 \(3, 1, 5\), expected .*\(3, 1, 4\)"
+        ParityError, match=r"^model\.onnx \(\w+\): case .*: logits is float32 \(3, 1, 5\), expected .*\(3, 1, 4\)"
     ):
         prove(network, {RNN: build_onnx_rnn(random_network(outputs=5))})
 

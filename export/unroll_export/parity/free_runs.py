@@ -1,0 +1,79 @@
+"""Free runs: cases that are run on, without a look at float64 between their steps.
+
+A network can amplify rounding, in every implementation alike. So a free run may be as far from float64 as eager PyTorch
+is itself, times a factor.
+"""
+
+import numpy as np
+
+from unroll_engine.kernel.exact import UNIT, ExactNetwork, Float64Array, Near
+from unroll_export.parity.cases import Case
+from unroll_export.parity.judging import Judged, judge, worst
+from unroll_export.parity.runners import Outputs, Runner
+
+FACTOR = 128
+"""A free run may be so many times as far from float64 as eager PyTorch is."""
+LOST = 0.01
+"""Allowance from which on a free run is not judged: dynamics that amplify so much are a matter of chance."""
+NUDGED = 7
+"""Further runs of eager PyTorch, from states a rounding away: one run alone can be near by chance."""
+
+
+class FreeRun:
+    """A case in float64, with the distance from it that eager PyTorch has.
+
+    Attributes:
+        expected: What eager PyTorch computes.
+    """
+
+    def __init__(self, case: Case, eager: Runner, exact: ExactNetwork) -> None:
+        self._case, self._eager = case, eager
+        self._rng, self._nudges_left = np.random.default_rng(0), NUDGED
+        inputs, state, steps = exact.inputs(case.x), case.initial_state.astype(np.float64), []
+        for time in range(case.plan.time):
+            steps.append(exact.step(inputs.at((slice(None), time)), (state,)))
+            state = steps[-1].state[0].value
+        self._right = (
+            _along_time([step.logits for step in steps]),
+            _along_time([Near(*(values[-1] for values in step.state[0])) for step in steps]),
+            steps[-1].state[0],
+        )
+        self._distances: list[Float64Array] = [np.zeros((1, 1, 1))] * 3
+        self.expected = eager.run(case.x, case.initial_state)
+        self._add(self.expected)
+
+    def judge(self, outputs: Outputs) -> Judged:
+        """Judges one way of computing the case. Eager PyTorch is run again only for what seems too far off."""
+        while True:
+            judged = worst(
+                judge(values, Near(right.value, right.off + _allowed(distance)))
+                for values, right, distance in zip(outputs, self._right, self._distances, strict=True)
+            )
+            if not judged.ratio > 1 or not self._nudges_left:
+                return judged
+            self._nudges_left -= 1
+            state = self._case.initial_state
+            moves = self._rng.uniform(-2 * UNIT, 2 * UNIT, state.shape).astype(np.float32)
+            self._add(self._eager.run(self._case.x, state + moves))
+
+    def _add(self, run: Outputs) -> None:
+        """Takes the distances of a run of eager PyTorch into account: the largest up to each step.
+
+        They are over all rows and units. Where one is far off, others only chance not to be.
+        """
+        logits, states, final = (np.abs(got - right.value) for got, right in zip(run, self._right, strict=True))
+        logits, states = (
+            np.maximum.accumulate(each.max(axis=(0, 2), keepdims=True), axis=1) for each in (logits, states)
+        )
+        final = np.maximum(final.max(keepdims=True), states[:, -1:])
+        self._distances = [np.maximum(*each) for each in zip(self._distances, (logits, states, final), strict=True)]
+
+
+def _along_time(steps: list[Near]) -> Near:
+    return Near(np.stack([step.value for step in steps], axis=1), np.stack([step.off for step in steps], axis=1))
+
+
+def _allowed(distance: Float64Array) -> Float64Array:
+    """Distance that is allowed; infinite where that tells no more."""
+    allowed = FACTOR * distance
+    return np.where(allowed > LOST, np.inf, allowed)
