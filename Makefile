@@ -37,7 +37,7 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis]' -e './client[otel]' \
-	  -r requirements-dev.txt
+	  -e './bench[contest]' -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps $(AEON)
 	touch $@
 
@@ -76,12 +76,12 @@ test-python: .venv/done $(OTHER)/kernel ## Runs the tests on another Python: PYT
 $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv $(OTHER)
 	$(OTHER)/bin/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e './server[otel,redis]' -e './client[otel]' \
-	  $(if $(TORCH),-e ./export) -r requirements-dev.txt
+	  -e ./bench $(if $(TORCH),-e ./export) -r requirements-dev.txt
 	$(OTHER)/bin/pip install --quiet --no-deps $(AEON)
 	touch $@
 
-bench: .venv/kernel $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench/; ONLY=row,row and PEERS=triton pick.
-	PYTHONPATH=tests $(BIN)/python -m bench --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
+bench: .venv/kernel $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench-report/; ONLY=row,row and PEERS=triton pick.
+	$(BIN)/python -m unroll_bench.contest --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
 
 soak: .venv/kernel ## Everything at once, faults included, every answer checked: MINUTES=30.
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),30)
@@ -124,7 +124,7 @@ types: .venv/done
 	$(BIN)/mypy
 
 imports: .venv/done
-	PYTHONPATH=proto:engine:export:server:client $(BIN)/lint-imports --no-cache
+	PYTHONPATH=proto:engine:export:server:client:bench $(BIN)/lint-imports --no-cache
 
 proto: .venv-gen/done ## Generates the protobuf code again.
 	cd proto && $(PROTOC) --python_out=. --mypy_out=. $(PROTO_FILES)
@@ -140,4 +140,4 @@ proto-check: proto
 	touch $@
 
 clean: ## Removes the environments and what the demo and the bench made.
-	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient dist demo bench
+	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient dist demo bench-report

@@ -1,4 +1,4 @@
-"""`unroll bench` against real servers: every kind of load, answers checked, figures that fit together."""
+"""`unroll-bench` against real servers: every kind of load, answers checked, figures that fit together."""
 
 import json
 import signal
@@ -11,20 +11,18 @@ from typing import Any
 import pytest
 from support.processes import ServerProcess, run
 
-from unroll_proto.sequences import Sequence, write_sequences
-
 SHORT = ("--seconds", "0.5", "--warm-up", "0.1")
 
 
 def bench(server: ServerProcess, *words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {"UNROLL_SERVER": server.address, "COLUMNS": "120"}
-    done = run("unroll", "bench", *SHORT, *words, check=False, env=environment)
+    done = run("unroll-bench", *SHORT, *words, check=False, env=environment)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
 def measured(server: ServerProcess, *words: str | Path) -> dict[str, Any]:
-    out: dict[str, Any] = json.loads(bench(server, "--json", "-", *words).stdout)
+    out: dict[str, Any] = json.loads(bench(server, "--json", *words).stdout)
     assert out["errors"] == {}
     assert out["wrong"] == 0
     assert out["calls"] > 0
@@ -38,49 +36,40 @@ def measured(server: ServerProcess, *words: str | Path) -> dict[str, Any]:
 
 
 def test_closed(server: ServerProcess) -> None:
-    out = measured(server, "--closed", "3", "--lengths", "7", "--batch", "5", "--connections", "2", "--seed", "4")
+    out = measured(server, "--closed", "3", "--lengths", "7", "--batch", "5", "--connections", "2")
     assert out["mode"] == "closed"
     assert out["rates"]["sequences"] == pytest.approx(out["rates"]["calls"] * 5)
     assert out["rates"]["steps"] == pytest.approx(out["rates"]["calls"] * 35)
-    assert out["settings"]["seed"] == 4
-    # A request carries 35 steps of 12 float32.
-    assert out["bytes_sent"] > out["calls"] * 35 * 12 * 4 * 0.9
-    assert out["corrected"]["interval_ms"] == out["latency_ms"]["50"]
-    assert out["corrected"]["latency_ms"]["max"] == out["latency_ms"]["max"]
+    assert out["settings"]["batch"] == 5
 
 
 def test_open(server: ServerProcess) -> None:
-    out = measured(server, "--open", "50", "--seconds", "2", "--lengths", "normal:20,5")
+    out = measured(server, "--open", "50", "--seconds", "2", "--lengths", "15..25")
     assert out["mode"] == "open"
     assert 60 < out["calls"] < 140
-    assert "latency_ms" not in out["corrected"]
-
-
-def test_file(server: ServerProcess, vowels: list[Sequence], tmp_path: Path) -> None:
-    file = tmp_path / "vowels.parquet"
-    write_sequences(file, vowels[:10])
-    out = measured(server, "--file", file, "--batch", "4", "--closed", "2")
-    steps = sum(len(sequence.values) for sequence in vowels[:10])
-    assert out["rates"]["steps"] == pytest.approx(out["rates"]["calls"] * steps / 3)
 
 
 @pytest.mark.parametrize("words", [("--streams", "2", "--sequences", "9"), ("--sequences", "20", "--cadence", "0.1")])
 def test_streams(server: ServerProcess, words: tuple[str, ...]) -> None:
-    out = measured(server, *words, "--chunk", "5", "--every", "2")
+    out = measured(server, *words, "--chunk", "5")
     assert out["mode"] == "streams"
     assert out["messages"] > 0
     assert out["rates"]["steps"] == pytest.approx(out["rates"]["calls"] * 5)
-    assert ("interval_ms" in out["corrected"]) == ("--cadence" not in words)
 
 
-def test_table_and_file(server: ServerProcess, tmp_path: Path) -> None:
-    done = bench(server, "--json", tmp_path / "run.json")
-    out = json.loads((tmp_path / "run.json").read_text())
+def test_figures_for_people(server: ServerProcess) -> None:
+    done = bench(server)
     assert done.stderr == ""
-    assert done.stdout.startswith(f"jv version 1 on {server.address}")
-    assert f"{out['rates']['sequences']:,.0f}" in done.stdout
-    assert "wrong answers  0" in done.stdout
-    assert all(ord(letter) >= 32 or letter == "\n" for letter in done.stdout)  # no terminal, nothing that moves
+    first, *figures = done.stdout.splitlines()
+    assert first.startswith("jv version 1 (")
+    assert first.endswith(server.address)
+    assert [line.split("  ")[0] for line in figures] == [
+        "calls/s",
+        "sequences/s",
+        "steps/s",
+        "latency ms",
+        "wrong answers",
+    ]
 
 
 def test_killed_server(bundle_root: Path, tmp_path: Path) -> None:
@@ -96,15 +85,15 @@ def test_killed_server(bundle_root: Path, tmp_path: Path) -> None:
 
         killer = threading.Thread(target=kill, daemon=True)
         killer.start()
-        done = bench(server, "--warm-up", "0", "--seconds", "4", "--json", tmp_path / "run.json", code=1)
+        done = bench(server, "--warm-up", "0", "--seconds", "4", "--json", code=1)
         killer.join()
-    out = json.loads((tmp_path / "run.json").read_text())
+    out = json.loads(done.stdout)
     assert any(reason.startswith("connect: ") for reason in out["errors"])
     assert out["calls"] > 0
     assert "errors" in done.stderr.splitlines()[-1]
 
 
 def test_no_server() -> None:
-    done = run("unroll", "bench", "--server", "127.0.0.1:1", check=False)
+    done = run("unroll-bench", "--server", "127.0.0.1:1", check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("unroll: no answer from 127.0.0.1:1")
+    assert done.stderr.startswith("unroll-bench: no answer from 127.0.0.1:1")

@@ -133,7 +133,7 @@ def test_commands(guarded: Guarded) -> None:
     base: list[str | Path] = ["--server", guarded.process.address, "--ca", folder / "ca.pem"]
     base += ["--cert", folder / "caller.pem", "--key", folder / "caller.key"]
     assert "jv" in run("unroll", "models", *base, "--token-file", folder / "token").stdout
-    done = run("unroll", "bench", *base, "--token-file", folder / "token", "--closed", "2", "--seconds", "0.3")
+    done = run("unroll-bench", *base, "--token-file", folder / "token", "--closed", "2", "--seconds", "0.3")
     assert "TOKEN" not in done.stdout + done.stderr
     assert "jv" in run("unroll", "models", *base, env={"UNROLL_TOKEN": ALICE}).stdout
     refused = run("unroll", "models", *base, env={"UNROLL_TOKEN": NOBODY}, check=False)

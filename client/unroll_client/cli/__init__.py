@@ -5,7 +5,6 @@ from typing import NoReturn
 import click
 
 from unroll_client.cli.admin import admin_command
-from unroll_client.cli.bench import bench_command
 from unroll_client.cli.classify import classify_command
 from unroll_client.cli.models import models_command
 from unroll_client.cli.stream import stream_command
@@ -21,7 +20,6 @@ def command() -> None:
       unroll models
       unroll classify utterances.parquet --model jv -o classes.parquet
       unroll stream utterances.parquet --model jv --index 3
-      unroll bench --closed 64 --lengths 29
 
     Files of sequences are Parquet, JSON Lines, npz or .ts. Exit codes: 0 done, 1 the server or the work failed,
     2 the command line or the input can't be used, 130 interrupted, 143 terminated.
@@ -31,7 +29,6 @@ def command() -> None:
 command.add_command(models_command)
 command.add_command(classify_command)
 command.add_command(stream_command)
-command.add_command(bench_command)
 command.add_command(admin_command)
 
 

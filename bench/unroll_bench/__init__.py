@@ -1,0 +1,1 @@
+"""Load generator for gRPC servers (`load`), the command `unroll-bench`, and this project's benchmark (`contest`)."""

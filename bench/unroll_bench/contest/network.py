@@ -1,0 +1,92 @@
+"""The network of the benchmark, exported with proof; sequences for it; its answers by eager PyTorch."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unroll_bench.contest.contestants import CLASSES, FEATURES, HIDDEN, MODEL
+from unroll_engine.models.spec import Float32Array
+from unroll_export import SimpleRNN
+from unroll_export.exporting import export_run
+from unroll_export.runs import TrainedRun
+
+# Every process of the benchmark is pinned to one core, where a second thread of torch's only spins.
+torch.set_num_threads(1)
+
+SHORTEST, LONGEST = 5, 120
+EVEN = 29
+"""Steps of every sequence where all are alike: the longest of JapaneseVowels."""
+TOLERANCE = 1e-5
+"""Largest difference between an answer and eager PyTorch."""
+
+
+class WrongAnswerError(Exception):
+    """A contestant refused, or its answer was not what eager PyTorch computes."""
+
+
+def hold(name: str, logits: Float32Array, expected: Float32Array) -> None:
+    """Compares logits with those of eager PyTorch.
+
+    Raises:
+        WrongAnswerError: another shape, or a difference above TOLERANCE. The message begins with `name`.
+    """
+    if logits.shape != expected.shape:
+        raise WrongAnswerError(f"{name}: logits {logits.shape}, {expected.shape} expected")
+    difference = float(np.abs(logits - expected).max())
+    if not difference <= TOLERANCE:
+        raise WrongAnswerError(f"{name}: {difference:.1e} away from eager PyTorch, {TOLERANCE:.0e} allowed")
+
+
+def random_network(features: int, hidden: int, outputs: int) -> SimpleRNN:
+    """Makes a network of random weights, the same in every process and every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = SimpleRNN(features, hidden, outputs).eval()
+        made.mean.uniform_(-1, 1)
+        made.std.uniform_(0.5, 2)
+    return made
+
+
+@cache
+def network() -> SimpleRNN:
+    """Returns the network that every server serves."""
+    return random_network(FEATURES, HIDDEN, CLASSES)
+
+
+def export(root: Path) -> Path:
+    """Writes a model repository with the network, by the real exporter, unless it is there; returns its folder."""
+    repository = root / "models"
+    if not repository.exists():
+        training = {"data": "none", "data_sha256": "", "seed": 0, "epochs": 0, "training_sequences": 0}
+        classes, features = tuple(map("class {}".format, range(CLASSES))), tuple(map("x{}".format, range(FEATURES)))
+        run = TrainedRun(network(), classes, features, {**training, "longest_sequence": LONGEST})
+        export_run(run, repository / MODEL)
+    return repository
+
+
+def even(count: int, steps: int = EVEN) -> list[Float32Array]:
+    """Draws standard normal sequences [steps, features]."""
+    return list(np.random.default_rng(0).standard_normal((count, steps, FEATURES), dtype=np.float32))
+
+
+def ragged(count: int) -> list[Float32Array]:
+    """Draws sequences of uniform lengths 5 to 120; `count` is best a multiple of 116, for then the mean is exact."""
+    rng = np.random.default_rng(0)
+    lengths = np.resize(np.arange(SHORTEST, LONGEST + 1), count)
+    rng.shuffle(lengths)
+    return [rng.standard_normal((steps, FEATURES), dtype=np.float32) for steps in lengths.tolist()]
+
+
+def eager(sequences: Sequence[Float32Array]) -> Float32Array:
+    """Computes logits [sequences, classes] of last steps by eager PyTorch, sequences of one length together."""
+    logits = np.empty((len(sequences), CLASSES), np.float32)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    for steps in set(lengths.tolist()):
+        where = np.flatnonzero(lengths == steps).tolist()
+        batch = torch.from_numpy(np.stack([sequences[index] for index in where]))
+        with torch.inference_mode():
+            logits[where] = network().unroll(batch)[0][:, -1].numpy()
+    return logits

@@ -1,0 +1,186 @@
+"""The step kernel by itself: its rate against onnxruntime's operators, the Scan form and torch.mm.
+
+`equal_lanes` and `threads` run in the worker process.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from unroll_bench.contest.contestants import CLASSES
+from unroll_bench.contest.figures import Figure, Outcome, Verdict, ratios
+from unroll_bench.contest.network import hold, random_network
+from unroll_bench.contest.rows.row import Row
+from unroll_bench.contest.session import Session
+from unroll_engine.kernel import Network, SequenceQueue, read_onnx, unavailable_reason
+from unroll_engine.models.spec import Float32Array
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime, session_options
+from unroll_export.graphs.onnx_rnn import build_onnx_rnn
+from unroll_export.graphs.onnx_scan import build_onnx_scan
+
+STEPS = 16
+KERNEL, OPERATOR, SCAN, PRODUCT = "step kernel", "onnxruntime's operator", "Scan form", "torch.mm of the product"
+ONE_THREAD, TWO_THREADS = "step kernel, one thread", "step kernel, two threads"
+SEQUENCES, LENGTH = 1000, 29
+ROUNDS = 15
+SECONDS = 0.04
+"""How long a contestant runs in a round, about."""
+# Cell, features, hidden, lanes, steps, and the bars by contestant.
+CASES: tuple[tuple[str, int, int, int, int, dict[str, float]], ...] = (
+    ("RNN", 12, 128, 64, STEPS, {OPERATOR: 5, SCAN: 1.35}),
+    ("RNN", 64, 512, 64, STEPS, {PRODUCT: 1.1}),
+    ("RNN", 12, 128, 1, LENGTH, {OPERATOR: 2.5}),
+    ("LSTM", 12, 128, 64, STEPS, {OPERATOR: 1.25}),
+    ("GRU", 12, 128, 64, STEPS, {OPERATOR: 1.7}),
+)
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+
+
+def equal_lanes(cell: str, features: int, hidden: int, lanes: int, steps: int) -> dict[str, list[float]]:
+    """Measures seconds for sequences of one length, logits of their last steps; the Scan form gives every step's.
+
+    Raises:
+        WrongAnswerError: the kernel's logits are not onnxruntime's.
+    """
+    torch.set_num_threads(1)
+    network = random_network(features, hidden, CLASSES)
+    graph = build_onnx_rnn(network) if cell == "RNN" else _gated_graph(cell, features, hidden)
+    x = np.random.default_rng(0).standard_normal((steps, lanes, features), dtype=np.float32)
+    zeros = (np.zeros((1, lanes, hidden), np.float32),) * (2 if cell == "LSTM" else 1)
+    kernel = Network(read_onnx(graph))
+
+    def run() -> Float32Array:
+        if lanes > 1:
+            return kernel.run_to_end(x, zeros)[0]
+        logits = np.empty((1, CLASSES), np.float32)
+        kernel.run_one(x[:, 0], logits=logits[0])
+        return logits
+
+    session = onnxruntime.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    feeds = dict(zip(names, (np.ascontiguousarray(x.transpose(1, 0, 2)), *zeros), strict=True))
+
+    def operator() -> Float32Array:
+        every: Float32Array = session.run(["logits"], feeds)[0]
+        return every[:, -1]
+
+    rows = torch.randn(lanes, features + hidden)
+    weight = torch.randn(features + hidden, hidden * GATES[cell])
+    into = torch.empty(lanes, weight.shape[1])
+
+    def product() -> None:
+        with torch.inference_mode():
+            for _ in range(steps):
+                torch.mm(rows, weight, out=into)
+
+    hold(f"{KERNEL}, {cell}", run(), operator())
+    calls: dict[str, Callable[[], object]] = {KERNEL: run, OPERATOR: operator, PRODUCT: product}
+    if cell == "RNN":
+        scan = OnnxCpuRuntime(build_onnx_scan(network))
+        calls[SCAN] = lambda: scan.run(x, zeros)
+    return _in_turns(calls)
+
+
+def _in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Measures seconds that a call of each contestant takes, one figure a round."""
+    counts = {}
+    for name, call in calls.items():
+        begin = time.perf_counter()
+        for _ in range(5):
+            call()
+        counts[name] = max(1, int(SECONDS / ((time.perf_counter() - begin) / 5)))
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            for _ in range(counts[name]):
+                call()
+            taken[name].append((time.perf_counter() - begin) / counts[name])
+    return taken
+
+
+def _gated_graph(cell: str, features: int, hidden: int) -> bytes:
+    """Builds standardization, one LSTM or GRU layer and the readout, batch-major, of random weights."""
+    rng, gates = np.random.default_rng(0), GATES[cell] * hidden
+    shapes = {"w": (1, gates, features), "r": (1, gates, hidden), "b": (1, 2 * gates), "fc": (hidden, CLASSES)}
+    weights = {name: rng.uniform(-1, 1, shape).astype(np.float32) / hidden**0.5 for name, shape in shapes.items()}
+    weights |= {"mean": rng.uniform(-1, 1, features).astype(np.float32), "std": np.full(features, 2, np.float32)}
+    initial = ["initial_state", "initial_cell"][: 2 if cell == "LSTM" else 1]
+    attributes: dict[str, Any] = {} if cell == "LSTM" else {"linear_before_reset": 1}
+    nodes = [
+        helper.make_node("Sub", ["input", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node(cell, ["steps", "w", "r", "b", "", *initial], ["all"], hidden_size=hidden, **attributes),
+        helper.make_node("Squeeze", ["all", "axis"], ["states"]),
+        helper.make_node("Transpose", ["states"], ["of lanes"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["of lanes", "fc"], ["logits"]),
+    ]
+    inputs = {"input": ("batch", "time", features)} | dict.fromkeys(initial, (1, "batch", hidden))
+    graph = helper.make_graph(
+        nodes,
+        cell,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", "time", CLASSES))],
+        [numpy_helper.from_array(array, name) for name, array in {**weights, "axis": np.array([1])}.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def threads() -> dict[str, list[float]]:
+    """Measures seconds for a queue of sequences on one thread and on two, hidden 128."""
+    network = Network(read_onnx(build_onnx_rnn(random_network(12, 128, CLASSES))))
+    sequences = list(np.random.default_rng(0).standard_normal((SEQUENCES, LENGTH, 12), dtype=np.float32))
+    logits = np.empty((SEQUENCES, CLASSES), np.float32)
+    queue = SequenceQueue(network, threads=2)
+    seconds: dict[str, list[float]] = {ONE_THREAD: [], TWO_THREADS: []}
+    for _ in range(2 * ROUNDS):
+        for name, count in ((ONE_THREAD, 1), (TWO_THREADS, 2)):
+            for lane, sequence in enumerate(sequences):
+                queue.submit(sequence, logits=logits[lane])
+            workers = [threading.Thread(target=_advance, args=(queue, number)) for number in range(count)]
+            begin = time.perf_counter()
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def _advance(queue: SequenceQueue, thread: int) -> None:
+    # The process is pinned to one core; its threads may have one each.
+    os.sched_setaffinity(0, {thread % (os.cpu_count() or 1)})
+    queue.advance(2**40, thread)
+
+
+async def measure(session: Session, outcome: Outcome) -> None:
+    """Measures contestants in turns in the worker process, case by case."""
+    if reason := unavailable_reason():
+        outcome.notes.append(reason)
+        return
+    for cell, features, hidden, lanes, steps, bars in CASES:
+        taken = await session.inside(equal_lanes, cell, features, hidden, lanes, steps)
+        where = f"{cell}, {features}/{hidden}/{lanes}, {steps} steps"
+        for name, seconds in taken.items():
+            outcome.figures.append(Figure(name, f"us, {where}", [second * 1e6 for second in seconds]))
+        for name, bar in bars.items():
+            outcome.verdicts.append(
+                Verdict(f"{name}'s time / {KERNEL}'s, {where}", ratios(taken[name], taken[KERNEL]), bar)
+            )
+    taken = await session.inside(threads)
+    for name, seconds in taken.items():
+        outcome.figures.append(Figure(name, "ms for 1,000 x 29 steps", [second * 1e3 for second in seconds]))
+    speedup = ratios(taken[ONE_THREAD], taken[TWO_THREADS])
+    outcome.verdicts.append(Verdict("one thread's time / two threads'", speedup, 1.9))
+
+
+ROW = Row("kernel", "step kernel alone, one core: RNN, LSTM, GRU, hidden 128 and 512", measure)

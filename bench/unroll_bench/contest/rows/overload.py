@@ -1,0 +1,71 @@
+"""Five times the load that a server can carry: how much of its peak is still answered, and in time."""
+
+from functools import partial
+from itertools import count
+
+from unroll_bench.contest.asking import Contestant
+from unroll_bench.contest.contestants import OURS, TRITON
+from unroll_bench.contest.figures import Figure, Outcome, Verdict
+from unroll_bench.contest.network import even
+from unroll_bench.contest.rows.row import Row, against, closed, grouped
+from unroll_bench.contest.session import Session
+from unroll_bench.load import Peer, Result, open_loop
+
+TIMES = 5
+TIMEOUT = 1.0
+"""Seconds to each call's deadline: what comes later is no good."""
+WARM_UP = 1.0
+"""Seconds until the queue is as long as it gets."""
+KINDS = ((64, 8, 8, 0.9), (1, 256, 64, 0.5))
+"""Sequences of a request, distinct requests, requests in flight for the peak, bar."""
+
+
+async def measure(session: Session, outcome: Outcome) -> None:
+    """Measures our peaks by a closed loop, then Poisson arrivals; batches, and single sequences."""
+    for sequences, requests, in_flight, bar in KINDS:
+        names = [*OURS, *(session.peers & {TRITON} if sequences == 1 else ())]
+        there = await session.contestants(outcome, names, grouped(even(sequences * requests), sequences))
+        ours = [there[name] for name in OURS if name in there]
+        peaks = await closed(session, ours, in_flight)
+        for each in ours:
+            peak = max(result.rate for result in peaks[each.name])
+            results = await session.in_turns(
+                {
+                    name: partial(_overloaded, session, there[name], TIMES * peak, count())
+                    for name in (each.name, *(name for name in there if name == TRITON))
+                }
+            )
+            good = {
+                name: [sum(result.latencies <= TIMEOUT) / session.seconds for result in rounds]
+                for name, rounds in results.items()
+            }
+            suffix = f", {sequences} sequences a request"
+            outcome.figures.append(Figure(each.name, f"requests/s, peak{suffix}", [peak]))
+            for name, rounds in results.items():
+                outcome.figures.append(Figure(name, f"requests/s in time at {TIMES} x peak{suffix}", good[name]))
+                _explain(outcome, f"{name}{suffix}", rounds)
+            claim = f"{each.name}, good output at {TIMES} x peak / peak{suffix}"
+            shares = [rate / peak for rate in good[each.name]]
+            outcome.verdicts.append(Verdict(claim, shares, bar, unit="%"))
+            if sequences == 1:
+                against(outcome, good, each.name, TRITON, 2, of=", good output")
+    outcome.notes.append(f"good: answered within {TIMEOUT:g} s of the moment when the request should have left")
+
+
+async def _overloaded(session: Session, contestant: Contestant, rate: float, seeds: "count[int]") -> Result:
+    peer = Peer(contestant.address, timeout=TIMEOUT)
+    return await open_loop(
+        peer, contestant.calls, rate=rate, seconds=session.seconds, warm_up=WARM_UP, seed=next(seeds)
+    )
+
+
+def _explain(outcome: Outcome, name: str, results: list[Result]) -> None:
+    """Notes what became of the other calls; a wrong answer is more than that."""
+    if any(result.wrong for result in results):
+        outcome.problem = f"{name}: wrong answers"
+    errors = sum((result.errors for result in results), start=type(results[0].errors)())
+    rest = "; ".join(f"{number} x {reason[:60]}" for reason, number in errors.most_common(3))
+    outcome.notes.append(f"{name}: {rest or 'nothing refused'}")
+
+
+ROW = Row("overload", f"good output at {TIMES} times the load it can carry, deadlines of {TIMEOUT:g} s", measure)

@@ -1,0 +1,66 @@
+"""Ten thousand open sequences in one process, a step of each every second."""
+
+import asyncio
+from contextlib import suppress
+
+import numpy as np
+
+from unroll_bench.contest.contestants import OURS
+from unroll_bench.contest.figures import Figure, Outcome, Verdict
+from unroll_bench.contest.processes import Server, StartError
+from unroll_bench.contest.rows.row import Row, hold, take_late
+from unroll_bench.contest.rows.streaming import feed
+from unroll_bench.contest.session import Session
+
+SEQUENCES, STREAMS, CADENCE = 10_000, 10, 1.0
+SECONDS = 17.0
+"""Long enough to fill each sequence's history of chunks that can be sent again."""
+BYTES = 2048
+
+
+async def measure(session: Session, outcome: Outcome) -> None:
+    """Measures a fresh server, so that its memory before the sequences is known."""
+    for ours in OURS:
+        try:
+            async with session.fresh_server(ours) as server:
+                await _measure(outcome, ours, server)
+        except StartError as error:
+            outcome.notes.append(f"{ours}: {error}")
+    outcome.notes.append(f"{STREAMS} streams; memory is the proportional share (PSS) of all the server's processes")
+
+
+async def _measure(outcome: Outcome, ours: str, server: Server) -> None:
+    hold(ours, await feed(server.address, 100, STREAMS, CADENCE, 1.0, CADENCE))
+    before = server.resident
+    held: list[int] = []
+    watcher = asyncio.create_task(_watch(server, held))
+    result = await feed(server.address, SEQUENCES, STREAMS, CADENCE, SECONDS, CADENCE)
+    watcher.cancel()
+    with suppress(asyncio.CancelledError):
+        await watcher
+    late = take_late(result)
+    if late:
+        outcome.notes.append(f"{ours}: {late:,} steps not answered ten seconds after the last was sent")
+    hold(ours, result)
+    in_time = np.count_nonzero(result.latencies <= CADENCE) / (len(result.latencies) + late)
+    idle = (held[-1] - before) / SEQUENCES
+    outcome.figures += [
+        Figure(ours, "steps/s", [result.rate]),
+        Figure(ours, "p50 ms", [result.percentile(50) * 1e3]),
+        Figure(ours, "p99 ms", [result.percentile(99) * 1e3]),
+        Figure(ours, "bytes a sequence", [idle]),
+    ]
+    outcome.verdicts += [
+        Verdict(f"{ours}: steps answered before the sequence's next one", [in_time], 0.99, unit="%"),
+        Verdict(f"{ours}: memory of a sequence between its steps", [idle], BYTES, at_least=False, unit="bytes"),
+    ]
+
+
+async def _watch(server: Server, held: list[int]) -> None:
+    """Notes the server's memory twice a second."""
+    while True:
+        await asyncio.sleep(0.5)
+        held.append(server.resident)
+
+
+ROW = Row("sequences", "10,000 open sequences in one process, a step each second, on one core", measure)

@@ -1,0 +1,83 @@
+"""The report: a table on the terminal, Markdown, JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from unroll_bench.contest.figures import Outcome, Verdict
+
+HEADER = ("what", "compared", "measured (quartiles)", "bar", "")
+
+
+def word(verdict: Verdict) -> str:
+    """Met, not met, or why neither can be said."""
+    if not verdict.samples:
+        return "not measured"
+    return "met" if verdict.met else "not met"
+
+
+def terminal(outcomes: Sequence[Outcome]) -> Table:
+    """Every verdict in a row."""
+    table = Table(*HEADER, title="make bench", show_lines=False)
+    for outcome in outcomes:
+        what = f"{outcome.key}: {outcome.what}"
+        if outcome.problem:
+            table.add_row(what, outcome.problem, "", "", "[red]failed[/]", end_section=True)
+        for verdict in outcome.verdicts:
+            style = "green" if verdict.met else "red"
+            last = verdict is outcome.verdicts[-1]
+            cells = (what, verdict.claim, verdict.measured, verdict.asked, f"[{style}]{word(verdict)}[/]")
+            table.add_row(*cells, end_section=last)
+            what = ""
+    return table
+
+
+def markdown(machine: Mapping[str, str], outcomes: Sequence[Outcome]) -> str:
+    """The machine, the verdicts, every figure, and the notes."""
+    lines = ["## Machine", "", *_markdown_table(("", ""), [tuple(item) for item in machine.items()]), "", "## Bars", ""]
+    rows = []
+    for outcome in outcomes:
+        if outcome.problem:
+            rows.append((outcome.what, outcome.problem, "", "", "failed"))
+        for verdict in outcome.verdicts:
+            note = f" ({verdict.missing})" if verdict.missing else ""
+            rows.append((outcome.what, verdict.claim + note, verdict.measured, verdict.asked, word(verdict)))
+    lines += [*_markdown_table(HEADER, rows), "", "## Figures"]
+    for outcome in outcomes:
+        lines += ["", f"### {outcome.key}: {outcome.what}", ""]
+        figures = [
+            (
+                figure.contestant,
+                figure.metric,
+                *map(number, (figure.spread.median, figure.spread.low, figure.spread.high)),
+            )
+            for figure in outcome.figures
+        ]
+        lines += _markdown_table(("contestant", "metric", "median", "lower quartile", "upper quartile"), figures)
+        lines += ["", *(f"- {note}" for note in outcome.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(machine: Mapping[str, str], settings: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """Everything, with every round's sample."""
+    report = {"machine": machine, "settings": settings, "rows": [outcome.to_json() for outcome in outcomes]}
+    return json.dumps(report, indent=1) + "\n"
+
+
+def write(folder: Path, machine: Mapping[str, str], settings: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Writes table.md and report.json into `folder`."""
+    (folder / "table.md").write_text(markdown(machine, outcomes), encoding="utf-8")
+    (folder / "report.json").write_text(to_json(machine, settings, outcomes), encoding="utf-8")
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
+
+
+def number(value: float) -> str:
+    """A figure with three digits, or whole."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

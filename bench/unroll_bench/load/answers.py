@@ -1,0 +1,102 @@
+"""Whether a server's answers are right, by what can be known without the model."""
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from unroll_proto.v1 import unroll_pb2 as pb
+
+# What two answers may differ by where the same bits are not promised: each is within 1e-5 of eager PyTorch.
+TOLERANCE = 2e-5
+_REMEMBERED_BYTES = 64 << 20
+
+
+class ClassifyCheck:
+    """Checks the answers to one Classify request.
+
+    The first is looked at closely: as many sequences as asked, finite logits, probabilities that sum to 1, the label
+    of the largest. Each further one must say the same: to the bit where the model promises that.
+
+    Args:
+        sequences: Sequences of the request.
+        output_size: Logits of each.
+        bitwise: Whether the model promises the same bits every time.
+    """
+
+    __slots__ = ("_bitwise", "_first", "_first_logits", "_outputs", "_sequences")
+
+    def __init__(self, sequences: int, output_size: int, bitwise: bool) -> None:
+        self._sequences = sequences
+        self._outputs = output_size
+        self._bitwise = bitwise
+        self._first: bytes | None = None
+        self._first_logits: NDArray[np.float32] | None = None
+
+    def __call__(self, answer: bytes) -> bool:
+        """Whether an answer, a serialized ClassifyResponse, is right."""
+        # The same bytes say the same, which spares reading nearly all of them.
+        if answer == self._first:
+            return True
+        logits = self._sound(answer)
+        if logits is None:
+            return False
+        if self._first_logits is None:
+            self._first, self._first_logits = answer, logits
+            return True
+        if self._bitwise:
+            return logits.tobytes() == self._first_logits.tobytes()
+        return bool(np.abs(logits - self._first_logits).max() <= TOLERANCE)
+
+    def _sound(self, answer: bytes) -> NDArray[np.float32] | None:
+        classes = max(self._outputs, 2)
+        try:
+            response = pb.ClassifyResponse.FromString(answer)
+            logits = np.frombuffer(response.logits, "<f4").reshape(self._sequences, self._outputs)
+            probabilities = np.frombuffer(response.probabilities, "<f4").reshape(self._sequences, classes)
+        except (DecodeError, ValueError):
+            return None
+        # A binary model's one logit stands against 0.
+        scores = logits if self._outputs > 1 else np.concatenate([np.zeros_like(logits), logits], axis=1)
+        right = (
+            np.isfinite(logits).all()
+            and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+            and len(response.labels) == self._sequences
+            and list(response.label_indices) == scores.argmax(axis=1).tolist()
+        )
+        return logits if right else None
+
+
+class StepsCheck:
+    """Checks the states of sequences that are all fed the same values.
+
+    Every step's state must be the same in all sequences, wherever the server cuts its answers: to the bit where the
+    model promises that. The first of each is looked at closely.
+
+    Args:
+        hidden_size: Width of a state.
+        bitwise: Whether the model promises the same bits every time.
+    """
+
+    def __init__(self, hidden_size: int, bitwise: bool) -> None:
+        self._row = 4 * hidden_size
+        self._bitwise = bitwise
+        self._states: dict[int, bytes] = {}
+        self._room = _REMEMBERED_BYTES // self._row
+
+    def __call__(self, steps: pb.Steps) -> bool:
+        """Whether an answer is right."""
+        first, row, states = steps.first_step, self._row, steps.states
+        if len(states) != steps.count * row:
+            return False
+        return all(self._same(first + index, states[index * row : (index + 1) * row]) for index in range(steps.count))
+
+    def _same(self, number: int, state: bytes) -> bool:
+        known = self._states.get(number)
+        if known == state:
+            return True
+        values = np.frombuffer(state, "<f4")
+        if known is None:
+            if len(self._states) < self._room:
+                self._states[number] = state
+            return bool(np.isfinite(values).all())
+        return not self._bitwise and bool(np.abs(values - np.frombuffer(known, "<f4")).max() <= TOLERANCE)

@@ -1,1 +1,0 @@
-"""What is measured inside a process: it runs in a worker process pinned to the serving core."""
