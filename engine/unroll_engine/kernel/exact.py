@@ -119,15 +119,6 @@ class Matrix:
             yield weight.astype(np.float64), np.abs(weight), self.bias[rows]
 
 
-class Step(NamedTuple):
-    """One timestep."""
-
-    logits: Near
-    """[rows, output_size]."""
-    state: tuple[Near, ...]
-    """[layers, rows, hidden_size] each."""
-
-
 class ExactNetwork:
     """A network whose steps are computed in float64 from its float32 weights.
 
@@ -173,24 +164,26 @@ class ExactNetwork:
         lead = x.shape[:-1]
         return Sums(*(np.concatenate(arrays).reshape(*lead, -1) for arrays in zip(*blocks, strict=True)))
 
-    def step(self, inputs: Sums, state: Sequence[Array]) -> Step:
-        """Computes one timestep.
+    def step(self, inputs: Sums, state: Sequence[Array]) -> tuple[Near, ...]:
+        """Computes the state after one timestep, [layers, rows, hidden_size] each.
 
         Args:
             inputs: Of `rows` raw features, by `inputs`.
-            state: State before it, exact, [layers, rows, hidden_size] each.
+            state: State before it, exact, as the result.
         """
         layers: list[tuple[Near, ...]] = []
         for layer, (of_input, of_state) in enumerate(self.layers):
             if layers:
                 inputs = of_input.sums(*layers[-1][0])
             layers.append(self._cell(inputs, of_state, [tensor[layer].astype(np.float64) for tensor in state]))
-        logits = self.readout.sums(*layers[-1][0]).near()
-        stacked = (
+        return tuple(
             Near(np.stack([near.value for near in tensor]), np.stack([near.off for near in tensor]))
             for tensor in zip(*layers, strict=True)
         )
-        return Step(logits, tuple(stacked))
+
+    def logits(self, states: Near | Float32Array) -> Near:
+        """Logits of states of the last layer, [..., hidden_size]."""
+        return (self.readout.sums(*states) if isinstance(states, Near) else self.readout.sums(states)).near()
 
     def _standardized(self, x: Float32Array) -> Float64Array:
         values = x.astype(np.float64)

@@ -29,15 +29,13 @@ class FreeRun:
     def __init__(self, case: Case, eager: Runner, exact: ExactNetwork) -> None:
         self._case, self._eager = case, eager
         self._rng, self._nudges_left = np.random.default_rng(0), NUDGED
-        inputs, state, steps = exact.inputs(case.x), case.initial_state.astype(np.float64), []
+        inputs, state = exact.inputs(case.x), case.initial_state.astype(np.float64)
+        steps: list[Near] = []
         for time in range(case.plan.time):
-            steps.append(exact.step(inputs.at((slice(None), time)), (state,)))
-            state = steps[-1].state[0].value
-        self._right = (
-            _along_time([step.logits for step in steps]),
-            _along_time([Near(*(values[-1] for values in step.state[0])) for step in steps]),
-            steps[-1].state[0],
-        )
+            steps += exact.step(inputs.at((slice(None), time)), (state,))
+            state = steps[-1].value
+        states = Near(*(np.stack([step[field][-1] for step in steps], axis=1) for field in range(2)))
+        self._right = exact.logits(states), states, steps[-1]
         self._distances: list[Float64Array] = [np.zeros((1, 1, 1))] * 3
         self.expected = eager.run(case.x, case.initial_state)
         self._add(self.expected)
@@ -67,10 +65,6 @@ class FreeRun:
         )
         final = np.maximum(final.max(keepdims=True), states[:, -1:])
         self._distances = [np.maximum(*each) for each in zip(self._distances, (logits, states, final), strict=True)]
-
-
-def _along_time(steps: list[Near]) -> Near:
-    return Near(np.stack([step.value for step in steps], axis=1), np.stack([step.off for step in steps], axis=1))
 
 
 def _allowed(distance: Float64Array) -> Float64Array:

@@ -16,7 +16,7 @@ import torch
 
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.kernel import UnsupportedNetworkError
-from unroll_engine.kernel.exact import ExactNetwork, Near, Step
+from unroll_engine.kernel.exact import ExactNetwork, Near
 from unroll_export.model import SimpleRNN
 from unroll_export.parity.cases import PLANS, Case, draw
 from unroll_export.parity.compare import check_alike, differing_values, run_cut
@@ -132,25 +132,25 @@ def _run_probes(
     cases = [pb.ParityCase(name=name, time=1) for _ in candidates]
     for part in parts:
         expected = eager.run(part.x[:, None], part.state)
-        step = exact.step(exact.inputs(part.x), (part.state,))
+        (state,) = exact.step(exact.inputs(part.x), (part.state,))
         for candidate, case in zip(candidates, cases, strict=True):
             with _named(candidate, name):
                 got = candidate.runner.run(part.x[:, None], part.state)
                 check_alike(got, expected)
             case.batch = max(case.batch, len(part.x))
             case.max_abs_diff = float(np.maximum(case.max_abs_diff, _distance(got, expected)))
-            judged = worst((Judged(case.worst_ratio, case.bound), *_judge_step(part, got, step, exact)))
+            judged = worst((Judged(case.worst_ratio, case.bound), *_judge_step(part, got, state, exact)))
             case.worst_ratio, case.bound = judged
     return cases
 
 
-def _judge_step(part: Probe, got: Outputs, step: Step, exact: ExactNetwork) -> Iterator[Judged]:
+def _judge_step(part: Probe, got: Outputs, state: Near, exact: ExactNetwork) -> Iterator[Judged]:
     """Judges all states, the logits, and the readout by itself: from the very states that the artifact computed."""
-    (state,), states, logits = step.state, got.states[:, 0], got.logits[:, 0]
-    readout = exact.readout.sums(states).near()
+    states, logits = got.states[:, 0], got.logits[:, 0]
+    last, readout = Near(state.value[-1], state.off[-1]), exact.logits(states)
     yield judge(got.final_state, state)
-    yield judge(states, Near(state.value[-1], state.off[-1]))
-    yield judge(logits, step.logits)
+    yield judge(states, last)
+    yield judge(logits, exact.logits(last))
     yield judge(logits, readout)
     if not part.identifies:
         return
