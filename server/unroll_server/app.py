@@ -38,6 +38,7 @@ from unroll_server.middleware.slow_readers import UnreadInterceptor
 from unroll_server.process import Stop
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.repository import Repository
+from unroll_server.repository.watcher import Watcher
 from unroll_server.sessions.opening import open_store
 from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry import metrics
@@ -130,28 +131,31 @@ class Service(Generic[AnyTransport]):
             limits_of=self._share_of if settings.tokens else None,
         )
         self._catalog = Catalog(metrics=figures)
+        store = open_store(settings, figures.server.session)
         self._repository = Repository(
             settings.models,
             _loader(settings),
             self._catalog,
             self._engine,
             figures,
+            count_sessions=store.count,
+            on_change=self._tell_health,
             keep=settings.versions_kept,
-            poll=settings.models_poll,
-            # A version that is gone leaves at the second look at the latest.
-            linger=2 * settings.models_poll + 1 if settings.workers > 1 else 0.0,
+            # Every worker has retired a version whose files are gone at its second look.
+            drain_at_least=2 * settings.models_poll + 1 if settings.workers > 1 else 0.0,
         )
-        self._repository.on_change = self._tell_health
+        self._watcher = Watcher(self._repository, self._catalog, settings.models_poll)
         self._endless = EndlessCalls(*SERVICES)
         self.transport = make_transport(
             [StatusInterceptor(self.calls), *self._guards(settings), UnreadInterceptor(figures), self._endless]
         )
         self.sessions = Sessions(
-            open_store(settings, figures.server.session),
+            store,
             self._catalog,
             self._engine,
             figures.server.session,
             lambda owner: self.identities.named(owner).max_sessions if owner else None,
+            self._repository.refresh_for,
         )
         self.commands = Commands(self._repository, self.sessions)
         self._service = UnrollService(self._catalog, self._engine, settings.limits, self.sessions, usage)
@@ -184,12 +188,11 @@ class Service(Generic[AnyTransport]):
         Raises:
             StartupError: nothing can be served.
         """
-        self._repository.sessions = self.sessions.count
-        self.sessions.look_for = self._repository.look_for
         try:
             await self._repository.open()
         except RuntimeUnavailableError as error:
             raise StartupError(f"--{error}") from None
+        self._watcher.start()
         self._watching = asyncio.create_task(self._auth.watch())
         self._count_tasks()
         # What is loaded stays: the collector need not look at all of it again and again, in the middle of a tick.
@@ -234,6 +237,7 @@ class Service(Generic[AnyTransport]):
 
     def close(self) -> None:
         """Ends the engine, and what watches."""
+        self._watcher.close()
         self._repository.close()
         if self._watching:
             self._watching.cancel()

@@ -278,7 +278,7 @@ async def test_errors_on_a_stream_name_the_request_and_the_others_are_answered(i
     for name in "bce":
         assert not by_id[name].infer_response.outputs
     assert "no sequence 'nobody' has begun" in by_id["b"].error_message
-    assert "no model 'nothing'" in by_id["e"].error_message
+    assert "'nothing' is not served" in by_id["e"].error_message
     # Requests of no sequence are answered in their order, however long each takes.
     assert [name for name in (each.infer_response.id for each in responses) if name in "acef"] == list("acef")
     assert outputs_of(by_id["d"].infer_response)["logits"].tobytes() == (

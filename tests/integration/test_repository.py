@@ -75,7 +75,7 @@ async def test_versions_live_side_by_side_and_the_newest_is_the_default(several:
             snapshot = opened[1].snapshot
             again = await wire.exchange(stub, [wire.open_request("b", initial_state=snapshot)])
             assert again[0].opened.version == 1
-            with pytest.raises(grpc.aio.AioRpcError, match="which one"):
+            with pytest.raises(grpc.aio.AioRpcError, match="required when several are served"):
                 await stub.GetModel(pb.GetModelRequest())
         assert process.stop() == 0
 

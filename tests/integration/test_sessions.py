@@ -97,7 +97,7 @@ async def test_each_refusal_has_its_own_code_and_reason(stub: UnrollServiceStub,
         (request("refused", values[:1, :5]), "INVALID_ARGUMENT", "", "values: 20 bytes, 0 to "),
         (request("", values), "INVALID_ARGUMENT", "", "session_id: 0 bytes, 1 to 128"),
         (request("x" * 129, values), "INVALID_ARGUMENT", "", "session_id: 129 bytes"),
-        (request("new", values, start=True, model="none"), "NOT_FOUND", "", "model: no model 'none'"),
+        (request("new", values, start=True, model="none"), "NOT_FOUND", "", "model: 'none' is not served"),
         (request("refused", values, initial_state=pb.Snapshot(format=1)), "INVALID_ARGUMENT", "", "initial_state"),
         (
             request("new", values, start=True, initial_state=pb.Snapshot(format=1, model="jv", version=1)),

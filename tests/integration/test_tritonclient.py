@@ -242,9 +242,9 @@ def test_a_stream_that_asks_for_it_ends_with_the_code_of_its_first_error(
 @pytest.mark.parametrize(
     ("case", "code", "part"),
     [
-        ("model", "NOT_FOUND", "no model 'nothing'"),
-        ("version", "NOT_FOUND", "no version 7"),
-        ("metadata", "NOT_FOUND", "no model 'nothing'"),
+        ("model", "NOT_FOUND", "'nothing' is not served"),
+        ("version", "NOT_FOUND", "/7 is not served"),
+        ("metadata", "NOT_FOUND", "'nothing' is not served"),
         ("no version", "INVALID_ARGUMENT", "'x' is no version"),
         ("input", "INVALID_ARGUMENT", "no input 'nothing'"),
         ("missing", "INVALID_ARGUMENT", "`input` is missing"),

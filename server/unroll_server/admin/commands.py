@@ -33,7 +33,7 @@ class Repository(Protocol):
     async def refresh(self) -> None:
         """Looks for new and removed versions."""
 
-    def index(self) -> Iterable[tuple[str, int, Any, str]]:
+    def index(self) -> Iterable[tuple[str, int, str, str]]:
         """Name, version, state and reason of every version."""
 
 
@@ -125,8 +125,8 @@ def _named(model: str) -> str:
     return model
 
 
-def _state(state: Any) -> "pb.VersionState.ValueType":
-    return pb.VersionState.Value(f"VERSION_STATE_{getattr(state, 'name', state)}")
+def _state(state: str) -> "pb.VersionState.ValueType":
+    return pb.VersionState.Value(f"VERSION_STATE_{state}")
 
 
 async def _channelz(method: str, request: bytes) -> bytes:

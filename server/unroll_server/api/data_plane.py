@@ -2,10 +2,10 @@
 
 from unroll_engine.arrays import FLOAT32
 from unroll_engine.errors import InvalidRequestError, ModelNotFoundError, SequenceStateError
-from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import ModelSpec
 from unroll_proto.v1.unroll_pb2 import Snapshot
 from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.version import LoadedVersion
 
 MAX_ANSWER_BYTES = 2**28
 """Bytes of numbers in one answer to a batch; a message can't have more than eight times that."""
@@ -13,7 +13,7 @@ MAX_ANSWER_BYTES = 2**28
 
 def resolve_model(
     catalog: Catalog, snapshot: Snapshot, name: str, version: int, field: str, model_field: str = "model"
-) -> Model:
+) -> LoadedVersion:
     """The model that a request names; what it leaves open, the snapshot says.
 
     Args:

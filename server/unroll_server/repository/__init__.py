@@ -1,1 +1,1 @@
-"""The models served: versions, their index, their life."""
+"""The model repository: a folder of bundles, the versions loaded from it, and their lives."""

@@ -1,128 +1,99 @@
-"""The models that are served, by name and version, and who still needs those that are not served any more."""
+"""The loaded versions, found by name, version and content."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Iterable
 
 from unroll_engine.errors import InvalidRequestError, ModelNotFoundError
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import ModelKey
+from unroll_server.repository.version import LoadedVersion
 from unroll_server.telemetry.metrics import Metrics
 
 
 class Catalog:
-    """Finds the model that a request means. Used on one event loop.
-
-    A model leaves in two steps: `retire` takes it away from new work, while sequences that began on it go on; `forget`
-    ends it, once nobody holds it.
+    """Finds the loaded version that a request names. Used on one event loop.
 
     Args:
-        models: What is served at first.
-        metrics: Counts the sequences that are open.
+        models: The models served at first.
+        metrics: Counts the open sequences.
 
     Attributes:
-        models: What takes new work, by name and version.
-        leaving: Retired ones that are not yet forgotten, in the order of their retirement.
-        on_free: Called when the last holder of a retired model releases it.
-        freed: How often that was.
+        models: Models that take new work, by name and version.
+        draining: Versions that take none, in the order of their retirement.
+        idle: Set when a draining version has no reference, so that it may be unloaded.
     """
 
     def __init__(self, models: Iterable[Model] = (), metrics: Metrics | None = None) -> None:
         self._metrics = metrics or Metrics()
+        self._ready: dict[ModelKey, LoadedVersion] = {}
+        self._newest: dict[str, LoadedVersion] = {}
         self.models: list[Model] = []
-        self.leaving: list[Model] = []
-        self.on_free: Callable[[], None] = lambda: None
-        self.freed = 0
-        self._by_key: dict[ModelKey, Model] = {}
-        self._newest: dict[str, Model] = {}
-        self._holders: Counter[Model] = Counter()
+        self.draining: list[LoadedVersion] = []
+        self.idle = asyncio.Event()
         for model in models:
-            self._by_key[model.spec.key] = model
-        self._index()
+            self.add(model)
 
-    def find(self, name: str, version: int, field: str = "model", resumes: bytes | None = None) -> Model:
-        """The model of that name and version.
+    def find(self, name: str, version: int, field: str = "model", resumes: bytes | None = None) -> LoadedVersion:
+        """Finds a version that takes new work, or one that takes none for work that resumes.
 
         Args:
-            name: Empty means the only model served.
-            version: 0 means the newest.
-            field: Where the name stands in the request.
-            resumes: The bundle of the snapshot or session that the work goes on with, empty where it is not told: a
-                version that takes no new work is found too, as long as it is loaded, the content of that bundle first.
+            name: Name of the model; empty for the only one served.
+            version: Number of the version; 0 for the newest.
+            field: Field of the request that holds the name.
+            resumes: Bundle of the snapshot or session that the work resumes, empty if unknown; None for new work. A
+                draining version is found too, the content of that bundle first.
 
         Raises:
-            ModelNotFoundError: no such model, or no such version of it, is served.
+            ModelNotFoundError: the model or the version is not served.
             InvalidRequestError: no name is given and several models are served.
         """
         if not name:
             if len(self._newest) > 1:
-                raise InvalidRequestError(f"which one? served are {', '.join(self._newest)}", field)
+                raise InvalidRequestError(f"required when several are served ({', '.join(self._newest)})", field)
             if not self._newest:
-                raise ModelNotFoundError("none is served", field)
+                raise ModelNotFoundError("no model is served", field)
             name = next(iter(self._newest))
-        model = self._by_key.get(ModelKey(name, version))
-        if version and resumes is not None and (model is None or resumes != model.spec.bundle):
-            left = [leaving for leaving in reversed(self.leaving) if leaving.spec.key == (name, version)]
-            begun_on = (leaving for leaving in left if leaving.spec.bundle == resumes)
-            model = next(begun_on, model or next(iter(left), None))
-        if model:
-            return model
-        newest = self._newest.get(name)
-        if newest is None:
-            served = f"; served are {', '.join(self._newest)}" if self._newest else ", none is served"
-            raise ModelNotFoundError(f"no model {name!r}{served}", field)
-        if not version:
-            return newest
-        served = ", ".join(str(model.spec.key.version) for model in self.models if model.spec.key.name == name)
-        place = field.removesuffix("model") + "version"
-        raise ModelNotFoundError(f"no version {version} of {name!r}; served are {served}", place)
+        found = self._ready.get(ModelKey(name, version))
+        if version and resumes is not None and (found is None or resumes != found.bundle):
+            latest_first = [draining for draining in reversed(self.draining) if draining.key == (name, version)]
+            same_content = (draining for draining in latest_first if draining.bundle == resumes)
+            found = next(same_content, found or next(iter(latest_first), None))
+        if found is None and not version:
+            found = self._newest.get(name)
+        if found is not None:
+            return found
+        if name not in self._newest:
+            choice = f"choose from: {', '.join(self._newest)}" if self._newest else "no model is"
+            raise ModelNotFoundError(f"{name!r} is not served; {choice}", field)
+        versions = ", ".join(str(model.spec.key.version) for model in self.models if model.spec.key.name == name)
+        problem = f"{name}/{version} is not served; choose from: {versions}"
+        raise ModelNotFoundError(problem, field.removesuffix("model") + "version")
 
-    def add(self, model: Model) -> None:
-        """Gives new work to a model; one of the same name and version is retired."""
-        replaced = self._by_key.get(model.spec.key)
-        self._by_key[model.spec.key] = model
+    def add(self, model: Model) -> LoadedVersion:
+        """Routes new work to a model; the version that had its name and number begins to drain."""
+        key = model.spec.key
+        replaced = self._ready.get(key)
+        added = self._ready[key] = LoadedVersion(model, self._metrics, self.idle.set)
         self._index()
         if replaced:
-            self.leaving.append(replaced)
+            self._drain(replaced)
+        return added
 
-    def retire(self, model: Model) -> None:
-        """Takes a served model away from new work."""
-        del self._by_key[model.spec.key]
+    def retire(self, version: LoadedVersion) -> None:
+        """Routes new work away from a version, which begins to drain."""
+        del self._ready[version.key]
         self._index()
-        self.leaving.append(model)
+        self._drain(version)
 
-    def forget(self, model: Model) -> None:
-        """Ends a retired model."""
-        self.leaving.remove(model)
+    def remove(self, version: LoadedVersion) -> None:
+        """Forgets a draining version, which is unloaded with that."""
+        self.draining.remove(version)
+        version.unload()
 
-    def hold(self, model: Model) -> None:
-        """Notes that a sequence begins on a model, which stays loaded until `release`."""
-        self._holders[model] += 1
-        self._metrics.of(str(model.spec.key)).opened()
-
-    def release(self, model: Model) -> None:
-        """Notes that a sequence that held a model has ended."""
-        self._holders[model] -= 1
-        self._metrics.of(str(model.spec.key)).closed()
-        if not self._holders[model]:
-            del self._holders[model]
-            if model in self.leaving:
-                self.freed += 1
-                self.on_free()
-
-    @contextmanager
-    def held(self, model: Model) -> Iterator[None]:
-        """Holds a model for as long as the context is open."""
-        self.hold(model)
-        try:
-            yield
-        finally:
-            self.release(model)
-
-    def holders(self, model: Model) -> int:
-        """How many sequences hold a model."""
-        return self._holders[model]
+    def _drain(self, version: LoadedVersion) -> None:
+        self.draining.append(version)
+        version.drain()
 
     def _index(self) -> None:
-        self.models = sorted(self._by_key.values(), key=lambda model: model.spec.key)
-        self._newest = {model.spec.key.name: model for model in self.models}
+        self.models = sorted((version.model for version in self._ready.values()), key=lambda model: model.spec.key)
+        self._newest = {model.spec.key.name: self._ready[model.spec.key] for model in self.models}

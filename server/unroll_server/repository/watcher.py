@@ -1,50 +1,39 @@
-"""When to look at the repository: every so often, and when a version that leaves has become free."""
+"""The task that keeps a repository up to date: polls its folder, unloads versions that have drained."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+
+from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.repository import Repository
 
 _log = logging.getLogger(__name__)
 
-LOOK_AGAIN = 1.0
-"""Seconds between looks at versions that leave, where the repository is not polled."""
+SESSIONS_POLL = 1.0
+"""Seconds between counts of the sessions on draining versions, if the folder is not polled."""
 
 
 class Watcher:
-    """Looks until it is closed. Used on one event loop.
+    """Watches a repository from `start` to `close`. Used on one event loop.
 
     Args:
+        repository: The repository.
+        catalog: Its versions.
         poll: Seconds between looks at the folder; 0 for none.
-        look: Looks at the folder.
-        let_go: Lets go of versions that are free.
-        anybody_leaves: Whether there are versions that leave.
     """
 
-    def __init__(
-        self,
-        poll: float,
-        look: Callable[[], Awaitable[None]],
-        let_go: Callable[[], Awaitable[None]],
-        anybody_leaves: Callable[[], bool],
-    ) -> None:
+    def __init__(self, repository: Repository, catalog: Catalog, poll: float) -> None:
+        self._repository = repository
+        self._catalog = catalog
         self._poll = poll
-        self._look = look
-        self._let_go = let_go
-        self._anybody_leaves = anybody_leaves
-        self._freed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to look."""
+        """Starts the task."""
         self._task = asyncio.create_task(self._run())
 
-    def wake(self) -> None:
-        """Says that a version may be free, or that one leaves."""
-        self._freed.set()
-
     def close(self) -> None:
-        """Looks no more."""
+        """Cancels the task, if it was started."""
         if self._task:
             self._task.cancel()
 
@@ -52,17 +41,19 @@ class Watcher:
         loop = asyncio.get_running_loop()
         due = loop.time() + self._poll
         while True:
-            pause = max(0.0, due - loop.time()) if self._poll else LOOK_AGAIN if self._anybody_leaves() else None
+            pause = SESSIONS_POLL if self._catalog.draining else None
+            if self._poll:
+                pause = max(0.0, due - loop.time())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._freed.wait()
-            self._freed.clear()
+                    await self._catalog.idle.wait()
+            self._catalog.idle.clear()
             try:
                 if self._poll and loop.time() >= due:
-                    await self._look()
+                    await self._repository.refresh(patient=True)
                     due = loop.time() + self._poll
                 else:
-                    await self._let_go()
+                    await self._repository.unload_drained()
             except Exception:
-                _log.exception("the repository could not be brought up to date")
+                _log.exception("the repository could not be refreshed")
                 due = loop.time() + self._poll

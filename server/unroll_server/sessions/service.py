@@ -26,6 +26,7 @@ from unroll_server.config import MAX_KEY_BYTES
 from unroll_server.errors import SessionExpiredError, SessionStoreError, SessionTakenError
 from unroll_server.identity import quotas as usage
 from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.version import LoadedVersion
 from unroll_server.sessions.chunks import Advance, Advanced, check_values, following, new_session, no_session, place
 from unroll_server.sessions.running import compute
 from unroll_server.sessions.store import Kept, Listed, Store
@@ -51,9 +52,10 @@ class Sessions:
         count: Told what became of each request: "started", "advanced", "repeated", "ended"; "unknown", "expired",
             "taken", "room" and "store" for the errors of these names.
         limit_of: Tells how many sessions an owner may have; None: any number.
+        refresh_for: Loads the version of a session that is not served here, if the repository has it by now.
 
     Attributes:
-        look_for: Asked for the version of a session that is not served here: it may be just about to be.
+        store: As given.
     """
 
     def __init__(
@@ -63,13 +65,14 @@ class Sessions:
         engine: AsyncEngine,
         count: Callable[[str], None] = lambda _: None,
         limit_of: Callable[[str], int | None] = lambda _: None,
+        refresh_for: Callable[[ModelKey], Awaitable[None]] | None = None,
     ) -> None:
-        self.look_for: Callable[[ModelKey], Awaitable[None]] = _not_there
         self.store = store
         self._catalog = catalog
         self._engine = engine
         self._count = count
         self._limit_of = limit_of
+        self._refresh_for = refresh_for
 
     async def advance(self, request: Advance) -> Advanced:
         """Computes and applies the next steps of a session.
@@ -97,15 +100,6 @@ class Sessions:
             raise
         self._count(outcome)
         return answer
-
-    async def count(self, model: ModelKey, bundle: bytes) -> int:
-        """How many sessions stay on a model version, on the content of it that `bundle` tells.
-
-        Raises:
-            SessionStoreError: the store does not answer.
-        """
-        async with _patience(math.inf):
-            return await self.store.count(model, bundle)
 
     async def list(self, limit: int = 1000) -> list[Listed]:
         """Up to `limit` sessions of all owners, those used last first.
@@ -135,10 +129,9 @@ class Sessions:
             raise InvalidRequestError(f"{size} bytes, 1 to {MAX_KEY_BYTES} allowed", "session_id")
         # A model is held until the store has the session, and so counts it: nothing else keeps it.
         if request.start:
-            # Found before anything is waited for: the caller may have just picked the version, and it may be leaving.
+            # Found before anything is waited for: the caller may have just picked the version, and it may be draining.
             resumes = None if request.initial_state is None else request.initial_bundle
-            model = self._catalog.find(request.model, request.version, resumes=resumes)
-            with self._catalog.held(model):
+            with self._catalog.find(request.model, request.version, resumes=resumes).acquired() as model:
                 kept = await self._read(request)
                 if kept is None or kept.session.ended:
                     await self._check_limit(request)
@@ -146,8 +139,7 @@ class Sessions:
         kept = await self._read(request)
         if kept is None:
             raise no_session(request)
-        model = await self._model_of(request, kept.session)
-        with self._catalog.held(model):
+        with (await self._version_of(request, kept.session)).acquired() as model:
             return await self._apply(request, kept, kept.session, model)
 
     async def _apply(self, request: Advance, kept: Kept | None, session: Session, model: Model) -> tuple[Advanced, str]:
@@ -207,7 +199,7 @@ class Sessions:
             problem = f"{request.owner} has {has} sessions and may have {limit}"
             raise OverloadedError(problem, RETRY_AFTER, usage.REASON)
 
-    async def _model_of(self, request: Advance, session: Session) -> Model:
+    async def _version_of(self, request: Advance, session: Session) -> LoadedVersion:
         """The model version that a session began with."""
         key = ModelKey(session.snapshot.model, session.snapshot.version)
         if request.model not in ("", key.name):
@@ -215,26 +207,28 @@ class Sessions:
         if request.version not in (0, key.version):
             raise SequenceStateError(f"the session is of {key}, the request names version {request.version}", "version")
         bundle = session.snapshot.bundle
-        model = self._served(key, bundle)
-        if model is None or model.spec.bundle != bundle:
-            await self._look(key, request.deadline)
-            model = self._served(key, bundle)
-        if session.ended and (model is None or model.spec.bundle != bundle):
+        version = self._find(key, bundle)
+        if version is None or version.bundle != bundle:
+            await self._refresh(key, request.deadline)
+            version = self._find(key, bundle)
+        if session.ended and (version is None or version.bundle != bundle):
             # Only sessions that go on keep their version loaded.
             raise no_session(request)
-        if model is None:
+        if version is None:
             raise SequenceStateError(f"the session is of {key}, which is not served here", "session_id")
-        check_bundle(session.snapshot, model.spec, "session", "session_id")
-        return model
+        check_bundle(session.snapshot, version.spec, "session", "session_id")
+        return version
 
-    async def _look(self, key: ModelKey, deadline: float) -> None:
+    async def _refresh(self, key: ModelKey, deadline: float) -> None:
+        if self._refresh_for is None:
+            return
         try:
             async with asyncio.timeout(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
-                await self.look_for(key)
+                await self._refresh_for(key)
         except TimeoutError:
             raise ExpiredError(f"the deadline passed before {key} was looked for") from None
 
-    def _served(self, key: ModelKey, bundle: bytes) -> Model | None:
+    def _find(self, key: ModelKey, bundle: bytes) -> LoadedVersion | None:
         try:
             return self._catalog.find(key.name, key.version, resumes=bundle)
         except ModelNotFoundError:
@@ -243,10 +237,6 @@ class Sessions:
 
 def _outcome(request: Advance) -> str:
     return "ended" if request.end else "started" if request.start else "advanced"
-
-
-async def _not_there(_: ModelKey) -> None:
-    return
 
 
 @asynccontextmanager

@@ -200,7 +200,7 @@ async def test_a_session_s_chunk_that_fails_in_between_says_how_far_it_got(start
 
 async def test_errors_of_the_server_keep_their_fields(address: str) -> None:
     async with AsyncClient(address) as client:
-        with pytest.raises(NotFound, match="served are binary, deep, m") as unknown:
+        with pytest.raises(NotFound, match="choose from: binary, deep, m") as unknown:
             await client.classify(random_sequences([3]), model="nosuch")
         assert [field.field for field in unknown.value.fields] == ["model"]
         with pytest.raises(NotFound) as version:

@@ -33,12 +33,30 @@ def test_what_the_request_leaves_open_the_snapshot_says(
 @pytest.mark.parametrize(
     ("name", "version", "snapshot", "error", "message"),
     [
-        ("a", 0, ("a", 7), SequenceStateError, "at: the snapshot is of a/7 (simple_rnn): no version 7 of 'a'"),
-        ("", 0, ("c", 1), SequenceStateError, "at: the snapshot is of c/1 (simple_rnn): no model 'c'; served are a, b"),
-        ("b", 0, ("a", 2), SequenceStateError, "at: the snapshot is of a/2 (simple_rnn): no version 2 of 'b'"),
+        (
+            "a",
+            0,
+            ("a", 7),
+            SequenceStateError,
+            "at: the snapshot is of a/7 (simple_rnn): a/7 is not served; choose from: 1, 2",
+        ),
+        (
+            "",
+            0,
+            ("c", 1),
+            SequenceStateError,
+            "at: the snapshot is of c/1 (simple_rnn): 'c' is not served; choose from: a, b",
+        ),
+        (
+            "b",
+            0,
+            ("a", 2),
+            SequenceStateError,
+            "at: the snapshot is of a/2 (simple_rnn): b/2 is not served; choose from: 1",
+        ),
         # What the request itself names and is not there may come to be there.
-        ("a", 7, ("a", 7), ModelNotFoundError, "version: no version 7 of 'a'; served are 1, 2"),
-        ("c", 0, ("c", 1), ModelNotFoundError, "model: no model 'c'; served are a, b"),
+        ("a", 7, ("a", 7), ModelNotFoundError, "version: a/7 is not served; choose from: 1, 2"),
+        ("c", 0, ("c", 1), ModelNotFoundError, "model: 'c' is not served; choose from: a, b"),
     ],
 )
 def test_a_snapshot_of_what_is_not_served_is_at_fault_unless_the_request_names_that_too(

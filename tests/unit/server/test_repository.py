@@ -21,7 +21,9 @@ from unroll_engine.models.loader import Loader, Model
 from unroll_engine.models.spec import ModelKey
 from unroll_server.errors import ModelRefusedError, SessionStoreError, StartupError
 from unroll_server.repository.catalog import Catalog
-from unroll_server.repository.repository import Repository
+from unroll_server.repository.repository import CountSessions, Repository
+from unroll_server.repository.version import VersionState
+from unroll_server.repository.watcher import Watcher
 from unroll_server.telemetry.metrics import Metrics
 
 LANES = 4
@@ -42,21 +44,39 @@ def root(exported: list[Path], tmp_path: Path) -> Path:
 
 
 class Served:
-    """A repository with what it tells."""
+    """A repository, its catalog, engine and watcher.
 
-    def __init__(self, root: Path, keep: int | None = None, poll: float = 0.0, linger: float = 0.0) -> None:
+    Attributes:
+        count: Counts the sessions on a version.
+        changes: Versions that took new work after each change.
+    """
+
+    def __init__(self, root: Path, keep: int | None, poll: float, drain_at_least: float) -> None:
         metrics = Metrics()
         self.engine = AsyncEngine((), max_lanes=LANES, tick_steps=5, max_queued_steps=10**6, metrics=metrics)
         self.catalog = Catalog()
         loader = Loader("onnx", "cpu", LANES)
+        self.count: CountSessions = self._no_sessions
         self.repository = Repository(
-            root, loader, self.catalog, self.engine, metrics, keep=keep, poll=poll, linger=linger
+            root,
+            loader,
+            self.catalog,
+            self.engine,
+            metrics,
+            count_sessions=lambda key, bundle: self.count(key, bundle),
+            on_change=self._on_change,
+            keep=keep,
+            drain_at_least=drain_at_least,
         )
+        self.watcher = Watcher(self.repository, self.catalog, poll)
         self.changes: list[list[str]] = []
         self.changed = asyncio.Event()
-        self.repository.on_change = self._hear
 
-    async def _hear(self) -> None:
+    @staticmethod
+    async def _no_sessions(_: ModelKey, __: bytes) -> int:
+        return 0
+
+    async def _on_change(self) -> None:
         self.changes.append(self.names)
         self.changed.set()
 
@@ -66,7 +86,7 @@ class Served:
 
     @property
     def index(self) -> list[tuple[str, int, str]]:
-        return [(name, version, state.name) for name, version, state, _ in self.repository.index()]
+        return [(name, version, state.value) for name, version, state, _ in self.repository.index()]
 
     async def classify(self, model: Model) -> None:
         """Runs work on a model and checks its bits."""
@@ -85,12 +105,16 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def serving(root: Path, keep: int | None = None, poll: float = 0.0, linger: float = 0.0) -> AsyncIterator[Served]:
-    served = Served(root, keep, poll, linger)
+async def serving(
+    root: Path, keep: int | None = None, poll: float = 0.0, drain_at_least: float = 0.0
+) -> AsyncIterator[Served]:
+    served = Served(root, keep, poll, drain_at_least)
     try:
         await served.repository.open()
+        served.watcher.start()
         yield served
     finally:
+        served.watcher.close()
         served.repository.close()
         await asyncio.to_thread(served.engine.close)
 
@@ -100,18 +124,18 @@ async def test_a_new_version_takes_new_work_and_a_removed_one_takes_none(root: P
         assert served.names == ["m/1"]
         second = bundles.publish(exported[1], root, "m", 2)
         await served.repository.refresh()
-        assert served.catalog.find("m", 0).spec.key.version == 2
-        await served.classify(served.catalog.find("m", 2))
+        assert served.catalog.find("m", 0).key.version == 2
+        await served.classify(served.catalog.find("m", 2).model)
         bundles.withdraw(second)
         await served.repository.refresh()
         assert served.names == ["m/1"]
-        with pytest.raises(ModelNotFoundError, match="no version 2 of 'm'; served are 1"):
+        with pytest.raises(ModelNotFoundError, match="m/2 is not served; choose from: 1"):
             served.catalog.find("m", 2)
         bundles.withdraw(root / "m" / "1")
         await served.repository.refresh()
-        with pytest.raises(ModelNotFoundError, match="no model 'm', none is served"):
+        with pytest.raises(ModelNotFoundError, match="'m' is not served; no model is"):
             served.catalog.find("m", 0)
-        with pytest.raises(ModelNotFoundError, match="none is served"):
+        with pytest.raises(ModelNotFoundError, match="no model is served"):
             served.catalog.find("", 0)
         assert served.index == []
         assert served.changes == [["m/1"], ["m/1", "m/2"], ["m/1"], []]
@@ -129,24 +153,24 @@ async def test_what_did_not_change_is_not_loaded_again(root: Path) -> None:
 
 async def test_a_held_version_stays_loaded_until_its_last_holder_has_gone(root: Path) -> None:
     async with serving(root) as served:
-        model = served.catalog.find("m", 1)
-        served.catalog.hold(model)
-        served.catalog.hold(model)
+        version = served.catalog.find("m", 1)
+        version.acquire()
+        version.acquire()
         bundles.withdraw(root / "m" / "1")
         await served.repository.refresh()
-        served.catalog.release(model)
+        version.release()
         await served.repository.refresh()
         assert served.index == [("m", 1, "LEAVING")]
-        assert served.catalog.find("m", 1, resumes=b"") is model
+        assert served.catalog.find("m", 1, resumes=b"") is version
         with pytest.raises(ModelNotFoundError):
             served.catalog.find("m", 1)
-        await served.classify(model)
-        served.catalog.release(model)
-        await until(lambda: not served.catalog.leaving)  # it goes by itself
+        await served.classify(version.model)
+        version.release()
+        await until(lambda: version.state is VersionState.UNLOADED)  # without a refresh
         with pytest.raises(ModelNotFoundError):
             served.catalog.find("m", 1, resumes=b"")
         with pytest.raises(ModelNotFoundError, match="m/1 is not served any more"):
-            await served.classify(model)
+            await served.classify(version.model)
 
 
 async def test_a_version_with_sessions_stays_loaded(root: Path) -> None:
@@ -158,7 +182,7 @@ async def test_a_version_with_sessions_stays_loaded(root: Path) -> None:
                 raise SessionStoreError("the store does not answer")
             return sessions[key]
 
-        served.repository.sessions = count
+        served.count = count
         bundles.withdraw(root / "m" / "1")
         for left in (1, -1, 1):
             sessions[ModelKey("m", 1)] = left
@@ -171,18 +195,17 @@ async def test_a_version_with_sessions_stays_loaded(root: Path) -> None:
 
 async def test_a_version_stays_for_a_session_that_is_stored_while_they_are_counted(root: Path) -> None:
     async with serving(root) as served:
-        model = served.catalog.find("m", 1)
+        version = served.catalog.find("m", 1)
         stored: list[str] = []
 
         async def count(key: ModelKey, bundle: bytes) -> int:
             before = len(stored)
             if not before:
-                served.catalog.hold(model)
-                stored.append("session")
-                served.catalog.release(model)
+                with version.acquired():
+                    stored.append("session")
             return before
 
-        served.repository.sessions = count
+        served.count = count
         bundles.withdraw(root / "m" / "1")
         await served.repository.refresh()
         await served.repository.refresh()
@@ -194,21 +217,21 @@ async def test_a_version_replaced_in_place_serves_new_work_and_the_old_content_i
 ) -> None:
     async with serving(root) as served:
         old = served.catalog.find("m", 1)
-        served.catalog.hold(old)
+        old.acquire()
         bundles.publish(exported[1], root, "m", 1)
         await served.repository.refresh()
         new = served.catalog.find("m", 1)
         assert new is not old
-        assert new.spec.bundle != old.spec.bundle
-        for bundle, model in ((new.spec.bundle, new), (old.spec.bundle, old), (b"", new), (b"other", new), (None, new)):
-            assert served.catalog.find("m", 1, resumes=bundle) is model
-        await served.classify(old)
-        await served.classify(new)
+        assert new.bundle != old.bundle
+        for bundle, version in ((new.bundle, new), (old.bundle, old), (b"", new), (b"other", new), (None, new)):
+            assert served.catalog.find("m", 1, resumes=bundle) is version
+        await served.classify(old.model)
+        await served.classify(new.model)
         assert served.index == [("m", 1, "READY")]
-        served.catalog.release(old)
+        old.release()
         await served.repository.refresh()
         assert served.index == [("m", 1, "READY")]
-        await served.classify(new)
+        await served.classify(new.model)
 
 
 async def test_a_bad_version_is_refused_once_and_tried_again_when_its_files_change(
@@ -233,14 +256,14 @@ async def test_a_bad_version_is_refused_once_and_tried_again_when_its_files_chan
 
 async def test_a_version_that_is_spoilt_in_place_is_served_on_as_it_was(root: Path) -> None:
     async with serving(root) as served:
-        model = served.catalog.find("m", 1)
+        version = served.catalog.find("m", 1)
         (root / "m" / "1" / "model.ts").write_bytes(b"")
         await served.repository.refresh()
-        assert served.catalog.find("m", 1) is model
+        assert served.catalog.find("m", 1) is version
         (entry,) = served.repository.index()
         assert entry.state == "READY"
         assert "model.ts" in entry.reason
-        await served.classify(model)
+        await served.classify(version.model)
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -274,7 +297,7 @@ async def test_an_unloaded_model_stays_out_until_it_is_loaded(root: Path, export
         assert served.names == ["other/1"]
         await served.repository.load("m")
         assert served.names == ["m/1", "m/2", "other/1"]
-        with pytest.raises(ModelNotFoundError, match="no model 'none' in the repository"):
+        with pytest.raises(ModelNotFoundError, match="'none' is not in the repository"):
             await served.repository.load("none")
 
 
@@ -403,14 +426,14 @@ async def test_reloads_leave_nothing_behind(root: Path, exported: list[Path]) ->
         try:
             gone = []
             for turn in range(20):
-                model = served.catalog.find("m", 0)
+                model = served.catalog.find("m", 0).model
                 await served.classify(model)
                 gone.append(weakref.ref(model.runtime))
                 del model
                 bundles.publish(exported[turn % 2 - 1], root, "m", 1)
                 await served.repository.refresh()
                 # The engine lets go in its own time, which the next work of another model comes after.
-                await served.classify(served.catalog.find("m", 0))
+                await served.classify(served.catalog.find("m", 0).model)
             # The thread may still be on its way out of the last loading.
             await until(lambda: not any(runtime() for runtime in gone))
         finally:
@@ -420,22 +443,22 @@ async def test_reloads_leave_nothing_behind(root: Path, exported: list[Path]) ->
 async def test_what_another_process_may_know_already_is_looked_for_once(exported: list[Path], root: Path) -> None:
     async with serving(root) as served:
         assert served.names == ["m/1"]
-        await served.repository.look_for(ModelKey("m", 2))
+        await served.repository.refresh_for(ModelKey("m", 2))
         assert served.changes == [["m/1"]]
         bundles.publish(exported[0], root, "m", 2)
-        await asyncio.gather(*(served.repository.look_for(ModelKey("m", 2)) for _ in range(5)))
+        await asyncio.gather(*(served.repository.refresh_for(ModelKey("m", 2)) for _ in range(5)))
         assert served.names == ["m/1", "m/2"]
         bundles.publish(exported[1], root, "m", 2)
         old = served.catalog.find("m", 2)
-        await served.repository.look_for(ModelKey("m", 2))
-        assert served.catalog.find("m", 2).spec.bundle != old.spec.bundle
+        await served.repository.refresh_for(ModelKey("m", 2))
+        assert served.catalog.find("m", 2).bundle != old.bundle
         assert len(served.changes) == 3
 
 
 async def test_a_version_that_leaves_waits_for_processes_that_have_not_looked_yet(
     exported: list[Path], root: Path
 ) -> None:
-    async with serving(root, keep=1, linger=3600) as served:
+    async with serving(root, keep=1, drain_at_least=3600) as served:
         bundles.publish(exported[1], root, "m", 2)
         await served.repository.refresh()
         await served.repository.refresh()

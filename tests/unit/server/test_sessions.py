@@ -277,7 +277,7 @@ async def test_a_session_stays_on_its_version_and_another_s_owner_has_none() -> 
         begun = await sessions.advance(ask("s", values, model="m", version=1, start=True, owner="ann"))
         assert (await sessions.advance(ask("s", values, model="m", start=True, owner="bob"))).model is NEWER
         assert begun.model is (await sessions.advance(ask("s", values, owner="ann"))).model is MODEL
-        assert [await sessions.count(ModelKey("m", version), b"") for version in (1, 2)] == [1, 1]
+        assert [await sessions.store.count(ModelKey("m", version), b"") for version in (1, 2)] == [1, 1]
         refused = [
             ({"model": "m", "version": 2}, SequenceStateError, "the session is of m/1, the request names version 2"),
             ({"model": "x"}, SequenceStateError, "the session is of m/1, the request names 'x'"),
@@ -311,24 +311,25 @@ async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> 
     sessions = Sessions(MemoryStore(60, 100), catalog, engine)
     try:
         await sessions.advance(ask("s", values[:2], start=True))
-        catalog.add(new)
-        assert [await sessions.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B", b"")] == [1, 0, 0]
+        draining = catalog.find("m", 1)
+        replacement = catalog.add(new)
+        assert [await sessions.store.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B", b"")] == [1, 0, 0]
         done = await sessions.advance(ask("s", values[2:4]))
         assert done.model is old
         assert done.states.tobytes() == alone(old, values, None)[1][2:4].tobytes()
-        catalog.forget(old)
+        catalog.remove(draining)
         says = "^session_id: the session is of m/1 with bundle 41, served is m/1 with bundle 42$"
         for first_step in (None, 2, 4):
             with pytest.raises(SequenceStateError, match=says):
                 await sessions.advance(ask("s", values[2:4], first_step=first_step))
         assert (await sessions.advance(ask("s", values, start=True))).model is new
-        assert [await sessions.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B")] == [0, 1]
+        assert [await sessions.store.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B")] == [0, 1]
         # One that has ended keeps no version, and with it gone can't be answered again: it is over.
         last = ask("s", values, first_step=6, end=True)
         assert (await sessions.advance(last)).states.tobytes() == (await sessions.advance(last)).states.tobytes()
-        assert await sessions.count(MODEL.spec.key, b"B") == 0
-        catalog.retire(new)
-        catalog.forget(new)
+        assert await sessions.store.count(MODEL.spec.key, b"B") == 0
+        catalog.retire(replacement)
+        catalog.remove(replacement)
         with pytest.raises(SessionNotFoundError, match="no session 's'"):
             await sessions.advance(last)
     finally:
@@ -358,7 +359,7 @@ async def test_what_is_refused_late_or_cancelled_leaves_the_session_as_it_was() 
                 await sessions.advance(ask(f"{n}", values))
         again = await sessions.advance(ask("s", values[3:10], first_step=done.step))
         assert again.states.tobytes() == alone(MODEL, values[:10], None)[1][3:].tobytes()
-        assert not sessions._catalog.holders(MODEL)
+        assert not sessions._catalog.find("m", 1).references
 
 
 async def test_an_identity_has_no_more_sessions_than_it_may() -> None:
@@ -383,7 +384,7 @@ async def test_a_model_is_held_until_its_session_is_stored() -> None:
 
     class Watched(MemoryStore):
         async def put(self, session: Session, before: bytes | None) -> bool:
-            held.append(catalog.holders(MODEL))
+            held.append(catalog.find("m", 1).references)
             return await super().put(session, before)
 
     sessions = Sessions(Watched(ttl=60, max_sessions=10), catalog, engine)
@@ -391,7 +392,7 @@ async def test_a_model_is_held_until_its_session_is_stored() -> None:
         await sessions.advance(ask(values=values_of(0, 3), start=True))
         await sessions.advance(ask(end=True))
         assert held == [1, 1]
-        assert catalog.holders(MODEL) == 0
+        assert not catalog.find("m", 1).references
     finally:
         await asyncio.to_thread(engine.close)
         await sessions.close()

@@ -7,6 +7,7 @@ from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import RequestError
 from unroll_engine.models.spec import Float32Array
 from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server.repository.version import LoadedVersion
 from unroll_server.sequence import PIECE, Sequence
 from unroll_server.status import status_of
 
@@ -50,6 +51,7 @@ class Slot:
 
     __slots__ = (
         "_promised",
+        "_version",
         "busy",
         "every",
         "key",
@@ -77,6 +79,18 @@ class Slot:
         self.width = 0
         # Bytes of answers to the piece of the chunk that runs.
         self._promised = 0
+        self._version: LoadedVersion | None = None
+
+    def acquire(self, version: LoadedVersion) -> None:
+        """Takes a reference to the version of the sequence that opens."""
+        version.acquire()
+        self._version = version
+
+    def release(self) -> None:
+        """Returns the reference, as the sequence closes."""
+        assert self._version is not None
+        self._version.release()
+        self._version = None
 
     def promise(self) -> None:
         """The next piece of the chunk is on its way."""

@@ -55,13 +55,13 @@ class UnrollService(UnrollServiceServicer):
         # All are of the same, or one of them is refused; those without a format are of none.
         begun = next((index for index, snapshot in enumerate(request.initial_states) if snapshot.format), None)
         if begun is None:
-            model = self._catalog.find(request.model, request.version)
+            version = self._catalog.find(request.model, request.version)
         else:
             snapshot, field = request.initial_states[begun], f"initial_states[{begun}]"
-            model = resolve_model(self._catalog, snapshot, request.model, request.version, field)
+            version = resolve_model(self._catalog, snapshot, request.model, request.version, field)
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else time.monotonic() + remaining
-        batch = decode_batch(request, model, self._limits, deadline)
+        batch = decode_batch(request, version.model, self._limits, deadline)
         await self._engine.run(batch)
         return encode_batch(batch, request)
 
@@ -91,8 +91,8 @@ class UnrollService(UnrollServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """See unroll.proto."""
         # A client asks of the version that its sequence was begun on, which may have begun to leave since.
-        model = self._catalog.find(request.model, request.version, resumes=b"")
-        return pb.GetModelResponse(model=self._describe(model))
+        version = self._catalog.find(request.model, request.version, resumes=b"")
+        return pb.GetModelResponse(model=self._describe(version.model))
 
     def _describe(self, model: Model) -> pb.Model:
         spec, runtime, limits = model.spec, model.runtime, self._limits

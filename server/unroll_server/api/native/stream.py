@@ -110,7 +110,7 @@ class Stream:
                     if slot.sequence:
                         slot.sequence.leave()
                         self._usage.give(OPEN_SEQUENCES, self._owner)
-                        self._catalog.release(slot.sequence.model)
+                        slot.release()
 
     def send(self, response: pb.UnrollResponse, size: int = 0) -> None:
         """Puts an answer, which holds so many bytes of values, into the caller's queue."""
@@ -272,7 +272,7 @@ class Stream:
             slot.sequence = None
             self._open -= 1
             self._usage.give(OPEN_SEQUENCES, self._owner)
-            self._catalog.release(sequence.model)
+            slot.release()
             closed = _closed(key, sequence, pb.SequenceClosed.REASON_CLOSED)
             self.send(closed, closed.ByteSize())
         else:
@@ -293,19 +293,19 @@ class Stream:
         snapshot = request.initial_state if request.HasField("initial_state") else None
         name, version, state = request.model, request.version, None
         if snapshot:
-            model = resolve_model(self._catalog, snapshot, name, version, "open.initial_state", "open.model")
-            state = decode_snapshot(snapshot, model.spec, "open.initial_state")
+            found = resolve_model(self._catalog, snapshot, name, version, "open.initial_state", "open.model")
+            state = decode_snapshot(snapshot, found.spec, "open.initial_state")
         else:
-            model = self._catalog.find(name, version, "open.model")
+            found = self._catalog.find(name, version, "open.model")
         self._usage.take(OPEN_SEQUENCES, self._owner)
         self._open += 1
-        self._catalog.hold(model)
+        slot.acquire(found)
         slot.every = request.every or 1
         slot.states = request.return_states
         slot.logits = request.return_logits
-        slot.width = 4 * (slot.states * model.spec.hidden_size + slot.logits * model.spec.output_size)
+        slot.width = 4 * (slot.states * found.spec.hidden_size + slot.logits * found.spec.output_size)
         step = request.initial_state.step
-        return Sequence(self._engine, model, step, state, self._repeatable, self._owner, self._call)
+        return Sequence(self._engine, found.model, step, state, self._repeatable, self._owner, self._call)
 
 
 def _closed(key: str, sequence: Sequence, reason: "pb.SequenceClosed.Reason.ValueType") -> pb.UnrollResponse:

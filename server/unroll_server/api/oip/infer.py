@@ -28,6 +28,7 @@ from unroll_server.caller import identity, watched
 from unroll_server.config import Limits
 from unroll_server.errors import SessionNotFoundError
 from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.version import LoadedVersion
 from unroll_server.sessions.chunks import Advance
 from unroll_server.sessions.running import compute
 from unroll_server.sessions.service import Sessions
@@ -93,13 +94,13 @@ class Inference:
             options, wanted = options_of(request), outputs_of(request)
             deadline = min(deadline, time.monotonic() + options.timeout)
             if options.sequence is None:
-                model = self._catalog.find(request.model_name, version)
-                stages.model = model.spec.key
+                found = self._catalog.find(request.model_name, version)
+                stages.model = found.key
                 inputs = tensors.decode(request, self._limits)
                 stages.decoded = time.perf_counter_ns()
-                results = await self._run(model, inputs, wanted, deadline, stages)
+                results = await self._run(found, inputs, wanted, deadline, stages)
             else:
-                name = request.model_name or self._catalog.find("", 0).spec.key.name
+                name = request.model_name or self._catalog.find("", 0).key.name
                 inputs = tensors.decode(request, self._limits, shortest=0 if options.start or options.end else 1)
                 stages.decoded = time.perf_counter_ns()
                 results = await self._advance(name, version, options, inputs, wanted, deadline, stages)
@@ -128,10 +129,15 @@ class Inference:
         return states + final
 
     async def _run(
-        self, model: Model, inputs: tensors.Inputs, wanted: tuple[Wanted, ...], deadline: float, stages: Stages
+        self,
+        version: LoadedVersion,
+        inputs: tensors.Inputs,
+        wanted: tuple[Wanted, ...],
+        deadline: float,
+        stages: Stages,
     ) -> _Results:
         """A batch of whole sequences."""
-        spec = model.spec
+        model, spec = version.model, version.spec
         _check_outputs(wanted, inputs, spec)
         rows, offsets = tensors.ragged(inputs, spec)
         state = tensors.initial_state(inputs, spec)
@@ -144,7 +150,7 @@ class Inference:
             stages.waited = int(batch.waited * 1e9)
             return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))
         # Between two pieces of a sequence the engine may have no work of the model.
-        with self._catalog.held(model):
+        with version.acquired():
             return _Results(
                 model, await self._run_keeping_states(model, inputs, rows, offsets.tolist(), state, deadline)
             )

@@ -165,7 +165,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         request: pb.ModelReadyRequest | pb.ModelMetadataRequest | pb.ModelConfigRequest | pb.ModelStatisticsRequest,
     ) -> Model:
         try:
-            return self._catalog.find(request.name, version_of(request.version, "version"))
+            return self._catalog.find(request.name, version_of(request.version, "version")).model
         except RequestError as error:
             error.rename({"model": "name"})
             raise

@@ -1,0 +1,153 @@
+"""The life of a model version: its states, its references, its entry in the repository's index."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from unroll_engine.bundle import Fingerprint
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import ModelKey, ModelSpec
+from unroll_server.telemetry.metrics import Metrics
+
+
+class VersionState(StrEnum):
+    """State of a version; the value is its name on the wire, see VersionState in admin.proto."""
+
+    LOADING = "LOADING"
+    """Is being verified, loaded and warmed up."""
+    READY = "READY"
+    """Takes new work."""
+    DRAINING = "LEAVING"
+    """Takes no new work; unloaded once no sequence and no session is on it."""
+    UNLOADED = "UNLOADED"
+    """Has left the memory, and the index."""
+    REFUSED = "REFUSED"
+    """Has files that can't be trusted or run."""
+
+
+class IndexEntry(NamedTuple):
+    """A version in the repository's index.
+
+    Attributes:
+        name: Name of the model.
+        version: Number of the version.
+        state: State of the version.
+        reason: Reason for REFUSED; for READY, the reason if newer files of the version were refused; else empty.
+    """
+
+    name: str
+    version: int
+    state: VersionState
+    reason: str
+
+
+class LoadedVersion:
+    """A model version in memory: READY, then DRAINING, then UNLOADED. Used on one event loop.
+
+    Args:
+        model: The model.
+        metrics: Counts the open sequences.
+        on_idle: Called when a draining version has lost its last reference, or had none.
+        clock: Seconds that never step.
+
+    Attributes:
+        model: The model.
+        state: READY, DRAINING or UNLOADED.
+        since: Time of the last change of state, on the clock.
+        references: Sequences that are open on it.
+        acquisitions: References that were ever taken.
+    """
+
+    __slots__ = ("_clock", "_metrics", "_on_idle", "acquisitions", "model", "references", "since", "state")
+
+    def __init__(
+        self,
+        model: Model,
+        metrics: Metrics,
+        on_idle: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.state = VersionState.READY
+        self.since = clock()
+        self.references = 0
+        self.acquisitions = 0
+        self._metrics = metrics
+        self._on_idle = on_idle
+        self._clock = clock
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's spec."""
+        return self.model.spec
+
+    @property
+    def key(self) -> ModelKey:
+        """Name and number of the version."""
+        return self.model.spec.key
+
+    @property
+    def bundle(self) -> bytes:
+        """Identifies the content: versions of one key whose content differs are different versions."""
+        return self.model.spec.bundle
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last change of state."""
+        return self._clock() - self.since
+
+    def acquire(self) -> None:
+        """Takes a reference, for a sequence that opens; the version stays loaded until `release`."""
+        self.references += 1
+        self.acquisitions += 1
+        self._metrics.of(str(self.key)).opened()
+
+    def release(self) -> None:
+        """Returns a reference."""
+        self.references -= 1
+        self._metrics.of(str(self.key)).closed()
+        if self.state is VersionState.DRAINING and not self.references:
+            self._on_idle()
+
+    @contextmanager
+    def acquired(self) -> Iterator[Model]:
+        """Takes a reference for the duration of the context; yields the model."""
+        self.acquire()
+        try:
+            yield self.model
+        finally:
+            self.release()
+
+    def drain(self) -> None:
+        """READY -> DRAINING: new work goes elsewhere, open sequences continue."""
+        self._enter(VersionState.DRAINING)
+        if not self.references:
+            self._on_idle()
+
+    def unload(self) -> None:
+        """DRAINING -> UNLOADED: nothing may run on it any more."""
+        self._enter(VersionState.UNLOADED)
+
+    def _enter(self, state: VersionState) -> None:
+        self.state = state
+        self.since = self._clock()
+
+
+@dataclass(slots=True)
+class VersionFiles:
+    """The files of a version at the last look, and what came of them.
+
+    Attributes:
+        seen: Fingerprint of the files.
+        loaded: The version loaded from them, or from those before them if they are refused; None if there is none.
+        refused: Reason why they are refused; empty if they are not.
+        missed: True if the last look found no files.
+    """
+
+    seen: Fingerprint
+    loaded: LoadedVersion | None
+    refused: str = ""
+    missed: bool = False
