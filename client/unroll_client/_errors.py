@@ -180,7 +180,10 @@ _HINTS = (
     ("Hostname Verification Check failed", "the server's certificate has another name: give it as server_name"),
     ("Failed parsing HTTP/2", "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics?"),
     ("http1.x server", "no gRPC server is there: an HTTP/1.1 one, such as the port of --metrics?"),
-    ("Socket closed", "the server closed the connection at once: does it speak TLS, or has it --max-connections?"),
+    (
+        "Socket closed",
+        "the server closed the connection at once: does it speak TLS, or has it reached max_connections?",
+    ),
 )
 
 

@@ -123,10 +123,10 @@ class Service(Generic[AnyTransport]):
         self._drain_timeout = settings.drain_timeout
         self._engine = AsyncEngine(
             (),
-            max_lanes=settings.max_lanes,
-            tick_steps=settings.tick_steps,
-            max_queued_steps=settings.max_queued_steps,
-            max_queued_bytes=settings.max_queued_bytes,
+            max_lanes=settings.tuning.max_lanes,
+            tick_steps=settings.tuning.tick_steps,
+            max_queued_steps=settings.tuning.max_queued_steps,
+            max_queued_bytes=settings.tuning.max_queued_bytes,
             metrics=figures,
             limits_of=self._share_of if settings.tokens else None,
         )
@@ -322,6 +322,6 @@ async def serve_grpcio(
 
 def _loader(settings: Settings) -> Loader:
     try:
-        return Loader(settings.runtime, settings.device, settings.max_lanes)
+        return Loader(settings.runtime, settings.device, settings.tuning.max_lanes)
     except RuntimeUnavailableError as error:
         raise StartupError(f"--{error}") from None

@@ -1,111 +1,95 @@
-"""The options of `unroll-serve`."""
+"""The command `unroll-serve`; its flags are the settings of `config`."""
 
-import math
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from unroll_proto import cli
 from unroll_server.config import Settings
 from unroll_server.errors import SessionsLostError, StartupError, UndrainedError
 from unroll_server.process import allow_descriptors, configure_logging, run
+from unroll_server.sources import Sources, flag, schema, suggestion
 
-_MOST = 2**31 - 2
-"""Largest value of a count: grpcio ends the process at one connection more."""
-_POSITIVE = click.IntRange(1, _MOST)
-_QUEUED = click.IntRange(1, 2**62)
-_FILE = click.Path(path_type=Path)
-
-
-class _Seconds(click.FloatRange):
-    """Seconds, thirty years at most: grpcio takes no larger number, and no NaN."""
-
-    def __init__(self, **bounds: Any) -> None:
-        super().__init__(max=1e9, **bounds)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """See click.ParamType."""
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is no number.", param, ctx)
-        return seconds
+_SECTIONS = {
+    "Models": ("models", "versions", "models_poll", "runtime", "device"),
+    "Serving": ("listen", "workers", "max_concurrent_calls", "max_message_bytes", "drain_timeout"),
+    "Security": ("tls_cert", "tls_key", "tls_client_ca", "tokens"),
+    "Sessions": ("sessions", "session_ttl", "sessions_file"),
+    "Operation": ("config", "admin", "metrics", "log_level", "log_format", "access_log"),
+}
+"""Settings by the heading of `--help` that their flags are under."""
+_COLUMN = 30
+"""Most characters left of the descriptions."""
 
 
-_option = partial(click.option, show_envvar=True)
+class _Command(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Suggests the nearest setting for an unknown flag."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            raise cli.InputError(f"{error.option_name}: unknown{suggestion(name, flag)}") from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options under their headings."""
+        rows = {option.name: option.get_help_record(ctx) or ("", "") for option in self.get_params(ctx)}
+        width = max(len(left) for left, _ in rows.values() if len(left) <= _COLUMN)
+        rows = {name: (left.ljust(width), right) for name, (left, right) in rows.items()}
+        sections = {heading: [rows.pop(name) for name in names] for heading, names in _SECTIONS.items()}
+        for heading, found in (sections | {"Other": [*rows.values()]}).items():
+            with formatter.section(heading):
+                formatter.write_dl(found, col_max=_COLUMN)
 
 
-@click.command(context_settings={"auto_envvar_prefix": "UNROLL", "show_default": True, "max_content_width": 100})
-@_option("--models", type=click.Path(path_type=Path), required=True, help="Folder of NAME/VERSION/ bundles.")
-@_option("--listen", default="127.0.0.1:50051", help="HOST:PORT or unix:/PATH; port 0 picks a free one.")
-@_option(
-    "--runtime",
-    type=click.Choice(["auto", "kernel", "onnx", "torchscript"]),
-    default="auto",
-    help="What runs the models; auto: the step kernel where it can, else onnx.",
+def _option(name: str) -> click.Option:
+    field, kind = Settings.model_fields[name], schema(name)
+    description = f"{field.description}  [required]" if field.is_required() else field.description
+    if kind["type"] == "boolean":
+        return click.Option([f"{flag(name)}/--no-{flag(name)[2:]}"], help=description)
+    metavars = {"integer": "N", "number": "SECONDS", "string": "FILE" if kind.get("format") == "path" else "TEXT"}
+    return click.Option(
+        [flag(name)],
+        # Text for `Settings` to check, like that of a variable.
+        type=str,
+        metavar="|".join(kind.get("enum", ())) or field.title or metavars[kind["type"]],
+        default=f"{kind['default']:g}" if kind["type"] == "number" else kind.get("default"),
+        show_default=True,
+        help=description,
+    )
+
+
+@click.command(
+    cls=_Command,
+    params=[_option(name) for names in _SECTIONS.values() for name in names],
+    context_settings={"max_content_width": 100},
 )
-@_option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where they run.")
-@_option("--max-lanes", type=_POSITIVE, default=64, help="Sequences of a class, streams or bulk, in one tick.")
-@_option("--tick-steps", type=_POSITIVE, default=32, help="Timesteps in a tick of all lanes, at most.")
-@_option("--max-sequences", type=_POSITIVE, default=4096, help="Sequences in one Classify call.")
-@_option("--max-steps", type=_POSITIVE, default=65536, help="Timesteps of one sequence, or of one chunk.")
-@_option("--max-open-sequences", type=_POSITIVE, default=10000, help="Sequences open on one Unroll stream.")
-@_option("--max-message-bytes", type=click.IntRange(1024, 2**31 - 1), default=16 * 2**20, help="Bytes of one request.")
-@_option("--max-queued-steps", type=_QUEUED, default=4_000_000, help="Timesteps accepted and not yet answered.")
-@_option(
-    "--drain-timeout",
-    type=_Seconds(min=0),
-    default=30.0,
-    help="Seconds that calls in flight have to end after SIGTERM.",
-)
-@_option("--workers", type=_POSITIVE, default=1, help="Serving processes that share the port.")
-@_option("--metrics", metavar="HOST:PORT", help="Where Prometheus gets metrics over HTTP; nowhere if absent.")
-@_option("--versions", default="all", help="Versions of a model to serve: all, latest, or latest:N.")
-@_option(
-    "--models-poll",
-    type=_Seconds(min=0),
-    default=5.0,
-    help="Seconds between looks for new and removed versions; 0: none, only when the admin listener is told to.",
-)
-@_option(
-    "--admin",
-    metavar="ADDRESS",
-    help="Where operators load models and list sessions, HOST:PORT or unix:/PATH; nowhere if absent.",
-)
-@_option("--sessions", default="memory", help="Where sessions are kept: memory, or redis://HOST:PORT/DB.")
-@_option("--session-ttl", type=_Seconds(min=0, min_open=True), default=3600.0, help="Seconds a session may rest.")
-@_option("--max-sessions", type=_POSITIVE, default=100_000, help="Sessions kept in memory; the longest unused goes.")
-@_option("--sessions-file", type=_FILE, help="Keeps the sessions of the memory from one start to the next.")
-@_option("--max-queued-bytes", type=_QUEUED, default=2**29, help="Bytes of values accepted and not yet answered.")
-@_option("--max-connections", type=_POSITIVE, default=10_000, help="Connections of a process.")
-@_option("--max-concurrent-calls", type=_POSITIVE, default=1000, help="Calls in flight on one connection.")
-@_option("--max-connection-age", type=_Seconds(min=0), default=0.0, help="Seconds; 0: any age.")
-@_option("--keepalive", type=_Seconds(min=1), default=60.0, help="Seconds of silence until a client is pinged.")
-@_option("--tls-cert", type=_FILE, help="Certificate chain, PEM; read again when it changes. TLS only with it.")
-@_option("--tls-key", type=_FILE, help="Its private key, PEM.")
-@_option("--tls-client-ca", type=_FILE, help="Certificates, PEM, that a client's must descend from: mutual TLS.")
-@_option(
-    "--tokens", type=_FILE, help="File of bearer tokens, hashed, and their identities; read again when it changes."
-)
-@_option("--log-format", type=click.Choice(["text", "json"]), default="text", help="How log lines are written.")
-@_option("--access-log/--no-access-log", default=False, help="A log line for each call.")
-@_option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="Least to log.")
-def command(**options: Any) -> None:
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> None:
     """Serves the models of a repository over gRPC, until SIGTERM or SIGINT drains it.
 
-    Every option can be given in the environment as UNROLL_OPTION_NAME.
+    Each option can also be set in the environment, as UNROLL_OPTION_NAME, or in the TOML file of --config, as
+    option_name. A flag takes precedence over the environment, and the environment over the file. Settings that few
+    deployments change are in [tuning] of the file, or UNROLL_TUNING_NAME: docs/deployment.md lists them.
     """
     try:
-        settings = Settings(**options)
-        configure_logging(settings.log_level, settings.log_format)
-        allow_descriptors(settings.max_connections)
-        # A parent of workers imports neither models nor gRPC.
-        if settings.workers == 1:
-            from unroll_server.app import serve
-        else:
-            from unroll_server.workers.supervisor import serve
-        run(serve(settings, click.echo))
+        flags = {
+            name: value
+            for name, value in options.items()
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        }
+        sources = Sources.read(flags)
+        with sources.named_in_errors():
+            settings = sources.settings()
+            configure_logging(settings.log_level, settings.log_format)
+            allow_descriptors(settings.tuning.max_connections)
+            # A parent of workers imports neither models nor gRPC.
+            if settings.workers == 1:
+                from unroll_server.app import serve
+            else:
+                from unroll_server.workers.supervisor import serve
+            run(serve(settings, click.echo))
     except StartupError as error:
         raise cli.InputError(str(error)) from None
     except (SessionsLostError, UndrainedError) as error:

@@ -1,84 +1,172 @@
-"""The server's settings, checked."""
+"""Settings of the server: names, types, limits and defaults. `sources` reads them."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from unroll_server.addresses import Address
 from unroll_server.errors import StartupError
 
 MAX_KEY_BYTES = 128
-"""Bytes of a key of a stream's sequence or of a session, at most."""
+"""Most bytes in a key of a stream's sequence or of a session."""
 
-_PATHS = ("models", "sessions_file", "tls_cert", "tls_key", "tls_client_ca", "tokens")
-
-# `shared:` is what a parent makes of `memory` for its workers.
+# `shared:` replaces `memory` in the settings of workers.
 _STORES = ("memory", "shared", "redis", "rediss", "unix")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The options of `unroll-serve`; __main__.py says what each means.
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number is required")
+    return value
+
+
+def _text(value: object) -> object:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("text without NUL is required")
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 2), BeforeValidator(_number)]
+"""A number of things. grpcio ends the process at one connection more than the limit."""
+Queued = Annotated[int, Field(ge=1, le=2**62), BeforeValidator(_number)]
+"""An amount of work that waits."""
+MessageBytes = Annotated[int, Field(ge=1024, le=2**31 - 1), BeforeValidator(_number)]
+"""A size of a message."""
+Seconds = Annotated[float, Field(ge=0, le=1e9), BeforeValidator(_number)]
+"""Thirty years at most: grpcio takes no larger number."""
+Keepalive = Annotated[float, Field(ge=1, le=1e9), BeforeValidator(_number)]
+"""Seconds between pings."""
+Lifetime = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_number)]
+"""Seconds that something is kept."""
+Text = Annotated[str, BeforeValidator(_text)]
+File = Annotated[Path, BeforeValidator(_text)]
+
+
+class Tuning(BaseModel):
+    """Settings that few deployments change: `[tuning]` of the file, UNROLL_TUNING_* of the environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_lanes: Count = Field(default=64, description="Sequences of a class, streams or bulk, in one tick.")
+    tick_steps: Count = Field(default=32, description="Most timesteps in a tick of all lanes.")
+    max_sequences: Count = Field(default=4096, description="Sequences in one Classify call.")
+    max_steps: Count = Field(default=65536, description="Timesteps of one sequence, or of one chunk.")
+    max_open_sequences: Count = Field(default=10_000, description="Sequences open on one Unroll stream.")
+    max_queued_steps: Queued = Field(default=4_000_000, description="Timesteps accepted and not yet answered.")
+    max_queued_bytes: Queued = Field(default=2**29, description="Bytes of values accepted and not yet answered.")
+    max_sessions: Count = Field(default=100_000, description="Sessions kept in memory; the longest unused goes.")
+    max_connections: Count = Field(default=10_000, description="Connections of a process.")
+    max_connection_age: Seconds = Field(default=0.0, description="Seconds a connection takes new calls; 0: any time.")
+    keepalive: Keepalive = Field(default=60.0, description="Seconds of silence until a client is pinged.")
+
+
+class Settings(BaseSettings):
+    """Settings of the server.
+
+    Each is a flag of `unroll-serve` too, except those of `tuning`.
 
     Raises:
-        StartupError: an option is wrong, or two exclude each other.
+        StartupError: one setting excludes another, or text can't be read.
+        pydantic.ValidationError: a value has the wrong type or is out of range.
     """
 
-    models: Path
-    listen: str
-    runtime: str
-    device: str
-    max_lanes: int
-    tick_steps: int
-    max_sequences: int
-    max_steps: int
-    max_open_sequences: int
-    max_message_bytes: int
-    max_queued_steps: int
-    drain_timeout: float
-    log_level: str
-    workers: int = 1
-    metrics: str | None = None
-    versions: str = "all"
-    models_poll: float = 5.0
-    admin: str | None = None
-    sessions: str = "memory"
-    session_ttl: float = 3600.0
-    max_sessions: int = 100_000
-    sessions_file: Path | None = None
-    max_queued_bytes: int = 2**29
-    max_connections: int = 10_000
-    max_concurrent_calls: int = 1000
-    max_connection_age: float = 0.0
-    keepalive: float = 60.0
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    tokens: Path | None = None
-    log_format: str = "text"
-    access_log: bool = False
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="UNROLL_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        env_ignore_empty=True,
+        enable_decoding=False,
+    )
 
-    def __post_init__(self) -> None:
+    config: File | None = Field(
+        default=None, description="TOML file of settings; flags and the environment go before it."
+    )
+    models: File = Field(title="FOLDER", description="Folder of NAME/VERSION/ bundles.")
+    versions: Text = Field(default="all", description="Versions of a model to serve: all, latest, or latest:N.")
+    models_poll: Seconds = Field(
+        default=5.0,
+        description="Seconds between looks for new and removed versions; 0: only when the admin listener is asked.",
+    )
+    runtime: Literal["auto", "kernel", "onnx", "torchscript"] = Field(
+        default="auto", description="What runs the models; auto: the step kernel where it can, else onnx."
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where they run.")
+    listen: Text = Field(
+        default="127.0.0.1:50051", title="ADDRESS", description="HOST:PORT or unix:/PATH; port 0 picks a free one."
+    )
+    workers: Count = Field(default=1, description="Serving processes that share the port.")
+    max_concurrent_calls: Count = Field(default=1000, description="Calls in flight on one connection.")
+    max_message_bytes: MessageBytes = Field(default=2**24, description="Bytes of one request.")
+    drain_timeout: Seconds = Field(default=30.0, description="Seconds that calls in flight have to end after SIGTERM.")
+    admin: Text | None = Field(
+        default=None, title="ADDRESS", description="Where operators load models and list sessions; nowhere if absent."
+    )
+    metrics: Text | None = Field(
+        default=None, title="HOST:PORT", description="Where Prometheus gets metrics over HTTP; nowhere if absent."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least to log.")
+    log_format: Literal["text", "json"] = Field(default="text", description="How log lines are written.")
+    access_log: bool = Field(default=False, description="A log line for each call.")
+    tls_cert: File | None = Field(
+        default=None, description="Certificate chain, PEM; read again when it changes. TLS only with it."
+    )
+    tls_key: File | None = Field(default=None, description="Its private key, PEM.")
+    tls_client_ca: File | None = Field(
+        default=None, description="Certificates, PEM, that a client's must descend from: mutual TLS."
+    )
+    tokens: File | None = Field(
+        default=None, description="File of bearer tokens, hashed, and their identities; read again when it changes."
+    )
+    sessions: Text = Field(
+        default="memory", title="STORE", description="Where sessions are kept: memory, or redis://HOST:PORT/DB."
+    )
+    session_ttl: Lifetime = Field(default=3600.0, description="Seconds a session may rest.")
+    sessions_file: File | None = Field(
+        default=None, description="Keeps the sessions of the memory from one start to the next."
+    )
+    tuning: Tuning = Tuning()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Takes the arguments alone: `sources` knows where each came from."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         _ = self.listen_address, self.metrics_address, self.admin_address, self.versions_kept
         if self.listen_address.path and self.workers > 1:
             raise StartupError("--listen: only one process can listen on a Unix socket; needs --workers 1")
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise StartupError("--tls-cert, --tls-key: one is of no use without the other")
+            given, missing = ("--tls-cert", "--tls-key") if self.tls_cert else ("--tls-key", "--tls-cert")
+            raise StartupError(f"{given}: needs {missing} too")
+        if self.tls_client_ca and not self.tls_cert:
+            raise StartupError("--tls-client-ca: needs --tls-cert and --tls-key")
         if self.admin_address and not (self.tokens or self.tls_client_ca or self.admin_address.is_local):
-            problem = "whoever reaches it may change what is served; needs --tokens or --tls-client-ca"
+            problem = "anyone who reaches it may change what is served; needs --tokens or --tls-client-ca"
             raise StartupError(f"--admin: {self.admin} is not a loopback address: {problem}")
         if self.sessions.partition(":")[0] not in _STORES:
-            # Not told in full: it can hold a password.
+            # Not repeated: it can hold a password.
             raise StartupError("--sessions: neither memory nor redis://HOST:PORT/DB, rediss://..., unix://PATH")
         if self.sessions_file and self.sessions != "memory":
             raise StartupError("--sessions-file: only for --sessions memory; Redis keeps its own")
-        if self.tls_client_ca and not self.tls_cert:
-            raise StartupError("--tls-client-ca: needs --tls-cert and --tls-key")
+        return self
 
     @property
     def versions_kept(self) -> int | None:
-        """How many versions of a model are served, the newest good ones; None for all."""
+        """Number of versions of a model that are served, the newest good ones; None for all."""
         if self.versions == "all":
             return None
         policy, separator, number = self.versions.partition(":")
@@ -103,35 +191,41 @@ class Settings:
         """The address of the admin listener; None if there is none."""
         return None if self.admin is None else Address.of("--admin", self.admin)
 
+    @property
+    def connections(self) -> "Connections":
+        """Limits of a connection."""
+        tuning = self.tuning
+        return Connections(
+            tuning.max_connections, self.max_concurrent_calls, tuning.max_connection_age, tuning.keepalive
+        )
+
+    @property
+    def limits(self) -> "Limits":
+        """Limits of one call."""
+        tuning = self.tuning
+        return Limits(tuning.max_sequences, tuning.max_steps, tuning.max_open_sequences, self.max_message_bytes)
+
     def announcement(self, served: str, address: str) -> str:
         """Returns the line that reports that `served` is served on `address`."""
         return f"serving {served} on {address} ({self.runtime}, {self.device})"
 
+    def replace(self, **changes: Any) -> Self:
+        """Returns the settings with some changed, checked again."""
+        return type(self)(**(self.model_dump() | changes))
+
     def to_json(self) -> str:
-        """The settings as text, for another process."""
-        return json.dumps(asdict(self), default=str)
+        """Returns the settings as text, for another process."""
+        return json.dumps(self.model_dump(), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` gave."""
-        options = json.loads(text)
-        paths = {name: Path(options[name]) for name in _PATHS if options[name] is not None}
-        return cls(**options | paths)
-
-    @property
-    def connections(self) -> "Connections":
-        """What a connection may do."""
-        return Connections(self.max_connections, self.max_concurrent_calls, self.max_connection_age, self.keepalive)
-
-    @property
-    def limits(self) -> "Limits":
-        """What one call may carry."""
-        return Limits(self.max_sequences, self.max_steps, self.max_open_sequences, self.max_message_bytes)
+        """Reads a text of `to_json`."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one call may carry; see unroll.v1.Limits."""
+    """Limits of one call; see unroll.v1.Limits."""
 
     max_sequences: int
     max_steps: int
@@ -141,7 +235,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """What a connection may do.
+    """Limits of a connection.
 
     Attributes:
         most: Connections of a process at once.

@@ -66,7 +66,9 @@ def allow_descriptors(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     if soft != resource.RLIM_INFINITY and soft < connections + OTHERS:
-        _log.warning("at most %d descriptors, too few for --max-connections %d: see ulimit -n", soft, connections)
+        _log.warning(
+            "at most %d descriptors, too few for tuning.max_connections %d: raise ulimit -n", soft, connections
+        )
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:

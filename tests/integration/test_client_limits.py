@@ -17,15 +17,16 @@ LONG = 100_000
 
 @pytest.fixture(scope="module")
 def roomy(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    options = ("--max-steps", str(LONG), "--max-message-bytes", str(1 << 26))
-    with ServerProcess(bundle_root, tmp_path_factory.mktemp("roomy") / "log", *options) as process:
+    log = tmp_path_factory.mktemp("roomy") / "log"
+    with ServerProcess(bundle_root, log, "--max-message-bytes", str(1 << 26), tuning={"max_steps": LONG}) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
 def narrow(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    options = ("--max-steps", "3000", "--max-message-bytes", str(1 << 17), "--max-sequences", "3")
-    with ServerProcess(bundle_root, tmp_path_factory.mktemp("narrow") / "log", *options) as process:
+    log = tmp_path_factory.mktemp("narrow") / "log"
+    tuning = {"max_steps": 3000, "max_sequences": 3}
+    with ServerProcess(bundle_root, log, "--max-message-bytes", str(1 << 17), tuning=tuning) as process:
         yield process
 
 

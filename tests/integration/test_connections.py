@@ -41,9 +41,9 @@ OWN = [("grpc.use_local_subchannel_pool", 1)]
 @pytest.fixture(scope="module")
 def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that allows little."""
-    options = ("--max-connections", "4", "--max-concurrent-calls", "3", "--keepalive", "1")
     log = tmp_path_factory.mktemp("limited") / "log"
-    with ServerProcess(bundle_root, log, *options) as process:
+    tuning = {"max_connections": 4, "keepalive": 1}
+    with ServerProcess(bundle_root, log, "--max-concurrent-calls", "3", tuning=tuning) as process:
         yield process
         assert process.stop() == 0, process.log
 
@@ -114,8 +114,7 @@ def test_a_client_that_does_not_answer_pings_is_left(process: ServerProcess) -> 
 async def test_an_old_connection_is_left_and_its_calls_end_as_they_would_have(
     bundle_root: Path, tmp_path: Path
 ) -> None:
-    options = ("--max-connection-age", "1")
-    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", tuning={"max_connection_age": 1}) as process:
         await _outlive_a_connection(process)
         assert process.stop() == 0, process.log
 

@@ -30,9 +30,9 @@ from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
 
 API = Path(__file__).parents[2] / "docs" / "api.md"
 STEPS = np.zeros((3, 12), np.float32)
-SLOW = ("--max-lanes", "1", "--tick-steps", "1")
+SLOW = {"max_lanes": 1, "tick_steps": 1}
 """One step at a time, so that little work takes long."""
-TIGHT = (*SLOW, "--max-queued-steps", "20000", "--max-queued-bytes", "400000", "--max-sessions", "1")
+TIGHT = {**SLOW, "max_queued_steps": 20000, "max_queued_bytes": 400000, "max_sessions": 1}
 
 
 class Place:
@@ -49,7 +49,7 @@ class Place:
         self.shared = shared
         self.bundles = bundles
         self._open = ExitStack()
-        self._kept: dict[tuple[str, ...], ServerProcess] = {}
+        self._kept: dict[Any, ServerProcess] = {}
         self._redis: RedisServer | None = None
 
     @asynccontextmanager
@@ -58,11 +58,13 @@ class Place:
         with await asyncio.to_thread(self._started, *options) as server:
             yield server
 
-    async def kept(self, *options: str) -> ServerProcess:
-        """A server that other provocations ask with the same options, and leave as it is."""
-        if options not in self._kept:
-            self._kept[options] = self._open.enter_context(await asyncio.to_thread(self._started, *options))
-        return self._kept[options]
+    async def kept(self, *options: str, **tuning: int) -> ServerProcess:
+        """A server that other provocations ask with the same settings, and leave as it is."""
+        key = (options, tuple(tuning.items()))
+        if key not in self._kept:
+            started = await asyncio.to_thread(self._started, *options, **tuning)
+            self._kept[key] = self._open.enter_context(started)
+        return self._kept[key]
 
     def redis(self) -> RedisServer:
         """A store, running, that has no room."""
@@ -79,9 +81,9 @@ class Place:
         """Ends them."""
         self._open.close()
 
-    def _started(self, *options: str) -> ServerProcess:
+    def _started(self, *options: str, **tuning: int) -> ServerProcess:
         log = self.folder / f"log{len(list(self.folder.iterdir()))}"
-        return ServerProcess(self.bundles, log, *options)
+        return ServerProcess(self.bundles, log, *options, tuning=tuning)
 
 
 Provocation = Callable[[Place], Awaitable[grpc.aio.AioRpcError]]
@@ -203,7 +205,7 @@ async def taken_session(place: Place) -> grpc.aio.AioRpcError:
 
 
 async def evicted_session(place: Place) -> grpc.aio.AioRpcError:
-    server = await place.kept(*TIGHT)
+    server = await place.kept(**TIGHT)
     async with channel_to(server.address) as channel:
         stub = wire.stub_of(channel)
         for name in ("first", "second"):
@@ -253,7 +255,7 @@ async def called_off(calls: set[asyncio.Future[Any]]) -> None:
 
 async def refused_beside(place: Place, large: int, small: int, reason: str) -> grpc.aio.AioRpcError:
     """What is refused while a call of `large` steps and calls of `small` ones, one after another, come together."""
-    server = await place.kept(*TIGHT)
+    server = await place.kept(**TIGHT)
     first, other = (wire.classify_request([np.zeros((count, 12), np.float32)]) for count in (large, small))
     waiting: set[asyncio.Future[Any]] = set()
     beside: asyncio.Future[Any] | None = None
@@ -279,7 +281,7 @@ async def full_of_bytes(place: Place) -> grpc.aio.AioRpcError:
 
 
 async def too_near(place: Place) -> grpc.aio.AioRpcError:
-    server = await place.kept(*SLOW)
+    server = await place.kept(**SLOW)
     request = wire.classify_request([np.zeros((300, 12), np.float32)])
     waiting: set[asyncio.Future[Any]] = set()
     async with channel_to(server.address) as channel, asyncio.timeout(PATIENCE):

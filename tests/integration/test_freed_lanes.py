@@ -30,8 +30,8 @@ def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A server with one lane, a step of which is a tick: whoever comes next has to wait for it."""
     log = tmp_path_factory.mktemp("one-lane") / "log"
     # onnxruntime, which is slow enough: the kernel would be done before a deadline has passed.
-    options = ("--runtime", "onnx", "--metrics", "127.0.0.1:0", "--max-lanes", "1", "--tick-steps", "1")
-    with ServerProcess(bundle_root, log, *options) as process:
+    options = ("--runtime", "onnx", "--metrics", "127.0.0.1:0")
+    with ServerProcess(bundle_root, log, *options, tuning={"max_lanes": 1, "tick_steps": 1}) as process:
         yield process
         assert process.stop() == 0, process.log
 

@@ -104,15 +104,20 @@ async def test_a_caller_that_vanishes_takes_nothing_with_it(server: ServerProces
         assert await stub.Classify(wire.classify_request([vowels[0].values])) == expected
 
 
-def test_settings_come_from_the_environment_too(bundle_root: Path, tmp_path: Path) -> None:
-    with ServerProcess(bundle_root, tmp_path / "log", env={"UNROLL_MAX_SEQUENCES": "7"}) as process:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_settings_come_from_a_file_and_the_environment_too(bundle_root: Path, tmp_path: Path, workers: int) -> None:
+    file = tmp_path / "unroll.toml"
+    file.write_text(f"workers = {workers}\n[tuning]\nmax_sequences = 7\nmax_steps = 9\n")
+    env = {"UNROLL_TUNING_MAX_STEPS": "8"}
+    with ServerProcess(bundle_root, tmp_path / "log", "--config", str(file), env=env) as process:
         with grpc.insecure_channel(process.address) as channel:
             get = channel.unary_unary(
                 "/unroll.v1.UnrollService/GetModel",
                 request_serializer=pb.GetModelRequest.SerializeToString,
                 response_deserializer=pb.GetModelResponse.FromString,
             )
-            assert get(pb.GetModelRequest(model="jv"), timeout=10).model.limits.max_sequences == 7
+            limits = get(pb.GetModelRequest(model="jv"), timeout=10).model.limits
+            assert (limits.max_sequences, limits.max_steps) == (7, 8)
         assert process.stop() == 0
 
 
@@ -163,7 +168,8 @@ def test_a_server_on_a_unix_socket_is_one_for_clients_operators_and_probes(
     [
         (["--models", "/nowhere"], "--models: /nowhere is not a folder"),
         (["--listen", "nonsense"], "--listen: 'nonsense' is not HOST:PORT"),
-        (["--max-lanes", "0"], "--max-lanes"),
+        (["--workers", "0"], "--workers: must be an integer from 1"),
+        (["--max-lanes", "7"], "--max-lanes: unknown; did you mean tuning.max_lanes in --config"),
         (["--runtime", "tensorflow"], "--runtime"),
         (["--device", "cuda"], "--device cuda"),
     ],

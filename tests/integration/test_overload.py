@@ -56,7 +56,7 @@ STREAMS = {"Unroll", "ModelStreamInfer", "ServerReflectionInfo"}
 async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time(
     bundle_root: Path, tmp_path: Path
 ) -> None:
-    options = ("--max-lanes", "1", "--tick-steps", "1", "--max-queued-steps", "6000")
+    tuning = {"max_lanes": 1, "tick_steps": 1, "max_queued_steps": 6000}
     request = wire.classify_request([np.zeros((1000, 12), np.float32)])
     statuses: Counter[grpc.StatusCode] = Counter()
     heard = asyncio.Event()
@@ -72,7 +72,7 @@ async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time
                 statuses[error.code()] += 1
             heard.set()
 
-    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", tuning=tuning) as process:
         async with channel_to(process.address) as channel, channel_to(process.address) as other:
             stub = wire.stub_of(channel)
             expected = await stub.Classify(request)
@@ -138,7 +138,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form(
     log_format: str, bundle_root: Path, tmp_path: Path
 ) -> None:
     observed = ("--metrics", "127.0.0.1:0", "--access-log", "--log-format", log_format)
-    options = ("--max-lanes", "1", "--tick-steps", "1", *observed)
+    tuning = {"max_lanes": 1, "tick_steps": 1}
     request = wire.classify_request([np.zeros((6000, 12), np.float32)])
     # A name that has to be quoted in either form of the log.
     names = (f'over="{number}\\' for number in itertools.count())
@@ -159,7 +159,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form(
                     refused[name] = error
             heard.set()
 
-    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", *observed, tuning=tuning) as process:
         async with channel_to(process.address) as channel, channel_to(process.address) as other:
             stub = wire.stub_of(channel)
             callers = [asyncio.create_task(ask(stub)) for _ in range(60)]
@@ -204,7 +204,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form(
 
 async def test_a_queue_full_of_bytes_says_so(bundle_root: Path, tmp_path: Path) -> None:
     # Room for one of the requests.
-    options = ("--max-lanes", "1", "--tick-steps", "1", "--metrics", "127.0.0.1:0", "--max-queued-bytes", "300000")
+    tuning = {"max_lanes": 1, "tick_steps": 1, "max_queued_bytes": 300000}
     request = wire.classify_request([np.zeros((6000, 12), np.float32)])
     enough = asyncio.Event()
     refused: list[grpc.aio.AioRpcError] = []
@@ -218,7 +218,7 @@ async def test_a_queue_full_of_bytes_says_so(bundle_root: Path, tmp_path: Path) 
                 if "300000 bytes at most" in (error.details() or ""):
                     enough.set()
 
-    with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
+    with ServerProcess(bundle_root, tmp_path / "log", "--metrics", "127.0.0.1:0", tuning=tuning) as process:
         async with channel_to(process.address) as channel, asyncio.timeout(PATIENCE):
             await asyncio.gather(*(ask(wire.stub_of(channel)) for _ in range(10)))
             figure = 'unroll_refused_total{cause="bytes"}'

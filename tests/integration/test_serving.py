@@ -134,7 +134,8 @@ async def test_a_full_queue_is_resource_exhausted_and_says_when_to_come_again(
     bundle_root: Path, tmp_path: Path
 ) -> None:
     long = wire.classify_request([np.zeros((20000, 12), np.float32)] * 5)
-    with ServerProcess(bundle_root, tmp_path / "log", "--max-queued-steps", "100001", "--max-lanes", "1") as process:
+    tuning = {"max_queued_steps": 100001, "max_lanes": 1}
+    with ServerProcess(bundle_root, tmp_path / "log", tuning=tuning) as process:
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)
             answers = await asyncio.gather(*(stub.Classify(long) for _ in range(4)), return_exceptions=True)

@@ -178,7 +178,7 @@ def test_a_bad_certificate_ends_the_start_with_one_line(
         path.write_bytes(content)
     chain, key = str(files.chain), str(files.key)
     for options, says in (
-        (["--tls-cert", chain], "--tls-cert, --tls-key: one is of no use without the other"),
+        (["--tls-cert", chain], "--tls-cert: needs --tls-key too"),
         (["--tls-client-ca", chain], "--tls-client-ca: needs --tls-cert and --tls-key"),
         (["--tls-cert", chain, "--tls-key", str(other)], f"--tls-key: {other} is not the key of the certificate"),
         (["--tls-cert", chain, "--tls-key", chain], f"--tls-key: {chain} holds no private key"),

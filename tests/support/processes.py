@@ -60,6 +60,7 @@ class ServerProcess:
         log: File that takes what it logs.
         options: Further options.
         env: Variables beside the tests' own.
+        tuning: Settings of `[tuning]`.
         executables: Folder of the environment to run it from.
 
     Attributes:
@@ -73,9 +74,11 @@ class ServerProcess:
         log: Path,
         *options: str,
         env: Mapping[str, str] | None = None,
+        tuning: Mapping[str, float] | None = None,
         executables: Path = BIN,
     ) -> None:
         self._log = log
+        tuned = {f"UNROLL_TUNING_{name.upper()}": str(value) for name, value in (tuning or {}).items()}
         command: list[str | Path] = [executables / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0"]
         command += options
         with log.open("wb") as stderr:
@@ -83,7 +86,7 @@ class ServerProcess:
                 command,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **(env or {}), **tuned},
             )
         self.announcement = self._first_line()
         self.address = self.announcement.split(" on ")[1].split()[0]

@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from unroll_server.config import Settings
@@ -25,7 +24,7 @@ def open_store(settings: Settings, count: Callable[[str], None] = lambda _: None
     Raises:
         StartupError: there can be none.
     """
-    ttl, most, file = settings.session_ttl, settings.max_sessions, settings.sessions_file
+    ttl, most, file = settings.session_ttl, settings.tuning.max_sessions, settings.sessions_file
     if settings.sessions.startswith(SHARED):
         return MemoryStore(ttl, most, Path(settings.sessions.removeprefix(SHARED)), count)
     if settings.sessions == "memory":
@@ -52,7 +51,7 @@ def shared_store(settings: Settings, folder: Path) -> tuple[Settings, Store | No
     """
     if settings.sessions != "memory":
         return settings, None
-    ttl, most, file = settings.session_ttl, settings.max_sessions, settings.sessions_file
+    ttl, most, file = settings.session_ttl, settings.tuning.max_sessions, settings.sessions_file
     path = folder / "sessions"
     store = LastingStore(ttl, most, path, file) if file else MemoryStore(ttl, most, path)
-    return replace(settings, sessions=f"{SHARED}{path}", sessions_file=None), store
+    return settings.replace(sessions=f"{SHARED}{path}", sessions_file=None), store

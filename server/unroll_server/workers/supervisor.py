@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, nullcontext, suppress
-from dataclasses import replace
 
 from unroll_server.addresses import joined, reserved
 from unroll_server.config import Settings
@@ -57,11 +56,11 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         metrics_folder(folder).mkdir()
         _, port = stack.enter_context(reserved(settings.listen_address))
         address = joined(settings.listen_address.host, port)
-        settings = replace(settings, listen=address)
+        settings = settings.replace(listen=address)
         settings, sessions = shared_store(settings, folder)
         # Each worker reads them itself; faults in them are reported here, once.
         Certificates.of(settings)
-        worker_settings = replace(settings, admin=None)
+        worker_settings = settings.replace(admin=None)
         workers = [_Worker(WorkerConfig(worker_settings, number, folder)) for number in range(settings.workers)]
         processes = metrics.Workers(
             lambda: {worker.number: worker.pid for worker in workers if worker.pid is not None},

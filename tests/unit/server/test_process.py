@@ -123,4 +123,4 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     command = [sys.executable, "-c", program, str(connections)]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(said.stdout) == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    assert ("--max-connections" in said.stderr) == warned
+    assert ("tuning.max_connections" in said.stderr) == warned

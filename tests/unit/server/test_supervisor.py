@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from unroll_server.workers.channel import FD, Channel, WorkerConfig
 async def test_a_worker_s_configuration_arrives_as_it_was_sent() -> None:
     ours, theirs = socket.socketpair()
     supervisor, worker = await Channel.on(ours), await Channel.on(theirs)
-    config = WorkerConfig(replace(SETTINGS, models=Path("/a\nb")), 3, Path("/folder"))
+    config = WorkerConfig(SETTINGS.replace(models=Path("/a\nb")), 3, Path("/folder"))
     supervisor.send(**config.to_message())
     supervisor.send(drain=True)
     worker.send(failed="--models: \n ü")
