@@ -80,7 +80,7 @@ class Transport(Protocol):
     async def stop(self, grace: float) -> bool:
         """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
 
-        Returns False where calls may have been cancelled.
+        Returns False if calls in flight were cancelled.
         """
 
 

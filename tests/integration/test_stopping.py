@@ -235,6 +235,16 @@ async def test_a_drain_that_cancels_calls_does_not_end_with_0(bundle_root: Path,
     assert "cancelled the calls that had not ended in --drain-timeout 0.05 s" in process.log
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_drain_without_time_ends_with_0_where_no_call_is_in_flight(
+    bundle_root: Path, tmp_path: Path, workers: str
+) -> None:
+    with ServerProcess(bundle_root, tmp_path / "log", "--workers", workers, "--drain-timeout", "0") as process:
+        async with channel_to(process.address) as channel:
+            await wire.stub_of(channel).GetModel(pb.GetModelRequest(), timeout=PATIENCE)
+            assert process.stop() == 0, process.log
+
+
 @pytest.mark.parametrize("module", ["click", "grpc"])
 @pytest.mark.parametrize("number", STOPS)
 def test_process_1_ends_at_once_while_its_imports_run(

@@ -21,6 +21,8 @@ LAST_CALLS = 1.0
 """Most seconds for which a draining server answers new calls with UNAVAILABLE."""
 QUIET = 0.1
 """Seconds without a call after which it stops to answer them."""
+GOAWAY = 1.0
+"""Seconds that a draining server gives clients without calls in flight to close their connections."""
 
 
 class GrpcioTransport:
@@ -104,21 +106,37 @@ class GrpcioTransport:
     async def stop(self, grace: float) -> bool:
         """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
 
-        Returns False where the time was up, so that calls may have been cancelled.
-
         Once it is stopped, the core ends calls that have arrived, or are on their way, with CANCELLED: the status of a
         caller who gave up. So new calls are answered with UNAVAILABLE until none comes, and then the core is stopped.
+
+        Returns:
+            False if calls in flight were cancelled.
         """
         clock = asyncio.get_running_loop().time
-        end = clock() + grace
-        while self.registry.turn_away() and clock() + QUIET < min(end, end - grace + LAST_CALLS):
+        begin = clock()
+        # Watchers, which end by themselves, are not lost calls, even if there is no grace.
+        end = begin + max(grace, QUIET)
+        while self.registry.turn_away() and clock() + QUIET < min(end, begin + LAST_CALLS):
             before = self.registry.turned_away
             await asyncio.sleep(QUIET)
             if self.registry.turned_away == before:
                 break
-        await self._server.stop(max(0.0, end - clock()))
+        stopping = asyncio.create_task(self._server.stop(max(0.0, end - clock()) + GOAWAY))
+        lost = False
+        while not stopping.done():
+            if calls := [*self.registry.in_flight]:
+                if lost := clock() >= end:
+                    break
+                await asyncio.wait(calls, timeout=end - clock())
+                continue
+            # The core would wait 20 s for clients that do not answer GOAWAY, or do not speak HTTP/2 at all.
+            await asyncio.wait({stopping}, timeout=GOAWAY)
+            if not self.registry.in_flight:
+                break
+        await self._server.stop(0)
+        await stopping
         self._claimed.close()
-        return clock() < end
+        return not lost
 
 
 def _limits(connections: Connections) -> list[tuple[str, int]]:

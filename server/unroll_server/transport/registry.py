@@ -1,5 +1,6 @@
 """The handlers that servicers registered, each with what the interceptors make of it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
@@ -35,6 +36,7 @@ class Registry(grpc.GenericRpcHandler):
 
     Attributes:
         each_call: The interceptors that are to be asked for each call, outermost first: all outside of those.
+        in_flight: Tasks of the calls that have arrived and whose answers have not been sent.
         turned_away: Calls refused since `turn_away`.
     """
 
@@ -48,6 +50,7 @@ class Registry(grpc.GenericRpcHandler):
         self._guard: _Guard | None = None
         self._unread: dict[str, Any] = {}
         self._draining = False
+        self.in_flight: set[asyncio.Task[Any]] = set()
         self.turned_away = 0
 
     def guard(self, admission: AdmissionController, paths: Mapping[str, bool], probes: Container[str]) -> None:
@@ -80,6 +83,9 @@ class Registry(grpc.GenericRpcHandler):
         """The handler of a call, None if there is none; see grpc.GenericRpcHandler."""
         path = handler_call_details.method
         # This runs in the task of the call, where it is asked for each one, and the metadata are at hand.
+        if call := asyncio.current_task():
+            self.in_flight.add(call)
+            call.add_done_callback(self.in_flight.discard)
         for key, value in handler_call_details.invocation_metadata or ():
             if key == REQUEST_ID:
                 take_request_id(value)

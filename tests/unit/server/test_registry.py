@@ -101,7 +101,7 @@ async def test_generic_handlers_are_asked_for_each_call_and_intercepted() -> Non
         assert await call("Nothing", "x") == b"UNIMPLEMENTED"
 
 
-def test_an_interceptor_that_breaks_its_promise_is_found_out() -> None:
+async def test_an_interceptor_that_breaks_its_promise_is_found_out() -> None:
     registry = Registry([Waits()])
     registry.add_registered_method_handlers("t", {"Echo": UNARY(echo)})
     with pytest.raises(RuntimeError, match="waits for something"):

@@ -1,0 +1,78 @@
+"""The end of a server of grpcio: what it waits for, and what it does not."""
+
+import asyncio
+import socket
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from support.processes import PATIENCE
+
+from unroll_server.addresses import Address
+from unroll_server.transport.grpcio import GrpcioTransport
+
+
+class Server:
+    """A server with one method, which answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.arrived, self.answers = asyncio.Event(), asyncio.Event()
+        self.transport = GrpcioTransport(Address.of("--listen", "127.0.0.1:0"), [], 1000)
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._wait)
+        self.transport.registry.add_registered_method_handlers("t", {"Wait": handler})
+
+    async def _wait(self, request: bytes, context: Any) -> bytes:
+        self.arrived.set()
+        await self.answers.wait()
+        return request
+
+
+def listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+async def test_a_connection_on_which_nobody_speaks_does_not_hold_up_the_end() -> None:
+    transport = Server().transport
+    host, _, port = (await transport.start()).rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE):
+        # The core itself waits for 20 s.
+        async with asyncio.timeout(15):
+            assert await transport.stop(PATIENCE)
+
+
+@pytest.mark.parametrize("grace", [0.0, PATIENCE])
+async def test_an_end_without_calls_loses_none(grace: float) -> None:
+    transport = Server().transport
+    async with grpc.aio.insecure_channel(await transport.start()) as channel:
+        await channel.channel_ready()
+        assert await transport.stop(grace)
+
+
+async def test_an_end_waits_for_the_calls_in_flight() -> None:
+    server = Server()
+    address = await server.transport.start()
+    host, _, port = address.rpartition(":")
+    async with grpc.aio.insecure_channel(address) as channel:
+        wait: Any = channel.unary_unary("/t/Wait")
+        call = asyncio.ensure_future(wait(b"x", timeout=PATIENCE))
+        await server.arrived.wait()
+        stopping = asyncio.create_task(server.transport.stop(PATIENCE))
+        while listens(host, int(port)):  # noqa: ASYNC110 - it can only be tried
+            await asyncio.sleep(0.01)
+        assert not stopping.done()
+        server.answers.set()
+        assert await call == b"x"
+        assert await stopping
+
+
+async def test_an_end_reports_that_it_cancelled_calls() -> None:
+    server = Server()
+    async with grpc.aio.insecure_channel(await server.transport.start()) as channel:
+        wait: Any = channel.unary_unary("/t/Wait")
+        call = asyncio.ensure_future(wait(b"x", timeout=PATIENCE))
+        await server.arrived.wait()
+        assert not await server.transport.stop(0.0)
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await call
