@@ -301,7 +301,7 @@ def test_help_says_it_all() -> None:
 def test_names_of_any_characters(server: ServerProcess, vowels: list[Sequence], tmp_path: Path) -> None:
     values = vowels[0].values
     write_sequences(tmp_path / "in.jsonl", [Sequence("[/]\x1b\r", values, "ä\n𝄞")])
-    # Of the file: bytes that are not UTF-8, and what rich takes for markup.
+    # Of the file: bytes that are not UTF-8.
     source, target = (Path(os.fsdecode(bytes(tmp_path) + name)) for name in (b"/[a]\xff.jsonl", b"/out\xff.csv"))
     (tmp_path / "in.jsonl").rename(source)
     env = {"UNROLL_SERVER": server.address, "PYTHONIOENCODING": "ascii:strict"}

@@ -18,7 +18,7 @@ import pytest
 from support.processes import ServerProcess, run
 
 from unroll_client import Client
-from unroll_proto.sequences import Sequence
+from unroll_proto.sequences import Sequence, write_sequences
 
 pytestmark = pytest.mark.packaging
 
@@ -91,6 +91,12 @@ class Environment:
         failures: dict[str, str] = json.loads(output_of(self.bin / "python", "-c", IMPORT_ALL, package))
         return failures
 
+    def megabytes(self) -> float:
+        """Size of all files but those of pip and setuptools; bytecode is not compiled."""
+        (site,) = self.bin.parent.glob("lib/python3*/site-packages")
+        folders = [each for each in site.iterdir() if not each.name.startswith(("pip", "setuptools", "pkg_resources"))]
+        return sum(file.lstat().st_size for folder in folders for file in (folder, *folder.rglob("*"))) / 2**20
+
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -103,6 +109,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def client_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return Environment.make(tmp_path_factory.mktemp("client") / "venv", "proto", "client")
+
+
+@pytest.fixture(scope="module")
+def bench_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment.make(tmp_path_factory.mktemp("bench") / "venv", "proto", "client", "bench")
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +202,27 @@ def test_the_contracts_come_with_their_sources_and_the_generated_code(wheels: di
     assert {"unroll_pb2_grpc.py", "unroll_pb2_grpc.pyi"} <= held
 
 
-def test_the_client_needs_no_model_runtime(client_environment: Environment, pins: dict[str, str]) -> None:
+def test_the_client_is_small_and_needs_no_extra(
+    client_environment: Environment, pins: dict[str, str], tmp_path: Path
+) -> None:
     installed = client_environment.installed()
     assert installed.keys() & OURS == {"unroll-proto", "unroll-client"}
-    assert not installed.keys() & {"torch", "onnx", "onnxruntime"}
+    assert not installed.keys() & {"torch", "onnx", "onnxruntime", "pyarrow", "rich", "hpack"}
     assert {name: version for name, version in installed.items() if name not in OURS} == {
         name: pins.get(name) for name in installed.keys() - OURS
     }
-    assert client_environment.import_failures("unroll_client") == {}
-    assert client_environment.import_failures("unroll_proto") == {}
-    assert "classify" in output_of(client_environment.bin / "unroll", "--help")
+    assert client_environment.megabytes() <= 120
+    assert client_environment.import_failures("unroll_client") == {"unroll_client.cli.parquet": "pyarrow"}
+    assert client_environment.import_failures("unroll_proto") == {"unroll_proto.sequences.parquet": "pyarrow"}
+    unroll = client_environment.bin / "unroll"
+    assert "classify" in output_of(unroll, "--help")
+    assert "confusion matrix" in output_of(unroll, "classify", "--help")
+    source = tmp_path / "x.parquet"
+    write_sequences(source, [Sequence("a", np.zeros((2, 3), np.float32), row=1)])
+    for words in ((source,), ("x.npz", "-o", tmp_path / "y.parquet")):
+        done = finished(unroll, "classify", *words)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert done.stderr.endswith("Parquet needs pyarrow: pip install 'unroll-client[files]'\n")
 
 
 def test_the_client_works_by_itself(
@@ -216,6 +238,16 @@ def test_the_client_works_by_itself(
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["label"] for row in rows] == expected.labels
     assert np.array([row["logits"] for row in rows], np.float32).tobytes() == expected.logits.tobytes()
+
+
+def test_the_load_generator_needs_the_client_only(
+    bench_environment: Environment, server: ServerProcess, tmp_path: Path
+) -> None:
+    assert bench_environment.installed().keys() & OURS == {"unroll-proto", "unroll-client", "unroll-bench"}
+    failed = bench_environment.import_failures("unroll_bench")
+    assert all(module.startswith("unroll_bench.contest.") for module in failed)
+    words = ("--server", server.address, "--closed", "2", "--seconds", "0.3", "--json")
+    assert json.loads(output_of(bench_environment.bin / "unroll-bench", *words))["calls"] > 0
 
 
 def test_the_server_needs_no_torch(server_environment: Environment, pins: dict[str, str]) -> None:

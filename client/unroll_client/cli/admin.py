@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 import grpc.aio
-from rich.console import Console
-from rich.table import Table
 
 from unroll_client._channel import Connection, targets_of
 from unroll_client._errors import InvalidArgument, NotFound, from_rpc_error
 from unroll_client.cli.options import TOKEN_VARIABLE
+from unroll_client.cli.tables import table
 from unroll_proto.cli import InputError
 from unroll_proto.v1 import admin_pb2 as pb
 from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
@@ -166,9 +165,4 @@ def _print_versions(response: pb.ListVersionsResponse) -> None:
 
 
 def _print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, justify="right" if name in ("version", "step") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False).print(table)
+    click.echo(table(names, rows, right=("version", "step")))

@@ -3,16 +3,16 @@
 import asyncio
 import sys
 from contextlib import aclosing
+from itertools import count
 from pathlib import Path
+from shutil import get_terminal_size
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from unroll_client.cli.options import Server, one_line_errors, server_options
 from unroll_client.cli.outputs import Output, to_file, to_terminal
 from unroll_client.cli.pipeline import batches, classified
-from unroll_client.cli.report import Score
+from unroll_client.cli.report import Score, printable
 from unroll_proto.cli import InputError
 from unroll_proto.sequences import count_sequences, read_sequences
 
@@ -39,46 +39,44 @@ def classify_command(file: Path, model: str, model_version: int | None, output: 
     server = Server(**options)  # type: ignore[arg-type] # click has checked the types
     if output and output.exists() and file.exists() and output.samefile(file):
         raise InputError(f"{output}: is the input")
-    target = to_file(output) if output else to_terminal(as_json=not sys.stdout.isatty())
+    shows_lines = output is None and sys.stdout.isatty()
+    target = to_file(output) if output else to_terminal(as_json=not shows_lines)
     with one_line_errors(server):
         total = count_sequences(file)
         with target as sink:
-            score, summary = asyncio.run(_classify(server, file, total, model, model_version or 0, sink))
+            score, summary = asyncio.run(_classify(server, file, total, model, model_version or 0, sink, shows_lines))
     # What has no file shares standard output with nothing.
-    console = Console(stderr=output is None, highlight=False)
-    console.print(f"{summary}{f' -> {output}' if output else ''}", soft_wrap=True, markup=False)
+    # Named, since click's own streams would lose what their encoding has no place for.
+    stream = sys.stdout if output else sys.stderr
+    click.echo(f"{summary}{f' -> {output}' if output else ''}", file=stream)
     if score.labelled:
-        console.print(score.summary(), soft_wrap=True, markup=False)
-        console.print(score.table(console.width))
+        click.echo(score.summary(), file=stream)
+        click.echo(score.table(get_terminal_size().columns), file=stream)
 
 
 async def _classify(
-    server: Server, file: Path, total: int | None, name: str, version: int, sink: Output
+    server: Server, file: Path, total: int | None, name: str, version: int, sink: Output, shows_lines: bool
 ) -> tuple[Score, str]:
     async with server.client() as client:
         model = await client.model(name, version)
     score = Score(model.class_labels)
-    count = 0
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
+    done = 0
+    bar = click.progressbar(
+        count(),  # only `total` counts
+        length=total,
+        label=printable(file.name),
+        show_pos=True,
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty() or shows_lines,
     )
     # The server was there a moment ago. From here on, a restart of it is waited for.
     async with server.client(wait_for_ready=True) as client:
-        with progress:
-            bar = progress.add_task(file.name, total=total)
+        with bar:
             source = batches(read_sequences(file))
             async with aclosing(classified(client, model, file, source)) as results:
                 async for batch, result in results:
                     sink.write(batch.ids, result)
                     score.add(batch.labels, result)
-                    count += len(batch)
-                    progress.update(bar, completed=count)
-    return score, f"{count} sequences classified by {model.name} version {model.version}"
+                    done += len(batch)
+                    bar.update(len(batch))
+    return score, f"{done} sequences classified by {model.name} version {model.version}"

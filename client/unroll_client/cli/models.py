@@ -5,11 +5,10 @@ import dataclasses
 import json
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from unroll_client._types import ModelInfo
 from unroll_client.cli.options import Server, one_line_errors, server_options
+from unroll_client.cli.tables import table
 
 
 @click.command("models", short_help="Lists what the server serves.")
@@ -23,7 +22,7 @@ def models_command(as_json: bool, **options: object) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(model) for model in models], indent=2, ensure_ascii=False))
     else:
-        Console(markup=False).print(_table(models))
+        click.echo(_table(models))
 
 
 async def _models(server: Server) -> list[ModelInfo]:
@@ -31,20 +30,18 @@ async def _models(server: Server) -> list[ModelInfo]:
         return await client.models()
 
 
-def _table(models: list[ModelInfo]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "version", "network", "sizes", "runtime", "max diff", "accuracy"):
-        is_number = name in ("version", "max diff", "accuracy")
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
-    for model in models:
-        layers = f" x{model.num_layers}" if model.num_layers > 1 else ""
-        table.add_row(
+def _table(models: list[ModelInfo]) -> str:
+    rows = [
+        (
             model.name,
             str(model.version),
-            model.architecture + layers,
+            model.architecture + (f" x{model.num_layers}" if model.num_layers > 1 else ""),
             f"{model.input_size} > {model.hidden_size} > {model.output_size}",
             f"{model.runtime} {model.device}",
             f"{model.max_abs_diff:.1e}",
             "-" if model.test_accuracy is None else f"{model.test_accuracy:.4f}",
         )
-    return table
+        for model in models
+    ]
+    names = ("model", "version", "network", "sizes", "runtime", "max diff", "accuracy")
+    return table(names, rows, right=("version", "max diff", "accuracy"))

@@ -12,8 +12,6 @@ from typing import IO, Any, Final, Protocol
 
 import click
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unroll_client._errors import UnrollError
@@ -22,10 +20,10 @@ from unroll_client.cli.report import printable
 from unroll_client.cli.termination import terminable
 from unroll_proto.cli import InputError
 from unroll_proto.files import replacing
+from unroll_proto.sequences import ARROW_MISSING
 
 COLUMNS: Final = ("id", "label", "probability", "probabilities", "logits")
-# Rows of one Parquet row group: large enough to compress well, small enough to hold.
-GROUP_ROWS = 1 << 16
+PARQUET: Final = ".parquet"
 
 
 class Output(Protocol):
@@ -36,42 +34,6 @@ class Output(Protocol):
 
     def finish(self) -> None:
         """Writes what is held back."""
-
-
-class ParquetOutput:
-    """Parquet with the columns COLUMNS, written a row group at a time."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        numbers = pa.list_(pa.float32())
-        types = (pa.string(), pa.string(), pa.float32(), numbers, numbers)
-        self._schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
-        self._writer = pq.ParquetWriter(file, self._schema)
-        self._held: list[Any] = []
-        self._rows = 0
-
-    def write(self, ids: list[str], result: Classification) -> None:
-        """Holds the batch until there are rows for a group."""
-        columns = [
-            pa.array(ids, pa.string()),
-            pa.array(result.labels, pa.string()),
-            pa.array(top_probabilities(result)),
-            _lists(result.probabilities),
-            _lists(result.logits),
-        ]
-        self._held.append(pa.record_batch(columns, schema=self._schema))
-        self._rows += len(ids)
-        if self._rows >= GROUP_ROWS:
-            self._flush()
-
-    def finish(self) -> None:
-        """Writes the last group and the footer."""
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=self._rows)
-        self._held, self._rows = [], 0
 
 
 class JsonLinesOutput:
@@ -129,7 +91,6 @@ class TerminalOutput:
 
 
 _FILES: Final[dict[str, Callable[[IO[bytes]], Output]]] = {
-    ".parquet": ParquetOutput,
     ".jsonl": JsonLinesOutput,
     ".ndjson": JsonLinesOutput,
     ".csv": CsvOutput,
@@ -140,14 +101,23 @@ def to_file(path: Path) -> AbstractContextManager[Output]:
     """An output that is at `path` once the context is left without an exception, and else never.
 
     Raises:
-        InputError: its suffix is unknown, or no file can be made there.
+        InputError: its suffix is unknown, no file can be made there, or Parquet needs the extra `files`.
     """
-    kind = _FILES.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    kind = _parquet(path) if suffix == PARQUET else _FILES.get(suffix)
     if kind is None:
-        raise InputError(f"{path}: a name that ends in {', '.join(_FILES)} expected")
+        raise InputError(f"{path}: a name that ends in {', '.join([PARQUET, *_FILES])} expected")
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
     return _opened(path, kind)
+
+
+def _parquet(path: Path) -> Callable[[IO[bytes]], Output]:
+    try:
+        from unroll_client.cli.parquet import ParquetOutput
+    except ModuleNotFoundError:
+        raise InputError(f"{path}: {ARROW_MISSING}") from None
+    return ParquetOutput
 
 
 @contextmanager
@@ -167,8 +137,6 @@ def _opened(path: Path, kind: Callable[[IO[bytes]], Output]) -> Iterator[Output]
         raise  # Some of these are OSErrors as well.
     except OSError as error:
         raise click.ClickException(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except pa.ArrowException as error:
-        raise click.ClickException(f"{path}: {' '.join(str(error).split())}") from None
 
 
 @contextmanager
@@ -209,9 +177,3 @@ def _rows(ids: list[str], result: Classification) -> Iterator[tuple[str, str, fl
         result.logits.tolist(),
         strict=True,
     )
-
-
-def _lists(values: NDArray[np.float32]) -> Any:
-    rows, width = values.shape
-    offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else np.zeros(rows + 1, np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
+import click
 import numpy as np
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from unroll_client._types import Classification
+from unroll_client.cli.tables import table
 
 # More columns than this can't be taken in at a glance.
 MATRIX_CLASSES = 16
@@ -63,43 +62,42 @@ class Score:
             line += f", {unknown} of a class that the model doesn't know"
         return line
 
-    def table(self, width: int) -> RenderableType:
+    def table(self, width: int) -> str:
         """The confusion matrix; where it would be wider than `width` characters, a line a class."""
         labels = [*self._labels, "(unknown)"] if self.counts[-1].any() else list(self._labels)
         cell = max(len(label) for label in (*self._labels, str(self.counts.max())))
         name = max(len(label) for label in (*labels, "true \\ said"))
         if len(self._labels) > MATRIX_CLASSES or name + len(self._labels) * (cell + 2) > width:
             return self._by_class()
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("true \\ said", no_wrap=True)
-        for label in self._labels:
-            table.add_column(Text(label), justify="right", no_wrap=True, min_width=cell)
-        for index, label in enumerate(labels):
-            row = [
-                f"[bold]{count}[/]" if index == said else str(count) if count else "[dim].[/]"
-                for said, count in enumerate(self.counts[index].tolist())
-            ]
-            table.add_row(Text(label), *row)
-        return table
+        rows = [
+            [label, *(_count(count, said == index) for said, count in enumerate(self.counts[index].tolist()))]
+            for index, label in enumerate(labels)
+        ]
+        return table(["true \\ said", *self._labels], rows, right=self._labels)
 
-    def _by_class(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        table.add_column("class", overflow="fold")
-        for heading in ("sequences", "recall", "precision"):
-            table.add_column(heading, justify="right")
-        table.add_column("most often taken for", overflow="fold")
+    def _by_class(self) -> str:
         said = self.counts.sum(axis=0)
+        rows = []
         for index, label in enumerate(self._labels):
             row = self.counts[index]
             right, total = int(row[index]), int(row.sum())
             others = row.copy()
             others[index] = 0
             worst = int(others.argmax())
-            table.add_row(
-                Text(label),
-                str(total),
-                f"{right / total:.4f}" if total else "-",
-                f"{right / said[index]:.4f}" if said[index] else "-",
-                Text(f"{self._labels[worst]} ({others[worst]})" if others[worst] else "-"),
+            rows.append(
+                (
+                    label,
+                    str(total),
+                    f"{right / total:.4f}" if total else "-",
+                    f"{right / said[index]:.4f}" if said[index] else "-",
+                    f"{self._labels[worst]} ({others[worst]})" if others[worst] else "-",
+                )
             )
-        return table
+        numbers = ("sequences", "recall", "precision")
+        return table(("class", *numbers, "most often taken for"), rows, right=numbers)
+
+
+def _count(count: int, is_right: bool) -> str:
+    if is_right:
+        return click.style(str(count), bold=True)
+    return str(count) if count else click.style(".", dim=True)

@@ -1,8 +1,11 @@
-"""Parquet: batches of rows read column by column, and turned into numpy through Arrow's own buffers."""
+"""Parquet: batches of rows read column by column and turned into numpy through Arrow's own buffers; row groups written.
 
-from collections.abc import Iterator
+The only file of the package that imports pyarrow.
+"""
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +29,9 @@ from unroll_proto.sequences.types import Sequence, SequenceError
 # Numbers decoded at a time: 8 MiB as float64, whatever the row groups of the file.
 BATCH_VALUES = 1 << 20
 MAX_BATCH_ROWS = 16384
+# Of one row group that is written: it is held in memory, and Arrow counts the numbers in 32 bits.
+GROUP_ROWS = 4096
+GROUP_VALUES = 1 << 24
 
 
 def read_parquet(path: Path) -> Iterator[Sequence]:
@@ -50,6 +56,41 @@ def count_parquet(path: Path) -> int:
         return int(pq.read_metadata(path).num_rows)
     except pa.ArrowException as error:
         raise SequenceError(path, f"not readable Parquet: {error}") from None
+
+
+def write_parquet(file: IO[bytes], sequences: Iterable[Sequence]) -> None:
+    """Writes row groups of at most GROUP_ROWS sequences."""
+    text = pa.string()
+    nested = pa.list_(pa.list_(pa.float32()))
+    schema = pa.schema([("id", text), ("sequence", nested), ("label", text), ("split", text)])
+    with pq.ParquetWriter(file, schema) as writer:
+        for group in _groups(sequences):
+            steps = [len(sequence.values) for sequence in group]
+            values = np.concatenate([sequence.values for sequence in group])
+            starts = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+            inner = pa.ListArray.from_arrays(pa.array(starts), pa.array(values.reshape(-1)))
+            outer = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *steps]), pa.int32()), inner)
+            columns = [
+                pa.array([sequence.id for sequence in group], text),
+                outer,
+                pa.array([sequence.label for sequence in group], text),
+                pa.array([sequence.split for sequence in group], text),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _groups(sequences: Iterable[Sequence]) -> Iterator[list[Sequence]]:
+    """Yields consecutive sequences, at most GROUP_ROWS of them and, unless one alone has more, GROUP_VALUES numbers."""
+    group: list[Sequence] = []
+    values = 0
+    for sequence in sequences:
+        if len(group) == GROUP_ROWS or (group and values + sequence.values.size > GROUP_VALUES):
+            yield group
+            group, values = [], 0
+        group.append(sequence)
+        values += sequence.values.size
+    if group:
+        yield group
 
 
 def _columns(path: Path, schema: pa.Schema) -> list[str]:

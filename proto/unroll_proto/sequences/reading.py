@@ -3,22 +3,46 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Final, TypeVar
 
 from unroll_proto.sequences.jsonl import read_jsonl
 from unroll_proto.sequences.npz import count_npz, read_npz
-from unroll_proto.sequences.parquet import count_parquet, read_parquet
 from unroll_proto.sequences.ts import read_ts
 from unroll_proto.sequences.types import Sequence, SequenceError
 
+ARROW_MISSING: Final = "Parquet needs pyarrow: pip install 'unroll-client[files]'"
+
+
+def parquet_of(path: Path) -> ModuleType:
+    """Imports `unroll_proto.sequences.parquet`, for the file `path`.
+
+    Raises:
+        SequenceError: pyarrow is not installed.
+    """
+    try:
+        from unroll_proto.sequences import parquet
+    except ModuleNotFoundError:
+        raise SequenceError(path, ARROW_MISSING) from None
+    return parquet
+
+
+def _read_parquet(path: Path) -> Iterator[Sequence]:
+    yield from parquet_of(path).read_parquet(path)
+
+
+def _count_parquet(path: Path) -> int:
+    return int(parquet_of(path).count_parquet(path))
+
+
 _READERS: Final[dict[str, Callable[[Path], Iterator[Sequence]]]] = {
-    ".parquet": read_parquet,
+    ".parquet": _read_parquet,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".npz": read_npz,
     ".ts": read_ts,
 }
-_COUNTERS: Final[dict[str, Callable[[Path], int]]] = {".parquet": count_parquet, ".npz": count_npz}
+_COUNTERS: Final[dict[str, Callable[[Path], int]]] = {".parquet": _count_parquet, ".npz": count_npz}
 
 SUFFIXES: Final = tuple(_READERS)
 

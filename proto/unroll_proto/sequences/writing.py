@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unroll_proto.files import replacing
 from unroll_proto.sequences.checks import ID, LABEL, SequenceChecks, check_name, check_split
+from unroll_proto.sequences.reading import parquet_of
 from unroll_proto.sequences.types import Sequence, SequenceError
-
-# Of one row group of Parquet: it is held in memory, and Arrow counts the numbers in 32 bits.
-GROUP_ROWS = 4096
-GROUP_VALUES = 1 << 24
 
 
 def write_sequences(path: Path, sequences: Iterable[Sequence]) -> int:
@@ -61,38 +56,8 @@ def _write_jsonl(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> Non
         file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
-def _write_parquet(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
-    text = pa.string()
-    nested = pa.list_(pa.list_(pa.float32()))
-    schema = pa.schema([("id", text), ("sequence", nested), ("label", text), ("split", text)])
-    with pq.ParquetWriter(file, schema) as writer:
-        for group in _groups(sequences):
-            steps = [len(sequence.values) for sequence in group]
-            values = np.concatenate([sequence.values for sequence in group])
-            starts = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
-            inner = pa.ListArray.from_arrays(pa.array(starts), pa.array(values.reshape(-1)))
-            outer = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *steps]), pa.int32()), inner)
-            columns = [
-                pa.array([sequence.id for sequence in group], text),
-                outer,
-                pa.array([sequence.label for sequence in group], text),
-                pa.array([sequence.split for sequence in group], text),
-            ]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-
-
-def _groups(sequences: Iterable[Sequence]) -> Iterator[list[Sequence]]:
-    """Yields consecutive sequences, at most GROUP_ROWS of them and, unless one alone has more, GROUP_VALUES numbers."""
-    group: list[Sequence] = []
-    values = 0
-    for sequence in sequences:
-        if len(group) == GROUP_ROWS or (group and values + sequence.values.size > GROUP_VALUES):
-            yield group
-            group, values = [], 0
-        group.append(sequence)
-        values += sequence.values.size
-    if group:
-        yield group
+def _write_parquet(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
+    parquet_of(path).write_parquet(file, sequences)
 
 
 def _write_npz(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unroll_client import Classification, Unavailable
-from unroll_client.cli import outputs
+from unroll_client.cli import parquet
 from unroll_client.cli.outputs import COLUMNS, to_file, to_terminal
 from unroll_proto.cli import InputError
 
@@ -70,7 +70,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("counts", [[], [1], [5, 3, 5]])
 def test_what_is_written(tmp_path: Path, suffix: str, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "GROUP_ROWS", 6)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 6)
     path = tmp_path / f"out{suffix}"
     parts = [
         ([f"{seed},{row}" for row in range(count)], classification(seed, count)) for seed, count in enumerate(counts)
@@ -87,7 +87,7 @@ def test_what_is_written(tmp_path: Path, suffix: str, counts: list[int], monkeyp
 
 
 def test_parquet_is_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "GROUP_ROWS", 6)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 6)
     with to_file(tmp_path / "out.parquet") as output:
         for seed in range(4):
             output.write(list("abcde"), classification(seed, 5))

@@ -1,13 +1,12 @@
 """The score: counts that add up, and tables that can be read whatever the number of classes."""
 
-import io
 import random
 
+import click
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from unroll_client import Classification
 from unroll_client.cli.report import Score
@@ -19,10 +18,7 @@ def said(labels: tuple[str, ...], indices: list[int]) -> Classification:
 
 
 def printed(score: Score, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    console.print(score.table(width))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    return click.unstyle(score.table(width))
 
 
 @settings(deadline=None)
@@ -61,7 +57,7 @@ def test_a_matrix() -> None:
     assert lines == [["true", "\\", "said", "[red]", "b"], ["[red]", "1", "1"], ["b", ".", "1"]]
 
 
-@pytest.mark.parametrize(("classes", "width"), [(50, 200), (9, 24), (400, 80)])
+@pytest.mark.parametrize(("classes", "width"), [(50, 200), (9, 60), (400, 80)])
 def test_many_classes_are_a_line_each(classes: int, width: int) -> None:
     labels = tuple(f"class {index}" for index in range(classes))
     score = Score(labels)
@@ -70,7 +66,7 @@ def test_many_classes_are_a_line_each(classes: int, width: int) -> None:
     score.add([labels[index] for index in true], said(labels, [max(index - 1, 0) for index in true]))
     text = printed(score, width)
     assert all(len(line) <= width for line in text.splitlines())
-    assert "precision" in text or width < 60
+    assert "precision" in text
     assert len(text.splitlines()) > classes
 
 

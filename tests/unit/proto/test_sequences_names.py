@@ -131,7 +131,7 @@ def test_a_byte_changed_in_an_uncompressed_npz_is_no_crash(tmp_path: Path) -> No
 
 
 def test_parquet_groups_are_bounded_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unroll_proto.sequences.writing.GROUP_VALUES", 10)
+    monkeypatch.setattr("unroll_proto.sequences.parquet.GROUP_VALUES", 10)
     sequences = [
         Sequence(str(index), np.full((steps, 2), index, np.float32)) for index, steps in enumerate((1, 4, 9, 1))
     ]

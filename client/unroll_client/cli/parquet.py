@@ -1,0 +1,69 @@
+"""Output of classes as Parquet. The only file of the client that imports pyarrow."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from unroll_client._types import Classification
+from unroll_client.cli.outputs import COLUMNS, top_probabilities
+
+# Rows of one row group: large enough to compress well, small enough to hold.
+GROUP_ROWS = 1 << 16
+
+
+class ParquetOutput:
+    """Parquet with the columns COLUMNS, written a row group at a time."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        numbers = pa.list_(pa.float32())
+        types = (pa.string(), pa.string(), pa.float32(), numbers, numbers)
+        self._schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+        self._writer = pq.ParquetWriter(file, self._schema)
+        self._held: list[Any] = []
+        self._rows = 0
+
+    def write(self, ids: list[str], result: Classification) -> None:
+        """Holds the batch until there are rows for a group."""
+        columns = [
+            pa.array(ids, pa.string()),
+            pa.array(result.labels, pa.string()),
+            pa.array(top_probabilities(result)),
+            _lists(result.probabilities),
+            _lists(result.logits),
+        ]
+        self._held.append(pa.record_batch(columns, schema=self._schema))
+        self._rows += len(ids)
+        if self._rows >= GROUP_ROWS:
+            self._flush()
+
+    def finish(self) -> None:
+        """Writes the last group and the footer."""
+        self._flush()
+        with _arrow_errors():
+            self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            with _arrow_errors():
+                self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=self._rows)
+        self._held, self._rows = [], 0
+
+
+@contextmanager
+def _arrow_errors() -> Iterator[None]:
+    """Makes an OSError of what pyarrow raises."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise OSError(" ".join(str(error).split())) from None
+
+
+def _lists(values: NDArray[np.float32]) -> Any:
+    rows, width = values.shape
+    offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else np.zeros(rows + 1, np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
