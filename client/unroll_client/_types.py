@@ -43,6 +43,7 @@ class ModelInfo:
         class_labels: Class names by index: `output_size` of them, or 2 where that is 1.
         feature_names: Names of the input features.
         runtime: "kernel", "onnx" or "torchscript". Bits are promised of one runtime, not between two.
+        runtime_variant: Instruction set that the step kernel uses; empty for other runtimes.
         runtime_note: Why the step kernel does not run it; empty if it does, or if another runtime was asked for.
         device: "cpu" or "cuda".
         artifact: File of the bundle that is run.
@@ -63,6 +64,7 @@ class ModelInfo:
     feature_names: tuple[str, ...]
     runtime: str
     runtime_note: str
+    runtime_variant: str
     device: str
     artifact: str
     max_abs_diff: float
@@ -85,6 +87,7 @@ class ModelInfo:
             feature_names=tuple(model.feature_names),
             runtime=model.runtime,
             runtime_note=model.runtime_note,
+            runtime_variant=model.runtime_variant,
             device=model.device,
             artifact=model.artifact,
             max_abs_diff=model.max_abs_diff,

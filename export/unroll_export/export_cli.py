@@ -24,7 +24,7 @@ HELP = """Exports a training run as a model bundle, with proof.
   unroll-export verify models/jv/1
 
 The next version is written into the model folder --out, whose name is the model's: the weights, the model as ONNX (RNN
-operator), as ONNX (Scan) and as TorchScript, and the proof that each of them computes what eager PyTorch computes.
+operator), as TorchScript, and the proof that each of them computes what eager PyTorch computes.
 Without the proof nothing is written.
 """
 

@@ -11,7 +11,6 @@ from safetensors.torch import save
 
 from unroll_export.bundle_writer import Draft, VersionTaken
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
-from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_export.graphs.tensors import input_shapes, output_shapes, specs
 from unroll_export.graphs.torchscript import build_torchscript
 from unroll_export.model import SimpleRNN
@@ -28,7 +27,6 @@ PACKAGES = ("unroll-engine", "unroll-export", "unroll-proto")
 
 BUILDERS: dict[Kind, Callable[[SimpleRNN], bytes]] = {
     pb.ARTIFACT_KIND_ONNX_RNN: build_onnx_rnn,
-    pb.ARTIFACT_KIND_ONNX_SCAN: build_onnx_scan,
     pb.ARTIFACT_KIND_TORCHSCRIPT: build_torchscript,
 }
 """What makes each model artifact."""
@@ -86,10 +84,9 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def artifact_shapes(model: SimpleRNN, kind: Kind) -> tuple[list[pb.TensorSpec], list[pb.TensorSpec]]:
-    """Inputs and outputs of a model artifact as its manifest states them."""
-    time_major = kind == pb.ARTIFACT_KIND_ONNX_SCAN
-    return specs(input_shapes(model, time_major)), specs(output_shapes(model, time_major))
+def artifact_shapes(model: SimpleRNN) -> tuple[list[pb.TensorSpec], list[pb.TensorSpec]]:
+    """Inputs and outputs of every model artifact as the manifest states them."""
+    return specs(input_shapes(model)), specs(output_shapes(model))
 
 
 def _describe(draft: Draft, manifest: pb.BundleManifest, proven: Proven) -> None:
@@ -118,7 +115,7 @@ def _manifest(run: TrainedRun, name: str, version: int, training: pb.TrainingSum
     rnn = run.model.rnn
     artifacts = []
     for kind, file in bundle.FILES.items():
-        inputs, outputs = artifact_shapes(run.model, kind) if kind in BUILDERS else ([], [])
+        inputs, outputs = artifact_shapes(run.model) if kind in BUILDERS else ([], [])
         artifacts.append(pb.Artifact(kind=kind, file=file, inputs=inputs, outputs=outputs))
     created = Timestamp()
     created.GetCurrentTime()

@@ -26,7 +26,7 @@ def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> Prove
     contents = {}
     for kind in bundle.MODEL_KINDS:
         artifact = bundle.artifact_of(manifest, kind)
-        if (list(artifact.inputs), list(artifact.outputs)) != artifact_shapes(model, kind):
+        if (list(artifact.inputs), list(artifact.outputs)) != artifact_shapes(model):
             raise bundle.BundleError(f"{path / bundle.MANIFEST}: {artifact.file} has other tensors than its sizes say")
         contents[kind] = bundle.read_artifact(path, artifact)
     return prove(model, contents, on_case)

@@ -27,21 +27,21 @@ TOLERANCE = 1e-5
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 ONNX_RNN = "model.onnx"
-ONNX_SCAN = "model.scan.onnx"
 TORCHSCRIPT = "model.ts"
 PARITY = "parity.json"
 
 FILES = {
     pb.ARTIFACT_KIND_WEIGHTS: WEIGHTS,
     pb.ARTIFACT_KIND_ONNX_RNN: ONNX_RNN,
-    pb.ARTIFACT_KIND_ONNX_SCAN: ONNX_SCAN,
     pb.ARTIFACT_KIND_TORCHSCRIPT: TORCHSCRIPT,
     pb.ARTIFACT_KIND_PARITY: PARITY,
 }
 """Every file of a bundle beside the manifest, by kind."""
 
-MODEL_KINDS = (pb.ARTIFACT_KIND_ONNX_RNN, pb.ARTIFACT_KIND_ONNX_SCAN, pb.ARTIFACT_KIND_TORCHSCRIPT)
-BITWISE_KINDS = (pb.ARTIFACT_KIND_ONNX_SCAN,)
+_OLD_FILES = {pb.ARTIFACT_KIND_ONNX_SCAN: "model.scan.onnx"}
+"""Files that a bundle made before may have too; nothing reads them but their checks."""
+
+MODEL_KINDS = (pb.ARTIFACT_KIND_ONNX_RNN, pb.ARTIFACT_KIND_TORCHSCRIPT)
 
 MAX_VERSION = 2**32 - 1
 """The highest version that there can be."""
@@ -189,12 +189,14 @@ def read_manifest(path: Path) -> pb.BundleManifest:
     for field, texts in (("class_labels", labels), ("feature_names", features)):
         longest = max(len(text.encode()) for text in texts)
         _require(longest <= MOST_TEXT_BYTES, file, f"{field}: one of {longest} bytes, {MOST_TEXT_BYTES} at most")
-    for kind, name in FILES.items():
+    there = {artifact.kind for artifact in manifest.artifacts}
+    files = FILES | {kind: name for kind, name in _OLD_FILES.items() if kind in there}
+    for kind, name in files.items():
         artifact = artifact_of(manifest, kind)
         _require(artifact.file == name, file, f"{artifact.file!r} given for {name}")
         limit = size_limit(manifest, kind)
         _require(artifact.size_bytes <= limit, file, f"{name}: {artifact.size_bytes} bytes, {limit} at most")
-    _require(len(manifest.artifacts) == len(FILES), file, f"{len(FILES)} artifacts expected")
+    _require(len(manifest.artifacts) == len(files), file, f"{len(files)} artifacts expected")
     return manifest
 
 
@@ -221,13 +223,13 @@ def verify_bundle(path: Path) -> tuple[pb.BundleManifest, pb.ParityReport]:
         _require(once, file, f"proofs of {FILES[kind]} in {runtimes}, one for each runtime expected")
     for proof in report.proofs:
         _check_proof(proof, artifact_of(manifest, proof.kind), report, file)
+    _require(any(proof.bitwise for proof in report.proofs), file, "nothing is proven to the bit")
     return manifest, report
 
 
 def _check_proof(proof: pb.ArtifactProof, artifact: pb.Artifact, report: pb.ParityReport, file: Path) -> None:
     _require(proof.sha256 == artifact.sha256, file, f"the proof of {artifact.file} is of another file")
     _require(len(proof.cases) > 0, file, f"the proof of {artifact.file} has no cases")
-    _require(proof.bitwise or proof.kind not in BITWISE_KINDS, file, f"{artifact.file} is not proven to the bit")
     for case in proof.cases:
         diff = case.max_abs_diff
         known = math.isfinite(diff) and diff >= 0

@@ -205,13 +205,13 @@ async def test_a_bad_version_is_refused_and_the_old_one_serves(
     process: ServerProcess, root: Path, exported: list[Path]
 ) -> None:
     async with connected(process) as (stub, channel):
-        bundles.publish(exported[0], root, "m", 2, lambda it: (it / "model.scan.onnx").write_bytes(b"bad"))
+        bundles.publish(exported[0], root, "m", 2, lambda it: (it / "model.onnx").write_bytes(b"bad"))
         bundles.publish(exported[1], root, "other", 1)
         await until_health(channel, "other", SERVING)
         # The models are looked at in the order of their names.
         assert (await stub.GetModel(pb.GetModelRequest(model="m"))).model.version == 1
         assert "refused" in process.log
-        assert "model.scan.onnx" in process.log
+        assert "model.onnx" in process.log
         bundles.publish(exported[0], root, "m", 2)
         await until_newest(stub, 2)
 

@@ -51,7 +51,7 @@ def test_a_server_with_nothing_that_it_trusts_does_not_start(repository: Path) -
     assert "model.ts: sha256" in last
 
 
-@pytest.mark.parametrize("spoilt", ["manifest.json", "parity.json", "model.scan.onnx", "weights.safetensors"])
+@pytest.mark.parametrize("spoilt", ["manifest.json", "parity.json", "model.onnx", "weights.safetensors"])
 async def test_a_bad_version_is_refused_and_the_good_one_serves(several: Path, tmp_path: Path, spoilt: str) -> None:
     spoil(several / "jv" / "2" / spoilt)
     with ServerProcess(several, tmp_path / "log") as process:

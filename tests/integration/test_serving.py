@@ -47,7 +47,7 @@ async def test_models_are_described(stub: UnrollServiceStub, trained_run: Traine
     assert tuple(model.class_labels) == trained_run.class_labels
     assert tuple(model.feature_names) == trained_run.feature_names
     reason = unavailable_reason()
-    runtime, artifact = ("onnx", "model.scan.onnx") if reason else ("kernel", "model.onnx")
+    runtime, artifact = ("onnx", "model.onnx") if reason else ("kernel", "model.onnx")
     assert (model.runtime, model.device, model.artifact) == (runtime, "cpu", artifact)
     assert model.runtime_note == (reason or "")
     assert model.bitwise

@@ -14,7 +14,7 @@ from support.models import alone, default_runtime, random_network, served
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array
 from unroll_export.exporting import export_run
-from unroll_proto.bundle import ONNX_RNN, ONNX_SCAN
+from unroll_proto.bundle import ONNX_RNN
 
 NAME = "soak"
 FEATURES, HIDDEN, CLASSES = 6, 48, 5
@@ -47,7 +47,7 @@ class Oracle:
         neighbour = Path(tempfile.mkdtemp(prefix=".", dir=self.models))
         bundle = shutil.copytree(self.pool / NAME / str(version), neighbour / "bundle")
         if broken:
-            artifact = bundle / ONNX_SCAN
+            artifact = bundle / ONNX_RNN
             artifact.write_bytes(artifact.read_bytes()[::-1])
         bundle.rename(target)
         neighbour.rmdir()
@@ -65,8 +65,8 @@ class Oracle:
 
     def _load(self, version: int) -> Model:
         network = random_network(FEATURES, HIDDEN, CLASSES, seed=version)
-        rnn, scan = ((self.pool / NAME / str(version) / name).read_bytes() for name in (ONNX_RNN, ONNX_SCAN))
-        model = served(network, NAME, version, default_runtime(rnn, scan))
+        content = (self.pool / NAME / str(version) / ONNX_RNN).read_bytes()
+        model = served(network, NAME, version, default_runtime(content))
         # What everything is held against is itself held against eager PyTorch.
         values = np.random.default_rng(version).standard_normal((LONGEST, FEATURES), np.float32)
         with torch.inference_mode():

@@ -12,7 +12,6 @@ from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_engine.scheduler import TickCost
 from unroll_export import SimpleRNN
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
-from unroll_export.graphs.onnx_scan import build_onnx_scan
 
 
 def random_network(features: int = 3, hidden: int = 8, outputs: int = 4, layers: int = 1, seed: int = 0) -> SimpleRNN:
@@ -25,9 +24,9 @@ def random_network(features: int = 3, hidden: int = 8, outputs: int = 4, layers:
     return network
 
 
-def default_runtime(rnn: bytes, scan: bytes) -> Runtime:
-    """The runtime that serves a bundle by default, of its `model.onnx` or `model.scan.onnx`."""
-    return OnnxCpuRuntime(scan) if unavailable_reason() else KernelRuntime(rnn)
+def default_runtime(content: bytes) -> Runtime:
+    """The runtime that serves a bundle by default, of the content of its `model.onnx`."""
+    return OnnxCpuRuntime(content) if unavailable_reason() else KernelRuntime(content)
 
 
 def served(network: SimpleRNN, name: str = "m", version: int = 1, runtime: Runtime | None = None) -> Model:
@@ -43,7 +42,7 @@ def served(network: SimpleRNN, name: str = "m", version: int = 1, runtime: Runti
         class_labels=tuple(f"class {index}" for index in range(max(outputs, 2))),
         feature_names=tuple(f"feature {index}" for index in range(network.rnn.input_size)),
     )
-    runtime = runtime or default_runtime(build_onnx_rnn(network), build_onnx_scan(network))
+    runtime = runtime or default_runtime(build_onnx_rnn(network))
     cost = TickCost(30e-6, 3e-6, 0.2e-6)
     return Model(spec, runtime, bitwise=runtime.bitwise, max_abs_diff=0.0, test_accuracy=None, cost=cost)
 

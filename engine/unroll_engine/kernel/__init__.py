@@ -12,7 +12,7 @@ import numpy as np
 
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.kernel.onnx_reader import read_onnx
-from unroll_engine.kernel.weights import NetworkWeights, UnsupportedNetworkError
+from unroll_engine.kernel.weights import LayerWeights, NetworkWeights, UnsupportedNetworkError
 from unroll_engine.models.spec import Float32Array, State
 
 try:
@@ -24,6 +24,7 @@ else:
 
 __all__ = [
     "Ended",
+    "LayerWeights",
     "Network",
     "NetworkWeights",
     "Outcome",

@@ -1,16 +1,15 @@
 """Reads the weights of a recurrent network out of its standard ONNX form."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto
 
+from unroll_engine.kernel.onnx_file import array_of, parse, require, short
 from unroll_engine.kernel.weights import Cell, LayerWeights, NetworkWeights, UnsupportedNetworkError
 from unroll_engine.models.spec import Float32Array
 
@@ -23,7 +22,7 @@ _CELLS: dict[tuple[str, tuple[bytes, ...]], Cell] = {
 _DEFAULT_ACTIVATIONS = dict(reversed(_CELLS))
 # Positions of the kernel's gates among ONNX's: LSTM i, o, f, c; GRU z, r, h.
 _GATES = {"RNN": (0,), "LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
-_DTYPES: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.INT64: np.dtype("<i8")}
+_WITH_ATTRIBUTES = {"Concat", "GRU", "Gather", "LSTM", "RNN", "Split", "Transpose"}
 _UNUSED_INPUTS = {"sequence_lens": 4, "P": 7}
 _ATTRIBUTES = {
     "activations": AttributeProto.STRINGS,
@@ -75,27 +74,14 @@ _Value = NDArray[Any] | _Sequence | _State | _Final | _Readout
 def read_onnx(content: bytes) -> NetworkWeights:
     """Reads a network from a model with the operators RNN, LSTM or GRU.
 
-    The graph is [Sub, Div] -> layers of one kind -> MatMul, [Add], as `unroll-export` writes it: inputs `x` and the
-    state tensors, each [num_layers, batch, hidden_size]; an output with the logits of every step.
+    The graph is [Sub, Div] -> layers of one kind -> MatMul, [Add], as `unroll-export` writes it. Its inputs are values,
+    then state tensors, each [num_layers, batch, hidden_size]. Its outputs are logits and states of every step, then
+    the state tensors after the last.
 
     Raises:
         UnsupportedNetworkError: the graph is not such a one. The message names the node, and the reason.
     """
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(content)
-    except DecodeError:
-        raise UnsupportedNetworkError("not an ONNX model") from None
-    return _Reader(model.graph).network()
-
-
-def _array_of(tensor: TensorProto) -> NDArray[Any]:
-    dtype, dims = _DTYPES.get(tensor.data_type), tuple(tensor.dims)
-    if dtype is None or tensor.data_location == TensorProto.EXTERNAL:
-        raise UnsupportedNetworkError(f"tensor {tensor.name!r}: float32 or int64 inside the file expected")
-    if min(dims, default=0) < 0 or len(tensor.raw_data) != dtype.itemsize * math.prod(dims):
-        raise UnsupportedNetworkError(f"tensor {tensor.name!r}: raw data of shape {list(dims)} expected")
-    return np.frombuffer(tensor.raw_data, dtype).reshape(dims)
+    return _Reader(parse(content)).network()
 
 
 class _Reader:
@@ -112,10 +98,16 @@ class _Reader:
 
     def network(self) -> NetworkWeights:
         for tensor in self._graph.initializer:
-            self._values[tensor.name] = _array_of(tensor)
-        inputs = [value.name for value in self._graph.input if value.name not in self._values]
-        if not inputs:
-            raise UnsupportedNetworkError("the graph has no inputs")
+            require(tensor.name not in self._values, f"tensor {short(tensor.name)}: there are two")
+            self._values[tensor.name] = array_of(tensor)
+        inputs = [value.name for value in self._graph.input]
+        require(bool(inputs), "the graph has no inputs")
+        require(not self._values.keys() & inputs, "an input has the name of a tensor")
+        require(len(set(inputs)) == len(inputs), "two inputs have one name")
+        for value in (*self._graph.input, *self._graph.output):
+            require(
+                value.type.tensor_type.elem_type == TensorProto.FLOAT, f"{short(value.name)}: float32 tensor expected"
+            )
         self._values[inputs[0]] = _Sequence(-1)
         self._values |= {name: _State(name) for name in inputs[1:]}
         for node in self._graph.node:
@@ -123,6 +115,8 @@ class _Reader:
             read = self._OPERATORS.get(node.op_type) if not node.domain else None
             if read is None:
                 self._refuse("no such operator in the kernel")
+            if node.attribute and node.op_type not in _WITH_ATTRIBUTES:
+                self._refuse("no attributes expected")
             results = read(self)
             self._values |= {name: value for name, value in zip(node.output, results, strict=False) if name}
         return self._result(inputs[1:])
@@ -131,20 +125,19 @@ class _Reader:
         layers, cells = len(self._layers), set(self._cells)
         if len(cells) != 1:
             raise UnsupportedNetworkError(f"layers of one kind expected, found {sorted(cells) or 'none'}")
-        tensors = [self._values.get(output.name) for output in self._graph.output]
-        readouts = [value for value in tensors if isinstance(value, _Readout)]
-        known = (_Readout, _Sequence, _Final)
-        if len(readouts) != 1 or not all(isinstance(value, known) for value in tensors):
-            raise UnsupportedNetworkError("outputs: logits of every step, states and final states expected")
-        for value in tensors:
-            if isinstance(value, _Final) and value.layers != tuple(range(layers)):
-                raise UnsupportedNetworkError(f"outputs: a final state has layers {list(value.layers)}")
+        outputs = [self._values.get(output.name) for output in self._graph.output]
+        readout = outputs[0] if outputs else None
+        finals = [_Final(tensor, tuple(range(layers))) for tensor in range(len(state_inputs))]
+        known = all(isinstance(value, _Sequence | _Final) for value in outputs[1:])
+        if not (isinstance(readout, _Readout) and known and outputs[1:] == [_Sequence(layers - 1), *finals]):
+            raise UnsupportedNetworkError("outputs: logits and states of every step, then the final states, expected")
         for layer, states in enumerate(self._states):
             whole = [_State(name, layer) for name in state_inputs]
             given = [state if state.layer is not None or layers > 1 else _State(state.name, 0) for state in states]
             if given != whole:
                 raise UnsupportedNetworkError(f"layer {layer}: its initial state is not its part of the state inputs")
-        readout = readouts[0]
+        if self._scale is not None:
+            require(bool((self._scale[1] > 0).all()), "std: has values that are not positive")
         bias = readout.bias if readout.bias is not None else np.zeros(readout.weight.shape[1], np.float32)
         return NetworkWeights(
             self._cells[0], self._scale, tuple(self._layers), np.ascontiguousarray(readout.weight.T), bias
@@ -299,7 +292,8 @@ class _Reader:
         return array
 
     def _refuse(self, problem: str) -> NoReturn:
-        raise UnsupportedNetworkError(f"node {self._node.name!r} ({self._node.op_type}): {problem}")
+        operator = f"{self._node.domain}.{self._node.op_type}".removeprefix(".")
+        raise UnsupportedNetworkError(f"node {short(self._node.name)} ({operator[:100]}): {problem}")
 
     _OPERATORS: ClassVar[dict[str, Callable[["_Reader"], list[_Value]]]] = {
         "Sub": _subtract,

@@ -41,3 +41,8 @@ class NetworkWeights:
     layers: tuple[LayerWeights, ...]
     readout: Float32Array
     readout_bias: Float32Array
+
+    @property
+    def state_tensors(self) -> int:
+        """Tensors of the state: the hidden state, and the cell state of an LSTM."""
+        return 2 if self.cell == "lstm" else 1

@@ -1,92 +1,20 @@
-"""Measures the graph forms of a model on this machine: how fast each is, and which give the same bits."""
+"""Measures a model on this machine: what its ticks cost, whether it keeps the bits, and whether it computes right."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
-from unroll_engine.runtimes.base import Runtime, TickResult
+from unroll_engine.runtimes.base import Runtime
 from unroll_engine.scheduler import TickCost
 
 _STEPS = 16
 _REPEATS = 5
-TOLERANCE = 1e-5
-"""Largest difference allowed between two runtimes of one network in a step; as in the proof."""
+TOLERANCE = 1e-3
+"""Largest difference allowed between two runtimes of one network in a step, of values up to 1 or by the largest.
 
-
-class FormTiming(NamedTuple):
-    """Speed of a form at a number of lanes.
-
-    Attributes:
-        artifact: File of the bundle.
-        lanes: Sequences in a run.
-        seconds_per_step: Seconds for a timestep of all lanes, in runs of 16.
-        same_bits: Whether it gives the bits of the first form.
-        chosen: Whether it runs ticks of this many lanes, and of more, up to the next entry.
-    """
-
-    artifact: str
-    lanes: int
-    seconds_per_step: float
-    same_bits: bool
-    chosen: bool
-
-
-class ChosenForms:
-    """Runs each tick on the form that was measured to be the fastest for its lanes (see Runtime).
-
-    Args:
-        forms: For ticks of at least so many lanes, by that number; 1 is one of them.
-    """
-
-    def __init__(self, forms: Mapping[int, Runtime]) -> None:
-        first = forms[1]
-        self.name = first.name
-        self.device = first.device
-        self.artifact = first.artifact
-        self.bitwise = first.bitwise
-        self._forms = sorted(forms.items(), reverse=True)
-
-    def run(self, x: Float32Array, state: State) -> TickResult:
-        """See Runtime.run."""
-        lanes = x.shape[1]
-        return next(form for least, form in self._forms if lanes >= least).run(x, state)
-
-
-def choose(
-    forms: Sequence[Runtime], spec: ModelSpec, max_lanes: int, known: Sequence[FormTiming] = ()
-) -> tuple[Runtime, tuple[FormTiming, ...]]:
-    """Times equivalent forms, and chooses for each number of lanes the fastest that keeps the bits.
-
-    Args:
-        forms: The first claims the same bits in any batch. Another is chosen only if it is faster and gives exactly the
-            bits of the first.
-        spec: The model.
-        max_lanes: The widest tick.
-        known: Measurements of a model of the same sizes, to reuse: the graphs differ in the values of weights only.
-
-    Returns:
-        The runtime, and the measurements.
-    """
-    if len(forms) == 1:
-        return forms[0], ()
-    measured = {(timing.artifact, timing.lanes): timing.seconds_per_step for timing in known}
-    counts = sorted({1, min(8, max_lanes), max_lanes})
-    timings: list[FormTiming] = []
-    chosen: dict[int, Runtime] = {}
-    same = {form: form is forms[0] or _same_bits(forms[0], form, spec, max_lanes) for form in forms}
-    for lanes in counts:
-        seconds = {
-            form: measured.get((form.artifact, lanes)) or measure(form, spec, lanes, _STEPS) / _STEPS for form in forms
-        }
-        fastest = min((form for form in forms if same[form]), key=seconds.__getitem__)
-        chosen[lanes] = fastest
-        timings += [FormTiming(form.artifact, lanes, seconds[form], same[form], form is fastest) for form in forms]
-    if all(form is forms[0] for form in chosen.values()):
-        return forms[0], tuple(timings)
-    return ChosenForms(chosen), tuple(timings)
+Rounding of wide layers stays far below it, and other weights or gates differ by far more.
+"""
 
 
 def tick_cost(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> TickCost:
@@ -150,31 +78,20 @@ def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
 
 
 def difference_of(runtime: Runtime, reference: Runtime, spec: ModelSpec) -> str:
-    """Why a runtime does not compute what another does; empty if every step is within TOLERANCE.
+    """Why a runtime does not compute what another does; empty if every value is within TOLERANCE.
 
     One step is compared, from random states: over many steps two right runtimes can part, if the network expands.
     """
     x, state = _example(spec, 64, 1)
-    results = [runtime.run(x, state), reference.run(x, state)]
-    for name in ("logits", "states"):
-        one, two = (getattr(result, name) for result in results)
+    got, expected = runtime.run(x, state), reference.run(x, state)
+    named = [("logits", got.logits, expected.logits), ("states", got.states, expected.states)]
+    named += [("final states", *pair) for pair in zip(got.final_state, expected.final_state, strict=True)]
+    for name, one, two in named:
         difference = float(np.abs(one - two).max())
-        if not difference <= TOLERANCE:
-            return f"its {name} differ from {reference.name}'s by {difference:.1e}, {TOLERANCE:.0e} allowed"
+        allowed = TOLERANCE * max(1.0, float(np.abs(two).max()))
+        if not difference <= allowed:
+            return f"its {name} differ from those of model.onnx by {difference:.1e}, {allowed:.0e} allowed"
     return ""
-
-
-def _same_bits(first: Runtime, other: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
-    for lanes in sorted({1, 2, 3, max_lanes}):
-        for steps in (1, _STEPS):
-            x, state = _example(spec, lanes, steps)
-            expected, got = first.run(x, state), other.run(x, state)
-            if any(
-                one.tobytes() != two.tobytes()
-                for one, two in zip((*expected[:2], *expected[2]), (*got[:2], *got[2]), strict=True)
-            ):
-                return False
-    return True
 
 
 def _example(spec: ModelSpec, lanes: int, steps: int) -> tuple[Float32Array, State]:

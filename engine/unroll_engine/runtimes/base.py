@@ -27,6 +27,8 @@ class Runtime(Protocol):
     """File of the bundle that it runs."""
     bitwise: bool
     """Whether it claims the same bits for a lane in any tick, wherever the sequence is cut."""
+    variant: str
+    """Instruction set that the kernel uses; empty for other runtimes."""
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """Computes `steps` timesteps of `lanes` sequences.

@@ -18,6 +18,7 @@ class KernelRuntime:
 
     Attributes:
         network: Runs sequences of any lengths too.
+        variant: Instruction set in use.
     """
 
     name = "kernel"
@@ -27,6 +28,7 @@ class KernelRuntime:
 
     def __init__(self, model: bytes) -> None:
         self.network = Network(read_onnx(model))
+        self.variant = self.network.isa
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""

@@ -1,6 +1,7 @@
-"""ONNX Runtime: the Scan form on CPU, the RNN operator on CUDA (cuDNN)."""
+"""ONNX Runtime: the Scan form on CPU, the recurrent operators on CUDA (cuDNN)."""
 
 import os
+from collections.abc import Sequence
 
 # Read when the library is loaded; since 1.29 its Linux builds send telemetry by default.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -9,13 +10,13 @@ import numpy as np
 import onnxruntime
 
 from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.kernel import read_onnx
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.scan_graph import build_scan
 from unroll_proto import bundle
 
 onnxruntime.disable_telemetry_events()
-
-_OUTPUTS = ["logits", "states", "final_state"]
 
 
 def session_options() -> onnxruntime.SessionOptions:
@@ -28,29 +29,45 @@ def session_options() -> onnxruntime.SessionOptions:
     return options
 
 
+class _Session:
+    """A graph that takes values and state tensors, and gives logits, states and state tensors, in this order."""
+
+    def __init__(self, model: bytes, providers: Sequence[str | tuple[str, dict[str, str]]]) -> None:
+        self.session = onnxruntime.InferenceSession(model, session_options(), providers=providers)
+        self._inputs = [each.name for each in self.session.get_inputs()]
+
+    def run(self, x: Float32Array, state: State) -> TickResult:
+        """Runs the graph; `x` and the results are laid out as it wants them."""
+        logits, states, *final = self.session.run(None, dict(zip(self._inputs, (x, *state), strict=True)))
+        return TickResult(logits, states, tuple(final))
+
+
 class OnnxCpuRuntime:
-    """Runs the Scan form, time-major, on one core, with the same bits for a lane in any tick.
+    """Runs the Scan form of `model.onnx` on one core, with the same bits for a lane in any tick.
 
     Args:
-        model: Content of `model.scan.onnx`.
+        model: Content of `model.onnx`.
+
+    Raises:
+        UnsupportedNetworkError: there is no such form of the network.
     """
 
     name = "onnx"
     device = "cpu"
-    artifact = bundle.ONNX_SCAN
+    artifact = bundle.ONNX_RNN
     bitwise = True
+    variant = ""
 
     def __init__(self, model: bytes) -> None:
-        self._session = onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+        self._session = _Session(build_scan(read_onnx(model)), ["CPUExecutionProvider"])
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
-        logits, states, final = self._session.run(_OUTPUTS, {"input": x, "initial_state": state[0]})
-        return TickResult(logits, states, (final,))
+        return self._session.run(x, state)
 
 
 class OnnxOperatorRuntime:
-    """Runs the RNN operator on one core, within the tolerance of eager PyTorch, not to the bit.
+    """Runs `model.onnx` itself on one core, within the bound of the proof, not to the bit.
 
     Args:
         model: Content of `model.onnx`.
@@ -60,9 +77,10 @@ class OnnxOperatorRuntime:
     device = "cpu"
     artifact = bundle.ONNX_RNN
     bitwise = False
+    variant = ""
 
     def __init__(self, model: bytes) -> None:
-        self._session = onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
+        self._session = _Session(model, ["CPUExecutionProvider"])
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
@@ -70,7 +88,7 @@ class OnnxOperatorRuntime:
 
 
 class OnnxCudaRuntime:
-    """Runs the RNN operator on cuDNN, within the tolerance of eager PyTorch, not to the bit.
+    """Runs `model.onnx` itself on cuDNN, within the bound of the proof, not to the bit.
 
     Args:
         model: Content of `model.onnx`.
@@ -83,14 +101,14 @@ class OnnxCudaRuntime:
     device = "cuda"
     artifact = bundle.ONNX_RNN
     bitwise = False
+    variant = ""
 
     def __init__(self, model: bytes) -> None:
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise RuntimeUnavailableError("device cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu")
         # TF32 keeps 10 bits of the mantissa, far outside the tolerance that was proven.
-        providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(model, session_options(), providers=providers)
-        if "CUDAExecutionProvider" not in self._session.get_providers():
+        self._session = _Session(model, [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"])
+        if "CUDAExecutionProvider" not in self._session.session.get_providers():
             raise RuntimeUnavailableError("device cuda: onnxruntime found no CUDA device that it can use")
 
     def run(self, x: Float32Array, state: State) -> TickResult:
@@ -98,7 +116,6 @@ class OnnxCudaRuntime:
         return _run_batch_major(self._session, x, state)
 
 
-def _run_batch_major(session: onnxruntime.InferenceSession, x: Float32Array, state: State) -> TickResult:
-    feeds = {"input": np.ascontiguousarray(x.transpose(1, 0, 2)), "initial_state": state[0]}
-    logits, states, final = session.run(_OUTPUTS, feeds)
-    return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), (final,))
+def _run_batch_major(session: _Session, x: Float32Array, state: State) -> TickResult:
+    logits, states, final = session.run(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
+    return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), final)

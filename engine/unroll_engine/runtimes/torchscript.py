@@ -48,6 +48,7 @@ class TorchScriptRuntime:
     name = "torchscript"
     artifact = bundle.TORCHSCRIPT
     bitwise = False
+    variant = ""
 
     def __init__(self, model: bytes, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():

@@ -50,7 +50,7 @@ def build_onnx_rnn(model: SimpleRNN) -> bytes:
     builder.weight("fc.bias", model.fc.bias)
     builder.node("MatMul", [STATES, "fc.weight"], "readout")
     builder.node("Add", ["readout", "fc.bias"], LOGITS)
-    graph = builder.graph("simple_rnn", input_shapes(model, False), output_shapes(model, False))
+    graph = builder.graph("simple_rnn", input_shapes(model), output_shapes(model))
     graph.doc_string = DOC
     return serialize(graph, model, layout="batch-major")
 

@@ -20,20 +20,18 @@ TIME = "time"
 Shape = tuple[str | int, ...]
 
 
-def input_shapes(model: SimpleRNN, time_major: bool) -> dict[str, Shape]:
+def input_shapes(model: SimpleRNN) -> dict[str, Shape]:
     """Shapes of the inputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
-    lead = (TIME, BATCH) if time_major else (BATCH, TIME)
     rnn = model.rnn
-    return {INPUT: (*lead, rnn.input_size), INITIAL_STATE: (rnn.num_layers, BATCH, rnn.hidden_size)}
+    return {INPUT: (BATCH, TIME, rnn.input_size), INITIAL_STATE: (rnn.num_layers, BATCH, rnn.hidden_size)}
 
 
-def output_shapes(model: SimpleRNN, time_major: bool) -> dict[str, Shape]:
+def output_shapes(model: SimpleRNN) -> dict[str, Shape]:
     """Shapes of the outputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
-    lead = (TIME, BATCH) if time_major else (BATCH, TIME)
     rnn = model.rnn
     return {
-        LOGITS: (*lead, model.fc.out_features),
-        STATES: (*lead, rnn.hidden_size),
+        LOGITS: (BATCH, TIME, model.fc.out_features),
+        STATES: (BATCH, TIME, rnn.hidden_size),
         FINAL_STATE: (rnn.num_layers, BATCH, rnn.hidden_size),
     }
 

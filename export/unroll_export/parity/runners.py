@@ -19,8 +19,7 @@ Float32Array = NDArray[np.float32]
 Kind: TypeAlias = "pb.ArtifactKind.ValueType"
 
 RUNTIMES: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]] = {
-    pb.ARTIFACT_KIND_ONNX_RNN: {"onnx": OnnxOperatorRuntime, "kernel": KernelRuntime},
-    pb.ARTIFACT_KIND_ONNX_SCAN: {"onnx": OnnxCpuRuntime},
+    pb.ARTIFACT_KIND_ONNX_RNN: {"onnx": OnnxOperatorRuntime, "scan": OnnxCpuRuntime, "kernel": KernelRuntime},
     pb.ARTIFACT_KIND_TORCHSCRIPT: {"torchscript": lambda content: TorchScriptRuntime(content, "cpu")},
 }
 """What serves each model artifact on the CPU, by the name that the proof gives it."""

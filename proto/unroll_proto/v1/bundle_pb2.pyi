@@ -32,7 +32,7 @@ class _ArtifactKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Artifact
     ARTIFACT_KIND_ONNX_RNN: _ArtifactKind.ValueType  # 2
     """ONNX with the standard RNN operator, batch-major."""
     ARTIFACT_KIND_ONNX_SCAN: _ArtifactKind.ValueType  # 3
-    """ONNX with Scan, time-major; the form that carries the bits promise."""
+    """ONNX with Scan, time-major; in bundles of before only."""
     ARTIFACT_KIND_TORCHSCRIPT: _ArtifactKind.ValueType  # 4
     """TorchScript, batch-major."""
     ARTIFACT_KIND_PARITY: _ArtifactKind.ValueType  # 5
@@ -46,7 +46,7 @@ ARTIFACT_KIND_WEIGHTS: ArtifactKind.ValueType  # 1
 ARTIFACT_KIND_ONNX_RNN: ArtifactKind.ValueType  # 2
 """ONNX with the standard RNN operator, batch-major."""
 ARTIFACT_KIND_ONNX_SCAN: ArtifactKind.ValueType  # 3
-"""ONNX with Scan, time-major; the form that carries the bits promise."""
+"""ONNX with Scan, time-major; in bundles of before only."""
 ARTIFACT_KIND_TORCHSCRIPT: ArtifactKind.ValueType  # 4
 """TorchScript, batch-major."""
 ARTIFACT_KIND_PARITY: ArtifactKind.ValueType  # 5

@@ -676,8 +676,8 @@ class Model(_message.Message):
     BITWISE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     TEST_ACCURACY_FIELD_NUMBER: _builtins.int
-    FORMS_FIELD_NUMBER: _builtins.int
     RUNTIME_NOTE_FIELD_NUMBER: _builtins.int
+    RUNTIME_VARIANT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     architecture: _builtins.str
@@ -699,16 +699,14 @@ class Model(_message.Message):
     """From the bundle's training summary."""
     runtime_note: _builtins.str
     """Why the step kernel does not run the model; empty where it does, or where another runtime was asked for."""
+    runtime_variant: _builtins.str
+    """Instruction set that the step kernel uses: "x86-64-v4", "x86-64-v3" or "neon"; empty for other runtimes."""
     @_builtins.property
     def class_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def feature_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def limits(self) -> Global___Limits: ...
-    @_builtins.property
-    def forms(self) -> _containers.RepeatedCompositeFieldContainer[Global___FormTiming]:
-        """How the graph forms compared when the model was loaded, by number of lanes; empty where there was but one."""
-
     def __init__(
         self,
         *,
@@ -728,56 +726,18 @@ class Model(_message.Message):
         bitwise: _builtins.bool = ...,
         limits: Global___Limits | None = ...,
         test_accuracy: _builtins.float | None = ...,
-        forms: _abc.Iterable[Global___FormTiming] | None = ...,
         runtime_note: _builtins.str = ...,
+        runtime_variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "limits", b"limits", "test_accuracy", b"test_accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "architecture", b"architecture", "artifact", b"artifact", "bitwise", b"bitwise", "class_labels", b"class_labels", "device", b"device", "feature_names", b"feature_names", "forms", b"forms", "hidden_size", b"hidden_size", "input_size", b"input_size", "limits", b"limits", "max_abs_diff", b"max_abs_diff", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "runtime", b"runtime", "runtime_note", b"runtime_note", "test_accuracy", b"test_accuracy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "architecture", b"architecture", "artifact", b"artifact", "bitwise", b"bitwise", "class_labels", b"class_labels", "device", b"device", "feature_names", b"feature_names", "hidden_size", b"hidden_size", "input_size", b"input_size", "limits", b"limits", "max_abs_diff", b"max_abs_diff", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "runtime", b"runtime", "runtime_note", b"runtime_note", "runtime_variant", b"runtime_variant", "test_accuracy", b"test_accuracy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__test_accuracy: _TypeAlias = _typing.Literal["test_accuracy"]  # noqa: Y015
     _WhichOneofArgType__test_accuracy: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__test_accuracy) -> _WhichOneofReturnType__test_accuracy | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
-
-@_typing.final
-class FormTiming(_message.Message):
-    """How fast a graph form ran on the server's machine, and whether it was chosen."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ARTIFACT_FIELD_NUMBER: _builtins.int
-    LANES_FIELD_NUMBER: _builtins.int
-    MICROSECONDS_PER_STEP_FIELD_NUMBER: _builtins.int
-    SAME_BITS_FIELD_NUMBER: _builtins.int
-    CHOSEN_FIELD_NUMBER: _builtins.int
-    artifact: _builtins.str
-    """File of the bundle."""
-    lanes: _builtins.int
-    """Sequences that ran together."""
-    microseconds_per_step: _builtins.float
-    """Microseconds that a timestep of all of them took."""
-    same_bits: _builtins.bool
-    """Whether it gave exactly the bits of the form that is run otherwise; a form that does not is never chosen."""
-    chosen: _builtins.bool
-    """Whether ticks of so many sequences, and of more up to the next entry, are run with it."""
-    def __init__(
-        self,
-        *,
-        artifact: _builtins.str = ...,
-        lanes: _builtins.int = ...,
-        microseconds_per_step: _builtins.float = ...,
-        same_bits: _builtins.bool = ...,
-        chosen: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "chosen", b"chosen", "lanes", b"lanes", "microseconds_per_step", b"microseconds_per_step", "same_bits", b"same_bits"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FormTiming: _TypeAlias = FormTiming  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

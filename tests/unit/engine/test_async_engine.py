@@ -23,7 +23,7 @@ from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import TickResult
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime
-from unroll_export.graphs.onnx_scan import build_onnx_scan
+from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 
 ONE_LAYER = served(random_network(), "one")
 TWO_LAYERS = served(random_network(layers=2), "two")
@@ -33,7 +33,7 @@ ON_LANES = [
     served(
         random_network(layers=layers),
         f"lanes{layers}",
-        runtime=OnnxCpuRuntime(build_onnx_scan(random_network(layers=layers))),
+        runtime=OnnxCpuRuntime(build_onnx_rnn(random_network(layers=layers))),
     )
     for layers in (1, 2)
 ]
@@ -191,7 +191,7 @@ def test_sequences_longer_than_a_region_keep_their_bits(model: Model, length: in
 class GatedRuntime:
     """The real runtime behind a gate, so that a test decides when a tick may run."""
 
-    name, device, artifact, bitwise = "onnx", "cpu", "model.scan.onnx", True
+    name, device, artifact, bitwise, variant = "onnx", "cpu", "model.onnx", True, ""
 
     def __init__(self, model: Model) -> None:
         self._inner = model.runtime

@@ -142,7 +142,7 @@ async def test_it_works_within_a_running_event_loop_and_without_blocking_it() ->
 class Gated:
     """A runtime that waits, before each run, until it may go on, and raises what it is told to."""
 
-    name, device, artifact, bitwise = "onnx", "cpu", "gated", True
+    name, device, artifact, bitwise, variant = "onnx", "cpu", "gated", True, ""
 
     def __init__(self) -> None:
         self.entered, self.gate = threading.Semaphore(0), threading.Semaphore(0)
@@ -241,6 +241,6 @@ def test_it_loads_a_bundle_a_model_s_newest_version_and_a_repository_with_one_mo
     for path, problem in ((tmp_path / "empty", "no bundle"), (tmp_path / "none", "No such file")):
         with pytest.raises(BundleError, match=problem):
             Engine.load(path)
-    (moved / "model.scan.onnx").write_bytes(b"not what was proven")
-    with pytest.raises(BundleError, match=r"model\.scan\.onnx"):
+    (moved / "model.onnx").write_bytes(b"not what was proven")
+    with pytest.raises(BundleError, match=r"model\.onnx"):
         Engine.load(moved)

@@ -29,7 +29,7 @@ def test_exports_and_proves_again(run_path: Path, tmp_path: Path) -> None:
     assert first == f"{out / '1'}: written, with proof"
     judged = [" ".join(line.split()[:2]) for line in table]
     kernel = ["not judged:"] if unavailable_reason() else ["model.onnx (kernel)"]
-    assert sorted(judged) == sorted(["model.onnx (onnx)", "model.scan.onnx (onnx)", "model.ts (torchscript)", *kernel])
+    assert sorted(judged) == sorted(["model.onnx (onnx)", "model.onnx (scan)", "model.ts (torchscript)", *kernel])
     bundle.verify_bundle(out / "1")
 
     again = run("unroll-export", "verify", out / "1")
@@ -65,8 +65,8 @@ def test_bad_input_is_one_line(run_path: Path, tmp_path: Path) -> None:
 def test_a_bundle_that_does_not_hold_is_one_line_and_exit_1(run_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "jv"
     export_run(load_run(run_path), out)
-    (out / "1" / bundle.ONNX_SCAN).write_bytes(b"")
-    assert "model.scan.onnx: 0 bytes" in fails(1, "verify", out / "1")
+    (out / "1" / bundle.ONNX_RNN).write_bytes(b"")
+    assert "model.onnx: 0 bytes" in fails(1, "verify", out / "1")
     assert "no such file" in fails(1, "verify", out)
 
 

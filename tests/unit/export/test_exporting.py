@@ -55,14 +55,13 @@ def test_the_manifest_says_everything(exported: Exported) -> None:
         for artifact in manifest.artifacts
     }
     state = ("2", "batch", "8")
-    for file, lead in ((bundle.ONNX_RNN, ("batch", "time")), (bundle.ONNX_SCAN, ("time", "batch"))):
-        assert tensors[file] == [
-            ("input", (*lead, "3")),
-            ("initial_state", state),
-            ("logits", (*lead, "1")),
-            ("states", (*lead, "8")),
-            ("final_state", state),
-        ]
+    assert tensors[bundle.ONNX_RNN] == [
+        ("input", ("batch", "time", "3")),
+        ("initial_state", state),
+        ("logits", ("batch", "time", "1")),
+        ("states", ("batch", "time", "8")),
+        ("final_state", state),
+    ]
     assert tensors[bundle.TORCHSCRIPT] == tensors[bundle.ONNX_RNN]
     assert tensors[bundle.WEIGHTS] == tensors[bundle.PARITY] == []
 

@@ -10,15 +10,17 @@ from onnx import helper, numpy_helper
 from support.models import random_network
 
 from unroll_engine.kernel import unavailable_reason
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_export import SimpleRNN
 from unroll_export.exporting import BUILDERS, Kind
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
-from unroll_export.graphs.onnx_scan import build_onnx_scan
 from unroll_export.parity.gate import prove
-from unroll_export.parity.runners import ParityError
+from unroll_export.parity.runners import RUNTIMES, ParityError
 from unroll_proto import bundle
 
-RNN, SCAN, SCRIPT = bundle.MODEL_KINDS
+RNN, SCRIPT = bundle.MODEL_KINDS
 WEIGHTS = list(random_network().state_dict())
 
 
@@ -42,7 +44,7 @@ def test_right_artifacts_pass(sizes: tuple[int, int, int, int]) -> None:
     judged = [(proof.kind, proof.runtime, proof.bitwise) for proof in proven.proofs]
     reason = unavailable_reason()
     kernel = [] if reason else [(RNN, "kernel", True)]
-    assert judged == [(RNN, "onnx", False), *kernel, (SCAN, "onnx", True), (SCRIPT, "torchscript", False)]
+    assert judged == [(RNN, "onnx", False), (RNN, "scan", True), *kernel, (SCRIPT, "torchscript", False)]
     assert proven.left_out == ({"kernel": f"kernel: {reason}"} if reason else {})
     for proof in proven.proofs:
         assert proof.max_abs_diff == max(case.max_abs_diff for case in proof.cases) < 2e-6
@@ -59,24 +61,30 @@ def test_one_changed_value_is_found(kind: Kind, weight: str) -> None:
         prove(network, {kind: BUILDERS[kind](changed)})
 
 
-def test_the_smallest_change_of_a_carried_state_is_found() -> None:
-    network = random_network()
-    nudge = helper.make_node("Mul", ["before", "factor"], ["final_state"])
-    content = rewired(build_onnx_scan(network), "final_state", nudge, factor=1 + 2**-23)
-    with pytest.raises(ParityError, match=r"^model\.scan\.onnx \(onnx\): case 'chunks of 1, .*differ in their bits"):
-        prove(network, {SCAN: content})
+class Nudging(OnnxCpuRuntime):
+    """Gives states to go on from that are a rounding away."""
+
+    def run(self, x: Float32Array, state: State) -> TickResult:
+        logits, states, final = super().run(x, state)
+        return TickResult(logits, states, tuple(np.nextafter(array, np.float32(2)) for array in final))
 
 
-def test_a_row_that_depends_on_its_neighbours_is_found() -> None:
+class Leaking(OnnxCpuRuntime):
+    """Lets a little of every row into its neighbours."""
+
+    def run(self, x: Float32Array, state: State) -> TickResult:
+        logits, states, final = super().run(x, state)
+        return TickResult(logits + np.float32(2e-7) * logits.mean(axis=1, keepdims=True), states, final)
+
+
+@pytest.mark.parametrize(("runtime", "case"), [(Nudging, "chunks of 1, "), (Leaking, "rows alone, ")])
+def test_one_bit_of_what_serves_is_found(
+    runtime: type[OnnxCpuRuntime], case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = random_network()
-    nodes = (
-        helper.make_node("ReduceMean", ["before"], ["over_rows"], axes=[1], keepdims=1),
-        helper.make_node("Mul", ["over_rows", "little"], ["leak"]),
-        helper.make_node("Add", ["before", "leak"], ["logits"]),
-    )
-    content = rewired(build_onnx_scan(network), "logits", *nodes, little=2e-7)
-    with pytest.raises(ParityError, match=r"^model\.scan\.onnx \(onnx\): case 'rows alone, .*differ in their bits"):
-        prove(network, {SCAN: content})
+    monkeypatch.setitem(RUNTIMES, RNN, {"scan": runtime})
+    with pytest.raises(ParityError, match=rf"^model\.onnx \(scan\): case '{case}.*differ in their bits"):
+        prove(network, {RNN: build_onnx_rnn(network)})
 
 
 def frozen(content: bytes, time: int) -> bytes:
@@ -146,4 +154,4 @@ def test_amplified_rounding_is_told_from_a_fault() -> None:
 @pytest.mark.parametrize("sizes", [(1024, 8), (2048, 32)], ids=str)
 def test_wide_inputs_are_honest(sizes: tuple[int, int]) -> None:
     network = random_network(*sizes, 3)
-    prove(network, {SCRIPT: BUILDERS[SCRIPT](network), SCAN: build_onnx_scan(network)})
+    prove(network, {SCRIPT: BUILDERS[SCRIPT](network), RNN: build_onnx_rnn(network)})

@@ -238,18 +238,18 @@ async def test_a_bad_version_is_refused_once_and_tried_again_when_its_files_chan
     root: Path, exported: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(root) as served:
-        good = (exported[1] / "model.scan.onnx").read_bytes()
-        second = bundles.publish(exported[1], root, "m", 2, lambda it: (it / "model.scan.onnx").write_bytes(good[:-1]))
+        good = (exported[1] / "model.onnx").read_bytes()
+        second = bundles.publish(exported[1], root, "m", 2, lambda it: (it / "model.onnx").write_bytes(good[:-1]))
         for _ in range(3):
             await served.repository.refresh()
         assert served.names == ["m/1"]
         assert served.index == [("m", 1, "READY"), ("m", 2, "REFUSED")]
         (refused,) = [entry for entry in served.repository.index() if entry.state == "REFUSED"]
-        assert "model.scan.onnx" in refused.reason
+        assert "model.onnx" in refused.reason
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert len(errors) == 1
         assert refused.reason in errors[0].getMessage()
-        (second / "model.scan.onnx").write_bytes(good)
+        (second / "model.onnx").write_bytes(good)
         await served.repository.refresh()
         assert served.index == [("m", 1, "READY"), ("m", 2, "READY")]
 

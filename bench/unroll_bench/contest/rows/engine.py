@@ -10,7 +10,6 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from unroll_bench.contest.contestants import FEATURES, HIDDEN, MODEL
 from unroll_bench.contest.figures import Figure, Outcome, Verdict, ratios
@@ -21,7 +20,7 @@ from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.bundle import find_bundles, verify
 from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Loader, Model
-from unroll_engine.runtimes.onnx import session_options
+from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_proto import bundle
 
 LANES = 64
@@ -82,19 +81,17 @@ async def _drive(model: Model, seconds: float) -> float:
 
 def alone_steps(repository: Path, seconds: float) -> float:
     """Measures timesteps a second of onnxruntime on the Scan form: lanes full, lengths equal, nothing gathered."""
-    file = repository / MODEL / "1" / bundle.ONNX_SCAN
-    session = onnxruntime.InferenceSession(file.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
-    return max(_alone(session, steps, seconds / len(ALONE_STEPS)) for steps in ALONE_STEPS)
+    runtime = OnnxCpuRuntime((repository / MODEL / "1" / bundle.ONNX_RNN).read_bytes())
+    return max(_alone(runtime, steps, seconds / len(ALONE_STEPS)) for steps in ALONE_STEPS)
 
 
-def _alone(session: onnxruntime.InferenceSession, steps: int, seconds: float) -> float:
+def _alone(runtime: OnnxCpuRuntime, steps: int, seconds: float) -> float:
     x = np.random.default_rng(0).standard_normal((steps, LANES, FEATURES), dtype=np.float32)
-    feeds = {"input": x, "initial_state": np.zeros((1, LANES, HIDDEN), np.float32)}
-    session.run(None, feeds)
+    state = runtime.run(x, (np.zeros((1, LANES, HIDDEN), np.float32),)).final_state
     runs = 0
     begin = time.perf_counter()
     while (took := time.perf_counter() - begin) < seconds:
-        feeds["initial_state"] = session.run(["logits", "states", "final_state"], feeds)[2]
+        state = runtime.run(x, state).final_state
         runs += 1
     return runs * steps * LANES / took
 

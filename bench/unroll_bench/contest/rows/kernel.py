@@ -23,7 +23,6 @@ from unroll_engine.kernel import Network, SequenceQueue, read_onnx, unavailable_
 from unroll_engine.models.spec import Float32Array
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime, session_options
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
-from unroll_export.graphs.onnx_scan import build_onnx_scan
 
 STEPS = 16
 KERNEL, OPERATOR, SCAN, PRODUCT = "step kernel", "onnxruntime's operator", "Scan form", "torch.mm of the product"
@@ -82,9 +81,8 @@ def equal_lanes(cell: str, features: int, hidden: int, lanes: int, steps: int) -
 
     hold(f"{KERNEL}, {cell}", run(), operator())
     calls: dict[str, Callable[[], object]] = {KERNEL: run, OPERATOR: operator, PRODUCT: product}
-    if cell == "RNN":
-        scan = OnnxCpuRuntime(build_onnx_scan(network))
-        calls[SCAN] = lambda: scan.run(x, zeros)
+    scan = OnnxCpuRuntime(graph)
+    calls[SCAN] = lambda: scan.run(x, zeros)
     return _in_turns(calls)
 
 
@@ -113,22 +111,30 @@ def _gated_graph(cell: str, features: int, hidden: int) -> bytes:
     weights = {name: rng.uniform(-1, 1, shape).astype(np.float32) / hidden**0.5 for name, shape in shapes.items()}
     weights |= {"mean": rng.uniform(-1, 1, features).astype(np.float32), "std": np.full(features, 2, np.float32)}
     initial = ["initial_state", "initial_cell"][: 2 if cell == "LSTM" else 1]
+    final = [name.replace("initial", "final") for name in initial]
     attributes: dict[str, Any] = {} if cell == "LSTM" else {"linear_before_reset": 1}
     nodes = [
         helper.make_node("Sub", ["input", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["scaled"]),
         helper.make_node("Transpose", ["scaled"], ["steps"], perm=[1, 0, 2]),
-        helper.make_node(cell, ["steps", "w", "r", "b", "", *initial], ["all"], hidden_size=hidden, **attributes),
+        helper.make_node(
+            cell, ["steps", "w", "r", "b", "", *initial], ["all", *final], hidden_size=hidden, **attributes
+        ),
         helper.make_node("Squeeze", ["all", "axis"], ["states"]),
         helper.make_node("Transpose", ["states"], ["of lanes"], perm=[1, 0, 2]),
         helper.make_node("MatMul", ["of lanes", "fc"], ["logits"]),
     ]
     inputs = {"input": ("batch", "time", features)} | dict.fromkeys(initial, (1, "batch", hidden))
+    outputs: dict[str, tuple[str | int, ...]] = {
+        "logits": ("batch", "time", CLASSES),
+        "of lanes": ("batch", "time", hidden),
+    }
+    outputs |= dict.fromkeys(final, (1, "batch", hidden))
     graph = helper.make_graph(
         nodes,
         cell,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", "time", CLASSES))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         [numpy_helper.from_array(array, name) for name, array in {**weights, "axis": np.array([1])}.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

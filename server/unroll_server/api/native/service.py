@@ -108,6 +108,7 @@ class UnrollService(UnrollServiceServicer):
             feature_names=spec.feature_names,
             runtime=runtime.name,
             runtime_note=model.runtime_note,
+            runtime_variant=runtime.variant,
             device=runtime.device,
             artifact=runtime.artifact,
             max_abs_diff=model.max_abs_diff,
@@ -119,14 +120,4 @@ class UnrollService(UnrollServiceServicer):
                 max_message_bytes=limits.max_message_bytes,
             ),
             test_accuracy=model.test_accuracy,
-            forms=[
-                pb.FormTiming(
-                    artifact=timing.artifact,
-                    lanes=timing.lanes,
-                    microseconds_per_step=timing.seconds_per_step * 1e6,
-                    same_bits=timing.same_bits,
-                    chosen=timing.chosen,
-                )
-                for timing in model.timings
-            ],
         )
