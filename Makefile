@@ -26,7 +26,7 @@ export VALIDATE
 AEON := aeon==1.6.0
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 
-.PHONY: help setup kernel sanitize demo test test-python bench soak sbom notice check lint types imports proto proto-check clean
+.PHONY: help setup native sanitize fuzz demo test test-python bench soak sbom notice check lint types imports proto proto-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,36 +41,50 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 	$(BIN)/pip install --quiet --no-deps $(AEON)
 	touch $@
 
-kernel: .venv/kernel ## Compiles the step kernel beside its sources, for the checkout; CXX=clang++ picks a compiler.
+native: .venv/native ## Compiles the step kernel and the native transport beside their sources; CXX=clang++ picks a compiler.
 
-# Without a compiler the checkout runs models by onnxruntime, and the kernel's tests are skipped.
-%/kernel: %/done engine/CMakeLists.txt $(wildcard engine/unroll_engine/kernel/cpp/*)
-	@if command -v $(or $(CXX),c++) >/dev/null; then \
-	  set -e; $*/bin/cmake -S engine -B $*/kernel-build -G Ninja -DPython_EXECUTABLE='$(CURDIR)/$*/bin/python' \
-	    -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$*/bin/ninja' --log-level=WARNING; \
-	  $*/bin/cmake --build $*/kernel-build | tail -n 1; \
-	  $*/bin/cmake --install $*/kernel-build --prefix engine; touch $@; \
-	else echo 'no C++ compiler: the step kernel is not compiled' >&2; fi
+# Without a compiler the checkout runs models by onnxruntime and serves by grpcio, and the tests of both are skipped.
+# Without the headers of nghttp2 (libnghttp2-dev, zlib1g-dev) only the kernel is compiled.
+NATIVE := $(foreach each,engine/CMakeLists.txt engine/unroll_engine/kernel/cpp/* server/CMakeLists.txt \
+  server/unroll_server/transport/native/cpp/*,$(wildcard $(each)))
+COMPILER = $(or $(CXX),c++)
+HAS_NGHTTP2 = echo '\#include <nghttp2/nghttp2.h>' | $(COMPILER) -E -x c++ - >/dev/null 2>&1
+# $(call COMPILED,environment,folder,where it is built,where it is installed,options)
+COMPILED = $(1)/bin/cmake -S $(2) -B $(3) -G Ninja -DPython_EXECUTABLE='$(CURDIR)/$(1)/bin/python' \
+  -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$(1)/bin/ninja' --log-level=WARNING $(5) && \
+  $(1)/bin/cmake --build $(3) | tail -n 1 && $(1)/bin/cmake --install $(3) --prefix $(4)
+%/native: %/done $(NATIVE)
+	@if command -v $(COMPILER) >/dev/null; then \
+	  $(call COMPILED,$*,engine,$*/engine-build,engine) || exit 1; \
+	  if $(HAS_NGHTTP2); then $(call COMPILED,$*,server,$*/server-build,server) || exit 1; \
+	  else echo 'no headers of nghttp2: the native transport is not compiled' >&2; fi; touch $@; \
+	else echo 'no C++ compiler: the step kernel and the native transport are not compiled' >&2; fi
 
-sanitize: .venv/kernel ## Runs the kernel's tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer.
-	rm -rf .venv/sanitized .venv/sanitized-build && mkdir .venv/sanitized && cp -r engine/unroll_engine .venv/sanitized
-	$(BIN)/cmake -S engine -B .venv/sanitized-build -G Ninja -DUNROLL_SANITIZE=ON -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' \
-	  -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$(BIN)/ninja' --log-level=WARNING
-	$(BIN)/cmake --build .venv/sanitized-build | tail -n 1
-	$(BIN)/cmake --install .venv/sanitized-build --prefix .venv/sanitized
+sanitize: .venv/native ## Runs the tests of what is compiled on builds with AddressSanitizer and UndefinedBehaviorSanitizer.
+	rm -rf .venv/sanitized .venv/sanitized-* && mkdir .venv/sanitized
+	cp -r engine/unroll_engine server/unroll_server .venv/sanitized
+	$(call COMPILED,.venv,engine,.venv/sanitized-engine,.venv/sanitized,-DUNROLL_SANITIZE=ON)
+	$(call COMPILED,.venv,server,.venv/sanitized-server,.venv/sanitized,-DUNROLL_SANITIZE=ON)
 	PYTHONPATH=.venv/sanitized ASAN_OPTIONS=detect_leaks=0 \
-	  LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libstdc++.so)" \
-	  $(BIN)/pytest -q -p no:cacheprovider tests/unit/engine/test_kernel.py
+	  LD_PRELOAD="$$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libstdc++.so)" \
+	  $(BIN)/pytest -q -p no:cacheprovider tests/unit/engine/test_kernel.py tests/unit/server/test_native_session.py
 
-demo: .venv/kernel ## Trains, exports, serves, classifies and streams real data, and says what happened.
+fuzz: .venv/done ## Lets a client say anything to the native transport's sessions: SECONDS=120; needs clang.
+	mkdir -p .venv/fuzz-corpus
+	CXX=clang++ $(BIN)/cmake -S server -B .venv/fuzz-build -G Ninja -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' \
+	  -DCMAKE_MAKE_PROGRAM='$(CURDIR)/$(BIN)/ninja' --log-level=WARNING
+	$(BIN)/cmake --build .venv/fuzz-build --target fuzz | tail -n 1
+	.venv/fuzz-build/fuzz -max_total_time=$(or $(SECONDS),120) -max_len=4096 -verbosity=0 -print_final_stats=1 .venv/fuzz-corpus
+
+demo: .venv/native ## Trains, exports, serves, classifies and streams real data, and says what happened.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo.py
 
 # Two at a time, file by file: half of the time a test waits for a process to start.
-test: .venv/kernel ## Runs every test.
+test: .venv/native ## Runs every test.
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # Without torch, which comes with gigabytes of CUDA where no CPU build is found; what needs it is then skipped.
-test-python: .venv/done $(OTHER)/kernel ## Runs the tests on another Python: PYTHON=python3.13; TORCH=1 for those that need torch too.
+test-python: .venv/done $(OTHER)/native ## Runs the tests on another Python: PYTHON=python3.13; TORCH=1 for those that need torch too.
 	UNROLL_TEST_TRAINING_BIN=$(CURDIR)/$(BIN) $(OTHER)/bin/pytest -n 2 --dist loadfile tests/unit tests/integration $(PYTEST_ARGS)
 
 $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
@@ -80,10 +94,10 @@ $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(OTHER)/bin/pip install --quiet --no-deps $(AEON)
 	touch $@
 
-bench: .venv/kernel $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench-report/; ONLY=row,row and PEERS=triton pick.
+bench: .venv/native $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench-report/; ONLY=row,row and PEERS=triton pick.
 	$(BIN)/python -m unroll_bench.contest --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
 
-soak: .venv/kernel ## Everything at once, faults included, every answer checked: MINUTES=30.
+soak: .venv/native ## Everything at once, faults included, every answer checked: MINUTES=30.
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),30)
 
 .venv-triton/done: # An environment of its own: the wheel brings a Triton server, and its own versions of much else.

@@ -29,10 +29,13 @@ Copyright 2026 The Unroll authors
 
 Unroll is licensed under the Apache License, Version 2.0; see LICENSE.
 
-The compiled kernel in the wheel of unroll-engine holds nanobind (Copyright (c) 2022 Wenzel Jakob, BSD-3-Clause; see
-engine/LICENSE.nanobind). Otherwise the wheels of Unroll hold no code of others. proto/unroll_proto/inference restates
-the names and numbers of the Open Inference Protocol (kserve/open-inference-protocol, Apache-2.0) and of Triton's
-extensions to it (triton-inference-server/common, BSD-3-Clause).
+The compiled modules in the wheels of unroll-engine and unroll-server hold nanobind (Copyright (c) 2022 Wenzel Jakob,
+BSD-3-Clause; see engine/LICENSE.nanobind); that of unroll-server also holds nghttp2 (Copyright (c) 2012 Tatsuhiro
+Tsujikawa and contributors, MIT; see server/LICENSE.nghttp2) and zlib (Copyright (C) 1995 Jean-loup Gailly and Mark
+Adler, Zlib; see server/LICENSE.zlib). Otherwise the wheels of Unroll hold no code of others.
+proto/unroll_proto/inference restates the names and numbers of the Open Inference Protocol
+(kserve/open-inference-protocol, Apache-2.0) and of Triton's extensions to it (triton-inference-server/common,
+BSD-3-Clause).
 
 Installing the wheels, or building the images, brings the Python packages below, each under its own licence, whose text
 is in the package's *.dist-info folder. A build of torch for CUDA brings NVIDIA's libraries too, under NVIDIA's

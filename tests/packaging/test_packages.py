@@ -29,6 +29,7 @@ COMMANDS = {
     for name in DISTRIBUTIONS
     for command in tomllib.loads((REPOSITORY / name / "pyproject.toml").read_text())["project"].get("scripts", {})
 }
+NGHTTP2 = Path("/usr/include/nghttp2/nghttp2.h").exists()
 OURS = {f"unroll-{name}" for name in DISTRIBUTIONS}
 
 INSTALLED = """
@@ -136,14 +137,14 @@ def test_a_wheel_holds_every_file_of_its_package(wheels: dict[str, Path], name: 
     files = {
         file.relative_to(folder).as_posix()
         for file in (folder / package).rglob("*")
-        # The kernel's sources are in the sdist alone. A wheel holds its own build of them, not what lies here.
+        # Sources in C++ are in the sdist alone. A wheel holds its own build of them, not what lies here.
         if file.is_file() and not {"__pycache__", "cpp"} & {*file.parts} and file.suffix != ".so"
     }
     with zipfile.ZipFile(wheels[package]) as wheel:
         held = {entry for entry in wheel.namelist() if ".dist-info/" not in entry}
     compiled = {entry for entry in held if entry.endswith(".so")}
     assert held - compiled == files
-    assert len(compiled) == (name == "engine" and shutil.which("c++") is not None)
+    assert len(compiled) == (shutil.which("c++") is not None and (name == "engine" or (name == "server" and NGHTTP2)))
     assert f"{package}/py.typed" in held
 
 
@@ -181,17 +182,19 @@ def test_every_command_tells_its_version_and_usage(command: str) -> None:
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_without_a_compiler_the_engine_comes_without_its_kernel_unless_that_is_required(
-    tmp_path: Path, required: bool
+@pytest.mark.parametrize(("name", "part"), [("engine", "step kernel"), ("server", "native transport")])
+def test_without_a_compiler_a_wheel_comes_without_its_compiled_part_unless_that_is_required(
+    tmp_path: Path, name: str, part: str, required: bool
 ) -> None:
-    environment = os.environ | {"CXX": "/bin/false"} | ({"UNROLL_KERNEL_REQUIRED": "1"} if required else {})
-    options = ["--verbose", "--no-deps", "--wheel-dir", str(tmp_path), str(REPOSITORY / "engine")]
+    variable = {"engine": "UNROLL_KERNEL_REQUIRED", "server": "UNROLL_NATIVE_REQUIRED"}[name]
+    environment = os.environ | {"CXX": "/bin/false"} | ({variable: "1"} if required else {})
+    options = ["--verbose", "--no-deps", "--wheel-dir", str(tmp_path), str(REPOSITORY / name)]
     command = [sys.executable, "-m", "pip", "wheel", *options]
     built = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     wheels = [wheel.name for wheel in tmp_path.iterdir()]
     assert (built.returncode != 0) == required, built.stdout
     assert [wheel.endswith("-py3-none-any.whl") for wheel in wheels] == ([] if required else [True])
-    assert ("WARNING: unroll-engine was built without its step kernel" in built.stderr) != required
+    assert (f"WARNING: unroll-{name} was built without its {part}" in built.stderr) != required
 
 
 def test_the_contracts_come_with_their_sources_and_the_generated_code(wheels: dict[str, Path]) -> None:

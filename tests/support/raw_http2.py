@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -30,6 +31,15 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
+def split(data: bytes) -> tuple[list[Frame], bytes]:
+    """The whole frames at the beginning of some bytes, and what follows them."""
+    found = []
+    while len(data) >= 9 and len(data) >= (end := 9 + int.from_bytes(data[:3], "big")):
+        found.append(Frame(data[3], data[4], int.from_bytes(data[5:9], "big") & 0x7FFFFFFF, data[9:end]))
+        data = data[end:]
+    return found, data
+
+
 def settings(**values: int) -> bytes:
     """A SETTINGS frame; names as in this module, in lower case."""
     pairs = [(globals()[name.upper()], value) for name, value in values.items()]
@@ -37,12 +47,16 @@ def settings(**values: int) -> bytes:
 
 
 def header_block(path: str, *more: tuple[str, str], without: str = "") -> bytes:
-    """The headers of a gRPC call, but for the one named, which refer to nothing said before."""
+    """The headers of a gRPC call, but for the one named and those replaced, which refer to nothing said before."""
     usual = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
     usual += [("te", "trailers"), ("content-type", "application/grpc")]
+    replaced = {without, *(name for name, _ in more)}
+    headers = [*(each for each in usual if each[0] not in replaced), *more]
+    # Those of HTTP/2 itself go first.
+    headers.sort(key=lambda each: not each[0].startswith(":"))
     encoder = Encoder()
     encoder.header_table_size = 0
-    block: bytes = encoder.encode([each for each in (*usual, *more) if each[0] != without], huffman=False)
+    block: bytes = encoder.encode(headers, huffman=False)
     return block
 
 
@@ -68,6 +82,7 @@ class Connection:
         self.socket.settimeout(30)
         self.socket.connect((host, int(port)))
         self._unread = b""
+        self._came: deque[Frame] = deque()
         self._room = self._initial = 65535
         self.send(greeting)
 
@@ -102,34 +117,31 @@ class Connection:
     def frames(self) -> Iterator[Frame]:
         """What comes, until the other side hangs up or says nothing for a while."""
         while True:
-            head = self._take(9)
-            if head is None:
+            while self._came:
+                came = self._came.popleft()
+                self._react(came)
+                yield came
+            if not self._receive():
                 return
-            payload = self._take(int.from_bytes(head[:3], "big"))
-            if payload is None:
-                return
-            came = Frame(head[3], head[4], int.from_bytes(head[5:], "big") & 0x7FFFFFFF, payload)
-            if came.kind == WINDOW_UPDATE and not came.stream:
-                self._room += int.from_bytes(payload, "big")
-            elif came.kind == SETTINGS and not came.flags & ACK:
-                said = dict(struct.iter_unpack(">HI", payload))
-                self._initial = said.get(INITIAL_WINDOW_SIZE, self._initial)
-                self.send(frame(SETTINGS, ACK, 0))
-            elif came.kind == PING and not came.flags & ACK:
-                self.send(frame(PING, ACK, 0, payload))
-            yield came
 
-    def _take(self, count: int) -> bytes | None:
-        while len(self._unread) < count:
-            try:
-                piece = self.socket.recv(65536)
-            except OSError:
-                return None
-            if not piece:
-                return None
-            self._unread += piece
-        taken, self._unread = self._unread[:count], self._unread[count:]
-        return taken
+    def _react(self, came: Frame) -> None:
+        if came.kind == WINDOW_UPDATE and not came.stream:
+            self._room += int.from_bytes(came.payload, "big")
+        elif came.kind == SETTINGS and not came.flags & ACK:
+            said = dict(struct.iter_unpack(">HI", came.payload))
+            self._initial = said.get(INITIAL_WINDOW_SIZE, self._initial)
+            self.send(frame(SETTINGS, ACK, 0))
+        elif came.kind == PING and not came.flags & ACK:
+            self.send(frame(PING, ACK, 0, came.payload))
+
+    def _receive(self) -> bool:
+        try:
+            piece = self.socket.recv(65536)
+        except OSError:
+            return False
+        found, self._unread = split(self._unread + piece)
+        self._came.extend(found)
+        return bool(piece)
 
     def is_alive(self) -> bool:
         """Whether the other side answers a ping."""
