@@ -1,4 +1,4 @@
-"""Addresses to listen on: read, resolved, and tried, so that an error says what is wrong with them."""
+"""Addresses to listen on: parsed, resolved and tried, so that an error names the cause."""
 
 import errno
 import ipaddress
@@ -18,7 +18,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 LONGEST_PATH = 107
 """Bytes in the path of a Unix socket: Linux's limit, less the final NUL."""
 SOCKET_MODE = 0o660
-"""Rights to a Unix socket: whoever may write to it may connect."""
+"""Mode of a Unix socket: everyone who may write to it may connect."""
 CONNECT_SECONDS = 1.0
 """Seconds to wait for a server that may listen on a Unix socket."""
 WILDCARD = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104
@@ -43,7 +43,7 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, option: str, value: str, unix: bool = True) -> Self:
-        """Reads HOST:PORT or, if `unix`, unix:PATH.
+        """Parses HOST:PORT or, if `unix`, unix:PATH.
 
         Raises:
             StartupError: it is neither.
@@ -57,18 +57,21 @@ class Address(NamedTuple):
             if not path or "\0" in path:
                 raise StartupError(f"{option}: {value!r} is not {expected}")
             if path.startswith("@"):
-                raise StartupError(f"{option}: abstract sockets have no owner and no rights; use unix:/PATH")
+                raise StartupError(f"{option}: an abstract socket has no owner and no mode; use unix:/PATH")
             if size > LONGEST_PATH:
-                raise StartupError(f"{option}: the path has {size} bytes, a Unix socket's has {LONGEST_PATH} at most")
+                limit = f"a Unix socket's has {LONGEST_PATH} at most; use a shorter one"
+                raise StartupError(f"{option}: the path has {size} bytes, {limit}")
             return cls(option, path=path)
         host, separator, port = value.rpartition(":")
         if value.startswith("unix-abstract:"):
-            raise StartupError(f"{option}: abstract sockets have no owner and no rights; use unix:/PATH")
+            raise StartupError(f"{option}: an abstract socket has no owner and no mode; use unix:/PATH")
         if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise StartupError(f"{option}: {value!r} is not {expected}")
         if host == "*":
             # Some systems have an address for it.
-            raise StartupError(f"{option}: '*' is not a host; all addresses are 0.0.0.0 (IPv4) or [::] (IPv4 and IPv6)")
+            raise StartupError(
+                f"{option}: '*' is not a host; use 0.0.0.0 (IPv4) or [::] (IPv4 and IPv6) for all addresses"
+            )
         return cls(option, host.removeprefix("[").removesuffix("]"), int(port))
 
     def __str__(self) -> str:
@@ -76,7 +79,7 @@ class Address(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it: a Unix socket or a loopback address."""
+        """True if only this machine can reach it: a Unix socket or a loopback address."""
         if self.path or self.host == "localhost":
             return True
         try:
@@ -89,7 +92,7 @@ class Address(NamedTuple):
         return StartupError(f"{self.option}: can't listen on {self}: {reason}")
 
     def check(self) -> None:
-        """Finds out whether it can be listened on now.
+        """Tries to listen on it.
 
         Raises:
             StartupError: it can't.
@@ -101,13 +104,13 @@ class Address(NamedTuple):
             self.hosts()
 
     def hosts(self, shared: bool = False) -> list[str]:
-        """Returns the IP addresses that the host stands for, each of which can be listened on now.
+        """Returns the IP addresses of the host, each of which can be listened on now.
 
-        A name's addresses that this machine lacks are left out, such as ::1 without IPv6. Without IPv6, `::` is
+        Addresses of a name that this machine lacks are left out, such as ::1 without IPv6. Without IPv6, `::` becomes
         0.0.0.0.
 
         Args:
-            shared: Whether other processes may share the port (SO_REUSEPORT).
+            shared: True if other processes may share the port (SO_REUSEPORT).
 
         Raises:
             StartupError: it can't be listened on.
@@ -131,7 +134,7 @@ class Address(NamedTuple):
 
     def _resolved(self) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
         if self.host == "localhost":
-            # Many systems give it one address only, and clients try the other one first.
+            # Many systems resolve it to one address, and clients try the other one first.
             return [(family_of(host), _socket_address(host, self.port)) for host in LOOPBACK]
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -152,10 +155,10 @@ class Address(NamedTuple):
 
     @contextmanager
     def claimed_path(self) -> Iterator[None]:
-        """Around a server on a Unix socket: removes a socket that nobody listens on, before and after.
+        """Removes a socket on which no server listens, before and after the context, which is one server's life.
 
         Raises:
-            StartupError: another server listens there, something else is there, or no socket can be made there.
+            StartupError: another server listens there, another kind of file is there, or no socket can be created.
         """
         path = Path(self.path)
         self._remove_stale(path)
@@ -169,7 +172,7 @@ class Address(NamedTuple):
     def _remove_stale(self, path: Path) -> None:
         try:
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise self.problem("something else than a socket is there")
+                raise self.problem("it exists and is not a socket")
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(CONNECT_SECONDS)
                 probe.connect(self.path)
@@ -241,21 +244,21 @@ def reserved(address: Address) -> Iterator[tuple[list[str], int]]:
 
 @contextmanager
 def without_ipv6(host: str, port: int) -> Iterator[int]:
-    """Keeps gRPC's core from listening on IPv6 where 0.0.0.0 is asked for, as it does if it can.
+    """Keeps gRPC's core from listening on IPv6 too when it is given 0.0.0.0.
 
-    While the context is open the port is taken on IPv6, and all that is left to the core is IPv4. Processes that share
-    a port take turns.
+    While the context is open, the port is taken on IPv6, so that only IPv4 is left to the core. Processes that share a
+    port take turns.
 
     Args:
         host: IP address that the core is about to listen on.
-        port: Port; 0 picks one for 0.0.0.0, so that it is the one which is taken.
+        port: Port; 0 picks a free one for 0.0.0.0.
 
     Yields:
         The port.
     """
     with ExitStack() as held:
         if host == WILDCARD[socket.AF_INET]:
-            # Without IPv6 there is nothing to be taken.
+            # Without IPv6 there is no port to take.
             with suppress(OSError):
                 taker = held.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_STREAM))
                 taker.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -264,7 +267,7 @@ def without_ipv6(host: str, port: int) -> Iterator[int]:
 
 
 def _bound(taker: socket.socket, port: int) -> int:
-    """Binds a socket to all IPv6 addresses, and waits for a process that has done so for a moment; returns the port."""
+    """Binds a socket to all IPv6 addresses and returns the port; waits while another process holds it for a moment."""
     until = time.monotonic() + _ONLY_IPV4_SECONDS
     while True:
         try:

@@ -1,7 +1,9 @@
 """The probe of container health checks: `python -m unroll_server.healthcheck HOST:PORT` or `unix:/PATH`."""
 
+import os
 import socket
 import ssl
+import tomllib
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,11 +43,15 @@ def command(
 ) -> None:
     """Asks grpc.health.v1.Health of the server at ADDRESS, HOST:PORT or unix:/PATH; exit code 0 only if it is SERVING.
 
-    In the environment of the server itself, with its UNROLL_TLS_CERT and UNROLL_TLS_KEY, it speaks TLS by itself.
+    In the environment of the server it speaks TLS by itself, with UNROLL_TLS_CERT and UNROLL_TLS_KEY, or with tls_cert
+    and tls_key of the file UNROLL_CONFIG.
     """
-    # A proxy for the way out of the network must not stand before a server beside us.
+    # The proxy to other networks must not be asked for a server on this machine.
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     try:
+        in_file = _paths_in_file()
+        tls_ca = tls_ca or in_file.get("tls_cert")
+        tls_cert, tls_key = tls_cert or in_file.get("tls_cert"), tls_key or in_file.get("tls_key")
         if tls_ca is None:
             channel = grpc.insecure_channel(address, options)
         else:
@@ -66,8 +72,22 @@ def command(
     click.echo(f"{address}: {status}")
 
 
+def _paths_in_file() -> dict[str, Path]:
+    """Returns the paths of certificate and key in the file UNROLL_CONFIG.
+
+    A probe runs every few seconds; loading the server's settings would take longer than the probe.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is not TOML.
+    """
+    file = os.environ.get("UNROLL_CONFIG")
+    settings = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
+    return {name: Path(settings[name]) for name in ("tls_cert", "tls_key") if name in settings}
+
+
 def _name_of(address: str, tls_ca: Path, timeout: float) -> str:
-    """Returns a name in the server's certificate: few name the address by which a probe reaches a server beside it.
+    """Returns a name in the server's certificate, since few certificates name the address that a local probe uses.
 
     Raises:
         OSError: no server speaks TLS there, or its certificate does not descend from `tls_ca`.

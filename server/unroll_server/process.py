@@ -1,4 +1,4 @@
-"""Parts common to every process of the server: logging, its limit of descriptors, its event loop, requests to stop."""
+"""Parts common to every process of the server: logging, the limit of descriptors, the event loop, requests to stop."""
 
 import asyncio
 import json
@@ -18,13 +18,13 @@ from unroll_server.stopping import SIGNALS
 
 _log = logging.getLogger(__name__)
 
-OTHERS = 200
-"""Descriptors of a process, at most, that are no connections."""
-IMPATIENT = 1.0
+OTHER_DESCRIPTORS = 200
+"""Most descriptors of a process that are not connections."""
+FORCE_AFTER = 1.0
 """Seconds after the first signal from which another one ends the process at once.
 
-One request can bring several signals: a service manager signals every process of a group, and a parent passes its own
-on.
+One request can bring several signals: a service manager signals every process of a group, and a parent passes on its
+own.
 """
 _WORD = re.compile(r"[!#-<>-~]+")
 
@@ -33,46 +33,46 @@ def configure_logging(level: str, form: str = "text") -> None:
     """Logs to standard error.
 
     Args:
-        level: What to log from on.
-        form: "text", or "json" for an object a line.
+        level: Lowest level to log.
+        form: Format of a line: "text", or "json" for an object.
     """
     handler = logging.StreamHandler()
-    handler.addFilter(_is_no_race)
+    handler.addFilter(_is_not_overtaken)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level != "debug":
-        # Its core tells of its own doings, on standard error and past the form; it asks when it is imported.
+        # gRPC's core logs to standard error itself, in a format of its own. It reads this when it is imported.
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
-def _is_no_race(record: logging.LogRecord) -> bool:
-    """Leaves out what grpc.aio tells of an answer that its call's end overtook: the caller's deadline, say."""
+def _is_not_overtaken(record: logging.LogRecord) -> bool:
+    """Returns False for the failure that grpc.aio logs if a call, past its deadline say, ends before its answer."""
     return not (record.exc_info and type(record.exc_info[1]).__name__ == "ExecuteBatchError")
 
 
 def allow_descriptors(connections: int) -> None:
-    """Lets this process, and those that it starts, hold as many descriptors as the system lets them.
+    """Raises the limit of descriptors of this process, and of those that it starts, as far as the system allows.
 
     Args:
-        connections: That there may be, each of which is a descriptor; it is logged where they are too many.
+        connections: Most connections, a descriptor each; a warning is logged if the limit is too low for them.
     """
     if sys.platform == "win32":
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # macOS says that there is no limit, and allows less.
+    # macOS reports no limit and still refuses to lift it.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    if soft != resource.RLIM_INFINITY and soft < connections + OTHERS:
+    if soft != resource.RLIM_INFINITY and soft < connections + OTHER_DESCRIPTORS:
         _log.warning(
             "at most %d descriptors, too few for tuning.max_connections %d: raise ulimit -n", soft, connections
         )
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What a record says beside its message: whose call it belongs to, and what it was given as `extra={"fields": }`.
+    """Returns the fields of a record: request id and identity of its call, and the dict of `extra={"fields": ...}`.
 
     Records are formatted in the task that made them.
     """
@@ -86,28 +86,28 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        said = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        said |= _fields_of(record)
+        line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        line |= _fields_of(record)
         if record.exc_info:
-            said["exception"] = self.formatException(record.exc_info)
-        return json.dumps(said, default=str)
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
     """A record as a line for people, the fields at its end, with the trace of an exception below it."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s%(said)s")
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s%(fields_text)s")
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        record.said = "".join(f" {name}={_plain(value)}" for name, value in _fields_of(record).items())
+        record.fields_text = "".join(f" {name}={_quoted(value)}" for name, value in _fields_of(record).items())
         return super().format(record)
 
 
-def _plain(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = str(value)
-    # A caller has a say in its names: none must look like a field or a line of its own.
+    # Callers choose some of the values, and none may look like another field or line.
     return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
@@ -137,7 +137,7 @@ class Stop(asyncio.Event):
     def drain_on_signals(self) -> None:
         """Makes SIGTERM and SIGINT set this event from now on; called on the event loop.
 
-        A signal that arrives `IMPATIENT` seconds or more after the first one ends the process at once, with exit code
+        A signal that arrives `FORCE_AFTER` seconds or more after the first one ends the process at once, with exit code
         128 + its number. An earlier one belongs to the same request.
         """
         self._drains = True
@@ -149,6 +149,6 @@ class Stop(asyncio.Event):
         now = time.monotonic()
         if self._first is None:
             self._first = now
-        elif now - self._first >= IMPATIENT:
+        elif now - self._first >= FORCE_AFTER:
             os._exit(128 + number)
         self.set()

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def end_on_signals() -> None:
-    """Lets SIGTERM and SIGINT end this process at once, with exit code 0: it serves nothing that could be lost.
+    """Has SIGTERM and SIGINT end this process at once, with exit code 0: it serves nothing that could be lost.
 
     Call it before the imports that take time: the kernel ignores signals to process 1 of a container that have no
     handler. `process.Stop` replaces the handlers.
@@ -27,7 +27,7 @@ def end(code: int) -> NoReturn:
     also waits for threads, of which one may be loading a model.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Neither closed nor broken output is worth a traceback now.
+        # Closed or broken output is not worth a traceback now.
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)

@@ -212,6 +212,9 @@ def test_the_health_check_speaks_tls_with_the_servers_own_settings(
             0,
             f"{process.address}: SERVING\n",
         )
+        file = tmp_path / "unroll.toml"
+        file.write_text(f"tls_cert = '{servers.chain}'\ntls_key = '{servers.key}'\n")
+        assert check(process.address, CONFIG=file)[0] == 0
         assert check(process.address, TLS_CERT=mutual.chain)[0] == 1
         assert check(process.address)[0] == 1
     with ServerProcess(bundle_root, tmp_path / "log", *mutual.options) as process:

@@ -57,7 +57,7 @@ def a_socket_at(path: Path, *, listens: bool) -> Iterator[None]:
 )
 @pytest.mark.parametrize("option", ["--listen", "--metrics", "--admin"])
 def test_an_address_that_is_none_is_refused(option: str, value: str) -> None:
-    with pytest.raises(StartupError, match=f"^{option}: .* is not (HOST:PORT|a host; all addresses are)"):
+    with pytest.raises(StartupError, match=f"^{option}: .* is not (HOST:PORT|a host; use 0.0.0.0)"):
         Address.of(option, value, unix=option != "--metrics")
 
 
@@ -81,7 +81,7 @@ def test_an_address_is_taken_apart(value: str, host: str, port: int, path: str, 
 
 @pytest.mark.parametrize("value", ["unix:@name", "unix-abstract:name", f"unix:/{'x' * LONGEST_PATH}"])
 def test_sockets_without_rights_or_room_are_refused(value: str) -> None:
-    with pytest.raises(StartupError, match=r"--listen: (abstract sockets have no owner|the path has 108 bytes)"):
+    with pytest.raises(StartupError, match=r"--listen: (an abstract socket has no owner|the path has 108 bytes)"):
         address(value)
 
 
@@ -177,7 +177,7 @@ async def test_a_unix_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("at", "reason"), [("file", "something else than a socket is there"), ("none/x", "'.*none' is not a folder")]
+    ("at", "reason"), [("file", "it exists and is not a socket"), ("none/x", "'.*none' is not a folder")]
 )
 async def test_what_is_no_socket_is_left_alone(tmp_path: Path, at: str, reason: str) -> None:
     (tmp_path / "file").write_text("precious")
