@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,104 +26,105 @@ MOST_GAIN = 1e4
 """Standard deviations that an input is driven to at most, where the weights of a feature are next to nothing."""
 
 
-class Plan(NamedTuple):
-    """One case before its values are drawn."""
+class Values(NamedTuple):
+    """Inputs and initial states before they are drawn."""
 
-    name: str
-    """Readable, and distinct within a proof."""
     batch: int
     time: int
-    time_cuts: tuple[int, ...] = ()
-    """Ends of the chunks that a second way computes one after the other, the state carried; empty: one chunk."""
-    batch_cuts: tuple[int, ...] = ()
-    """Ends of the row groups that a second way computes apart; empty: one group."""
     saturate: bool = False
     zero_state: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A plan with its values, drawn in the scale of the model's own data.
+class Plan(NamedTuple):
+    """One case. Those that follow one another with the same values share them, and what is computed in one call."""
 
-    Attributes:
-        plan: What is tried.
-        x: [batch, time, features], raw features.
-        initial_state: [layers, batch, hidden].
-    """
-
-    plan: Plan
-    x: Float32Array
-    initial_state: Float32Array
+    name: str
+    """Readable, and distinct within a proof."""
+    values: Values
+    time_cuts: tuple[int, ...] = ()
+    """Ends of the chunks that a second way computes one after the other, the state carried; empty: one chunk."""
+    batch_cuts: tuple[int, ...] = ()
+    """Ends of the row groups that a second way computes apart; empty: one group."""
 
     @property
     def chunks(self) -> list[slice]:
         """Pieces of time that the second way computes one after the other."""
-        return _pieces(self.plan.time_cuts or (self.plan.time,))
+        return _pieces(self.time_cuts or (self.values.time,))
 
     @property
     def groups(self) -> list[slice]:
         """Pieces of the batch that the second way computes apart."""
-        return _pieces(self.plan.batch_cuts or (self.plan.batch,))
+        return _pieces(self.batch_cuts or (self.values.batch,))
 
 
-def draw(plan: Plan, model: SimpleRNN) -> Case:
-    """Draws the values of a case; they depend on the plan's name and the model alone."""
-    rng = np.random.default_rng(zlib.crc32(plan.name.encode()))
+class Drawn(NamedTuple):
+    """Values in the scale of the model's own data."""
+
+    x: Float32Array
+    """[batch, time, features], raw features."""
+    initial_state: Float32Array
+    """[layers, batch, hidden]."""
+
+
+def draw(values: Values, model: SimpleRNN) -> Drawn:
+    """Draws values that depend on the arguments alone."""
+    rng = np.random.default_rng(zlib.crc32(repr(values).encode()))
     weights = model.state_dict()
     mean, std = weights["mean"].numpy(), weights["std"].numpy()
-    shape = (plan.batch, plan.time, mean.size)
-    values = np.resize(rng.standard_normal(min(math.prod(shape), DRAWN), np.float32), shape)
-    if plan.saturate:
+    shape = (values.batch, values.time, mean.size)
+    x = np.resize(rng.standard_normal(min(math.prod(shape), DRAWN), np.float32), shape)
+    if values.saturate:
         # One feature of each step does it: many large terms that cancel would show the rounding of their sum,
         # which grows with their size and says nothing of the export.
         typical = np.median(np.abs(weights["rnn.weight_ih_l0"].numpy()), axis=0)
         gains = SATURATED / np.maximum(typical, SATURATED / MOST_GAIN)
-        chosen = rng.integers(mean.size, size=(plan.batch, plan.time, 1))
+        chosen = rng.integers(mean.size, size=(*shape[:2], 1))
         driven = np.take(gains, chosen) * rng.choice([-1.0, 1.0], size=chosen.shape)
-        np.put_along_axis(values, chosen, driven, axis=2)
+        np.put_along_axis(x, chosen, driven, axis=2)
     # States of a tanh network lie in (-1, 1).
-    limit = 0.0 if plan.zero_state else 1.0
-    state = rng.uniform(-limit, limit, (model.rnn.num_layers, plan.batch, model.rnn.hidden_size))
-    values *= std
-    values += mean
-    return Case(plan, values, state.astype(np.float32))
+    limit = 0.0 if values.zero_state else 1.0
+    state = rng.uniform(-limit, limit, (model.rnn.num_layers, values.batch, model.rnn.hidden_size))
+    x *= std
+    x += mean
+    return Drawn(x, state.astype(np.float32))
 
 
 def _plans() -> Iterator[Plan]:
     for time in LENGTHS:
         for batch in (batch for batch in BATCHES if batch * time <= MOST_STEPS):
-            yield Plan(f"random state, length={time} batch={batch}", batch, time)
+            yield Plan(f"random state, length={time} batch={batch}", Values(batch, time))
+            if (time, batch) == (512, 3):
+                name = f"random chunks, length={time} batch={batch}"
+                yield Plan(name, Values(batch, time), _random_cuts(name, time))
     for time, batch in ((1, 1), (17, 7), (5, 64)):
-        yield Plan(f"zero state, length={time} batch={batch}", batch, time, zero_state=True)
+        yield Plan(f"zero state, length={time} batch={batch}", Values(batch, time, zero_state=True))
     for time, batch in ((1, 1), (3, 7), (17, 64)):
-        yield Plan(f"saturating inputs, length={time} batch={batch}", batch, time, saturate=True)
+        yield Plan(f"saturating inputs, length={time} batch={batch}", Values(batch, time, saturate=True))
     yield from _chunked()
     yield from _grouped()
 
 
 def _chunked() -> Iterator[Plan]:
     for batch in CUT_BATCHES:
+        values = Values(batch, CUT_TIME)
         for size in (1, 2, 5, 16):
-            name = f"chunks of {size}, length={CUT_TIME} batch={batch}"
-            yield Plan(name, batch, CUT_TIME, time_cuts=_every(size, CUT_TIME))
+            yield Plan(f"chunks of {size}, length={CUT_TIME} batch={batch}", values, _every(size, CUT_TIME))
         for draw in range(2):
             name = f"random chunks {draw}, length={CUT_TIME} batch={batch}"
-            yield Plan(name, batch, CUT_TIME, time_cuts=_random_cuts(name, CUT_TIME))
+            yield Plan(name, values, _random_cuts(name, CUT_TIME))
     name = f"saturating inputs, random chunks, length={CUT_TIME} batch=7"
-    yield Plan(name, 7, CUT_TIME, time_cuts=_random_cuts(name, CUT_TIME), saturate=True)
-    name = "random chunks, length=512 batch=3"
-    yield Plan(name, 3, 512, time_cuts=_random_cuts(name, 512))
+    yield Plan(name, Values(7, CUT_TIME, saturate=True), _random_cuts(name, CUT_TIME))
 
 
 def _grouped() -> Iterator[Plan]:
     # Groups of 1, 2, 3, ... rows have every remainder that a kernel's blocks of rows can leave.
-    lanes, time = MOST_LANES, 5
-    yield Plan(f"rows alone, length=3 batch={lanes}", lanes, 3, batch_cuts=_every(1, lanes))
-    yield Plan(f"groups of 1 to 24 rows, length={time} batch={lanes}", lanes, time, batch_cuts=_growing(lanes))
+    lanes, values = MOST_LANES, Values(MOST_LANES, 5)
     for group in (7, 64, 257):
-        yield Plan(f"groups of {group} rows, length={time} batch={lanes}", lanes, time, batch_cuts=_every(group, lanes))
+        yield Plan(f"groups of {group} rows, length=5 batch={lanes}", values, batch_cuts=_every(group, lanes))
+    yield Plan(f"groups of 1 to 24 rows, length=5 batch={lanes}", values, batch_cuts=_growing(lanes))
+    yield Plan(f"rows alone, length=3 batch={lanes}", Values(lanes, 3), batch_cuts=_every(1, lanes))
     name = f"saturating inputs, random groups of rows and random chunks, length=13 batch={lanes}"
-    yield Plan(name, lanes, 13, _random_cuts(name, 13), _random_cuts(name, lanes), saturate=True)
+    yield Plan(name, Values(lanes, 13, saturate=True), _random_cuts(name, 13), _random_cuts(name, lanes))
 
 
 def _every(size: int, total: int) -> tuple[int, ...]:

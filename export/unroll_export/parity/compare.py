@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unroll_export.graphs.tensors import OUTPUTS
-from unroll_export.parity.cases import Case
+from unroll_export.parity.cases import Drawn, Plan
 from unroll_export.parity.runners import Float32Array, Outputs, ParityError, Runner
 
 
@@ -25,13 +25,13 @@ def check_alike(got: Outputs, expected: Outputs) -> None:
             raise ParityError(f"{name} is {a.dtype} {a.shape}, expected {b.dtype} {b.shape}")
 
 
-def run_cut(runner: Runner, case: Case) -> Outputs:
+def run_cut(runner: Runner, plan: Plan, drawn: Drawn) -> Outputs:
     """Computes a case in its second way: groups of rows apart, chunks of time one by one with the state carried."""
     groups = []
-    for rows in case.groups:
-        state, chunks = case.initial_state[:, rows], []
-        for steps in case.chunks:
-            chunks.append(runner.run(case.x[rows, steps], state))
+    for rows in plan.groups:
+        state, chunks = drawn.initial_state[:, rows], []
+        for steps in plan.chunks:
+            chunks.append(runner.run(drawn.x[rows, steps], state))
             state = chunks[-1].final_state
         groups.append(joined_in_time(chunks))
     return Outputs(

@@ -7,7 +7,7 @@ is itself, times a factor.
 import numpy as np
 
 from unroll_engine.kernel.exact import UNIT, ExactNetwork, Float64Array, Near
-from unroll_export.parity.cases import Case
+from unroll_export.parity.cases import Drawn
 from unroll_export.parity.judging import Judged, judge, worst
 from unroll_export.parity.runners import Outputs, Runner
 
@@ -20,28 +20,28 @@ NUDGED = 7
 
 
 class FreeRun:
-    """A case in float64, with the distance from it that eager PyTorch has.
+    """Drawn values in float64, with the distance from it that eager PyTorch has.
 
     Attributes:
         expected: What eager PyTorch computes.
     """
 
-    def __init__(self, case: Case, eager: Runner, exact: ExactNetwork) -> None:
-        self._case, self._eager = case, eager
+    def __init__(self, drawn: Drawn, eager: Runner, exact: ExactNetwork) -> None:
+        self._drawn, self._eager = drawn, eager
         self._rng, self._nudges_left = np.random.default_rng(0), NUDGED
-        inputs, state = exact.inputs(case.x), case.initial_state.astype(np.float64)
+        inputs, state = exact.inputs(drawn.x), drawn.initial_state.astype(np.float64)
         steps: list[Near] = []
-        for time in range(case.plan.time):
+        for time in range(drawn.x.shape[1]):
             steps += exact.step(inputs.at((slice(None), time)), (state,))
             state = steps[-1].value
         states = Near(*(np.stack([step[field][-1] for step in steps], axis=1) for field in range(2)))
         self._right = exact.logits(states), states, steps[-1]
         self._distances: list[Float64Array] = [np.zeros((1, 1, 1))] * 3
-        self.expected = eager.run(case.x, case.initial_state)
+        self.expected = eager.run(*drawn)
         self._add(self.expected)
 
     def judge(self, outputs: Outputs) -> Judged:
-        """Judges one way of computing the case. Eager PyTorch is run again only for what seems too far off."""
+        """Judges one way of computing them. Eager PyTorch is run again only for what seems too far off."""
         while True:
             judged = worst(
                 judge(values, Near(right.value, right.off + _allowed(distance)))
@@ -50,9 +50,9 @@ class FreeRun:
             if not judged.ratio > 1 or not self._nudges_left:
                 return judged
             self._nudges_left -= 1
-            state = self._case.initial_state
+            x, state = self._drawn
             moves = self._rng.uniform(-2 * UNIT, 2 * UNIT, state.shape).astype(np.float32)
-            self._add(self._eager.run(self._case.x, state + moves))
+            self._add(self._eager.run(x, state + moves))
 
     def _add(self, run: Outputs) -> None:
         """Takes the distances of a run of eager PyTorch into account: the largest up to each step.

@@ -9,6 +9,8 @@ distance from float64 that eager PyTorch has itself (`free_runs`).
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.kernel import UnsupportedNetworkError
 from unroll_engine.kernel.exact import ExactNetwork, Near
 from unroll_export.model import SimpleRNN
-from unroll_export.parity.cases import PLANS, Case, draw
+from unroll_export.parity.cases import PLANS, Drawn, Plan, draw
 from unroll_export.parity.compare import check_alike, differing_values, run_cut
 from unroll_export.parity.free_runs import FreeRun
 from unroll_export.parity.judging import Judged, judge, worst
@@ -85,12 +87,14 @@ def prove(
             on_case(name)
             for candidate, case in zip(candidates, _run_probes(name, parts, eager, exact, candidates), strict=True):
                 _add(candidate, case)
-        for plan in PLANS:
-            on_case(plan.name)
-            drawn = draw(plan, model)
+        for values, plans in groupby(PLANS, attrgetter("values")):
+            drawn = draw(values, model)
             run = FreeRun(drawn, eager, exact)
-            for candidate in candidates:
-                _add(candidate, _run_case(drawn, run, candidate))
+            whole: dict[str, Outputs] = {}
+            for plan in plans:
+                on_case(plan.name)
+                for candidate in candidates:
+                    _add(candidate, _run_case(plan, drawn, run, candidate, whole))
     return Proven([candidate.proof for candidate in candidates], left_out)
 
 
@@ -164,20 +168,23 @@ def _judge_step(part: Probe, got: Outputs, state: Near, exact: ExactNetwork) -> 
         yield weight_errors(np.hstack([part.state[layer], *below]), residuals, weights)
 
 
-def _run_case(case: Case, run: FreeRun, candidate: _Candidate) -> pb.ParityCase:
-    """Judges a free run, in one call and cut."""
-    plan = case.plan
+def _run_case(
+    plan: Plan, drawn: Drawn, run: FreeRun, candidate: _Candidate, whole: dict[str, Outputs]
+) -> pb.ParityCase:
+    """Judges a free run, in one call and cut; `whole` keeps what one call gave, by the candidate's name."""
     with _named(candidate, plan.name):
-        ways = [candidate.runner.run(case.x, case.initial_state)]
+        if candidate.name not in whole:
+            whole[candidate.name] = candidate.runner.run(*drawn)
+        ways = [whole[candidate.name]]
         if plan.time_cuts or plan.batch_cuts:
-            ways.append(run_cut(candidate.runner, case))
+            ways.append(run_cut(candidate.runner, plan, drawn))
         for way in ways:
             check_alike(way, run.expected)
     judged = worst(run.judge(way) for way in ways)
     return pb.ParityCase(
         name=plan.name,
-        batch=plan.batch,
-        time=plan.time,
+        batch=plan.values.batch,
+        time=plan.values.time,
         max_abs_diff=float(np.max([_distance(way, run.expected) for way in ways])),
         bit_differences=differing_values(ways[-1], ways[0]) if candidate.proof.bitwise else 0,
         worst_ratio=judged.ratio,

@@ -193,7 +193,7 @@ class Crowded(KernelRuntime):
 @pytest.mark.skipif(unavailable_reason() is not None, reason=f"kernel: {unavailable_reason()}")
 @pytest.mark.parametrize(
     ("runtime", "says"),
-    [(Forgetful, "one feature at a time': is off"), (Crowded, "rows alone, .* values differ in their bits")],
+    [(Forgetful, "one feature at a time': is off"), (Crowded, "groups of 7 rows, .* values differ in their bits")],
 )
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, runtime: type[KernelRuntime], says: str) -> None:
     network = random_network()

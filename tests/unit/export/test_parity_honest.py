@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from support.models import random_network
+from torch import Tensor
 
 from unroll_export.datasets import Dataset, Part
 from unroll_export.exporting import BUILDERS
@@ -16,22 +17,30 @@ SIZES = [(1, 1), (1, 40), (2, 3), (3, 17), (5, 64), (7, 7), (9, 33), (13, 20), (
 SIZES += [(24, 24), (31, 8), (40, 2), (50, 50), (64, 12), (80, 30), (100, 10), (128, 16), (256, 8), (512, 4)]
 
 
-def dataset(features: int, scale: float, seed: int) -> Dataset:
-    """Two classes of sequences of 2 to 9 steps, whose features have very different scales."""
+def dataset(means: Tensor, scales: Tensor, classes: int, lengths: tuple[int, int], seed: int) -> Dataset:
+    """Sequences whose features have means and scales of their own, and move with the class."""
     generator = torch.Generator().manual_seed(seed)
-    scales = scale * 10 ** torch.randint(-2, 3, (features,), generator=generator)
+    shifts = 2 * torch.randn(classes, len(means), generator=generator)
 
     def part(count: int) -> Part:
-        labels = torch.arange(count) % 2
-        lengths = torch.randint(2, 10, (count,), generator=generator).tolist()
+        labels = torch.arange(count) % classes
+        steps = torch.randint(lengths[0], lengths[1] + 1, (count,), generator=generator).tolist()
         values = [
-            scales * (torch.randn(length, features, generator=generator) + 2 * int(label))
-            for length, label in zip(lengths, labels, strict=True)
+            means + scales * (torch.randn(length, len(means), generator=generator) + shifts[label])
+            for length, label in zip(steps, labels, strict=True)
         ]
         return Part(values, labels)
 
-    names = tuple(f"f{index}" for index in range(features))
-    return Dataset("made", "0" * 64, ("a", "b"), names, part(24), part(8), part(8))
+    names = tuple(f"f{index}" for index in range(len(means)))
+    return Dataset("made", "0" * 64, tuple(map(str, range(classes))), names, part(24), part(8), part(8))
+
+
+def check_that_it_exports(data: Dataset, how: Hyperparameters) -> None:
+    trainer = Trainer(data, how)
+    while not trainer.finished:
+        trainer.run_epoch()
+    model = trainer.model.eval()
+    prove(model, {kind: build(model) for kind, build in BUILDERS.items()})
 
 
 @pytest.mark.parametrize("seed", range(SETTINGS))
@@ -48,11 +57,23 @@ def test_a_model_of_any_accuracy_exports(seed: int) -> None:
         input_noise=rng.choice([0.0, 0.5]),
         seed=seed,
     )
-    trainer = Trainer(dataset(rng.choice([1, 4, 12]), rng.choice([1e-6, 1.0, 1e6]), seed), how)
-    while not trainer.finished:
-        trainer.run_epoch()
-    model = trainer.model.eval()
-    prove(model, {kind: build(model) for kind, build in BUILDERS.items()})
+    features, scale = rng.choice([1, 4, 12]), rng.choice([1e-6, 1.0, 1e6])
+    scales = scale * 10 ** torch.randint(-2, 3, (features,), generator=torch.Generator().manual_seed(seed))
+    check_that_it_exports(dataset(scales, scales, classes=2, lengths=(2, 9), seed=seed), how)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 4])
+def test_spoken_digits_export(seed: int) -> None:
+    """Cepstra: the first one is large and far from 0, and sequences have 6 to 92 steps."""
+    means, scales = torch.zeros(13), 40 / (1 + torch.arange(13.0))
+    means[0], scales[0] = -350, 120
+    data = dataset(means, scales, classes=10, lengths=(6, 92), seed=seed)
+    check_that_it_exports(data, Hyperparameters(epochs=8, seed=seed))
+
+
+def test_a_network_with_large_logits_exports() -> None:
+    data = dataset(torch.zeros(4), torch.ones(4), classes=3, lengths=(2, 30), seed=0)
+    check_that_it_exports(data, Hyperparameters(epochs=8, learning_rate=0.3, weight_decay=0.0))
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
