@@ -116,7 +116,7 @@ async def test_every_call_is_counted_by_method_and_code_over_all_workers(
     assert values["grpc_server_msg_sent_total", "Classify"] == CONNECTIONS
     assert values["grpc_server_handling_seconds_count", "Unroll"] == 2 * CONNECTIONS
     assert values["unroll_open_sequences", None] == 0
-    assert values["unroll_model_served", None] == 2
+    assert values["unroll_model_served", None] == values["unroll_model_runtime", None] == 2
     assert values["unroll_queued_steps", None] == 0
     assert observed.stop() == 0, observed.log
 

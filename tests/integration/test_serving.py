@@ -15,7 +15,7 @@ from support import wire
 from support.eager import TOLERANCE, eager
 from support.processes import ServerProcess
 
-from unroll_engine.kernel import unavailable_reason
+from unroll_engine.kernel import isas, unavailable_reason
 from unroll_export.runs import TrainedRun
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -47,9 +47,9 @@ async def test_models_are_described(stub: UnrollServiceStub, trained_run: Traine
     assert tuple(model.class_labels) == trained_run.class_labels
     assert tuple(model.feature_names) == trained_run.feature_names
     reason = unavailable_reason()
-    runtime, artifact = ("onnx", "model.onnx") if reason else ("kernel", "model.onnx")
-    assert (model.runtime, model.device, model.artifact) == (runtime, "cpu", artifact)
-    assert model.runtime_note == (reason or "")
+    runtime, variant = ("onnx", "") if reason else ("kernel", isas()[0])
+    assert (model.runtime, model.runtime_variant, model.runtime_note) == (runtime, variant, reason or "")
+    assert (model.device, model.artifact) == ("cpu", "model.onnx")
     assert model.bitwise
     assert 0 < model.max_abs_diff <= TOLERANCE
     assert model.test_accuracy == pytest.approx(trained_run.summary["test_accuracy"])

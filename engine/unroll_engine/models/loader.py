@@ -43,6 +43,12 @@ class Model:
     runtime_note: str = ""
 
     @property
+    def runtime_text(self) -> str:
+        """The runtime, and its instruction set or why it is not the kernel: "kernel (x86-64-v4)"."""
+        details = self.runtime.variant or self.runtime_note
+        return f"{self.runtime.name} ({details})" if details else self.runtime.name
+
+    @property
     def states_are_state(self) -> bool:
         """Whether the last layer's hidden state at a step is the whole state of the sequence after it."""
         return self.spec.state_shapes == ((1, self.spec.hidden_size),)
@@ -142,8 +148,6 @@ class Loader:
         like = next(alike, None)
         if runtime.bitwise and not bitwise:
             _log.warning("%s: this machine does not give the same bits at every batch size", spec.key)
-        if note:
-            _log.info("%s: onnxruntime runs it, not the step kernel: %s", spec.key, note)
         training = bundle.manifest.training
         return Model(
             spec=spec,

@@ -56,11 +56,12 @@ def test_the_step_kernel_runs_what_it_can_unless_told_otherwise(bundle: Path, mo
         model = load(bundle, "auto")
         assert (model.runtime.name, model.runtime.artifact, model.runtime_note) == ("kernel", "model.onnx", "")
         assert model.bitwise
-        assert model.runtime.variant == isas()[0]
+        assert (model.runtime.variant, model.runtime_text) == (isas()[0], f"kernel ({isas()[0]})")
         assert load(bundle, "kernel").runtime.name == "kernel"
     monkeypatch.setattr(loader, "unavailable_reason", lambda: "no compiler")
     model = load(bundle, "auto")
     assert (model.runtime.name, model.runtime_note, model.bitwise) == ("onnx", "no compiler", True)
+    assert model.runtime_text == "onnx (no compiler)"
     with pytest.raises(RuntimeUnavailableError, match=r"^runtime kernel: no compiler$"):
         load(bundle, "kernel")
 

@@ -134,6 +134,18 @@ def test_the_server_s_own_figures() -> None:
     }
 
 
+def test_the_runtime_of_a_model_is_told_with_its_instruction_set_or_the_reason() -> None:
+    metrics = Metrics()
+    metrics.model_runs(1, "jv/1", "kernel", "x86-64-v4", "")
+    metrics.model_runs(1, "jv/2", "onnx", "", "no compiler")
+    samples = samples_of(metrics)
+    kernel = key("unroll_model_runtime", model="jv/1", runtime="kernel", variant="x86-64-v4", reason="")
+    onnx = key("unroll_model_runtime", model="jv/2", runtime="onnx", variant="", reason="no compiler")
+    assert (samples[kernel], samples[onnx]) == (1, 1)
+    metrics.model_runs(-1, "jv/1", "kernel", "x86-64-v4", "")
+    assert kernel not in samples_of(metrics)
+
+
 def test_a_model_that_is_gone_keeps_its_counts_and_has_no_gauges() -> None:
     metrics = Metrics()
     jv = metrics.of("jv/1")

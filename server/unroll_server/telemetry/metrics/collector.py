@@ -36,6 +36,7 @@ class Metrics(Collector):
         self._models: dict[str, ModelMetrics] = {}
         self._methods: dict[tuple[str, str], CallMetrics] = {}
         self._loads: dict[str, memoryview[float]] = {}
+        self._runtimes: dict[str, memoryview[float]] = {}
         self._server: ServerMetrics | None = None
 
     @property
@@ -94,6 +95,21 @@ class Metrics(Collector):
         """Counts a model version, NAME/VERSION, that is not served any more."""
         self._load(model, "removed")
 
+    def model_runs(self, more: int, model: str, runtime: str, variant: str, reason: str) -> None:
+        """Records that a model version is loaded (1) or unloaded (-1).
+
+        Args:
+            more: The change.
+            model: NAME/VERSION.
+            runtime: "kernel", "onnx" or "torchscript".
+            variant: Instruction set that the kernel uses.
+            reason: Why it is not the kernel.
+        """
+        name = "\x1f".join((model, runtime, variant, reason))
+        if name not in self._runtimes:
+            self._runtimes[name] = self._memory.of("runtime", name, 1)
+        self._runtimes[name][0] += more
+
     def _load(self, model: str, outcome: str) -> None:
         if model not in self._loads:
             self._loads[model] = self._memory.of("load", model, len(place.LOADS))
@@ -110,6 +126,15 @@ class Metrics(Collector):
         for model, figures in self._memory.sums("load", len(place.LOADS)).items():
             _add_each(loads, [model], place.LOADS, figures)
         yield loads
+        runtimes = GaugeMetricFamily(
+            "unroll_model_runtime",
+            "Processes in which the runtime has the model version.",
+            labels=["model", "runtime", "variant", "reason"],
+        )
+        for name, figures in self._memory.sums("runtime", 1).items():
+            if figures[0]:
+                runtimes.add_metric(name.split("\x1f"), figures[0])
+        yield runtimes
 
     def _server_figures(self) -> Iterator[Metric]:
         sessions = CounterMetricFamily(

@@ -59,7 +59,7 @@ CALL_SIZE = HANDLING + len(CALL_SECONDS) + 2
 QUEUED_STEPS, QUEUED_BYTES, TASKS = range(3)
 SERVER_SIZE = 3
 
-GAUGES = {"model": (SERVED, OPEN), "server": (QUEUED_STEPS, QUEUED_BYTES, TASKS)}
+GAUGES = {"model": (SERVED, OPEN), "runtime": (0,), "server": (QUEUED_STEPS, QUEUED_BYTES, TASKS)}
 """The places of figures that tell how things are, by kind."""
 
 _CAUSE = {cause: DROPPED + place for place, cause in enumerate(CAUSES)}
