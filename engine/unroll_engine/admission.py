@@ -20,7 +20,7 @@ as the seconds that were left when it was sent."""
 UNREAD = 15 / 16
 """Share of the queue, and of the time, for calls whose message is not read yet. The rest is for streams and for
 messages already read, whose refusal costs the most."""
-STRAIN = 1.0
+OVERLOADED = 1.0
 """Seconds after a refusal during which calls are checked before their message is read."""
 GRAIN = 0.05
 """Seconds between two deadlines that count as one."""
@@ -82,6 +82,8 @@ class AdmissionController:
     Attributes:
         steps: Timesteps queued.
         bytes: Bytes queued.
+        overloaded_until: Time on the clock until which `check_unread` is worth its cost: until then a call was refused
+            within the last second.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class AdmissionController:
         self._held: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
         # Timesteps by deadline, in grains.
         self._due: dict[int, int] = defaultdict(int)
-        self._refused = -math.inf
+        self.overloaded_until = -math.inf
         self._rate = ServiceRate(2 * full_tick)
 
     def admit(self, job: Admissible) -> None:
@@ -151,10 +153,6 @@ class AdmissionController:
             del self._due[job.due]
         self._rate.end(steps if job.over and not job.cancelled else 0, self.steps, self._clock())
         self._metrics.queued(self.steps, self.bytes)
-
-    def strained(self) -> bool:
-        """Whether a call was refused in the last second, so that `check_unread` is worth its time."""
-        return self._clock() - self._refused < STRAIN
 
     def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
         """Refuses a call whose message is not read yet, if its jobs are sure to be refused.
@@ -212,9 +210,9 @@ class AdmissionController:
 
     def _refuse(self, reason: str, description: str, now: float) -> NoReturn:
         self._metrics.refused(_CAUSES[reason])
-        # One caller over its share is no strain for the others.
+        # One caller over its share does not overload the server.
         if reason != IDENTITY:
-            self._refused = now
+            self.overloaded_until = now + OVERLOADED
         rate = self._rate.of(now)
         # By then half of the queue is computed, so that there is room for more than the first to come.
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate

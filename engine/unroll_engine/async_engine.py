@@ -133,8 +133,6 @@ class AsyncEngine:
         if job.model not in self._models:
             raise ModelNotFoundError(f"{job.model.spec.key} is not served any more", "model")
         self.admission.admit(job)
-        if job.call is not None:
-            job.call.steps += job.steps
         self._send(job)
 
     def end(self, job: Job) -> None:

@@ -15,7 +15,7 @@ from unroll_engine.errors import ExpiredError, InternalError, RequestError
 from unroll_engine.jobs import Job
 from unroll_engine.lanes import Lanes
 from unroll_engine.models.loader import Model
-from unroll_engine.observer import Metrics, ObservedCall
+from unroll_engine.observer import Metrics, Trace
 from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_engine.scheduler import CALM, Queue, capacity_of
 from unroll_engine.slots import Slots
@@ -64,20 +64,20 @@ class ModelQueue:
         self._events = events
         self.learn(INITIAL_OVERHEAD)
 
-    def traced_calls(self, single: Job | None) -> list[ObservedCall]:
-        """The traced calls of the next tick: that of `single`, or those of the lanes."""
+    def traces(self, single: Job | None) -> list[Trace]:
+        """The traces of the next tick's calls: that of `single`, or those of the lanes."""
         jobs = (single,) if single else self.lanes.jobs
-        calls = {job.call: None for job in jobs if job.call is not None and job.call.traced}
-        self.traced = bool(calls or self.queue.waiting)
-        return list(calls)
+        traces = {job.trace: None for job in jobs if job.trace is not None}
+        self.traced = bool(traces or self.queue.waiting)
+        return list(traces)
 
     def record_start(self, job: Job, now: float) -> None:
         """Reports that the first sequences of a job leave the queue."""
         job.waited = max(now - job.arrived, 0.0)
         self.metrics.waited(job.waited)
-        if job.call is not None and job.call.traced:
+        if job.trace is not None:
             self.traced = True
-            job.call.waited(str(self.model.spec.key), job.waited)
+            job.trace.waited(str(self.model.spec.key), job.waited)
 
     def learn(self, overhead: float) -> None:
         """Updates the cost of a tick by the seconds that one took beside the model's run."""
@@ -237,7 +237,7 @@ class EngineCore:
         self._single = None
         lanes = planned.lanes
         count = 1 if single else lanes.count
-        traced = planned.traced_calls(single) if planned.traced else []
+        traces = planned.traces(single) if planned.traced else []
         begin = time.perf_counter()
         try:
             if single:
@@ -259,8 +259,8 @@ class EngineCore:
         if not single:
             planned.learn(self._preparing + took - model_took)
         planned.metrics.tick(count, steps, real, took)
-        if traced:
-            traced[0].ticked(traced[1:], str(planned.model.spec.key), count, steps, real, took)
+        if traces:
+            traces[0].ticked(traces[1:], str(planned.model.spec.key), count, steps, real, took)
 
     def events(self) -> Events:
         """The events since the last call, as a new list."""

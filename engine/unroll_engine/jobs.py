@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unroll_engine.errors import InvalidRequestError, RequestError
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.observer import ObservedCall
+from unroll_engine.observer import Trace
 from unroll_engine.readout import classify
 
 
@@ -40,13 +40,12 @@ class _Job:
         waited: Seconds from its arrival to its first tick.
         size: Number of sequences.
         steps: Timesteps of all sequences.
-        call: The call to report to, if it is logged or traced.
+        trace: The trace of its call; None if the call is not traced.
     """
 
     __slots__ = (
         "arrived",
         "bytes",
-        "call",
         "cancelled",
         "deadline",
         "due",
@@ -59,6 +58,7 @@ class _Job:
         "size",
         "steps",
         "taken",
+        "trace",
         "values",
         "waited",
     )
@@ -73,7 +73,7 @@ class _Job:
         keeps_states: bool,
         deadline: float,
         owner: str = "",
-        call: ObservedCall | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.model = model
         self.values = values
@@ -93,7 +93,7 @@ class _Job:
         self.waited = 0.0
         self.size = len(offsets) - 1
         self.steps = len(values)
-        self.call = call
+        self.trace = trace
 
 
 class BatchJob(_Job):
@@ -120,9 +120,9 @@ class BatchJob(_Job):
         keeps_states: bool = False,
         deadline: float = math.inf,
         owner: str = "",
-        call: ObservedCall | None = None,
+        trace: Trace | None = None,
     ) -> None:
-        super().__init__(model, values, offsets, initial_state, keeps_states, deadline, owner, call)
+        super().__init__(model, values, offsets, initial_state, keeps_states, deadline, owner, trace)
         self.on_end: Callable[[], None] = _nothing
         self.error: RequestError | None = None
         self.logits: Float32Array
@@ -233,7 +233,7 @@ class ChunkJob(_Job):
         listener: Receives the results.
         deadline: As of every job.
         owner: As of every job.
-        call: As of every job.
+        trace: As of every job.
     """
 
     __slots__ = ("_listener",)
@@ -247,10 +247,10 @@ class ChunkJob(_Job):
         listener: Listener,
         deadline: float = math.inf,
         owner: str = "",
-        call: ObservedCall | None = None,
+        trace: Trace | None = None,
     ) -> None:
         initial = None if state is None else tuple([array[:, np.newaxis] for array in state])
-        super().__init__(model, values, span(len(values)), initial, True, deadline, owner, call)
+        super().__init__(model, values, span(len(values)), initial, True, deadline, owner, trace)
         self._listener = listener
 
     def steps_done(self, logits: Float32Array, states: Float32Array) -> object:

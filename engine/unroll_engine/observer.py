@@ -1,7 +1,7 @@
-"""Interfaces that the engine reports to: metrics, and calls that are logged or traced."""
+"""Interfaces that the engine reports to: metrics, and the traces of calls."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class ModelMetrics(Protocol):
@@ -87,31 +87,20 @@ class NoMetrics:
         """See QueueMetrics."""
 
 
-class ObservedCall(Protocol):
-    """A call that is logged or traced.
-
-    Attributes:
-        steps: Timesteps given to the engine for it.
-    """
-
-    steps: int
-
-    @property
-    def traced(self) -> bool:
-        """Whether to report its time in the queue and its ticks."""
-        ...
+class Trace(Protocol):
+    """The trace of a call, for the time that its jobs are in the engine."""
 
     def waited(self, model: str, seconds: float) -> None:
         """Reports that a job of the call, for the model NAME/VERSION, left the queue now, after so many seconds."""
         ...
 
     def ticked(
-        self, others: "Sequence[ObservedCall]", model: str, lanes: int, steps: int, real_steps: int, seconds: float
+        self, others: Sequence[Any], model: str, lanes: int, steps: int, real_steps: int, seconds: float
     ) -> None:
         """Reports a tick that ended now and ran jobs of this call and of others.
 
         Args:
-            others: The other traced calls in the tick.
+            others: The traces of the other calls in the tick.
             model: NAME/VERSION.
             lanes: Sequences in the tick.
             steps: Timesteps computed for each.

@@ -4,11 +4,10 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
-import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
 from unroll_engine.admission import Share
@@ -30,11 +29,11 @@ from unroll_server.config import Settings
 from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.identity.quotas import Usage
 from unroll_server.identity.tokens import Identities
-from unroll_server.middleware.access_log import Calls
-from unroll_server.middleware.auth import AuthInterceptor
-from unroll_server.middleware.drain_streams import EndlessCalls
-from unroll_server.middleware.errors import StatusInterceptor
-from unroll_server.middleware.slow_readers import UnreadInterceptor
+from unroll_server.middleware import Middleware
+from unroll_server.middleware.access_log import CallObserver
+from unroll_server.middleware.auth import AuthMiddleware
+from unroll_server.middleware.drain_streams import DrainStreams
+from unroll_server.middleware.slow_readers import SlowReaders
 from unroll_server.process import Stop
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.repository import Repository
@@ -45,6 +44,7 @@ from unroll_server.telemetry import metrics
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.telemetry.tracing import Tracer
 from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.registry import Guard, Registry
 from unroll_server.transport.tls import Certificates
 
 _log = logging.getLogger(__name__)
@@ -73,10 +73,6 @@ LINGER = 1.0
 class Transport(Protocol):
     """Carries the servicers to the wire."""
 
-    @property
-    def registry(self) -> Any:
-        """What the generated `add_...Servicer_to_server` functions take."""
-
     async def stop(self, grace: float) -> bool:
         """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
 
@@ -93,11 +89,11 @@ class Service(Generic[AnyTransport]):
     Args:
         settings: What was asked for.
         figures: Where the engine counts.
-        make_transport: Makes the transport, given the interceptors, outermost first.
+        make_transport: Makes the transport that serves the methods of a registry.
         make_usage: Makes the counts of what each identity has in use.
 
     Attributes:
-        calls: Hears of every call.
+        observer: Told of every call.
         commands: What operators may ask.
         identities: Who is known.
         transport: The transport.
@@ -111,14 +107,14 @@ class Service(Generic[AnyTransport]):
         self,
         settings: Settings,
         figures: Metrics,
-        make_transport: Callable[[Sequence[grpc.aio.ServerInterceptor]], AnyTransport],
+        make_transport: Callable[[Registry], AnyTransport],
         make_usage: Callable[[Identities], Usage] = Usage,
     ) -> None:
         self._figures = figures
-        self.calls = Calls(figures, settings.access_log, Tracer.configured())
+        self.observer = CallObserver(figures, settings.access_log, Tracer.configured())
         self.identities = Identities(settings.tokens)
         usage = make_usage(self.identities)
-        self._auth = AuthInterceptor(self.identities, usage)
+        self._auth = AuthMiddleware(self.identities, usage)
         self._watching: asyncio.Task[None] | None = None
         self._drain_timeout = settings.drain_timeout
         self._engine = AsyncEngine(
@@ -145,10 +141,16 @@ class Service(Generic[AnyTransport]):
             drain_at_least=2 * settings.models_poll + 1 if settings.workers > 1 else 0.0,
         )
         self._watcher = Watcher(self._repository, self._catalog, settings.models_poll)
-        self._endless = EndlessCalls(*SERVICES)
-        self.transport = make_transport(
-            [StatusInterceptor(self.calls), *self._guards(settings), UnreadInterceptor(figures), self._endless]
+        self._drain_streams = DrainStreams(*SERVICES)
+        # If callers are not told apart, no call pays for it.
+        middleware: list[Middleware] = [self._auth] if settings.tokens or settings.tls_client_ca else []
+        registry: Any = Registry(
+            self.observer,
+            [*middleware, self._drain_streams],
+            SlowReaders(figures),
+            Guard(self._engine.admission, WORKING, PROBES),
         )
+        self.transport = make_transport(registry)
         self.sessions = Sessions(
             store,
             self._catalog,
@@ -167,20 +169,14 @@ class Service(Generic[AnyTransport]):
         self._checks = Health()
         # Models of which health says that they are served.
         self._told: set[str] = set()
-        registry = self.transport.registry
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
-        registry.guard(self._engine.admission, WORKING, PROBES)
         add_reflection([*SERVICES, health.SERVICE], registry)
 
     def _share_of(self, identity: str) -> Share | None:
         steps = self.identities.named(identity).max_queued_steps
         return None if steps is None else Share(steps=steps)
-
-    def _guards(self, settings: Settings) -> Sequence[grpc.aio.ServerInterceptor]:
-        # Where callers are not told apart, no call pays for it.
-        return [self._auth] if settings.tokens or settings.tls_client_ca else []
 
     async def open(self) -> None:
         """Loads the models and says that it serves, to whom asks for its health.
@@ -229,7 +225,7 @@ class Service(Generic[AnyTransport]):
         linger = min(LINGER, self._drain_timeout / 2)
         self._service.drain(linger)
         self._inference.drain(linger)
-        self._endless.end(linger)
+        self._drain_streams.end(linger)
         drained = await self.transport.stop(self._drain_timeout)
         await self.sessions.close()
         if not drained:
@@ -242,7 +238,7 @@ class Service(Generic[AnyTransport]):
         if self._watching:
             self._watching.cancel()
         self._engine.close()
-        self.calls.close()
+        self.observer.close()
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
@@ -300,7 +296,9 @@ async def serve_grpcio(
     service = Service(
         settings,
         figures,
-        lambda each: GrpcioTransport(settings.listen_address, each, limit, share_port, connections, certificates),
+        lambda registry: GrpcioTransport(
+            settings.listen_address, registry, limit, share_port, connections, certificates
+        ),
         make_usage,
     )
     try:

@@ -1,18 +1,36 @@
-"""Who calls: what the interceptors learn of a call, for the handler that runs in the same task."""
+"""The call in flight: its caller, its name, and the sizes that are logged, traced and counted."""
 
 from contextvars import ContextVar
 
-from unroll_engine.observer import ObservedCall
-
-identity: ContextVar[str] = ContextVar("identity", default="")
-"""Name of the caller, from its token or its certificate; empty where callers are not told apart."""
-
-request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Names the call in logs, traces and answers."""
-
-lasting: ContextVar[bool] = ContextVar("lasting", default=False)
-"""Whether the call has changed what outlives it: to refuse it then comes too late."""
+from unroll_engine.observer import Trace
 
 
-watched: ContextVar[ObservedCall | None] = ContextVar("watched", default=None)
-"""The call, where more is told of it than figures; see middleware/access_log.py."""
+class Call:
+    """A call in flight.
+
+    Attributes:
+        identity: Name of the caller, from its token or its certificate; empty if callers are not told apart.
+        request_id: Name of the call in logs, traces and trailers; empty if it has none.
+        committed: True once the call has changed state that outlives it: it is too late to refuse it then.
+        received: Messages read.
+        received_bytes: Their size, uncompressed.
+        sent: Messages written.
+        sent_bytes: Their size, uncompressed.
+        steps: Timesteps given to the engine.
+        trace: The trace of the call; None if it is not traced.
+    """
+
+    # Defaults on the class: there is one object for each call, made without running any Python.
+    identity: str = ""
+    request_id: str = ""
+    committed: bool = False
+    received: int = 0
+    received_bytes: int = 0
+    sent: int = 0
+    sent_bytes: int = 0
+    steps: int = 0
+    trace: Trace | None = None
+
+
+current: ContextVar[Call] = ContextVar("call", default=Call())  # noqa: B039 (nobody reads the one outside of all calls)
+"""The call that the running task belongs to. Set by transport/registry.py."""

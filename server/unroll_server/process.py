@@ -76,7 +76,8 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
     Records are formatted in the task that made them.
     """
-    fields = {"request_id": caller.request_id.get(), "identity": caller.identity.get()}
+    call = caller.current.get()
+    fields = {"request_id": call.request_id, "identity": call.identity}
     return {name: value for name, value in fields.items() if value} | getattr(record, "fields", {})
 
 

@@ -9,7 +9,7 @@ from unroll_engine.errors import RequestError, SequenceStateError
 from unroll_engine.jobs import ChunkJob
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.observer import ObservedCall
+from unroll_server.caller import Call
 
 REPEATABLE = 256
 """Chunks of a stream that can be answered again: the latest ones, over all its sequences."""
@@ -102,8 +102,9 @@ class _Running:
     def go_on(self) -> None:
         piece = self.values[self.position : self.position + PIECE] if len(self.values) > PIECE else self.values
         of = self.sequence
-        job = ChunkJob(of.model, piece, self.state, self, owner=of.owner, call=of.call)
+        job = ChunkJob(of.model, piece, self.state, self, owner=of.call.identity, trace=of.call.trace)
         of.engine.start(job)
+        of.call.steps += len(piece)
         self.job = job
 
     def leave(self) -> None:
@@ -143,11 +144,10 @@ class Sequence:
         step: Timesteps consumed.
         state: After them, [num_layers, hidden_size] each; None is the zero state.
         repeatable: The stream's latest chunks.
-        owner: Identity of the caller.
-        call: Whose it is, where more is told of that than figures.
+        call: The call that it belongs to.
     """
 
-    __slots__ = ("_applied", "_repeatable", "_running", "call", "engine", "model", "owner", "state", "step")
+    __slots__ = ("_applied", "_repeatable", "_running", "call", "engine", "model", "state", "step")
 
     def __init__(
         self,
@@ -156,14 +156,12 @@ class Sequence:
         step: int,
         state: State | None,
         repeatable: Repeatable,
-        owner: str = "",
-        call: ObservedCall | None = None,
+        call: Call,
     ) -> None:
         self.engine = engine
         self.model = model
         self.step = step
         self.state = state
-        self.owner = owner
         self.call = call
         self._repeatable = repeatable
         self._applied: _Chunks | None = None  # an idle sequence costs its state alone

@@ -30,7 +30,7 @@ from support.raw_http2 import (
 )
 
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.middleware.slow_readers import OF_CONNECTION
+from unroll_server.middleware.slow_readers import CONNECTION_BYTES
 
 CLASSIFY = "/unroll.v1.UnrollService/Classify"
 
@@ -158,7 +158,7 @@ async def test_a_caller_that_does_not_read_its_answers_costs_itself(server: Serv
         stub = wire.stub_of(channel)
         expected = await stub.Classify(small, timeout=PATIENCE)
         size = (await stub.Classify(large, timeout=PATIENCE)).ByteSize()
-        calls = OF_CONNECTION // size + 8
+        calls = CONNECTION_BYTES // size + 8
         before = resident_bytes(server.process.pid)
         with Connection(server.address, PREFACE + settings(initial_window_size=0)) as slow:
 
@@ -170,14 +170,14 @@ async def test_a_caller_that_does_not_read_its_answers_costs_itself(server: Serv
                 for each in slow.frames():
                     if each.kind == HEADERS:
                         came[each.stream] = each.flags & END_STREAM
-                    if sum(came.values()) == calls - OF_CONNECTION // size:
+                    if sum(came.values()) == calls - CONNECTION_BYTES // size:
                         break
                 return came
 
             asking = asyncio.create_task(asyncio.to_thread(ended))
             while not asking.done():
                 assert await stub.Classify(small) == expected
-            assert sum((await asking).values()) == calls - OF_CONNECTION // size
+            assert sum((await asking).values()) == calls - CONNECTION_BYTES // size
             grown = resident_bytes(server.process.pid) - before
         assert await stub.Classify(small) == expected
-    assert grown < 8 * OF_CONNECTION
+    assert grown < 8 * CONNECTION_BYTES

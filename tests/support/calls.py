@@ -1,4 +1,4 @@
-"""Details of a call, as an interceptor gets them."""
+"""Details of a call, as a transport gives them to the registry."""
 
 from collections.abc import Iterable
 

@@ -20,11 +20,13 @@ from unroll_server.api.reflection import add_reflection
 from unroll_server.config import Settings
 from unroll_server.identity.quotas import Usage
 from unroll_server.identity.tokens import Identities
-from unroll_server.middleware.auth import AuthInterceptor
-from unroll_server.middleware.drain_streams import EndlessCalls
-from unroll_server.middleware.errors import StatusInterceptor
+from unroll_server.middleware.access_log import CallObserver
+from unroll_server.middleware.auth import AuthMiddleware
+from unroll_server.middleware.drain_streams import DrainStreams
 from unroll_server.status import DETAILS
+from unroll_server.telemetry.metrics import Metrics
 from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.registry import Registry
 from unroll_server.transport.tls import Certificates
 from unroll_server.workers.rpc import Ask
 
@@ -139,18 +141,18 @@ class AdminListener:
         address = settings.admin_address
         assert address is not None
         processes = Processes(asks)
-        self._auth = AuthInterceptor(identities, Usage(identities), admins_only=True)
-        self._endless = EndlessCalls(SERVICE)
+        self._auth = AuthMiddleware(identities, Usage(identities), admins_only=True)
+        self._drain_streams = DrainStreams(SERVICE)
+        registry: Any = Registry(CallObserver(Metrics()), [self._auth, self._drain_streams])
         self._transport = GrpcioTransport(
             address,
-            [StatusInterceptor(), self._auth, self._endless],
+            registry,
             MESSAGE_BYTES,
             connections=settings.connections,
             certificates=Certificates.of(settings),
         )
         self._checks = Health()
         self._service = AdminService(processes)
-        registry: Any = self._transport.registry
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._service, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
         registry.add_registered_method_handlers(inference.SERVICE, inference.Repository(self._service).handlers())
@@ -177,5 +179,5 @@ class AdminListener:
         finally:
             watching.cancel()
             self._checks.end()
-            self._endless.end(GRACE)
+            self._drain_streams.end(GRACE)
             await self._transport.stop(GRACE)

@@ -1,175 +1,100 @@
-"""What stands before every handler: the one table from domain errors to statuses."""
+"""The outermost layer of every call: errors become statuses, and the call is reported."""
 
 import asyncio
-import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+import time
 from functools import lru_cache
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from unroll_engine.errors import (
-    InternalError,
-    OverloadedError,
-    RequestError,
-)
+from unroll_engine.errors import InternalError, OverloadedError, RequestError
 from unroll_server import caller
-from unroll_server.middleware.access_log import REQUEST_ID, Calls, Method, cancelled_code, code_of
+from unroll_server.middleware import Behavior, CallContext, Method
+from unroll_server.middleware.access_log import REQUEST_ID, MethodObserver
 from unroll_server.status import DETAILS, PUSHBACK, STATUS, status_of
-from unroll_server.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-_Behavior = Callable[[Any, Any], Any]
-_OnError = Callable[[Exception, Any], Awaitable[None]]
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
 
 
-class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Ends a call whose handler raised a domain error with that error's status, any other with INTERNAL.
+def with_status(method: Method, observer: MethodObserver) -> Behavior:
+    """Returns a behavior that ends a call with the status of the error that it raised, and reports the call.
 
     Args:
-        calls: Hears of every call, those of methods that there are not included.
+        method: The method, in all its middleware.
+        observer: Told of every call.
     """
+    behavior, counts, reports_calls = method.behavior, observer.counts, observer.reports_calls
 
-    per_method = True
-    """True: the result depends on the method alone, so that `Registry` asks once a method."""
-
-    def __init__(self, calls: Calls | None = None) -> None:
-        self._calls = calls or Calls(Metrics())
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """See grpc.aio.ServerInterceptor."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            self._calls.unknown(handler_call_details.method)
-            return None
-        method = self._calls.method(handler_call_details.method, handler)
-        if handler.request_deserializer:
-            handler = handler._replace(request_deserializer=method.reading(handler.request_deserializer))
-        if handler.response_serializer:
-            handler = handler._replace(response_serializer=method.writing(handler.response_serializer))
-        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
-            behavior = getattr(handler, kind)
-            if inspect.iscoroutinefunction(behavior):
-                return handler._replace(**{kind: _guarded(behavior, _coroutine, method)})
-            if inspect.isasyncgenfunction(behavior):
-                return handler._replace(**{kind: _guarded(behavior, _generator, method)})
-            if behavior:
-                # Handlers that run in a thread are not ours: grpc.aio ends them, and they are only counted.
-                count = _threaded_many if handler.response_streaming else _threaded
-                return handler._replace(**{kind: count(behavior, method)})
-        return handler
-
-
-def _guarded(
-    behavior: _Behavior, wrap: Callable[[_Behavior, _OnError, Method], _Behavior], method: Method
-) -> _Behavior:
-    """Wraps a behavior so that its errors become statuses, and its calls are counted."""
-
-    async def on_error(error: Exception, context: Any) -> None:
-        await _abort(error, context, method.path)
-
-    return wrap(behavior, on_error, method)
-
-
-def _coroutine(behavior: _Behavior, on_error: _OnError, method: Method) -> _Behavior:
-    async def call(request: Any, context: Any) -> Any:
-        opened = method.open(context)
-        response = None
+    async def run(request: Any, context: CallContext) -> Any:
+        begin = time.perf_counter()
+        counts.started()
+        call = caller.current.get()
+        report = observer.open(call, context) if reports_calls else None
+        if call.request_id:
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        code = _UNKNOWN
         try:
             try:
                 response = await behavior(request, context)
+                code = _code_of(context) if context.code() else 0
+                return response
             except Exception as error:
-                await on_error(error, context)
-        except BaseException as error:
-            code = cancelled_code(context) if isinstance(error, asyncio.CancelledError) else code_of(context)
-            opened.note(request, response)
-            opened.end(code or _UNKNOWN)
+                await _abort(error, context, method.path)
+        except asyncio.CancelledError:
+            code = _cancelled_code(context)
             raise
-        opened.note(request, response)
-        opened.end(code_of(context))
-        return response
-
-    return call
-
-
-def _generator(behavior: _Behavior, on_error: _OnError, method: Method) -> _Behavior:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        opened = method.open(context)
-        try:
-            try:
-                async with aclosing(behavior(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await on_error(error, context)
-        except (asyncio.CancelledError, GeneratorExit):
-            opened.end(cancelled_code(context))
+        except grpc.aio.AbortError:
+            code = _code_of(context)
             raise
-        except BaseException:
-            opened.end(code_of(context) or _UNKNOWN)
-            raise
-        opened.end(code_of(context))
+        finally:
+            seconds = time.perf_counter() - begin
+            # A stream counts its messages one by one.
+            messages = (0, 0) if method.response_streaming else (call.received, call.sent)
+            counts.handled(code, seconds, *messages)
+            if report:
+                report.end(code, seconds)
 
-    return call
-
-
-def _threaded(behavior: _Behavior, method: Method) -> _Behavior:
-    def call(request: Any, context: Any) -> Any:
-        opened = method.open_in_thread(context)
-        try:
-            response = behavior(request, context)
-        except BaseException:
-            opened.end(code_of(context) or _UNKNOWN)
-            raise
-        opened.end(code_of(context))
-        return response
-
-    return call
+    return run
 
 
-def _threaded_many(behavior: _Behavior, method: Method) -> _Behavior:
-    def call(request: Any, context: Any) -> Iterator[Any]:
-        opened = method.open_in_thread(context)
-        try:
-            yield from behavior(request, context)
-        except GeneratorExit:
-            opened.end(grpc.StatusCode.CANCELLED.value[0])
-            raise
-        except BaseException:
-            opened.end(code_of(context) or _UNKNOWN)
-            raise
-        opened.end(code_of(context))
-
-    return call
+def _code_of(context: CallContext) -> int:
+    """Returns the number of the status that a call was given."""
+    code = context.code()
+    number: int = code.value[0] if isinstance(code, grpc.StatusCode) else code
+    return number
 
 
-async def _abort(error: Exception, context: Any, method: str) -> None:
-    if isinstance(error, (grpc.aio.AbortError, asyncio.CancelledError)):
+def _cancelled_code(context: CallContext) -> int:
+    """Returns the number of the status of a call that was cancelled from outside: by its deadline or its caller."""
+    remaining = context.time_remaining()
+    late = remaining is not None and remaining <= 0
+    code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+    number: int = code.value[0]
+    return number
+
+
+async def _abort(error: Exception, context: CallContext, path: str) -> None:
+    if isinstance(error, grpc.aio.AbortError):
         raise error
     if not isinstance(error, RequestError):
-        _log.error("%s failed", method, exc_info=error)
+        _log.error("%s failed", path, exc_info=error)
         error = InternalError("the server failed; its log has the cause")
     trailers: list[tuple[str, str | bytes]]
     if isinstance(error, OverloadedError):
         trailers = list(_refusal(error.description, error.retry_after, error.reason))
     else:
         trailers = [(DETAILS, status_of(error).SerializeToString())]
-    if name := caller.request_id.get():
-        trailers.append((REQUEST_ID, name))
+    if request_id := caller.current.get().request_id:
+        trailers.append((REQUEST_ID, request_id))
     await context.abort(STATUS[type(error)], str(error), tuple(trailers))
 
 
 @lru_cache(1024)
 def _refusal(description: str, retry_after: float, reason: str) -> tuple[tuple[str, str | bytes], ...]:
-    """The trailers of a refusal. There are many like it when there are any, and they must cost little."""
+    """Returns the trailers of a refusal. Cached: an overloaded server refuses many calls alike, at little cost."""
     status = status_of(OverloadedError(description, retry_after, reason))
     return (DETAILS, status.SerializeToString()), (PUSHBACK, str(round(retry_after * 1000)))

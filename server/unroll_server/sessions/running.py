@@ -9,7 +9,7 @@ from unroll_engine.errors import RequestError
 from unroll_engine.jobs import ChunkJob
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_server.caller import identity, watched
+from unroll_server import caller
 from unroll_server.sequence import PIECE
 
 
@@ -69,12 +69,14 @@ async def compute(
     """
     logits = np.empty((len(values), model.spec.output_size), np.float32)
     states = np.empty((len(values) if keep_states else 0, model.spec.hidden_size), np.float32)
+    call = caller.current.get()
     # In pieces as a stream's chunks are, so that a long one lets others take its lane.
     for begin in range(0, len(values), PIECE):
         end = begin + PIECE
         piece = _Piece(logits[begin:end], states[begin:end] if keep_states else None)
-        job = ChunkJob(model, values[begin:end], state, piece, deadline, identity.get(), watched.get())
+        job = ChunkJob(model, values[begin:end], state, piece, deadline, call.identity, call.trace)
         engine.start(job)
+        call.steps += job.steps
         try:
             state = await piece.done
         finally:

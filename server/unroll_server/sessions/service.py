@@ -176,7 +176,7 @@ class Sessions:
         async with _patience(request.deadline):
             stored = await self.store.put(session, before)
         if stored:
-            caller.lasting.set(True)
+            caller.current.get().committed = True
         return stored
 
     async def _read(self, request: Advance) -> Kept | None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
 from urllib.parse import quote
 
@@ -30,20 +29,17 @@ class GrpcioTransport:
 
     Args:
         address: The address to listen on.
-        interceptors: Interceptors of every call, outermost first; see `Registry`.
+        registry: The methods to serve.
         max_message_bytes: Size of the largest request message; a larger one is RESOURCE_EXHAUSTED.
         share_port: Whether other processes listen on the same port, each with a share of the connections.
         connections: Limits of connections; the defaults if absent.
         certificates: Certificates for TLS; None for plaintext.
-
-    Attributes:
-        registry: Takes the servicers, by the generated `add_...Servicer_to_server` functions.
     """
 
     def __init__(
         self,
         address: Address,
-        interceptors: Sequence[grpc.aio.ServerInterceptor],
+        registry: Registry,
         max_message_bytes: int,
         share_port: bool = False,
         connections: Connections | None = None,
@@ -53,11 +49,9 @@ class GrpcioTransport:
         self._share_port = share_port
         self._claimed = ExitStack()
         self._certificates = certificates
-        self.registry = Registry(interceptors)
-        # An interceptor that grpcio itself calls costs each call two coroutines.
+        self._registry = registry
         self._server = grpc.aio.server(
-            handlers=[self.registry],
-            interceptors=self.registry.each_call,
+            handlers=[registry],
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -116,22 +110,22 @@ class GrpcioTransport:
         begin = clock()
         # Watchers, which end by themselves, are not lost calls, even if there is no grace.
         end = begin + max(grace, QUIET)
-        while self.registry.turn_away() and clock() + QUIET < min(end, begin + LAST_CALLS):
-            before = self.registry.turned_away
+        while self._registry.turn_away() and clock() + QUIET < min(end, begin + LAST_CALLS):
+            before = self._registry.turned_away
             await asyncio.sleep(QUIET)
-            if self.registry.turned_away == before:
+            if self._registry.turned_away == before:
                 break
         stopping = asyncio.create_task(self._server.stop(max(0.0, end - clock()) + GOAWAY))
         lost = False
         while not stopping.done():
-            if calls := [*self.registry.in_flight]:
+            if calls := [*self._registry.in_flight]:
                 if lost := clock() >= end:
                     break
                 await asyncio.wait(calls, timeout=end - clock())
                 continue
             # The core would wait 20 s for clients that do not answer GOAWAY, or do not speak HTTP/2 at all.
             await asyncio.wait({stopping}, timeout=GOAWAY)
-            if not self.registry.in_flight:
+            if not self._registry.in_flight:
                 break
         await self._server.stop(0)
         await stopping

@@ -1,161 +1,261 @@
-"""The handlers that servicers registered, each with what the interceptors make of it."""
+"""The methods of all servicers, each composed once: parse, handler, serialize, inside the middleware."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
-from functools import partial
-from itertools import takewhile
+import inspect
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from unroll_engine.admission import AdmissionController
 from unroll_engine.errors import InvalidRequestError
-from unroll_server.caller import identity
+from unroll_server import caller
 from unroll_server.errors import DrainingError
-from unroll_server.middleware.access_log import REQUEST_ID, take_request_id
-from unroll_server.transport.parsing import tolerant
+from unroll_server.middleware import Behavior, CallContext, Method, Middleware
+from unroll_server.middleware.access_log import REQUEST_ID, CallObserver, MethodObserver, checked_request_id
+from unroll_server.middleware.errors import with_status
+from unroll_server.middleware.slow_readers import SMALL_BYTES, SlowReaders
+from unroll_server.telemetry.metrics import CallMetrics
 
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+REASON = "MALFORMED_MESSAGE"
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-class _Guard(NamedTuple):
+class Guard(NamedTuple):
+    """Refuses calls before their message is read, while the server is overloaded or drains.
+
+    Attributes:
+        admission: Refuses calls of an overloaded server.
+        working: Paths of the unary methods that give the engine work, with True if it is interactive.
+        probes: Paths of the unary methods that a draining server still answers.
+    """
+
     admission: AdmissionController
-    paths: Mapping[str, bool]
+    working: Mapping[str, bool]
     probes: Container[str]
 
 
-class Registry(grpc.GenericRpcHandler):
-    """What the generated `add_...Servicer_to_server` functions take.
-
-    An interceptor with a true attribute `per_method` promises that what it makes of a handler depends on the method
-    alone, and that it waits for nothing. The innermost of them are asked here, once a method.
-
-    Args:
-        interceptors: What stands before every handler, outermost first.
+class _Handlers(NamedTuple):
+    """The composed handlers of a method.
 
     Attributes:
-        each_call: The interceptors that are to be asked for each call, outermost first: all outside of those.
+        reading: Takes the message as the transport has read it.
+        guarded: Reads the message only if the guard admits the call; None for methods that it does not refuse.
+        working: True if the method gives the engine work.
+    """
+
+    reading: Any
+    guarded: Any
+    working: bool
+
+
+class Registry(grpc.GenericRpcHandler):
+    """Composes methods as servicers register them, and finds them for a transport.
+
+    A composed handler takes bytes and returns bytes, if it has one request or one response; a transport need not know
+    messages. Every behavior is a coroutine function: a handler that is an asynchronous generator is made one.
+
+    Args:
+        observer: Told of every call.
+        middleware: Middleware of every method, outermost first.
+        slow_readers: Bounds the unread answers; None for no bound.
+        guard: Refuses calls unread; None for no refusals.
+
+    Attributes:
         in_flight: Tasks of the calls that have arrived and whose answers have not been sent.
         turned_away: Calls refused since `turn_away`.
     """
 
-    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
-        innermost_first = reversed(interceptors)
-        self._once = tuple(takewhile(lambda interceptor: getattr(interceptor, "per_method", False), innermost_first))
-        self.each_call = tuple(interceptors[: len(interceptors) - len(self._once)])
-        self._registered: dict[str, Any] = {}
-        self._generic: list[grpc.GenericRpcHandler] = []
-        self._intercepted: dict[str, Any] = {}
-        self._guard: _Guard | None = None
-        self._unread: dict[str, Any] = {}
+    def __init__(
+        self,
+        observer: CallObserver,
+        middleware: Sequence[Middleware] = (),
+        slow_readers: SlowReaders | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        self._observer = observer
+        self._middleware = middleware
+        self._slow_readers = slow_readers
+        self._guard = guard
+        self._methods: dict[str, _Handlers] = {}
         self._draining = False
         self.in_flight: set[asyncio.Task[Any]] = set()
         self.turned_away = 0
 
-    def guard(self, admission: AdmissionController, paths: Mapping[str, bool], probes: Container[str]) -> None:
-        """Refuses calls before their message is read, while the server is strained or drains.
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Composes the methods of a service. Called by the generated `add_...Servicer_to_server` functions.
 
-        Methods are named as `/package.Service/Method`.
-
-        Args:
-            admission: Refuses calls of a strained server.
-            paths: Unary methods that bring work; of each, whether its work goes before bulk work.
-            probes: Unary methods that a draining server still answers.
+        Raises:
+            TypeError: a handler is not asynchronous, or takes many requests for one response.
         """
-        self._guard = _Guard(admission, paths, probes)
+        for name, handler in handlers.items():
+            path = f"/{service}/{name}"
+            self._methods[path] = self._compose(path, handler)
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Does nothing: generated code calls it with what it has registered by name."""
 
     def turn_away(self) -> bool:
-        """Refuses unary calls from now on, probes excepted; returns False if there is no guard, which refuses none."""
+        """Refuses unary calls from now on, except probes; returns False without a guard, which refuses none."""
         self._draining = self._guard is not None
         return self._draining
 
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """See grpc.aio.Server."""
-        for name, handler in handlers.items():
-            self._registered[f"/{service}/{name}"] = handler
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """See grpc.aio.Server."""
-        self._generic.extend(handlers)
-
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a call, None if there is none; see grpc.GenericRpcHandler."""
-        path = handler_call_details.method
-        # This runs in the task of the call, where it is asked for each one, and the metadata are at hand.
-        if call := asyncio.current_task():
-            self.in_flight.add(call)
-            call.add_done_callback(self.in_flight.discard)
+        """Begins a call, in its task, and returns its handler; None if there is no such method.
+
+        See grpc.GenericRpcHandler.
+        """
+        call = caller.Call()
+        caller.current.set(call)
+        if task := asyncio.current_task():
+            self.in_flight.add(task)
+            task.add_done_callback(self.in_flight.discard)
         for key, value in handler_call_details.invocation_metadata or ():
             if key == REQUEST_ID:
-                take_request_id(value)
-        if self._guard and self._is_checked_unread(self._guard, path):
-            return self._unread_handler(self._guard, handler_call_details)
-        if handler := self._intercepted.get(path):
-            return handler
-        handler = self._registered.get(path)
-        if handler is None:
-            found = (generic.service(handler_call_details) for generic in self._generic)
-            handler = next((handler for handler in found if handler is not None), None)
-        handler = self._intercept(handler, handler_call_details)
-        if path in self._registered:
-            self._intercepted[path] = handler
-        return handler
-
-    def _is_checked_unread(self, guard: _Guard, path: str) -> bool:
-        handler = self._registered.get(path)
-        if handler is None or handler.request_streaming or handler.response_streaming:
-            return False
-        if self._draining:
-            return path not in guard.probes
-        return path in guard.paths and guard.admission.strained()
-
-    def _unread_handler(self, guard: _Guard, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a registered unary call, which reads the message only if admitted."""
+                call.request_id = checked_request_id(value)
         path = handler_call_details.method
-        if path not in self._unread:
-            check = partial(self._check_unread, guard, guard.paths.get(path, False))
-            self._unread[path] = self._intercept(_unread(self._registered[path], check), handler_call_details)
-        return self._unread[path]
+        found = self._methods.get(path)
+        if found is None:
+            self._observer.unknown_method(path, call)
+            return None
+        if (guard := self._guard) and found.guarded:
+            overloaded = found.working and time.monotonic() < guard.admission.overloaded_until
+            if overloaded or self._draining:
+                return found.guarded
+        return found.reading
 
-    def _check_unread(self, guard: _Guard, interactive: bool, remaining: float | None) -> None:
-        if self._draining:
-            self.turned_away += 1
-            raise DrainingError
-        guard.admission.check_unread(identity.get(), remaining, interactive)
+    def _compose(self, path: str, handler: Any) -> _Handlers:
+        behavior = next(filter(None, (getattr(handler, kind) for kind in _KINDS)))
+        if inspect.isasyncgenfunction(behavior):
+            behavior = _writing(behavior)
+        if not inspect.iscoroutinefunction(behavior) or (handler.request_streaming and not handler.response_streaming):
+            raise TypeError(f"{path}: an asynchronous handler is expected, without requests or with many responses")
+        method = Method(path, handler.request_streaming, handler.response_streaming, behavior)
+        observer = self._observer.method(path, method.request_streaming, method.response_streaming)
+        # Without a function for them, messages are bytes.
+        parse, serialize = handler.request_deserializer or bytes, handler.response_serializer or bytes
+        working = {} if self._guard is None else self._guard.working
+        guarded: Any = None
+        if method.response_streaming:
+            make = grpc.unary_stream_rpc_method_handler
+            if method.request_streaming:
+                make = grpc.stream_stream_rpc_method_handler
+                parse = _parsing_each(parse, observer.counts)
+            else:
+                behavior = _parsing_first(behavior, parse, observer.counts)
+                parse = None
+            serialize = _serializing_each(serialize, observer.counts)
+            reading = make(self._wrap(method._replace(behavior=behavior), observer), parse, serialize)
+        else:
+            plain = _unary(behavior, parse, serialize, self._slow_readers)
+            reading = grpc.unary_unary_rpc_method_handler(self._wrap(method._replace(behavior=plain), observer))
+            if self._guard and path not in self._guard.probes:
+                # As a method with many requests, of which the handler reads the first one if it likes.
+                unread = self._guarded(plain, self._guard, working.get(path, False))
+                guarded = grpc.stream_unary_rpc_method_handler(self._wrap(method._replace(behavior=unread), observer))
+        return _Handlers(reading, guarded, path in working)
 
-    def _intercept(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
-        handler = handler and tolerant(handler)
-        for interceptor in self._once:
-            handler = _at_once(interceptor.intercept_service(_giving(handler), details))
-        return handler
+    def _wrap(self, method: Method, observer: MethodObserver) -> Behavior:
+        for layer in reversed(self._middleware):
+            method = method._replace(behavior=layer.wrap(method))
+        return with_status(method, observer)
+
+    def _guarded(self, behavior: Behavior, guard: Guard, interactive: bool) -> Behavior:
+        async def run(requests: Any, context: CallContext) -> Any:
+            if self._draining:
+                self.turned_away += 1
+                raise DrainingError
+            identity = caller.current.get().identity
+            guard.admission.check_unread(identity, context.time_remaining(), interactive)
+            data = await context.read()
+            if data is grpc.aio.EOF:
+                raise InvalidRequestError("the call has no message")
+            return await behavior(data, context)
+
+        return run
 
 
-def _unread(handler: Any, check: Callable[[float | None], None]) -> Any:
-    """A handler with one request, as one that asks for it itself."""
+def _unary(
+    behavior: Behavior,
+    parse: Callable[[bytes], Any],
+    serialize: Callable[[Any], bytes],
+    slow_readers: SlowReaders | None,
+) -> Behavior:
+    """Makes a handler of messages one of bytes."""
 
-    async def call(requests: Any, context: Any) -> Any:
-        check(context.time_remaining())
-        request = await context.read()
-        if request is grpc.aio.EOF:
-            raise InvalidRequestError("the call has no message")
-        return await handler.unary_unary(request, context)
+    async def run(data: bytes, context: CallContext) -> bytes:
+        call = caller.current.get()
+        call.received, call.received_bytes = 1, len(data)
+        if slow_readers and slow_readers.unread:
+            slow_readers.check(context.peer())
+        try:
+            request = parse(data)
+        except DecodeError:
+            raise _malformed() from None
+        answer = serialize(await behavior(request, context))
+        call.sent, call.sent_bytes = 1, len(answer)
+        if slow_readers and len(answer) >= SMALL_BYTES:
+            slow_readers.hold(context, len(answer))
+        return answer
 
-    return grpc.stream_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+    return run
 
 
-def _giving(handler: Any) -> Continuation:
-    async def continuation(handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return handler
+def _writing(behavior: Callable[[Any, Any], Any]) -> Behavior:
+    """Makes an asynchronous generator of responses a coroutine function that writes them."""
 
-    return continuation
+    async def run(request: Any, context: CallContext) -> None:
+        async with aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return run
 
 
-def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that waits for nothing."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    coroutine.close()
-    raise RuntimeError("an interceptor with per_method waits for something")
+def _parsing_first(behavior: Behavior, parse: Callable[[bytes], Any], counts: CallMetrics) -> Behavior:
+    parse = _parsing_each(parse, counts)
+
+    async def run(data: bytes, context: CallContext) -> None:
+        await behavior(parse(data), context)
+
+    return run
+
+
+def _parsing_each(parse: Callable[[bytes], Any], counts: CallMetrics) -> Callable[[bytes], Any]:
+    """Returns `parse` for the requests of streams; each is counted."""
+
+    def deserialize(data: bytes) -> Any:
+        call = caller.current.get()
+        call.received += 1
+        call.received_bytes += len(data)
+        counts.received()
+        try:
+            return parse(data)
+        except DecodeError:
+            raise _malformed() from None
+
+    return deserialize
+
+
+def _serializing_each(serialize: Callable[[Any], bytes], counts: CallMetrics) -> Callable[[Any], bytes]:
+    """Returns `serialize` for the responses of streams; each is counted."""
+
+    def count(message: Any) -> bytes:
+        data = serialize(message)
+        call = caller.current.get()
+        call.sent += 1
+        call.sent_bytes += len(data)
+        counts.sent()
+        return data
+
+    return count
+
+
+def _malformed() -> InvalidRequestError:
+    error = InvalidRequestError("the message can't be parsed as the one that this method takes")
+    error.reason = REASON
+    return error

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -18,11 +18,14 @@ from unroll_server.api.native.service import UnrollService
 from unroll_server.config import Limits
 from unroll_server.identity.quotas import Usage
 from unroll_server.identity.tokens import Identities
-from unroll_server.middleware.errors import StatusInterceptor
+from unroll_server.middleware import Behavior, CallContext, Method
+from unroll_server.middleware.access_log import CallObserver
 from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.memory import MemoryStore
 from unroll_server.sessions.service import Sessions
+from unroll_server.telemetry.metrics import Metrics
 from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.registry import Registry
 
 T = TypeVar("T")
 
@@ -66,17 +69,18 @@ class LoopThread:
         await self.loop.shutdown_asyncgens()
 
 
-class Counting(grpc.aio.ServerInterceptor):
-    """Counts the calls of each method."""
+class Counting:
+    """Middleware that counts the calls of each method."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        self.calls[details.method.rpartition("/")[2]] += 1
-        return await continuation(details)
+    def wrap(self, method: Method) -> Behavior:
+        async def call(request: Any, context: CallContext) -> Any:
+            self.calls[method.path.rpartition("/")[2]] += 1
+            return await method.behavior(request, context)
+
+        return call
 
 
 class LocalServer:
@@ -116,8 +120,8 @@ class LocalServer:
         sessions = Sessions(MemoryStore(3600, 1000), catalog, self._engine)
         self._service = UnrollService(catalog, self._engine, limits, sessions, Usage(Identities(None)))
         address = Address.of("--listen", f"127.0.0.1:{port}")
-        self._transport = GrpcioTransport(address, [self._counting, StatusInterceptor()], limits.max_message_bytes)
-        registry: Any = self._transport.registry  # has what the generated code needs of a server
+        registry: Any = Registry(CallObserver(Metrics()), [self._counting])
+        self._transport = GrpcioTransport(address, registry, limits.max_message_bytes)
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         return await self._transport.start()
 

@@ -14,11 +14,11 @@ from unroll_engine.admission import (
     DEADLINE,
     IDENTITY,
     MARGIN,
+    OVERLOADED,
     RATE_LIFETIME,
     RATE_WINDOW,
     RETRY,
     STEPS,
-    STRAIN,
     UNKNOWN_RETRY,
     AdmissionController,
     LimitsOf,
@@ -187,16 +187,16 @@ def test_what_can_t_be_done_in_time_is_refused_and_told_when_to_come_again() -> 
     assert refusal(admission, Asked(1, deadline=now + seconds / 2), now).reason == DEADLINE
 
 
-def test_a_call_that_is_not_read_is_refused_where_it_would_be_and_only_under_strain() -> None:
+def test_a_call_that_is_not_read_is_refused_where_it_would_be_and_only_under_overload() -> None:
     admission = Admission(1600, ROOMY, full_tick=PIECE, limits_of={"a": Share(steps=10)}.get)
     admission.at(0.0).check_unread("a", 0.0, False)
     admission.at(0.0).admit(Asked(10, owner="a"))
-    assert not admission.at(0.0).strained()
+    assert admission.overloaded_until < 0.0
     with pytest.raises(OverloadedError) as caught:
         admission.at(0.0).check_unread("a", None, False)
     assert caught.value.reason == IDENTITY
-    # What one caller has too much of is no strain for all.
-    assert not admission.at(0.0).strained()
+    # One caller over its share does not overload the server.
+    assert admission.overloaded_until < 0.0
     admission.at(0.0).check_unread("b", None, False)
     admission.at(0.0).admit(Asked(1490))
     admission.at(0.0).check_unread("b", None, False)
@@ -204,11 +204,10 @@ def test_a_call_that_is_not_read_is_refused_where_it_would_be_and_only_under_str
     # The last sixteenth is for what has been read.
     with pytest.raises(OverloadedError):
         admission.at(0.0).check_unread("b", None, False)
-    assert admission.at(0.0).strained()
-    assert not admission.at(STRAIN).strained()
+    assert admission.overloaded_until == OVERLOADED
     admission.at(0.0).admit(Asked(99))
     assert refusal(admission, Asked(1), 5.0).reason == STEPS
-    assert admission.at(5.0).strained()
+    assert admission.overloaded_until == 5.0 + OVERLOADED
 
 
 def test_a_call_that_is_not_read_and_can_t_be_done_in_time_is_refused() -> None:
@@ -252,7 +251,7 @@ def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout:
             job = Asked(1000, deadline=arrival + timeout)
             arrival = next(arrivals)
             try:
-                if admission.at(now).strained():
+                if now < admission.overloaded_until:
                     admission.at(now).check_unread("", job.deadline - now, False)
                 admission.at(now).admit(job)
             except OverloadedError:

@@ -1,4 +1,4 @@
-"""What every test of the server's rooms begins with: a call of nobody's."""
+"""Fixtures of every test of the server's rooms: a call of an unknown caller."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -11,17 +11,15 @@ from unroll_server import caller
 
 @pytest.fixture(autouse=True)
 def unknown_caller() -> Iterator[None]:
-    """What a test takes note of about its caller, on no event loop, is not there in the next one."""
-    request_id, identity, watched = caller.request_id.set(""), caller.identity.set(""), caller.watched.set(None)
+    """Gives every test a call of its own."""
+    token = caller.current.set(caller.Call())
     yield
-    caller.request_id.reset(request_id)
-    caller.identity.reset(identity)
-    caller.watched.reset(watched)
+    caller.current.reset(token)
 
 
 @pytest.fixture(autouse=True)
 def close_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Closes what stores of sessions left open, as a process that ends does; Python 3.13 warns of it."""
+    """Closes the databases that stores of sessions left open; Python 3.13 warns of them."""
     left: list[sqlite3.Connection] = []
     connect = sqlite3.connect
 

@@ -11,8 +11,12 @@ import pytest
 
 from unroll_server.addresses import LONGEST_PATH, Address, reserved
 from unroll_server.errors import StartupError
+from unroll_server.middleware.access_log import CallObserver
 from unroll_server.telemetry.metrics import Metrics, served
 from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.registry import Registry
+
+NO_METHODS = Registry(CallObserver(Metrics()))
 
 
 def address(value: str) -> Address:
@@ -93,7 +97,7 @@ async def listen_on(wanted: Address) -> None:
     if wanted.option == "--workers":
         with reserved(wanted):
             raise AssertionError
-    await GrpcioTransport(wanted, [], 1000).start()
+    await GrpcioTransport(wanted, NO_METHODS, 1000).start()
 
 
 @pytest.mark.parametrize("option", ["--listen", "--admin", "--metrics", "--workers"])
@@ -135,13 +139,15 @@ def test_a_port_for_the_privileged_is_told_apart() -> None:
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 async def test_one_process_and_several_listen_alike(host: str, reaches: list[str], processes: int) -> None:
     if processes == 1:
-        transport = GrpcioTransport(address(f"{host}:0"), [], 1000)
+        transport = GrpcioTransport(address(f"{host}:0"), NO_METHODS, 1000)
         port = address(await transport.start()).port
         assert reached(port) == reaches
         await transport.stop(0)
         return
     with reserved(address(f"{host}:0")) as (_, port):
-        transports = [GrpcioTransport(address(f"{host}:{port}"), [], 1000, share_port=True) for _ in range(processes)]
+        transports = [
+            GrpcioTransport(address(f"{host}:{port}"), NO_METHODS, 1000, share_port=True) for _ in range(processes)
+        ]
         for transport in transports:
             assert address(await transport.start()).port == port
         assert reached(port) == reaches
@@ -161,7 +167,7 @@ async def test_a_unix_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path
     path = tmp_path / "a %41 socket"
     with a_socket_at(path, listens=False):
         pass
-    transport = GrpcioTransport(address(f"unix:{path}"), [], 1000)
+    transport = GrpcioTransport(address(f"unix:{path}"), NO_METHODS, 1000)
     umask = os.umask(0)
     try:
         assert await transport.start() == f"unix:{path}"
@@ -169,7 +175,7 @@ async def test_a_unix_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path
         assert os.umask(umask) == 0
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with pytest.raises(StartupError, match=r"--admin: can't listen on unix:.*: another server listens there"):
-        await GrpcioTransport(Address.of("--admin", f"unix:{path}"), [], 1000).start()
+        await GrpcioTransport(Address.of("--admin", f"unix:{path}"), NO_METHODS, 1000).start()
     with socket.socket(socket.AF_UNIX) as still:
         still.connect(str(path))
     await transport.stop(0)
@@ -182,7 +188,7 @@ async def test_a_unix_socket_is_for_owner_and_group_and_gone_afterwards(tmp_path
 async def test_what_is_no_socket_is_left_alone(tmp_path: Path, at: str, reason: str) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(StartupError, match=f"--listen: can't listen on unix:.*: {reason}"):
-        await GrpcioTransport(address(f"unix:{tmp_path / at}"), [], 1000).start()
+        await GrpcioTransport(address(f"unix:{tmp_path / at}"), NO_METHODS, 1000).start()
     assert (tmp_path / "file").read_text() == "precious"
 
 

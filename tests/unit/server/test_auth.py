@@ -1,18 +1,16 @@
 """Streams whose tokens are withdrawn, when they take their time to end."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from support.calls import CallDetails
 
 from unroll_server.errors import UnauthenticatedError
 from unroll_server.identity.quotas import Usage
 from unroll_server.identity.tokens import Identities, digest_of
-from unroll_server.middleware.auth import AuthInterceptor
+from unroll_server.middleware import Method
+from unroll_server.middleware.auth import AuthMiddleware
 
 
 class Caller:
@@ -36,28 +34,24 @@ async def test_a_stream_that_is_slow_to_end_keeps_no_change_from_the_others(tmp_
     file = tmp_path / "tokens"
     write(file, "alice", "bob")
     identities = Identities(file)
-    auth = AuthInterceptor(identities, Usage(identities))
+    auth = AuthMiddleware(identities, Usage(identities))
     ending, may_end = asyncio.Event(), asyncio.Event()
 
-    async def slow(requests: Any, context: Any) -> AsyncIterator[str]:
+    async def slow(opened: asyncio.Event, context: Any) -> None:
+        opened.set()
         try:
-            yield "open"
             await asyncio.Event().wait()
         finally:
             ending.set()
             await may_end.wait()
 
-    async def quick(requests: Any, context: Any) -> AsyncIterator[str]:
-        yield "open"
+    async def quick(opened: asyncio.Event, context: Any) -> None:
+        opened.set()
         await asyncio.Event().wait()
 
     async def call(behavior: Any, token: str, opened: asyncio.Event) -> None:
-        async def continuation(_: Any) -> Any:
-            return grpc.stream_stream_rpc_method_handler(behavior)
-
-        handler = await auth.intercept_service(continuation, CallDetails("/m", ()))
-        async for _ in handler.stream_stream(None, Caller(token)):
-            opened.set()
+        context: Any = Caller(token)
+        await auth.wrap(Method("/m", True, True, behavior))(opened, context)
 
     both = [asyncio.Event(), asyncio.Event()]
     alice = asyncio.create_task(call(slow, "alice", both[0]))

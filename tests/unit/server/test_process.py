@@ -25,8 +25,9 @@ def record(message: str, *arguments: object, **fields: object) -> logging.LogRec
 
 def of_a_call(formatter: logging.Formatter, made: logging.LogRecord) -> str:
     def format_it() -> str:
-        caller.request_id.set("7")
-        caller.identity.set("ann")
+        call = caller.Call()
+        call.request_id, call.identity = "7", "ann"
+        caller.current.set(call)
         return formatter.format(made)
 
     return copy_context().run(format_it)

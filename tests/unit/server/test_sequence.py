@@ -12,6 +12,7 @@ from support.models import alone, random_network, served
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError, SequenceStateError
 from unroll_engine.models.spec import Float32Array
+from unroll_server.caller import Call
 from unroll_server.sequence import PIECE, REPEATABLE, Repeatable, Sequence
 from unroll_server.telemetry.metrics import Metrics
 
@@ -73,7 +74,7 @@ def test_chunks_sent_again_are_answered_the_same_and_applied_once(
     async def check() -> None:
         engine = new_engine()
         try:
-            sequence = Sequence(engine, MODEL, 0, None, Repeatable())
+            sequence = Sequence(engine, MODEL, 0, None, Repeatable(), Call())
             for index, (begin, size) in enumerate(zip(begins, sizes, strict=True)):
                 chunks = [begin, *(begins[again] for when, again in repeats if when == index and again <= index)]
                 for first in chunks:
@@ -92,7 +93,7 @@ def test_chunks_sent_again_are_answered_the_same_and_applied_once(
 async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and_change_nothing() -> None:
     engine = new_engine()
     try:
-        sequence = Sequence(engine, MODEL, 0, None, Repeatable())
+        sequence = Sequence(engine, MODEL, 0, None, Repeatable(), Call())
         values = values_of(2 * (REPEATABLE + 2))
         for first in range(0, len(values), 2):
             await answer(sequence, first, values[first : first + 2])
@@ -115,7 +116,7 @@ async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and
 async def test_a_chunk_of_many_pieces_has_the_bits_of_one_and_one_that_is_left_changes_nothing() -> None:
     engine = new_engine()
     try:
-        sequence = Sequence(engine, MODEL, 0, None, Repeatable())
+        sequence = Sequence(engine, MODEL, 0, None, Repeatable(), Call())
         values = values_of(3 * PIECE + 5)
         reader = Answer(sequence)
         sequence.start(0, values, reader)
@@ -133,7 +134,7 @@ async def test_a_stream_s_latest_chunks_can_be_repeated_over_all_its_sequences()
     engine = new_engine()
     try:
         shared = Repeatable()
-        sequences = [Sequence(engine, MODEL, 0, None, shared) for _ in range(REPEATABLE + 3)]
+        sequences = [Sequence(engine, MODEL, 0, None, shared, Call()) for _ in range(REPEATABLE + 3)]
         values = values_of(2)
         answers = [await answer(sequence, 0, values) for sequence in sequences]
         for sequence in sequences[:3]:
@@ -149,7 +150,7 @@ async def test_what_is_kept_of_a_stream_s_latest_chunks_keeps_no_sequence_that_e
     engine = new_engine()
     try:
         repeatable = Repeatable()
-        await answer(Sequence(engine, MODEL, 0, None, repeatable), 0, values_of(3))
+        await answer(Sequence(engine, MODEL, 0, None, repeatable, Call()), 0, values_of(3))
         gc.collect()
         assert not [each for each in gc.get_objects() if type(each) is Sequence and each._repeatable is repeatable]
     finally:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -17,9 +16,9 @@ from support.models import random_network, served
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.jobs import BatchJob
-from unroll_server import caller
+from unroll_server.caller import Call
 from unroll_server.errors import StartupError
-from unroll_server.middleware.access_log import Calls, Method
+from unroll_server.middleware.access_log import CallObserver, CallReport
 from unroll_server.telemetry import tracing
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.telemetry.tracing import Tracer
@@ -37,10 +36,6 @@ class Context:
     def invocation_metadata(self) -> Any:
         return self._metadata
 
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        ((key, self.request_id),) = trailing_metadata
-        assert key == "x-request-id"
-
 
 @pytest.fixture
 def exporter() -> InMemorySpanExporter:
@@ -56,9 +51,10 @@ def tracer(exporter: InMemorySpanExporter) -> Iterator[Tracer]:
     tracer.close()
 
 
-def method_of(tracer: Tracer, path: str = "/a.B/C") -> Method:
-    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
-    return Calls(Metrics(), tracer=tracer).method(path, handler)
+def opened(tracer: Tracer, call: Call, path: str = "/a.B/C", **metadata: str) -> CallReport:
+    """The report of a call that has just come."""
+    context: Any = Context(**metadata)
+    return CallObserver(Metrics(), tracer=tracer).method(path).open(call, context)
 
 
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
@@ -73,14 +69,15 @@ async def test_calls_that_share_ticks_each_have_them_in_their_trace(
     exporter: InMemorySpanExporter, tracer: Tracer
 ) -> None:
     metrics = Metrics()
-    method = method_of(tracer)
     engine = AsyncEngine([MODEL], max_lanes=8, tick_steps=4, max_queued_steps=1000, metrics=metrics)
 
     async def classify(parent: str) -> None:
-        call = method.open(Context(traceparent=parent))
+        call = Call()
+        report = opened(tracer, call, traceparent=parent)
         values = np.zeros((10, MODEL.spec.input_size), np.float32)
-        await engine.run(BatchJob(MODEL, values, np.array([0, 10]), call=caller.watched.get()))
-        call.end(0)
+        await engine.run(BatchJob(MODEL, values, np.array([0, 10]), trace=call.trace))
+        call.steps = 10
+        report.end(0, 0.1)
 
     try:
         await asyncio.gather(*map(classify, PARENTS))
@@ -124,10 +121,11 @@ async def test_calls_that_share_ticks_each_have_them_in_their_trace(
 def test_a_call_without_a_parent_begins_a_trace_and_one_that_is_not_sampled_costs_nothing(
     exporter: InMemorySpanExporter, tracer: Tracer
 ) -> None:
-    method = method_of(tracer)
-    method.open(Context()).end(13)
-    method.open(Context(traceparent="nonsense")).end(0)
-    method.open(Context(traceparent=PARENTS[0][:-2] + "00")).end(0)
+    opened(tracer, Call()).end(13, 0.1)
+    opened(tracer, Call(), traceparent="nonsense").end(0, 0.1)
+    unsampled = Call()
+    opened(tracer, unsampled, traceparent=PARENTS[0][:-2] + "00").end(0, 0.1)
+    assert unsampled.trace is None
     spans = exporter.get_finished_spans()
     assert [span.parent for span in spans] == [None, None]
     assert [span.status.status_code.name for span in spans] == ["ERROR", "UNSET"]
@@ -188,14 +186,14 @@ def test_spans_that_can_not_be_sent_hold_up_the_end_no_longer_than_that(monkeypa
     provider, unreachable = TracerProvider(shutdown_on_exit=False), Unreachable()
     provider.add_span_processor(BatchSpanProcessor(unreachable))
     tracer = Tracer(provider, unreachable)
-    method_of(tracer).open(Context()).end(0)
+    opened(tracer, Call()).end(0, 0.1)
     tracer.close()
     # While the end still waited for it; OpenTelemetry alone would do so half a minute later.
     assert unreachable.told_by[0] is not threading.current_thread()
 
 
 def test_probes_are_not_traced(exporter: InMemorySpanExporter, tracer: Tracer) -> None:
-    method_of(tracer, "/grpc.health.v1.Health/Check").open(Context()).end(0)
+    opened(tracer, Call(), "/grpc.health.v1.Health/Check").end(0, 0.1)
     assert not exporter.get_finished_spans()
 
 

@@ -10,7 +10,10 @@ import pytest
 from support.processes import PATIENCE
 
 from unroll_server.addresses import Address
+from unroll_server.middleware.access_log import CallObserver
+from unroll_server.telemetry.metrics import Metrics
 from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport.registry import Registry
 
 
 class Server:
@@ -18,9 +21,10 @@ class Server:
 
     def __init__(self) -> None:
         self.arrived, self.answers = asyncio.Event(), asyncio.Event()
-        self.transport = GrpcioTransport(Address.of("--listen", "127.0.0.1:0"), [], 1000)
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._wait)
-        self.transport.registry.add_registered_method_handlers("t", {"Wait": handler})
+        registry = Registry(CallObserver(Metrics()))
+        registry.add_registered_method_handlers("t", {"Wait": handler})
+        self.transport = GrpcioTransport(Address.of("--listen", "127.0.0.1:0"), registry, 1000)
 
     async def _wait(self, request: bytes, context: Any) -> bytes:
         self.arrived.set()

@@ -38,7 +38,7 @@ async def advance(
     remaining = context.time_remaining()
     done = await sessions.advance(
         Advance(
-            owner=caller.identity.get(),
+            owner=caller.current.get().identity,
             session_id=request.session_id,
             model=name,
             version=version,

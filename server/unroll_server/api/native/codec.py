@@ -12,8 +12,8 @@ from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server import caller
 from unroll_server.api.data_plane import check_answer
-from unroll_server.caller import identity, watched
 from unroll_server.config import Limits
 
 
@@ -76,9 +76,9 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
             state = decode_snapshot(snapshot, spec, f"initial_states[{index}]")
             for array, value in zip(initial, state, strict=True):
                 array[:, index] = value
-    return BatchJob(
-        model, values, offsets, initial, request.return_final_states, deadline, identity.get(), watched.get()
-    )
+    call = caller.current.get()
+    call.steps += total
+    return BatchJob(model, values, offsets, initial, request.return_final_states, deadline, call.identity, call.trace)
 
 
 def decode_chunk(

@@ -12,7 +12,6 @@ from unroll_server import caller
 from unroll_server.api.data_plane import resolve_model
 from unroll_server.api.native.codec import decode_chunk
 from unroll_server.api.native.sequence_slot import Slot
-from unroll_server.caller import watched
 from unroll_server.config import MAX_KEY_BYTES, Limits
 from unroll_server.errors import DrainingError
 from unroll_server.identity.quotas import OPEN_SEQUENCES, Usage
@@ -50,9 +49,9 @@ class Stream:
         self._slots: dict[str, Slot] = {}
         self._open = 0
         self._usage = usage
-        self._owner = caller.identity.get()
         self._repeatable = Repeatable()
-        self._call = watched.get()
+        self._call = caller.current.get()
+        self._owner = self._call.identity
         self._unanswered = 0
         self._unanswered_bytes = 0
         # With their sizes, as far as those matter.
@@ -305,7 +304,7 @@ class Stream:
         slot.logits = request.return_logits
         slot.width = 4 * (slot.states * found.spec.hidden_size + slot.logits * found.spec.output_size)
         step = request.initial_state.step
-        return Sequence(self._engine, found.model, step, state, self._repeatable, self._owner, self._call)
+        return Sequence(self._engine, found.model, step, state, self._repeatable, self._call)
 
 
 def _closed(key: str, sequence: Sequence, reason: "pb.SequenceClosed.Reason.ValueType") -> pb.UnrollResponse:

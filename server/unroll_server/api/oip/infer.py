@@ -13,6 +13,7 @@ from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_engine.readout import classify
 from unroll_proto.inference import service_pb2 as pb
+from unroll_server import caller
 from unroll_server.api.data_plane import check_answer
 from unroll_server.api.oip import tensors
 from unroll_server.api.oip.request import (
@@ -24,7 +25,6 @@ from unroll_server.api.oip.request import (
     version_of,
 )
 from unroll_server.api.oip.statistics import Stages, Statistics
-from unroll_server.caller import identity, watched
 from unroll_server.config import Limits
 from unroll_server.errors import SessionNotFoundError
 from unroll_server.repository.catalog import Catalog
@@ -143,9 +143,9 @@ class Inference:
         state = tensors.initial_state(inputs, spec)
         names = {each.name for each in wanted}
         if "states" not in names:
-            batch = BatchJob(
-                model, rows, offsets, state, "final_state" in names, deadline, identity.get(), watched.get()
-            )
+            call = caller.current.get()
+            call.steps += len(rows)
+            batch = BatchJob(model, rows, offsets, state, "final_state" in names, deadline, call.identity, call.trace)
             await self._engine.run(batch)
             stages.waited = int(batch.waited * 1e9)
             return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))
@@ -218,7 +218,7 @@ class Inference:
             return tensors.ragged(inputs, spec)[0]
 
         advance = Advance(
-            owner=identity.get(),
+            owner=caller.current.get().identity,
             session_id=options.session_id(name),
             model=name,
             version=version,
