@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from unroll_engine.bundle import VerifiedBundle
 from unroll_engine.errors import RuntimeUnavailableError
-from unroll_engine.kernel import UnsupportedNetworkError, read_onnx, unavailable_reason
+from unroll_engine.kernel import NetworkWeights, UnsupportedNetworkError, read_onnx, unavailable_reason
 from unroll_engine.models.calibration import difference_of, keeps_bits, problem_of, tick_cost
 from unroll_engine.models.spec import ModelSpec
 from unroll_engine.runtimes.base import Runtime
@@ -108,7 +108,7 @@ class Loader:
 
         # The bytes that are loaded are those that were checked.
         content = bundle.read(bundle_pb2.ARTIFACT_KIND_ONNX_RNN)
-        _check_network(content, bundle)
+        weights = _network_of(content, bundle)
         if self._device == "cuda":
             runtime: Runtime = OnnxCudaRuntime(content)
             _check_results(runtime, bundle)
@@ -118,7 +118,7 @@ class Loader:
         reference = OnnxOperatorRuntime(content)
         for runtime in self._candidates(content):
             _check_results(runtime, bundle)
-            problem = difference_of(runtime, reference, bundle.spec)
+            problem = difference_of(runtime, reference, weights, bundle.spec)
             if not problem:
                 return runtime, note
             note = note or problem
@@ -160,8 +160,8 @@ class Loader:
         )
 
 
-def _check_network(content: bytes, bundle: VerifiedBundle) -> None:
-    """Raises BundleError if `model.onnx` is not a network of the manifest's architecture and sizes."""
+def _network_of(content: bytes, bundle: VerifiedBundle) -> NetworkWeights:
+    """Reads `model.onnx`; raises BundleError if it is not a network of the manifest's architecture and sizes."""
     spec = bundle.spec
     try:
         weights = read_onnx(content)
@@ -174,6 +174,7 @@ def _check_network(content: bytes, bundle: VerifiedBundle) -> None:
     if found != expected or weights.cell not in _CELLS[spec.architecture]:
         problem = f"{weights.cell} of layers {layers[:8]} and {len(weights.readout)} outputs"
         raise BundleError(f"{bundle.path}: {ONNX_RNN}: {problem}, which is not what the manifest says")
+    return weights
 
 
 def _check_results(runtime: Runtime, bundle: VerifiedBundle) -> None:
