@@ -1,5 +1,5 @@
-"""Training of SimpleRNN models, and their export to ONNX and TorchScript with proof of parity."""
+"""Training of recurrent classifiers, and their export to ONNX and TorchScript with proof of parity."""
 
-from unroll_export.model import SimpleRNN
+from unroll_export.model import SimpleGRU, SimpleLSTM, SimpleRNN
 
-__all__ = ["SimpleRNN"]
+__all__ = ["SimpleGRU", "SimpleLSTM", "SimpleRNN"]

@@ -72,6 +72,12 @@ class Dataset:
         """Timesteps of the longest training sequence."""
         return max(len(sequence) for sequence in self.train.sequences)
 
+    @property
+    def median_length(self) -> int:
+        """Timesteps of the median training sequence, the shorter of the middle two."""
+        lengths = sorted(len(sequence) for sequence in self.train.sequences)
+        return lengths[(len(lengths) - 1) // 2]
+
     def standardization(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each feature over the timesteps of the training part alone.
 

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from unroll_export import runs
 from unroll_export.datasets import Dataset
+from unroll_export.diagnosis import diagnose
 from unroll_export.metrics import evaluate
 from unroll_export.runs import RunError, replaced
 from unroll_export.training import Hyperparameters, Trainer
@@ -95,7 +96,9 @@ def summarize(trainer: Trainer) -> dict[str, Any]:
     """Ends the training with the best weights and sums it up, as `summary.json` has it.
 
     `accuracy`, `confusion_matrix` (rows are true classes) and `per_class` are of the split `judged_on`: test, or where
-    there is none validation, or where there is neither train. `splits` has sequence count, loss and accuracy of each.
+    there is none validation, or where there is neither train. `majority_accuracy` is that of always predicting the
+    most frequent class of that split. `splits` has sequence count, loss and accuracy of each. `warnings` are those of
+    `diagnosis.diagnose`.
     """
     data = trainer.data
     model = trainer.finish()
@@ -105,9 +108,20 @@ def summarize(trainer: Trainer) -> dict[str, Any]:
     judged = evaluations[judged_on]
     return {
         "format": runs.FORMAT,
-        "architecture": "simple_rnn",
+        "architecture": model.architecture,
+        "nonlinearity": trainer.settings.nonlinearity if trainer.settings.cell == "rnn" else None,
         "judged_on": judged_on,
         "accuracy": judged.accuracy,
+        "majority_accuracy": judged.majority,
+        "macro_f1": judged.macro_f1,
+        "warnings": diagnose(
+            judged,
+            evaluations["train"],
+            trainer.flows[-1],
+            data.median_length,
+            data.class_labels,
+            gated=trainer.settings.cell != "rnn",
+        ),
         "test_accuracy": evaluations["test"].accuracy if "test" in evaluations else None,
         "confusion_matrix": judged.confusion.tolist(),
         "per_class": judged.per_class(data.class_labels),
@@ -158,6 +172,7 @@ def _check_identity(out: Path, before: dict[str, Any], now: dict[str, Any]) -> N
         return {
             "data": identity.get("data"),
             **identity.get("data_parameters", {}),
+            **asdict(Hyperparameters()),
             **identity.get("hyperparameters", {}),
             "data_sha256": identity.get("data_sha256"),
         }
@@ -205,6 +220,7 @@ def _log_epoch(writer: SummaryWriter, trainer: Trainer, figures: dict[str, float
     if flow.epoch == trainer.epoch:
         for layer, radius in enumerate(flow.spectral_radius):
             writer.add_scalar(f"spectral_radius/layer_{layer}", radius, trainer.epoch)
-        writer.add_scalar("gradient_flow/last_step", flow.norms[0], trainer.epoch)
-        writer.add_scalar("gradient_flow/first_step", flow.norms[-1], trainer.epoch)
+        for end, log10_norm in (("last", flow.log10_norms[0]), ("first", flow.log10_norms[-1])):
+            if log10_norm is not None:
+                writer.add_scalar(f"gradient_flow_log10/{end}_step", log10_norm, trainer.epoch)
     writer.flush()

@@ -59,6 +59,8 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
         raise bundle.BundleError(f"{out}: is a version of a bundle; the folder above it is the model's")
     training = _training_summary(run.summary)
     model = run.model.eval()
+    if not isinstance(model, SimpleRNN) or model.rnn.nonlinearity != "tanh":
+        raise RunError(f"{SUMMARY}: only a simple_rnn with tanh can be exported, not {model.architecture}")
     with Draft(out) as draft:
         draft.write(bundle.WEIGHTS, save({key: value.contiguous() for key, value in model.state_dict().items()}))
         for kind, build in BUILDERS.items():
@@ -66,7 +68,7 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
         written = {kind: (draft.path / bundle.FILES[kind]).read_bytes() for kind in BUILDERS}
         proven = prove(model, written, on_case)
         while True:
-            manifest = _manifest(run, name, draft.next_version(), training)
+            manifest = _manifest(run, model, name, draft.next_version(), training)
             _describe(draft, manifest, proven)
             try:
                 return Exported(draft.publish(manifest.version), proven)
@@ -110,12 +112,14 @@ def _describe(draft: Draft, manifest: pb.BundleManifest, proven: Proven) -> None
     bundle.verify_bundle(draft.path)
 
 
-def _manifest(run: TrainedRun, name: str, version: int, training: pb.TrainingSummary) -> pb.BundleManifest:
+def _manifest(
+    run: TrainedRun, model: SimpleRNN, name: str, version: int, training: pb.TrainingSummary
+) -> pb.BundleManifest:
     """Everything but the artifacts' checksums and sizes."""
-    rnn = run.model.rnn
+    rnn = model.rnn
     artifacts = []
     for kind, file in bundle.FILES.items():
-        inputs, outputs = artifact_shapes(run.model) if kind in BUILDERS else ([], [])
+        inputs, outputs = artifact_shapes(model) if kind in BUILDERS else ([], [])
         artifacts.append(pb.Artifact(kind=kind, file=file, inputs=inputs, outputs=outputs))
     created = Timestamp()
     created.GetCurrentTime()
@@ -126,7 +130,7 @@ def _manifest(run: TrainedRun, name: str, version: int, training: pb.TrainingSum
         architecture=ARCHITECTURE,
         input_size=rnn.input_size,
         hidden_size=rnn.hidden_size,
-        output_size=run.model.fc.out_features,
+        output_size=model.fc.out_features,
         num_layers=rnn.num_layers,
         class_labels=run.class_labels,
         feature_names=run.feature_names,

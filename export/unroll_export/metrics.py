@@ -8,23 +8,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unroll_export.datasets import Part
-from unroll_export.model import SimpleRNN
+from unroll_export.model import RecurrentClassifier
 
 # Sequences of one evaluation call; bounds the memory that padding takes.
 EVALUATION_BATCH = 256
 
 
-def loss_of(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor, reduction: str = "mean", weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of the classes; of a single logit, binary cross-entropy with class 1 as the positive one.
 
     Args:
         logits: float [batch, output_size].
         labels: int64 [batch], class indices.
-        reduction: As in torch: "mean", "sum" or "none".
+        reduction: As in torch: "mean" (weighted by `weights`), "sum" or "none".
+        weights: Weight of each class in the loss, float [classes]; 1 each if absent.
     """
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction=reduction)
-    return F.cross_entropy(logits, labels, reduction=reduction)
+    if logits.shape[1] > 1:
+        return F.cross_entropy(logits, labels, weights, reduction=reduction)
+    loss = F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
+    each = torch.ones_like(loss) if weights is None else weights[labels]
+    loss = loss * each
+    if reduction == "none":
+        return loss
+    return loss.sum() / each.sum() if reduction == "mean" else loss.sum()
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights each class by the inverse of its frequency: samples / (classes * samples of the class) (King, Zeng 2001).
+
+    Args:
+        labels: int64 [sequences], class indices.
+        classes: Number of classes; one without a sequence gets weight 0.
+
+    Returns:
+        float32 [classes], mean 1 over the sequences.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    weights = len(labels) / ((counts > 0).sum() * counts)
+    return torch.where(counts > 0, weights, 0.0)
 
 
 def predict(logits: Tensor) -> Tensor:
@@ -49,6 +70,19 @@ class Evaluation:
         """Share of the sequences classified correctly."""
         return float(self.confusion.trace()) / float(self.confusion.sum())
 
+    @property
+    def majority(self) -> float:
+        """Accuracy of always predicting the most frequent true class."""
+        return float(self.confusion.sum(1).max()) / float(self.confusion.sum())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have sequences."""
+        supported = self.confusion.sum(1) > 0
+        hits = self.confusion.diagonal().double()
+        f1 = 2 * hits / (self.confusion.sum(0) + self.confusion.sum(1)).clamp(min=1)
+        return float(f1[supported].mean())
+
     def per_class(self, class_labels: tuple[str, ...]) -> list[dict[str, Any]]:
         """Precision, recall, F1 and support of each class; a figure whose denominator is 0 is 0."""
         figures = []
@@ -66,19 +100,9 @@ class Evaluation:
             )
         return figures
 
-    def as_json(self, class_labels: tuple[str, ...]) -> dict[str, Any]:
-        """The evaluation as it stands in `summary.json`."""
-        return {
-            "sequences": int(self.confusion.sum()),
-            "loss": self.loss,
-            "accuracy": self.accuracy,
-            "confusion_matrix": self.confusion.tolist(),
-            "per_class": self.per_class(class_labels),
-        }
-
 
 @torch.no_grad()
-def evaluate(model: SimpleRNN, part: Part, classes: int) -> Evaluation:
+def evaluate(model: RecurrentClassifier[Any], part: Part, classes: int) -> Evaluation:
     """Runs the model over all sequences of a part, which is not empty."""
     # Sequences of like lengths together: little padding.
     order = torch.tensor([len(sequence) for sequence in part.sequences]).argsort(stable=True)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from unroll_export.model import SimpleRNN
+from unroll_export.model import CELLS, Nonlinearity, RecurrentClassifier, build
 
 FORMAT = 1
 SUMMARY = "summary.json"
@@ -37,7 +37,7 @@ class TrainedRun:
         summary: `summary.json`; `unroll_export.experiment.summarize` says what it holds.
     """
 
-    model: SimpleRNN
+    model: RecurrentClassifier[Any]
     class_labels: tuple[str, ...]
     feature_names: tuple[str, ...]
     summary: dict[str, Any]
@@ -54,7 +54,7 @@ def replaced(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def save_weights(model: SimpleRNN, path: Path) -> None:
+def save_weights(model: RecurrentClassifier[Any], path: Path) -> None:
     """Writes the state dict (`rnn.*`, `fc.*`, `mean`, `std`) as safetensors."""
     with replaced(path) as partial:
         # Not save_file, whose files only their owner can read, while servers often run as someone else.
@@ -92,6 +92,8 @@ def load_run(path: Path) -> TrainedRun:
         class_labels = tuple(str(label) for label in summary["class_labels"])
         feature_names = tuple(str(name) for name in summary["feature_names"])
         sizes = {name: int(summary[name]) for name in ("input_size", "hidden_size", "output_size", "num_layers")}
+        architecture = str(summary["architecture"])
+        nonlinearity: Nonlinearity = "relu" if summary.get("nonlinearity") == "relu" else "tanh"
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path / SUMMARY}: missing or of the wrong type: {error}") from error
     for size, value in sizes.items():
@@ -101,12 +103,14 @@ def load_run(path: Path) -> TrainedRun:
         raise RunError(f"{path / SUMMARY}: {len(class_labels)} class labels for {sizes['output_size']} logits")
     if len(feature_names) != sizes["input_size"]:
         raise RunError(f"{path / SUMMARY}: {len(feature_names)} feature names for {sizes['input_size']} features")
-    model = SimpleRNN(**sizes)
+    if architecture not in CELLS:
+        raise RunError(f"{path / SUMMARY}: architecture is {architecture!r}, expected one of {', '.join(CELLS)}")
+    model = build(CELLS[architecture], **sizes, nonlinearity=nonlinearity)
     _load_weights(model, path / WEIGHTS)
     return TrainedRun(model.eval(), class_labels, feature_names, summary)
 
 
-def _load_weights(model: SimpleRNN, file: Path) -> None:
+def _load_weights(model: RecurrentClassifier[Any], file: Path) -> None:
     try:
         weights: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -18,7 +18,7 @@ AEON = "aeon==1.6.0"
 RECALL_CLASSES = 8
 RECALL_NOISE = 0.8
 # Training, validation and test sequences.
-RECALL_SIZES = (400, 80, 400)
+RECALL_SIZES = (2000, 200, 400)
 
 
 class DataMissingError(ValueError):

@@ -1,10 +1,10 @@
-"""The command `unroll-train`: trains a SimpleRNN into a run folder, and draws a run's report."""
+"""The command `unroll-train`: trains a recurrent classifier into a run folder, and draws reports of runs."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 import torch
@@ -13,12 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unroll_export import experiment, sources
 from unroll_export.datasets import Dataset
+from unroll_export.model import Cell, Nonlinearity
 from unroll_export.runs import REPORT, RunError
 from unroll_export.training import Hyperparameters, TrainingError
 from unroll_proto import cli
 from unroll_proto.sequences import SUFFIXES, SequenceError
 
 DEFAULTS = Hyperparameters()
+MOST_RUNS = 6
+MOST_RECALLS = 20
+"""Classes whose recall is printed; `summary.json` has all."""
 DATA = f"{sources.JAPANESE_VOWELS}, {sources.RECALL} or a file ({', '.join(SUFFIXES)})"
 
 
@@ -39,7 +43,7 @@ class TrainGroup(cli.DefaultGroup):
     default = "train"
 
 
-HELP = """Trains a SimpleRNN on labelled sequences.
+HELP = """Trains a recurrent classifier (RNN, LSTM or GRU) on labelled sequences.
 
 \b
   unroll-train --data japanese-vowels --out runs/jv
@@ -68,8 +72,26 @@ def group(ctx: click.Context) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--test-data", type=click.Path(path_type=Path), help="File whose sequences are the test split.")
 @click.option("--lag", type=click.IntRange(min=1), default=5, help="Steps of noise to carry the class over (recall).")
+@click.option(
+    "--cell",
+    type=click.Choice(get_args(Cell)),
+    default=DEFAULTS.cell,
+    help="lstm and gru carry more over many steps.",
+)
+@click.option(
+    "--nonlinearity",
+    type=click.Choice(get_args(Nonlinearity)),
+    default=DEFAULTS.nonlinearity,
+    help="Of the cell rnn.",
+)
 @click.option("--hidden-size", type=click.IntRange(min=1), default=DEFAULTS.hidden_size)
-@click.option("--num-layers", type=click.IntRange(min=1), default=DEFAULTS.num_layers)
+@click.option("--layers", "num_layers", type=click.IntRange(min=1), default=DEFAULTS.num_layers)
+@click.option(
+    "--dropout",
+    type=FiniteRange(min=0, max=1, max_open=True),
+    default=DEFAULTS.dropout,
+    help="Between layers, in training.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=DEFAULTS.epochs, help="Most epochs.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULTS.batch_size)
 @click.option(
@@ -82,6 +104,12 @@ def group(ctx: click.Context) -> None:
 @click.option("--weight-decay", type=FiniteRange(min=0), default=DEFAULTS.weight_decay)
 @click.option(
     "--clip", type=FiniteRange(min=0, min_open=True), default=DEFAULTS.clip, help="Largest norm of the gradient."
+)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["none", "balanced"]),
+    default=DEFAULTS.class_weights,
+    help="balanced: rare classes count as much as frequent ones.",
 )
 @click.option(
     "--input-noise",
@@ -116,6 +144,10 @@ def train(
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     hyperparameters = Hyperparameters(**settings)
+    if hyperparameters.dropout and hyperparameters.num_layers == 1:
+        raise click.UsageError("--dropout is between layers: it needs --layers 2 or more")
+    if hyperparameters.nonlinearity != DEFAULTS.nonlinearity and hyperparameters.cell != "rnn":
+        raise click.UsageError(f"--nonlinearity goes with --cell rnn, not {hyperparameters.cell}")
     torch.set_num_threads(hyperparameters.threads)
     torch.use_deterministic_algorithms(True)
     start: experiment.Start = "resume" if resume else "overwrite" if overwrite else "new"
@@ -129,15 +161,11 @@ def train(
         raise click.ClickException(f"{out}: {error}") from error
     except OSError as error:
         raise cli.InputError(f"{error.filename or out}: {(error.strerror or str(error)).lower()}") from error
-    judged = summary["splits"][summary["judged_on"]]
-    click.echo(
-        f"{out}: {summary['judged_on']} accuracy {summary['accuracy']:.4f} on {judged['sequences']} sequences, "
-        f"weights of epoch {summary['best_epoch']} of {summary['epochs']}"
-    )
+    _print_result(out, summary)
 
 
-@group.command(short_help="Draws a run as one PNG.")
-@click.argument("run", type=click.Path(path_type=Path))
+@group.command(short_help="Draws a run, or compares several, as one PNG.")
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "-o",
     "--output",
@@ -145,14 +173,22 @@ def train(
     metavar="FILE",
     help=f"PNG to write.  [default: RUN/{REPORT}]",
 )
-def report(run: Path, output: Path | None) -> None:
-    """Draws loss, accuracy, confusion matrix and gradient flow of the run folder RUN as one PNG."""
+def report(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Draws loss, accuracy, confusion matrix and gradient flow of the run folder RUN as one PNG.
+
+    Of several run folders, 6 at most, it draws accuracy and gradient flow side by side.
+    """
     # matplotlib takes a second to import, which training need not wait for.
     from unroll_export.report import write_report
 
-    output = output or run / REPORT
+    if len(runs) > MOST_RUNS:
+        raise click.UsageError(f"RUN: {len(runs)} given, {MOST_RUNS} at most can be compared")
+    if output is None:
+        if len(runs) > 1:
+            raise click.UsageError("--output is required when several runs are compared")
+        output = runs[0] / REPORT
     try:
-        write_report(run, output)
+        write_report(runs, output)
     except RunError as error:
         raise cli.InputError(str(error)) from error
     except OSError as error:
@@ -186,6 +222,20 @@ def _load(data: str, test_data: Path | None, lag: int, settings: Hyperparameters
         test=settings.test_fraction,
         seed=settings.seed,
     )
+
+
+def _print_result(out: Path, summary: dict[str, Any]) -> None:
+    judged = summary["splits"][summary["judged_on"]]
+    click.echo(
+        f"{out}: {summary['judged_on']} accuracy {summary['accuracy']:.4f} on {judged['sequences']} sequences "
+        f"(most frequent class {summary['majority_accuracy']:.4f}), macro-F1 {summary['macro_f1']:.4f}, "
+        f"weights of epoch {summary['best_epoch']} of {summary['epochs']}"
+    )
+    recalls = [f"{each['label']} {each['recall']:.2f}" for each in summary["per_class"] if each["support"]]
+    shown = ", ".join(recalls[:MOST_RECALLS]) + (", ..." if len(recalls) > MOST_RECALLS else "")
+    click.echo(f"recall by class: {shown}")
+    for warning in summary["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _describe(figures: dict[str, float]) -> str:

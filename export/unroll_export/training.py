@@ -1,8 +1,10 @@
 """Training by backpropagation through time: epochs, early stopping, and all the state that an epoch leaves behind."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 from unroll_export import gradient_flow
 from unroll_export.datasets import Dataset
 from unroll_export.gradient_flow import GradientFlow
-from unroll_export.metrics import evaluate, loss_of, predict
-from unroll_export.model import SimpleRNN
+from unroll_export.metrics import balanced_weights, evaluate, loss_of, predict
+from unroll_export.model import Cell, Nonlinearity, RecurrentClassifier, build, initialize_memory
 
 # The gradient flow is measured on as many training sequences as have so many timesteps, padding included.
 FLOW_STEPS = 8192
@@ -23,16 +25,20 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What decides, together with the data, every bit of the trained weights.
+    """Settings that decide, together with the data, every bit of the trained weights.
 
     Attributes:
+        cell: Recurrent cell: Elman's, LSTM or GRU.
+        nonlinearity: Of the "rnn" cell.
         hidden_size: Width of the hidden state of one layer.
         num_layers: Stacked recurrent layers.
+        dropout: Probability of zeroing an input of a layer above the first, in training.
         epochs: Most epochs; the learning rate falls to 0 over them, along half a cosine.
         batch_size: Sequences of one step of the optimizer.
         learning_rate: Of AdamW, at the start.
         weight_decay: Of AdamW.
         clip: Largest norm of the gradient of all weights together.
+        class_weights: "balanced" weighs each class in the loss by the inverse of its frequency.
         input_noise: Standard deviation of the normal noise added to training inputs, in those of each feature.
         patience: Epochs without a lower validation loss after which training stops.
         validation_fraction: Share of the training sequences held out for early stopping; 0 trains for all epochs.
@@ -41,13 +47,17 @@ class Hyperparameters:
         threads: Of torch; sums may round differently with another number of them.
     """
 
+    cell: Cell = "rnn"
+    nonlinearity: Nonlinearity = "tanh"
     hidden_size: int = 128
     num_layers: int = 1
+    dropout: float = 0.0
     epochs: int = 150
     batch_size: int = 16
     learning_rate: float = 0.002
     weight_decay: float = 0.1
     clip: float = 1.0
+    class_weights: Literal["none", "balanced"] = "none"
     input_noise: float = 0.5
     patience: int = 40
     validation_fraction: float = 0.1
@@ -79,18 +89,24 @@ class Trainer:
         self.classes = len(data.class_labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.model = SimpleRNN(
+            self.model = build(
+                settings.cell,
                 len(data.feature_names),
                 settings.hidden_size,
                 1 if self.classes == 2 else self.classes,
                 settings.num_layers,
+                settings.dropout,
+                settings.nonlinearity,
             )
+            initialize_memory(self.model, data.longest_sequence)
         mean, std = data.standardization()
         self.model.mean.copy_(mean)
         self.model.std.copy_(std)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        balanced = settings.class_weights == "balanced"
+        self._class_weights = balanced_weights(data.train.labels, self.classes) if balanced else None
         self.random = torch.Generator().manual_seed(settings.seed)
         self.epoch = 0
         self.best_epoch = 0
@@ -120,12 +136,13 @@ class Trainer:
         loss = norm = 0.0
         correct = 0
         self.model.train()
-        for i, indices in enumerate(batches):
-            learning_rate = self._learning_rate(self.epoch + i / len(batches))
-            batch_loss, batch_norm, hits = self._step(self.data.train.batch(indices), learning_rate)
-            loss += batch_loss * len(indices) / len(order)
-            norm += batch_norm / len(batches)
-            correct += hits
+        with self._seeded_dropout():
+            for i, indices in enumerate(batches):
+                learning_rate = self._learning_rate(self.epoch + i / len(batches))
+                batch_loss, batch_norm, hits = self._step(self.data.train.batch(indices), learning_rate)
+                loss += batch_loss * len(indices) / len(order)
+                norm += batch_norm / len(batches)
+                correct += hits
         self.model.eval()
         self.epoch += 1
         figures = {
@@ -141,7 +158,7 @@ class Trainer:
             self.flows.append(self._measure_flow(self.epoch))
         return figures
 
-    def finish(self) -> SimpleRNN:
+    def finish(self) -> RecurrentClassifier[Any]:
         """Goes back to the best weights, whose gradient flow becomes the last one, and gives them in eval mode."""
         self.model.load_state_dict(self.best_weights)
         self.flows.append(self._measure_flow(self.best_epoch))
@@ -173,6 +190,17 @@ class Trainer:
         self.history = state["history"]
         self.flows = [GradientFlow(**flow) for flow in state["flows"]]
 
+    @contextmanager
+    def _seeded_dropout(self) -> Iterator[None]:
+        """Seeds torch's global generator, which dropout draws from, inside the block; restores it afterwards."""
+        if not self.settings.dropout:
+            yield
+            return
+        seed = int(torch.randint(2**62, (), generator=self.random))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+
     def _step(self, batch: tuple[Tensor, Tensor, Tensor], learning_rate: float) -> tuple[float, float, int]:
         """One step of the optimizer; gives the loss, the gradient's norm before clipping, and the hits."""
         x, lengths, labels = batch
@@ -180,7 +208,7 @@ class Trainer:
             noise = torch.randn(x.shape, generator=self.random)
             x = x + self.settings.input_noise * self.model.std * noise
         logits = self.model(x, lengths)
-        loss = loss_of(logits, labels)
+        loss = loss_of(logits, labels, weights=self._class_weights)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         loss = loss.detach()

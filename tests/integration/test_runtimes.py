@@ -60,7 +60,7 @@ def odd_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = np.arange(80) % 2
     values = np.concatenate([rng.normal(label, 1, (length, 1)) for label, length in zip(labels, lengths, strict=True)])
     np.savez(folder / "data.npz", values=values.astype(np.float32), lengths=lengths, labels=labels)
-    options = ["--hidden-size", "5", "--num-layers", "2", "--epochs", "3"]
+    options = ["--hidden-size", "5", "--layers", "2", "--epochs", "3"]
     run("unroll-train", "--data", folder / "data.npz", "--out", folder / "run", *options)
     return folder / "run"
 

@@ -40,6 +40,7 @@ def check_that_it_exports(data: Dataset, how: Hyperparameters) -> None:
     while not trainer.finished:
         trainer.run_epoch()
     model = trainer.model.eval()
+    assert isinstance(model, SimpleRNN)
     prove(model, {kind: build(model) for kind, build in BUILDERS.items()})
 
 

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.image import imread
 
 from unroll_export import experiment, sources, train_cli
-from unroll_export.report import draw, write_report
+from unroll_export.fonts import fonts_for
+from unroll_export.report import draw_comparison, draw_run, write_report
 from unroll_export.runs import SUMMARY, RunError
 from unroll_export.training import Hyperparameters
 
@@ -40,15 +41,15 @@ def test_the_command_writes_a_picture(
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == (f"{output}\n", "")
     pixels = imread(output)
-    assert pixels.shape[:2] == (1080, 1440)
-    # Every quarter has something drawn on it.
-    for quarter in (pixels[:540, :720], pixels[:540, 720:], pixels[540:, :720], pixels[540:, 720:]):
-        assert len(np.unique(quarter.reshape(-1, pixels.shape[2]), axis=0)) > 50
+    assert pixels.shape[:2] == (1560, 1440)
+    # Every panel has something drawn on it.
+    for panel in (pixels[top : top + 520, left : left + 720] for top in (0, 520, 1040) for left in (0, 720)):
+        assert len(np.unique(panel.reshape(-1, pixels.shape[2]), axis=0)) > 50
     assert list(tmp_path.iterdir()) == [output]
 
 
 def test_the_picture_shows_the_figures_of_the_summary(summary: dict[str, Any]) -> None:
-    loss, accuracy, confusion, flow = draw(summary, "a title").axes
+    loss, accuracy, confusion, shares, flow = draw_run("a title", summary, {}).axes
     history = summary["history"]
     for axes, kind in ((loss, "loss"), (accuracy, "accuracy")):
         lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.get_lines()}
@@ -58,17 +59,18 @@ def test_the_picture_shows_the_figures_of_the_summary(summary: dict[str, Any]) -
     cells = {text.get_position(): text.get_text() for text in confusion.texts}
     matrix = np.array(summary["confusion_matrix"])
     assert cells == {(column, row): str(count) for (row, column), count in np.ndenumerate(matrix) if count}
+    rows = [sum(float(text.get_text()) for text in shares.texts if text.get_position()[1] == row) for row in range(8)]
+    assert rows == pytest.approx([1] * 8, abs=0.05)
     drawn = [np.asarray(line.get_ydata()).tolist() for line in flow.get_lines()]
     flows = summary["gradient_flow"]
-    assert drawn == [flows[0]["norms"], flows[1]["norms"], flows[-1]["norms"]]
-    assert flow.get_yscale() == "log"
+    assert drawn == [flows[0]["log10_norms"], flows[1]["log10_norms"], flows[-1]["log10_norms"]]
 
 
 @pytest.mark.parametrize("classes", [2, 12, 40])
 def test_any_number_of_classes_fits(summary: dict[str, Any], tmp_path: Path, classes: int) -> None:
     summary["class_labels"] = [f"a rather long name of class {i}" for i in range(classes)]
     summary["confusion_matrix"] = (np.eye(classes, dtype=int) * 1000).tolist()
-    draw(summary, "many").savefig(tmp_path / "many.png")
+    draw_run("many", summary, {}).savefig(tmp_path / "many.png")
     assert (tmp_path / "many.png").stat().st_size > 10_000
 
 
@@ -76,18 +78,37 @@ def test_gradients_that_vanish_altogether_and_parts_that_are_missing_are_drawn(
     summary: dict[str, Any], tmp_path: Path
 ) -> None:
     for flow in summary["gradient_flow"]:
-        flow["norms"][1:] = [0.0] * (len(flow["norms"]) - 1)
+        flow["log10_norms"][2:] = [None] * (len(flow["log10_norms"]) - 2)
     for row in summary["history"]:
         del row["validation_loss"], row["validation_accuracy"]
     summary["judged_on"], summary["splits"] = "train", {"train": summary["splits"]["train"]}
-    draw(summary, "bare").savefig(tmp_path / "bare.png")
+    figure = draw_run("bare", summary, {})
+    figure.savefig(tmp_path / "bare.png")
+    marks = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]  # type: ignore[union-attr]
+    assert all(mark.endswith("; vanished after 2 steps") for mark in marks)
+
+
+def test_runs_are_compared(run: Path, summary: dict[str, Any], tmp_path: Path) -> None:
+    write_report([run, run], tmp_path / "both.png")
+    assert imread(tmp_path / "both.png").shape[:2] == (1200, 1440)
+    accuracy, flow = draw_comparison([("one", summary), ("two", summary | {"architecture": "simple_gru"})], {}).axes
+    names = [str(line.get_label()).partition(";")[0] for line in (*accuracy.get_lines(), *flow.get_lines())]
+    assert names == ["one: RNN", "two: GRU"] * 2
+
+
+def test_labels_of_any_script_are_drawn(run: Path, summary: dict[str, Any], tmp_path: Path) -> None:
+    summary["class_labels"] = ["走る", "걷기", "🏃", "ход", "جري", "run", "\u0378", r"$\foo$"]
+    (tmp_path / SUMMARY).write_text(json.dumps(summary))
+    write_report([tmp_path], tmp_path / "report.png")
+    with fonts_for(["run \u0378"]) as replacements:
+        assert "run \u0378".translate(replacements) == "run <U+0378>"
 
 
 def test_what_is_no_run_is_refused(summary: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no training run here"):
-        write_report(tmp_path, tmp_path / "report.png")
+        write_report([tmp_path], tmp_path / "report.png")
     del summary["gradient_flow"]
     (tmp_path / SUMMARY).write_text(json.dumps(summary))
     with pytest.raises(RunError, match=r"missing or of the wrong type: 'gradient_flow'"):
-        write_report(tmp_path, tmp_path / "report.png")
+        write_report([tmp_path], tmp_path / "report.png")
     assert not (tmp_path / "report.png").exists()

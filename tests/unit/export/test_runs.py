@@ -20,11 +20,17 @@ SIZES = {"input_size": 2, "hidden_size": 4, "output_size": 3, "num_layers": 2}
 def run(tmp_path: Path) -> Path:
     """A run folder with random weights."""
     torch.manual_seed(0)
-    model = SimpleRNN(**SIZES)
+    model = SimpleRNN(2, 4, 3, 2)
     model.mean.fill_(0.5)
     model.std.fill_(2.0)
     save_weights(model, tmp_path / WEIGHTS)
-    summary = {"format": 1, "class_labels": ["a", "b", "c"], "feature_names": ["x", "y"], **SIZES}
+    summary = {
+        "format": 1,
+        "architecture": "simple_rnn",
+        "class_labels": ["a", "b", "c"],
+        "feature_names": ["x", "y"],
+        **SIZES,
+    }
     (tmp_path / SUMMARY).write_text(json.dumps(summary))
     return tmp_path
 
@@ -32,7 +38,7 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_is_read_back(run: Path) -> None:
     loaded = load_run(run)
     torch.manual_seed(0)
-    model = SimpleRNN(**SIZES)
+    model = SimpleRNN(2, 4, 3, 2)
     assert not loaded.model.training
     assert (loaded.class_labels, loaded.feature_names) == (("a", "b", "c"), ("x", "y"))
     assert loaded.summary["hidden_size"] == 4
