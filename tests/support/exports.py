@@ -25,6 +25,7 @@ def run_of(network: SimpleRNN, longest_sequence: int = 20, **changes: Any) -> Tr
         "input_size": features,
         "hidden_size": network.rnn.hidden_size,
         "output_size": outputs,
+        "architecture": network.architecture,
         "num_layers": network.rnn.num_layers,
     } | changes
     return TrainedRun(network, tuple(summary["class_labels"]), tuple(summary["feature_names"]), summary)

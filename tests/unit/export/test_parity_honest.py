@@ -7,6 +7,7 @@ import torch
 from support.models import random_network
 from torch import Tensor
 
+from unroll_export import SimpleRNN
 from unroll_export.datasets import Dataset, Part
 from unroll_export.exporting import BUILDERS
 from unroll_export.parity.gate import prove
