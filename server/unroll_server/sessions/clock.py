@@ -1,4 +1,4 @@
-"""The time that sessions rest: no step of the wall clock ends them."""
+"""Time at rest of sessions, which no step of the wall clock changes."""
 
 import time
 from functools import cache
@@ -11,13 +11,13 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Moment(NamedTuple):
     """One moment on the clocks of this machine.
 
-    Sessions rest by the monotonic clock, which all processes of a machine share and which nobody can set. Unlike
-    CLOCK_BOOTTIME it stands still while the machine is suspended: no caller could use a session meanwhile.
+    Sessions expire by the monotonic clock, which all processes of a machine share and which nobody can set. Unlike
+    CLOCK_BOOTTIME it stands still while the machine is suspended, when no caller can use a session.
 
     Attributes:
         wall: Seconds since 1970.
         monotonic: Seconds of `time.monotonic`.
-        boot: Names the run of the kernel that `monotonic` belongs to; empty where the system has no name for it.
+        boot: Identifies the run of the kernel that `monotonic` belongs to; empty if the system has no such name.
     """
 
     wall: float
@@ -30,9 +30,10 @@ class Moment(NamedTuple):
         return cls(time.time(), time.monotonic(), _boot_id())
 
     def since(self, earlier: "Moment") -> float:
-        """Seconds, 0 or more, from `earlier` to this moment.
+        """Returns the seconds, 0 or more, from `earlier` to this moment.
 
-        Across a boot, or between machines, only the wall clock can measure them.
+        Across a boot, or between machines, only the wall clock measures them. It can't tell a forward step from time
+        that passed, so a step counts as time; after a step back no time counts.
         """
         if self.boot and self.boot == earlier.boot and self.monotonic >= earlier.monotonic:
             return self.monotonic - earlier.monotonic

@@ -1,9 +1,9 @@
-"""Sessions in Redis, where every replica finds them.
+"""Sessions in Redis, shared by all replicas.
 
-A session is a hash under `unroll:session:HASH`, HASH being that of owner and id, with Redis's own expiry. Beside it
-`unroll:session:HASH:was` says for a while longer that it was there, and sorted sets list all sessions, those of a model
-version and those of an owner by the time at which they expire. Each use is one script, so that it is done at once and
-whole, and can be sent again: a writing that was done already is recognised by its revision.
+A session is a hash under `unroll:session:HASH`, the hash of owner and id, with Redis's own expiry. The key
+`unroll:session:HASH:was` outlives it, to tell an expired session from one that never was. Sorted sets list all
+sessions, those of a model version and those of an owner by their expiry. Each use is one script, so it is atomic and
+can be sent again: a write that was done already is recognised by its revision.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ _SESSIONS = "unroll:session:"
 _MODELS = "unroll:sessions:"
 _OWNERS = "unroll:owner:"
 _ALL = "unroll:sessions"
-SECONDS = 2.0
-"""How long Redis may take to connect, and for an answer."""
+TIMEOUT = 2.0
+"""Seconds that Redis may take to connect, and to answer."""
 CONNECTIONS = 64
-"""To Redis at a time; whoever finds none free waits."""
-QUIET = 10.0
-"""Seconds between two lines of log that say the same."""
+"""Most connections to Redis; a call waits if none is free."""
+LOG_INTERVAL = 10.0
+"""Least seconds between two log lines about a Redis that does not answer."""
 
 # Times are Redis's own, in milliseconds, so that the replicas' clocks do not matter.
 _TIME = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-# Sets lose what has expired, and go when nothing in them can be left.
+# Sets lose their expired members, and expire when all members have.
 _INTO_LISTS = """
 local function list(now, ttl, member, ...)
     for _, set in ipairs({...}) do
@@ -52,8 +52,8 @@ local function list(now, ttl, member, ...)
     end
 end
 """
-# KEYS: session, was, all, the owner's. ARGV: ttl, ttl of was, member, prefix of the models' sets. Gives {revision,
-# record}, or whether it was there.
+# KEYS: session, was, all, the owner's. ARGV: ttl, ttl of was, member, prefix of the models' sets. Returns {revision,
+# record}, else 1 if the session has expired.
 _GET = f"""{_TIME}{_INTO_LISTS}local kept = redis.call('HMGET', KEYS[1], 'revision', 'record', 'model', 'ended')
 if not kept[1] then return redis.call('EXISTS', KEYS[2]) end
 if kept[4] == '0' then
@@ -64,7 +64,7 @@ end
 return {{kept[1], kept[2]}}
 """
 # KEYS: session, was, all, the owner's. ARGV: revision before ('' none), revision, record, model, ended, ttl, ttl of
-# was, member, prefix. Gives whether it is there now.
+# was, member, prefix. Returns 1 if the session has that revision now.
 _PUT = f"""{_TIME}{_INTO_LISTS}local kept = redis.call('HMGET', KEYS[1], 'revision', 'model')
 if kept[1] == ARGV[2] then return 1 end
 if (kept[1] or '') ~= ARGV[1] then return 0 end
@@ -81,7 +81,7 @@ else
 end
 return 1
 """
-# KEYS: session, was, all, the owner's. ARGV: member, prefix. Gives whether it was there.
+# KEYS: session, was, all, the owner's. ARGV: member, prefix. Returns 1 if there was a session that had not ended.
 _REMOVE = """
 local kept = redis.call('HMGET', KEYS[1], 'model', 'ended')
 redis.call('DEL', KEYS[1], KEYS[2])
@@ -91,12 +91,12 @@ if not kept[1] then return 0 end
 redis.call('ZREM', ARGV[2] .. kept[1], ARGV[1])
 return kept[2] == '0' and 1 or 0
 """
-# KEYS: a model's or an owner's set. Gives how many have not expired.
+# KEYS: a model's or an owner's set. Returns the number of members that have not expired.
 _COUNT = f"""{_TIME}
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 return redis.call('ZCARD', KEYS[1])
 """
-# KEYS: all. ARGV: limit, prefix of the sessions. Gives {record, milliseconds left} of each, latest first.
+# KEYS: all. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left} of each, the latest first.
 _LIST = f"""{_TIME}
 local found = {{}}
 for _, member in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', now, 'LIMIT', 0, ARGV[1])) do
@@ -109,14 +109,14 @@ return found
 
 
 class RedisStore:
-    """See store.Store. It connects when it is used first, and again whenever the connection is lost.
+    """A store.Store in Redis. Connects at the first use, and again whenever the connection is lost.
 
     Args:
         url: redis://[[USER]:PASSWORD@]HOST:PORT/DB, rediss:// (TLS), or unix://PATH.
-        ttl: Seconds that a session may rest; as long again it is remembered that it was there.
+        ttl: Seconds until an unused session expires; for as long again its expiry is remembered.
 
     Raises:
-        StartupError: this is no such URL.
+        StartupError: the URL is not one of these.
     """
 
     def __init__(self, url: str, ttl: float) -> None:
@@ -124,16 +124,16 @@ class RedisStore:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
                 url,
                 max_connections=CONNECTIONS,
-                timeout=SECONDS,
-                socket_timeout=SECONDS,
-                socket_connect_timeout=SECONDS,
-                # Once more at once, for a connection that was lost while nobody used it.
+                timeout=TIMEOUT,
+                socket_timeout=TIMEOUT,
+                socket_connect_timeout=TIMEOUT,
+                # Retried at once, for a connection that was lost while nobody used it.
                 retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), 2, (RedisConnectionError,)),
                 client_name="unroll",
             )
         except (ValueError, RedisError):
-            # The URL is not told: it can hold a password.
-            raise StartupError("--sessions: not memory, nor redis://HOST:PORT/DB, rediss://, unix://PATH") from None
+            # Without the URL, which can hold a password.
+            raise StartupError("--sessions: expected memory, redis://HOST:PORT/DB, rediss:// or unix://PATH") from None
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._ttl = ttl
         self._milliseconds = max(1, round(ttl * 1000))
@@ -142,7 +142,7 @@ class RedisStore:
         self._remove = self._redis.register_script(_REMOVE)
         self._count = self._redis.register_script(_COUNT)
         self._list = self._redis.register_script(_LIST)
-        self._logged = -QUIET
+        self._logged = -LOG_INTERVAL
 
     async def get(self, owner: str, session_id: str) -> Kept | None:
         """See store.Store."""
@@ -198,8 +198,8 @@ class RedisStore:
             found: Any = await self._list(keys=[_ALL], args=[limit, _SESSIONS])
         return [_listed(parse(record), milliseconds / 1000) for record, milliseconds in found]
 
-    def keep(self) -> None:
-        """See store.Store; there is nothing to do."""
+    def confirm_takeover(self) -> None:
+        """See store.Store; nothing was taken over."""
 
     async def close(self) -> None:
         """See store.Store."""
@@ -208,15 +208,15 @@ class RedisStore:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Makes of what Redis's client raises what the caller is to hear, and tells the log why, now and then."""
+        """Turns errors of Redis's client into domain errors, and logs them now and then."""
         try:
             yield
         except (RedisError, OSError) as error:
-            # Before version 7 it is inside of another error when a script meets it.
+            # Before version 7, Redis reports it inside of another error when a script meets it.
             if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
                 raise SessionRoomError("the sessions' store is full") from error
             now = asyncio.get_running_loop().time()
-            if now - self._logged >= QUIET:
+            if now - self._logged >= LOG_INTERVAL:
                 self._logged = now
                 _log.warning("the sessions' store does not answer: %s: %s", type(error).__name__, error)
             raise SessionStoreError("the sessions' store does not answer") from error
@@ -231,7 +231,7 @@ def _member(*names: str) -> str:
 
 
 def _content(model: ModelKey, bundle: bytes) -> str:
-    """Names the content of a version."""
+    """Returns the name of a version's content."""
     return f"{model}/{bundle.hex()}"
 
 

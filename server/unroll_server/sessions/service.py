@@ -1,4 +1,4 @@
-"""Sessions: a step number compared and set for each chunk, so that no two writers go on from the same state."""
+"""Sessions: each chunk is stored by compare-and-set, so that no two writers continue from the same state."""
 
 import asyncio
 import math
@@ -27,35 +27,35 @@ from unroll_server.errors import SessionExpiredError, SessionStoreError, Session
 from unroll_server.identity import quotas as usage
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.version import LoadedVersion
-from unroll_server.sessions.chunks import Advance, Advanced, check_values, following, new_session, no_session, place
-from unroll_server.sessions.running import compute
+from unroll_server.sessions.chunk import Advance, Advanced, check_values, locate, new_session, no_session, successor
+from unroll_server.sessions.compute import compute
 from unroll_server.sessions.store import Kept, Listed, Store
 
 REASON = "SESSION_"
-"""What the reasons of the errors about sessions begin with."""
+"""Prefix of the reasons of errors about sessions."""
 RETRY_AFTER = 1.0
-"""Seconds after which one who has as many sessions as they may is to try again."""
-PATIENCE = 10.0
-"""Seconds that a store has for one answer, where the caller's deadline leaves it as much."""
+"""Seconds after which a caller with too many sessions may retry."""
+STORE_TIMEOUT = 10.0
+"""Most seconds for one answer of a store; the caller's deadline may leave less."""
 
 
 class Sessions:
-    """Goes on with sessions whose state a store keeps.
+    """Advances sessions whose state a store keeps.
 
-    A chunk is computed from the state that was read, and applied where nobody else has applied one meanwhile. Two
-    calls for one session at a time are two writers: whoever wants an order waits for each answer.
+    A chunk is computed from the state that was read, and applied if no other call has applied one meanwhile. Two
+    concurrent calls for one session are two writers; a caller that needs an order waits for each answer.
 
     Args:
         store: Keeps the sessions.
-        catalog: The models.
-        engine: What runs them.
-        count: Told what became of each request: "started", "advanced", "repeated", "ended"; "unknown", "expired",
-            "taken", "room" and "store" for the errors of these names.
-        limit_of: Tells how many sessions an owner may have; None: any number.
+        catalog: Finds the models.
+        engine: Runs them.
+        count: Called with the outcome of each request: "started", "advanced", "repeated" or "ended"; "unknown",
+            "expired", "taken", "room" or "store" for the error of this name.
+        limit_of: Returns the most sessions that an owner may have; None for any number.
         refresh_for: Loads the version of a session that is not served here, if the repository has it by now.
 
     Attributes:
-        store: As given.
+        store: The store.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class Sessions:
         """Computes and applies the next steps of a session.
 
         With `first_step`, the chunk that was applied last is answered again, to the same bits, and applied once. A
-        call that fails or is cancelled leaves the session as it was; of one whose caller is gone while the store
-        writes, nobody can tell.
+        call that fails or is cancelled leaves the session as it was, unless it is cancelled while the store writes:
+        then the chunk may have been applied.
 
         Raises:
-            InvalidRequestError: the id, the number of features, or no step where there must be one.
-            ModelNotFoundError: no such model or version is served.
-            SequenceStateError: the session has not come so far, or is on another model or version.
+            InvalidRequestError: the id, the number of features or the number of steps is wrong.
+            ModelNotFoundError: the model or the version is not served.
+            SequenceStateError: the chunk is ahead of the session, or names another model or version.
             SessionNotFoundError: there is no such session.
-            SessionExpiredError: it is no more.
-            SessionTakenError: another writer has moved it on.
+            SessionExpiredError: it expired or made room for others.
+            SessionTakenError: another writer has advanced it.
             SessionRoomError: there is no room for it.
             SessionStoreError: the store does not answer.
-            OverloadedError, ExpiredError, InternalError: as the engine says.
+            OverloadedError, ExpiredError, InternalError: see AsyncEngine.
         """
         try:
             answer, outcome = await self._advance(request)
@@ -102,21 +102,21 @@ class Sessions:
         return answer
 
     async def list(self, limit: int = 1000) -> list[Listed]:
-        """Up to `limit` sessions of all owners, those used last first.
+        """Returns up to `limit` sessions of all owners, the most recently used first.
 
         Raises:
             SessionStoreError: the store does not answer.
         """
-        async with _patience(math.inf):
+        async with _bounded(math.inf):
             return await self.store.listed(limit)
 
     async def end(self, owner: str, session_id: str) -> bool:
-        """Ends a session, whatever it is doing; returns whether there was one.
+        """Ends a session, even while it advances; returns True if there was one.
 
         Raises:
             SessionStoreError: the store does not answer.
         """
-        async with _patience(math.inf):
+        async with _bounded(math.inf):
             return await self.store.remove(owner, session_id)
 
     async def close(self) -> None:
@@ -127,9 +127,9 @@ class Sessions:
         size = len(request.session_id.encode())
         if not 1 <= size <= MAX_KEY_BYTES:
             raise InvalidRequestError(f"{size} bytes, 1 to {MAX_KEY_BYTES} allowed", "session_id")
-        # A model is held until the store has the session, and so counts it: nothing else keeps it.
+        # The reference lasts until the store has the session: from then on the store's count keeps the version loaded.
         if request.start:
-            # Found before anything is waited for: the caller may have just picked the version, and it may be draining.
+            # Found before the first await: the version that the caller has just picked may drain meanwhile.
             resumes = None if request.initial_state is None else request.initial_bundle
             with self._catalog.find(request.model, request.version, resumes=resumes).acquired() as model:
                 kept = await self._read(request)
@@ -143,11 +143,11 @@ class Sessions:
             return await self._apply(request, kept, kept.session, model)
 
     async def _apply(self, request: Advance, kept: Kept | None, session: Session, model: Model) -> tuple[Advanced, str]:
-        """Computes the steps, and sets what follows them where nobody else has."""
+        """Computes the steps and stores the session after them, unless another writer was faster."""
         spec = model.spec
         values = request.values(spec) if callable(request.values) else request.values
         check_values(request, values, spec)
-        first_step, state, repeats = place(request, session, values, spec)
+        first_step, state, repeats = locate(request, session, values, spec)
         if len(values):
             wanted = request.keep_states
             logits, states, after = await compute(self._engine, model, values, state, request.deadline, wanted)
@@ -157,30 +157,30 @@ class Sessions:
         answer = Advanced(model, first_step, logits, states, after)
         if repeats:
             return answer, "repeated"
-        after_it = following(request, session, values, answer)
+        after_it = successor(request, session, values, answer)
         if await self._put(request, after_it, kept.revision if kept else None):
             return answer, _outcome(request)
-        # Not always another writer: the session can have been ended by an operator or made room for others meanwhile.
+        # Another writer was faster, an operator has ended the session, or it has made room for others.
         found = await self._read(request)
         if found is None and not request.start:
             raise no_session(request)
         if found is None and await self._put(request, after_it, None):
             return answer, _outcome(request)
-        # An earlier try of this very call, whose answer was lost, can have been the faster one.
+        # The faster writer may be an earlier try of this very call, whose answer was lost.
         numbered = request.start or request.first_step is not None
         if numbered and found is not None and found.session == after_it:
             return answer, "repeated"
-        raise SessionTakenError("another writer has moved the session on meanwhile", "session_id")
+        raise SessionTakenError("another writer has advanced the session meanwhile", "session_id")
 
     async def _put(self, request: Advance, session: Session, before: bytes | None) -> bool:
-        async with _patience(request.deadline):
+        async with _bounded(request.deadline):
             stored = await self.store.put(session, before)
         if stored:
             caller.current.get().committed = True
         return stored
 
     async def _read(self, request: Advance) -> Kept | None:
-        async with _patience(request.deadline):
+        async with _bounded(request.deadline):
             try:
                 return await self.store.get(request.owner, request.session_id)
             except SessionExpiredError:
@@ -192,15 +192,15 @@ class Sessions:
         limit = self._limit_of(request.owner)
         if limit is None or request.end:
             return
-        async with _patience(request.deadline):
+        async with _bounded(request.deadline):
             has = await self.store.owned(request.owner)
-        # Calls of the same moment can go past it, by one each.
+        # Concurrent calls can exceed the limit, by one each.
         if has >= limit:
             problem = f"{request.owner} has {has} sessions and may have {limit}"
             raise OverloadedError(problem, RETRY_AFTER, usage.REASON)
 
     async def _version_of(self, request: Advance, session: Session) -> LoadedVersion:
-        """The model version that a session began with."""
+        """Finds the version that a session started on."""
         key = ModelKey(session.snapshot.model, session.snapshot.version)
         if request.model not in ("", key.name):
             raise SequenceStateError(f"the session is of {key}, the request names {request.model!r}", "model")
@@ -212,7 +212,7 @@ class Sessions:
             await self._refresh(key, request.deadline)
             version = self._find(key, bundle)
         if session.ended and (version is None or version.bundle != bundle):
-            # Only sessions that go on keep their version loaded.
+            # An ended session keeps no version loaded.
             raise no_session(request)
         if version is None:
             raise SequenceStateError(f"the session is of {key}, which is not served here", "session_id")
@@ -240,15 +240,15 @@ def _outcome(request: Advance) -> str:
 
 
 @asynccontextmanager
-async def _patience(deadline: float) -> AsyncIterator[None]:
-    """Bounds what a store may take."""
+async def _bounded(deadline: float) -> AsyncIterator[None]:
+    """Bounds the time that a store takes."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise ExpiredError("the deadline passed before the work was done")
     try:
-        async with asyncio.timeout(min(left, PATIENCE)):
+        async with asyncio.timeout(min(left, STORE_TIMEOUT)):
             yield
     except TimeoutError:
-        if left <= PATIENCE:
+        if left <= STORE_TIMEOUT:
             raise ExpiredError("the deadline passed before the sessions' store answered") from None
         raise SessionStoreError("the sessions' store does not answer in time") from None

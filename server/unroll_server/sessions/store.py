@@ -56,7 +56,7 @@ class Store(Protocol):
         """Returns a session, or None if there is none. Reading counts as a use.
 
         Raises:
-            SessionExpiredError: it rested for too long or had to make room, as far as the store remembers.
+            SessionExpiredError: it expired or made room, as far as the store remembers.
         """
         ...
 
@@ -91,12 +91,12 @@ class Store(Protocol):
         """Returns up to `limit` sessions, the most recently used first."""
         ...
 
-    def keep(self) -> None:
-        """Commits the takeover of an earlier process's sessions: its file is removed."""
+    def confirm_takeover(self) -> None:
+        """Removes the file from which an earlier process's sessions were taken over, now that this one serves."""
         ...
 
     async def close(self) -> None:
-        """Closes the store, and saves sessions that are to outlive the process."""
+        """Closes the store; saves the sessions first if they are to outlive the process."""
         ...
 
 
@@ -116,7 +116,7 @@ def parse(raw: bytes) -> Session:
     except Exception:  # protobuf's own DecodeError, or what a broken message makes of its implementation
         session = Session()
     if session.format != FORMAT:
-        problem = f"is kept in format {session.format}, this server reads {FORMAT}"
+        problem = f"the session is stored in format {session.format}, this server reads format {FORMAT}"
         raise SequenceStateError(problem, "session_id")
     return session
 
@@ -127,10 +127,10 @@ def lifetime(session: Session, ttl: float) -> float:
 
 
 def expired(ttl: float) -> SessionExpiredError:
-    """Returns the error for a session that rested too long."""
-    return SessionExpiredError(f"the session rested for more than {ttl:g} s and is gone", "session_id")
+    """Returns the error for a session that was unused for too long."""
+    return SessionExpiredError(f"the session was unused for more than {ttl:g} s and has expired", "session_id")
 
 
 def pushed_out() -> SessionExpiredError:
-    """Returns the error for a session that had to make room for others."""
-    return SessionExpiredError("the session was the longest unused and had to make room for others", "session_id")
+    """Returns the error for a session that made room for others."""
+    return SessionExpiredError("the session was the least recently used and made room for others", "session_id")

@@ -13,7 +13,7 @@ from unroll_server.addresses import joined, reserved
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.process import Stop
-from unroll_server.sessions.opening import shared_store
+from unroll_server.sessions.factory import open_shared_store
 from unroll_server.stopping import SIGNALS
 from unroll_server.telemetry import metrics
 from unroll_server.telemetry.metrics import Metrics
@@ -57,7 +57,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         _, port = stack.enter_context(reserved(settings.listen_address))
         address = joined(settings.listen_address.host, port)
         settings = settings.replace(listen=address)
-        settings, sessions = shared_store(settings, folder)
+        settings, sessions = open_shared_store(settings, folder)
         # Each worker reads them itself; faults in them are reported here, once.
         Certificates.of(settings)
         worker_settings = settings.replace(admin=None)
@@ -82,7 +82,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             keeping: list[asyncio.Task[None]] = []
             if started.done() and failure is None:
                 if sessions:
-                    sessions.keep()
+                    sessions.confirm_takeover()
                 announce(settings.announcement(started.result(), address))
                 keeping += [asyncio.create_task(worker.keep()) for worker in workers]
                 await stopped

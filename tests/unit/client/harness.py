@@ -21,7 +21,7 @@ from unroll_server.identity.tokens import Identities
 from unroll_server.middleware import Behavior, CallContext, Method
 from unroll_server.middleware.access_log import CallObserver
 from unroll_server.repository.catalog import Catalog
-from unroll_server.sessions.memory import MemoryStore
+from unroll_server.sessions.memory_store import MemoryStore
 from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.transport.grpcio import GrpcioTransport

@@ -15,8 +15,8 @@ from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.middleware.access_log import CallObserver
 from unroll_server.middleware.slow_readers import CONNECTION_BYTES, SMALL_BYTES, SlowReaders
 from unroll_server.repository.catalog import Catalog
-from unroll_server.sessions.chunks import Advance
-from unroll_server.sessions.memory import MemoryStore
+from unroll_server.sessions.chunk import Advance
+from unroll_server.sessions.memory_store import MemoryStore
 from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.transport.registry import Registry

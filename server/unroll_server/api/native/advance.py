@@ -15,7 +15,7 @@ from unroll_server.api.data_plane import resolve_model
 from unroll_server.api.native.codec import decode_chunk
 from unroll_server.config import Limits
 from unroll_server.repository.catalog import Catalog
-from unroll_server.sessions.chunks import Advance, Advanced
+from unroll_server.sessions.chunk import Advance, Advanced
 from unroll_server.sessions.service import Sessions
 
 

@@ -29,8 +29,8 @@ from unroll_server.config import Limits
 from unroll_server.errors import SessionNotFoundError
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.version import LoadedVersion
-from unroll_server.sessions.chunks import Advance
-from unroll_server.sessions.running import compute
+from unroll_server.sessions.chunk import Advance
+from unroll_server.sessions.compute import compute
 from unroll_server.sessions.service import Sessions
 
 _FIELDS = {

@@ -1,19 +1,14 @@
-"""Sessions: every chunk counts once, no writer overtakes another, and the bits are those of an undisturbed run."""
+"""Sessions: each chunk counts once, no writer overwrites another, and the bits are those of an undisturbed run."""
 
 import asyncio
-import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.models import alone, random_network, served
-from support.redis_server import RedisServer, redis_executable
+from support.models import alone
+from support.sessions import MODEL, NEWER, ask, replicas, values_of
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import ExpiredError, InvalidRequestError, OverloadedError, RequestError, SequenceStateError
@@ -21,148 +16,14 @@ from unroll_engine.models.spec import Float32Array, ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server.errors import SessionExpiredError, SessionNotFoundError, SessionStoreError, SessionTakenError
 from unroll_server.repository.catalog import Catalog
-from unroll_server.sessions.chunks import Advance, Advanced
-from unroll_server.sessions.memory import MemoryStore
-from unroll_server.sessions.redis_store import RedisStore
+from unroll_server.sessions.chunk import Advanced
+from unroll_server.sessions.memory_store import MemoryStore
 from unroll_server.sessions.service import Sessions
 from unroll_server.sessions.store import Kept, Store
 from unroll_server.telemetry.metrics import Metrics
 
-MODEL = served(random_network())
-NEWER = served(random_network(seed=1), version=2)
-IDS = itertools.count()
 
-
-def values_of(seed: int, steps: int) -> Float32Array:
-    return np.random.default_rng(seed).normal(size=(steps, MODEL.spec.input_size)).astype(np.float32)
-
-
-def ask(session_id: str = "s", values: Float32Array | None = None, **more: object) -> Advance:
-    none = np.empty((0, MODEL.spec.input_size), np.float32)
-    plain = Advance("", session_id, "", 0, False, False, None, none if values is None else values)
-    return replace(plain, **more)  # type: ignore[arg-type]  # each test knows its fields
-
-
-@asynccontextmanager
-async def replicas(*stores: Store, queued: int = 10**6) -> AsyncIterator[list[Sessions]]:
-    """A replica for each store, each with an engine of its own."""
-    engines = [
-        AsyncEngine([MODEL, NEWER], max_lanes=4, tick_steps=5, max_queued_steps=queued, metrics=Metrics())
-        for _ in stores
-    ]
-    try:
-        yield [Sessions(store, Catalog([MODEL, NEWER]), engine) for store, engine in zip(stores, engines, strict=True)]
-    finally:
-        for engine in engines:
-            await asyncio.to_thread(engine.close)
-        for store in {id(store): store for store in stores}.values():
-            await store.close()
-
-
-class Plain:
-    """What sessions are meant to be: the chunks of each, applied one after the other."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Float32Array] = {}
-        self.last: dict[str, tuple[int, bytes]] = {}
-
-    def advance(self, request: Advance) -> bytes | type[RequestError]:
-        name, values = request.session_id, request.values
-        assert not callable(values)
-        if request.start:
-            self.values[name] = values[:0]
-        elif name not in self.values:
-            return SessionNotFoundError
-        step, first = len(self.values[name]), request.first_step
-        if not request.start and first is not None and first != step:
-            if self.last.get(name) == (first, values.tobytes()):
-                return alone(MODEL, self.values[name], None)[1][first:].tobytes()
-            return SequenceStateError if first > step else SessionTakenError
-        self.values[name] = np.concatenate([self.values[name], values])
-        self.last[name] = (step, values.tobytes())
-        answer = alone(MODEL, self.values[name], None)[1][step:].tobytes()
-        if request.end:
-            del self.values[name], self.last[name]
-        return answer
-
-
-STEPS = st.tuples(
-    st.sampled_from("ab"),
-    st.integers(0, 1),  # which replica
-    st.sampled_from(["start", "go on", "go on", "numbered", "numbered", "again", "stale", "gap", "end"]),
-    st.integers(1, 7),
-)
-
-
-async def tell(sessions: Sessions, request: Advance) -> bytes | type[RequestError]:
-    try:
-        return (await sessions.advance(request)).states.tobytes()
-    except RequestError as error:
-        return type(error)
-
-
-async def compare(actions: list[tuple[str, int, str, int]], stores: list[Store]) -> None:
-    """Has both do the same, from either replica, and compares every answer."""
-    prefix, plain = f"{next(IDS)} ", Plain()
-    sent: dict[str, Advance] = {}
-    async with replicas(*stores) as both:
-        for number, (name, replica, action, count) in enumerate(actions):
-            session_id = prefix + name
-            step = len(plain.values.get(session_id, ()))
-            request = ask(session_id, values_of(number, count), model="m", version=1)
-            if action == "start":
-                request = replace(request, start=True)
-            elif action in ("numbered", "end"):
-                request = replace(request, first_step=step, end=action == "end")
-            elif action == "again" and session_id in sent:
-                request = sent[session_id]
-            elif action == "stale":
-                request = replace(request, first_step=max(step - 1, 0))
-            elif action == "gap":
-                request = replace(request, first_step=step + 3)
-            if request.first_step is not None and not request.end:
-                sent[session_id] = request
-            elif request.end or request.start:
-                sent.pop(session_id, None)
-            assert await tell(both[replica], request) == plain.advance(request), (action, request)
-
-
-@settings(max_examples=60, deadline=None)
-@given(actions=st.lists(STEPS, min_size=1, max_size=25))
-def test_any_order_of_calls_is_answered_as_by_a_plain_run(actions: list[tuple[str, int, str, int]]) -> None:
-    store = MemoryStore(60, 100)
-    asyncio.run(compare(actions, [store, store]))
-
-
-needs_redis = pytest.mark.skipif(redis_executable() is None, reason="there is no redis-server")
-
-
-@needs_redis
-def test_any_order_of_calls_on_two_replicas_is_answered_as_by_a_plain_run(tmp_path: Path) -> None:
-    with RedisServer(tmp_path) as server:
-
-        @settings(max_examples=25, deadline=None)
-        @given(actions=st.lists(STEPS, min_size=1, max_size=25))
-        def check(actions: list[tuple[str, int, str, int]]) -> None:
-            asyncio.run(compare(actions, [RedisStore(server.url, 60), RedisStore(server.url, 60)]))
-
-        check()
-
-
-@pytest.fixture(params=["memory", "file", pytest.param("redis", marks=needs_redis)])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
-    """Opens a store; all are of one place where there can be several."""
-    if request.param == "redis":
-        with RedisServer(tmp_path) as server:
-            yield lambda: RedisStore(server.url, 60)
-    elif request.param == "file":
-        yield lambda: MemoryStore(60, 100, tmp_path / "sessions")
-    else:
-        store = MemoryStore(60, 100)
-        yield lambda: store
-
-
-async def test_of_writers_that_race_each_step_is_one_s_and_the_bits_are_those_of_one_run(
+async def test_each_step_belongs_to_one_of_the_writers_that_race_for_it(
     make: Callable[[], Store],
 ) -> None:
     applied: dict[int, tuple[Float32Array, bytes]] = {}
@@ -197,7 +58,7 @@ async def test_of_writers_that_race_each_step_is_one_s_and_the_bits_are_those_of
 
 
 class Lossy:
-    """A store whose answers get lost on the way back."""
+    """A store that writes, and loses its answers while `lost`."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -216,7 +77,7 @@ class Lossy:
         return done
 
 
-async def test_a_caller_that_lost_an_answer_asks_again_and_it_counts_once() -> None:
+async def test_a_chunk_that_is_sent_again_after_a_lost_answer_counts_once() -> None:
     lossy = Lossy(MemoryStore(60, 100))
     values = values_of(0, 30)
     expected = alone(MODEL, values, None)[1]
@@ -240,26 +101,26 @@ async def test_a_caller_that_lost_an_answer_asks_again_and_it_counts_once() -> N
             await sessions.advance(ask("s", values[:1]))
 
 
-@pytest.mark.parametrize(("leaves", "error"), [("room", SessionExpiredError), ("operator", SessionNotFoundError)])
-async def test_a_session_that_leaves_while_its_chunk_is_computed_was_not_taken_by_a_writer(
-    leaves: str, error: type[RequestError]
+@pytest.mark.parametrize(("cause", "error"), [("room", SessionExpiredError), ("operator", SessionNotFoundError)])
+async def test_a_session_removed_while_its_chunk_is_computed_was_not_taken_by_a_writer(
+    cause: str, error: type[RequestError]
 ) -> None:
-    class Leaving(MemoryStore):
+    class Removing(MemoryStore):
         async def put(self, session: Session, before: bytes | None) -> bool:
-            if before is not None and leaves == "operator":
+            if before is not None and cause == "operator":
                 await self.remove("", "s")
             elif before is not None:
                 await super().put(Session(format=1, session_id="other"), None)
             return await super().put(session, before)
 
     values = values_of(0, 3)
-    async with replicas(Leaving(60, 1)) as (sessions,):
+    async with replicas(Removing(60, 1)) as (sessions,):
         for first_step in (None, 3):
             start = ask("s", values, model="m", version=1, start=True)
             await sessions.advance(start)
             with pytest.raises(error):
                 await sessions.advance(ask("s", values, first_step=first_step))
-            # One that begins anew needs nothing of what was there.
+            # A session that starts anew needs nothing of the old one.
             await sessions.store.remove("", "other")
             await sessions.advance(start)
             again = await sessions.advance(start)
@@ -271,7 +132,7 @@ async def test_a_session_that_leaves_while_its_chunk_is_computed_was_not_taken_b
             await sessions.store.remove("", "other")
 
 
-async def test_a_session_stays_on_its_version_and_another_s_owner_has_none() -> None:
+async def test_a_session_stays_on_its_version_and_belongs_to_its_owner() -> None:
     values = values_of(0, 4)
     async with replicas(MemoryStore(60, 100)) as (sessions,):
         begun = await sessions.advance(ask("s", values, model="m", version=1, start=True, owner="ann"))
@@ -281,12 +142,16 @@ async def test_a_session_stays_on_its_version_and_another_s_owner_has_none() -> 
         refused = [
             ({"model": "m", "version": 2}, SequenceStateError, "the session is of m/1, the request names version 2"),
             ({"model": "x"}, SequenceStateError, "the session is of m/1, the request names 'x'"),
-            ({"values": np.zeros((1, 5), np.float32)}, InvalidRequestError, r"shape \[1, 5\], \[steps, 3\] expected"),
+            (
+                {"values": np.zeros((1, 5), np.float32)},
+                InvalidRequestError,
+                r"shape \[1, 5\], m/1 expects \[steps, 3\]",
+            ),
             ({"values": values[:0]}, InvalidRequestError, "no timesteps"),
             ({"session_id": ""}, InvalidRequestError, "0 bytes, 1 to 128 allowed"),
             ({"session_id": "ä" * 65}, InvalidRequestError, "130 bytes"),
-            ({"first_step": 9}, SequenceStateError, "9, the session goes on at step 8"),
-            ({"start": True, "first_step": 9}, SequenceStateError, "9, the session begins at step 0"),
+            ({"first_step": 9}, SequenceStateError, "9, the session continues at step 8"),
+            ({"start": True, "first_step": 9}, SequenceStateError, "9, the session starts at step 0"),
         ]
         for more, kind, says in refused:
             with pytest.raises(kind, match=says):
@@ -324,7 +189,7 @@ async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> 
                 await sessions.advance(ask("s", values[2:4], first_step=first_step))
         assert (await sessions.advance(ask("s", values, start=True))).model is new
         assert [await sessions.store.count(MODEL.spec.key, bundle) for bundle in (b"A", b"B")] == [0, 1]
-        # One that has ended keeps no version, and with it gone can't be answered again: it is over.
+        # An ended session keeps no version loaded, and can't be answered again without it.
         last = ask("s", values, first_step=6, end=True)
         assert (await sessions.advance(last)).states.tobytes() == (await sessions.advance(last)).states.tobytes()
         assert await sessions.store.count(MODEL.spec.key, b"B") == 0
@@ -337,9 +202,10 @@ async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> 
         await sessions.close()
 
 
-async def test_what_is_refused_late_or_cancelled_leaves_the_session_as_it_was() -> None:
+async def test_a_refused_late_or_cancelled_call_leaves_the_session_as_it_was() -> None:
     values = values_of(0, 3000)
-    async with replicas(MemoryStore(60, 100), queued=4000) as (sessions,):
+    catalog = Catalog([MODEL, NEWER])
+    async with replicas(MemoryStore(60, 100), queued=4000, catalog=catalog) as (sessions,):
         done: Advanced = await sessions.advance(ask("s", values[:3], model="m", version=1, start=True))
         for _ in range(5):
             calls = [asyncio.create_task(sessions.advance(ask("s", values))) for _ in range(20)]
@@ -359,13 +225,12 @@ async def test_what_is_refused_late_or_cancelled_leaves_the_session_as_it_was() 
                 await sessions.advance(ask(f"{n}", values))
         again = await sessions.advance(ask("s", values[3:10], first_step=done.step))
         assert again.states.tobytes() == alone(MODEL, values[:10], None)[1][3:].tobytes()
-        assert not sessions._catalog.find("m", 1).references
+        assert not catalog.find("m", 1).references
 
 
-async def test_an_identity_has_no_more_sessions_than_it_may() -> None:
+async def test_an_identity_has_at_most_its_quota_of_sessions() -> None:
     values = values_of(0, 2)
-    async with replicas(MemoryStore(60, 100)) as (open_to_all,):
-        sessions = Sessions(open_to_all.store, open_to_all._catalog, open_to_all._engine, limit_of={"ann": 2}.get)
+    async with replicas(MemoryStore(60, 100), limit_of={"ann": 2}.get) as (sessions,):
         for n in range(2):
             await sessions.advance(ask(f"{n}", values, start=True, owner="ann"))
         with pytest.raises(OverloadedError, match="ann has 2 sessions and may have 2") as caught:
@@ -377,21 +242,21 @@ async def test_an_identity_has_no_more_sessions_than_it_may() -> None:
         await sessions.advance(ask("2", values, start=True, owner="ann"))
 
 
-async def test_a_model_is_held_until_its_session_is_stored() -> None:
+async def test_a_version_is_referenced_until_the_session_is_stored() -> None:
     catalog = Catalog([MODEL])
     engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
-    held: list[int] = []
+    references: list[int] = []
 
     class Watched(MemoryStore):
         async def put(self, session: Session, before: bytes | None) -> bool:
-            held.append(catalog.find("m", 1).references)
+            references.append(catalog.find("m", 1).references)
             return await super().put(session, before)
 
     sessions = Sessions(Watched(ttl=60, max_sessions=10), catalog, engine)
     try:
         await sessions.advance(ask(values=values_of(0, 3), start=True))
         await sessions.advance(ask(end=True))
-        assert held == [1, 1]
+        assert references == [1, 1]
         assert not catalog.find("m", 1).references
     finally:
         await asyncio.to_thread(engine.close)

@@ -1,4 +1,4 @@
-"""One chunk of a session on its way through the engine."""
+"""Computes a chunk in the engine, as one awaitable call."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ from unroll_server import caller
 from unroll_server.sequence import PIECE
 
 
-class _Piece:
-    """Listens to a job, and keeps what it computes (jobs.Listener)."""
+class _Results:
+    """Results of a job; its listener (jobs.Listener)."""
 
     def __init__(self, logits: Float32Array, states: Float32Array | None) -> None:
         self._logits = logits
@@ -24,7 +24,7 @@ class _Piece:
 
     def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
         """See jobs.Listener."""
-        # Copied: a view would keep the whole tick.
+        # Copied, since a view would keep the results of the whole tick.
         self._logits[self._at : self._at + count] = logits
         if self._states is not None:
             self._states[self._at : self._at + count] = states
@@ -49,18 +49,19 @@ async def compute(
     deadline: float,
     keep_states: bool = True,
 ) -> tuple[Float32Array, Float32Array, State]:
-    """Computes the steps of a chunk; when cancelled, what is not computed yet never is.
+    """Computes the steps of a chunk. If it is cancelled, the remaining steps are dropped.
 
     Args:
-        engine: What runs it.
-        model: The model version.
-        values: [steps, input_size], 1 step or more.
-        state: Before the first step, [num_layers, hidden_size] each; None is the zero state.
-        deadline: On the engine's clock, in seconds.
-        keep_states: Whether the states after all steps are wanted.
+        engine: Runs the model.
+        model: Model of the sequence.
+        values: float32 [steps, input_size], 1 step or more.
+        state: State before the first step, float32 [num_layers, hidden_size] each; None for zeros.
+        deadline: Seconds on the engine's clock.
+        keep_states: True to return the states after all steps.
 
     Returns:
-        Logits [steps, output_size], states [steps, hidden_size] or none of them, and the state after the last step.
+        Logits [steps, output_size], states [steps, hidden_size] (or [0, hidden_size]), and the state after the last
+        step, [num_layers, hidden_size] each; all float32.
 
     Raises:
         OverloadedError: the engine's queue is full.
@@ -70,15 +71,15 @@ async def compute(
     logits = np.empty((len(values), model.spec.output_size), np.float32)
     states = np.empty((len(values) if keep_states else 0, model.spec.hidden_size), np.float32)
     call = caller.current.get()
-    # In pieces as a stream's chunks are, so that a long one lets others take its lane.
+    # In pieces, like the chunks of streams, so that a long chunk gives up its lane to others in between.
     for begin in range(0, len(values), PIECE):
         end = begin + PIECE
-        piece = _Piece(logits[begin:end], states[begin:end] if keep_states else None)
-        job = ChunkJob(model, values[begin:end], state, piece, deadline, call.identity, call.trace)
+        results = _Results(logits[begin:end], states[begin:end] if keep_states else None)
+        job = ChunkJob(model, values[begin:end], state, results, deadline, call.identity, call.trace)
         engine.start(job)
         call.steps += job.steps
         try:
-            state = await piece.done
+            state = await results.done
         finally:
             engine.end(job)
     assert state is not None

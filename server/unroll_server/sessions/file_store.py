@@ -1,8 +1,8 @@
-"""Sessions in memory that outlive the process: saved when the store is closed, read when the next one is opened.
+"""Sessions in memory that outlive the process, in a file.
 
 The file is a line that names its format, each unroll.v1.KeptSession after its length (uint32, little-endian), a length
 of 0, and the SHA-256 of all before. It is written whole or not at all. A server that has read it removes it: its
-sessions move on, and no other server may resume them from the old states.
+sessions advance, and no other server may resume them from the old states.
 """
 
 import hashlib
@@ -18,27 +18,26 @@ from unroll_proto.files import replacing
 from unroll_proto.v1.session_pb2 import KeptSession, SavedAt
 from unroll_server.errors import SessionsLostError, StartupError
 from unroll_server.sessions.clock import Moment
-from unroll_server.sessions.memory import MemoryStore
+from unroll_server.sessions.memory_store import MemoryStore
 
 _log = logging.getLogger(__name__)
 
 FIRST_LINE = b"unroll sessions 1\n"
 _LENGTH = struct.Struct("<I")
-MOST = 2**28
+MAX_ENTRY = 2**28
 """Most bytes of one session."""
 
 
-class LastingStore(MemoryStore):
-    """A MemoryStore with a file.
+class FileBackedStore(MemoryStore):
+    """A MemoryStore that is loaded from a file when it opens, and saved to it when it closes.
 
     Args:
-        ttl: As of MemoryStore.
-        max_sessions: As of MemoryStore.
-        path: As of MemoryStore.
-        file: Where the sessions are saved, and read now if they are there. Time while no server runs counts: sessions
-            that expired are not taken over. A file that can't be trusted is put aside, as NAME.refused, and the log
-            says why.
-        count: As of MemoryStore.
+        ttl: See MemoryStore.
+        max_sessions: See MemoryStore.
+        path: See MemoryStore.
+        file: File of the sessions, which need not exist. Time while no server runs counts: sessions that expired are
+            not taken over. A file that can't be trusted is renamed to NAME.refused, and the log has the reason.
+        count: See MemoryStore.
         moment: Reads the clocks.
 
     Raises:
@@ -55,15 +54,18 @@ class LastingStore(MemoryStore):
         moment: Callable[[], Moment] = Moment.now,
     ) -> None:
         super().__init__(ttl, max_sessions, path, count, lambda: moment().monotonic)
+        self._ttl = ttl
         self._moment = moment
-        # Where a link leads: what is replaced and removed is the file itself, never a link to one that stays.
+        # The target of a link, since a link that stays must not be replaced or removed.
         self._file = file = Path(os.path.realpath(file))
         self._open = True
         if not os.access(file.parent, os.W_OK | os.X_OK) or (file.exists() and not file.is_file()):
-            raise StartupError(f"--sessions-file: can't write {file}: a regular file, or none, in a folder to write to")
+            raise StartupError(
+                f"--sessions-file: can't write {file}: needs a writable folder, and no other kind of file"
+            )
         try:
             with file.open("rb") as stream:
-                number = self._fill(stream)
+                number = self._load(stream)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -76,8 +78,8 @@ class LastingStore(MemoryStore):
         else:
             _log.info("took over %d sessions of %s", number, file)
 
-    def keep(self) -> None:
-        """Removes the file, whose states the sessions are about to leave behind.
+    def confirm_takeover(self) -> None:
+        """Removes the file, whose states are about to become old.
 
         Raises:
             StartupError: it can't be removed.
@@ -100,12 +102,13 @@ class LastingStore(MemoryStore):
                 _log.info("saved %d sessions in %s", self._save(stream), self._file)
         except OSError as error:
             _log.error("the sessions are lost: can't write %s: %s", self._file, error.strerror)
-            # By the exit code: a script that restarts servers reads no log.
+            # The exit code reports it too: a script that restarts servers reads no log.
             raise SessionsLostError(f"the sessions are lost: can't write {self._file}: {error.strerror}") from None
         finally:
             await super().close()
 
     def _save(self, stream: IO[bytes]) -> int:
+        """Writes the file; returns the number of sessions."""
         digest = hashlib.sha256()
         number = 0
 
@@ -121,12 +124,12 @@ class LastingStore(MemoryStore):
         now = self._moment()
         to_wall = now.wall - now.monotonic
         write_entry(KeptSession(saved=SavedAt(**now._asdict())))
-        for expires, record in self.rows():
+        for expires, record in self._table.rows():
             number += 1
             kept = KeptSession(expires=expires + to_wall)
             kept.session.ParseFromString(record)
             write_entry(kept)
-        for until, owner, session_id, out in self.gone():
+        for until, owner, session_id, out in self._table.gone():
             kept = KeptSession(expires=until + to_wall)
             kept.gone.owner, kept.gone.session_id, kept.gone.pushed_out = owner, session_id, out
             write_entry(kept)
@@ -134,13 +137,13 @@ class LastingStore(MemoryStore):
         stream.write(digest.digest())
         return number
 
-    def _fill(self, stream: IO[bytes]) -> int:
+    def _load(self, stream: IO[bytes]) -> int:
         """Takes over the entries of a file; returns the number of sessions.
 
         Raises:
-            ValueError: the file is not whole, was changed, or is of another format.
+            ValueError: the file is incomplete, was changed, or is of another format.
         """
-        # All of it is checked before any of it is parsed.
+        # All of it is verified before any of it is parsed.
         for _ in _entries(stream):
             pass
         stream.seek(0)
@@ -148,7 +151,8 @@ class LastingStore(MemoryStore):
         now = self._moment()
         # From the wall clock of `expires` to the monotonic one; the entry `saved` gives the exact difference.
         to_monotonic = now.monotonic - now.wall
-        with self.filling():
+        table = self._table
+        with table.transaction():
             for raw in _entries(stream):
                 kept = KeptSession.FromString(raw)
                 session, gone, saved = kept.session, kept.gone, kept.saved
@@ -157,12 +161,12 @@ class LastingStore(MemoryStore):
                     down = now.since(Moment(saved.wall, saved.monotonic, saved.boot))
                     to_monotonic = now.monotonic - down - saved.wall
                 elif kept.HasField("gone"):
-                    self.add_gone(gone.owner, gone.session_id, gone.pushed_out, expires)
+                    table.remember(gone.owner, gone.session_id, gone.pushed_out, expires)
                 elif expires > now.monotonic:
-                    self.add(session, expires)
+                    table.write(session, expires)
                     number += 1
                 elif not session.ended:
-                    self.add_gone(session.owner, session.session_id, False, expires + self._ttl)
+                    table.remember(session.owner, session.session_id, False, expires + self._ttl)
         return number
 
 
@@ -171,28 +175,27 @@ def _replaceable(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A file that is itself a mount point, as of `docker run -v FILE:FILE`, can be written, and neither moved nor
-        # removed.
+        # A file that is itself a mount point (`docker run -v FILE:FILE`) can be written, but not moved or removed.
         problem = f"--sessions-file: can't replace {file}: {error.strerror}; if it is mounted, mount its folder"
         raise StartupError(problem) from None
 
 
 def _entries(stream: IO[bytes]) -> Iterator[bytes]:
-    """Reads the entries of a file, and checks it at its end."""
+    """Yields the entries of a file; raises ValueError at its end if it can't be trusted."""
     digest = hashlib.sha256()
 
     def read(size: int) -> bytes:
         raw = stream.read(size)
         if len(raw) != size:
-            raise ValueError("it is not whole")
+            raise ValueError("it is incomplete")
         digest.update(raw)
         return raw
 
     if stream.read(len(FIRST_LINE)) != FIRST_LINE:
-        raise ValueError("it is no file of sessions, or of another format")
+        raise ValueError("it is not a file of sessions, or of another format")
     digest.update(FIRST_LINE)
     while size := _LENGTH.unpack(read(_LENGTH.size))[0]:
-        if size > MOST:
+        if size > MAX_ENTRY:
             raise ValueError("it was changed")
         yield read(size)
     if stream.read(digest.digest_size + 1) != digest.digest():

@@ -1,25 +1,24 @@
-"""What both stores of sessions promise: one writer at a time, what is gone told apart from what never was."""
+"""Stores of sessions: one writer at a time, and an expired session differs from one that never was."""
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.redis_server import RedisServer, redis_executable
+from support.redis_server import RedisServer, needs_redis
 
 from unroll_engine.errors import SequenceStateError
 from unroll_engine.models.spec import ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_proto.v1.unroll_pb2 import Snapshot
 from unroll_server.errors import SessionExpiredError, SessionRoomError, SessionStoreError
-from unroll_server.sessions.memory import MemoryStore
+from unroll_server.sessions.memory_store import MemoryStore
 from unroll_server.sessions.redis_store import RedisStore
 from unroll_server.sessions.store import Store
 
-needs_redis = pytest.mark.skipif(redis_executable() is None, reason="there is no redis-server")
 KEY = ModelKey("m", 1)
 
 
@@ -31,27 +30,18 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(params=["memory", "file", pytest.param("redis", marks=needs_redis)])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[float], Store]:
-    """Opens a store, where all opened in one test are of one place."""
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_server").url
-        return lambda ttl: RedisStore(url, ttl)
-    if request.param == "file":
-        return lambda ttl: MemoryStore(ttl, 100, tmp_path / "sessions")
-    return lambda ttl: MemoryStore(ttl, 100)
-
-
 def session(session_id: str = "s", step: int = 0, owner: str = "", ended: bool = False, **of: Any) -> Session:
     made = Session(format=1, owner=owner, session_id=session_id, ended=ended)
     made.snapshot.MergeFrom(Snapshot(**{"format": 1, "model": KEY.name, "version": 1, "step": step, **of}))
     return made
+
+
+async def _is_expired(store: Store, session_id: str) -> bool:
+    try:
+        assert await store.get("", session_id) is None
+    except SessionExpiredError:
+        return True
+    return False
 
 
 async def until_it_raises(call: Callable[[], Awaitable[object]], kind: type[Exception]) -> None:
@@ -64,10 +54,8 @@ async def until_it_raises(call: Callable[[], Awaitable[object]], kind: type[Exce
             await asyncio.sleep(0.01)
 
 
-async def test_only_one_of_two_writers_goes_on_from_a_revision(
-    make: Callable[[float], Store], request: pytest.FixtureRequest
-) -> None:
-    store, name = make(60), request.node.name
+async def test_only_one_writer_replaces_a_revision(make: Callable[[], Store], request: pytest.FixtureRequest) -> None:
+    store, name = make(), request.node.name
     assert await store.get("", name) is None
     assert await store.put(session(name, 1), None)
     assert not await store.put(session(name, 1), None)
@@ -85,10 +73,10 @@ async def test_only_one_of_two_writers_goes_on_from_a_revision(
     await store.close()
 
 
-async def test_owners_have_ids_of_their_own_whatever_the_characters(
-    make: Callable[[float], Store], request: pytest.FixtureRequest
+async def test_ids_belong_to_owners_whatever_their_characters(
+    make: Callable[[], Store], request: pytest.FixtureRequest
 ) -> None:
-    store, name = make(60), request.node.name
+    store, name = make(), request.node.name
     pairs = [("", f"{name}\0"), ("\0", name), ("a", f"b{name}"), ("ab", name), ("ä{}", f"{name} *\n'\"")]
     for step, (owner, each) in enumerate(pairs):
         assert await store.put(session(each, step, owner), None)
@@ -103,10 +91,10 @@ async def test_owners_have_ids_of_their_own_whatever_the_characters(
     await store.close()
 
 
-async def test_sessions_are_counted_by_model_version_and_listed_latest_first(
-    make: Callable[[float], Store], request: pytest.FixtureRequest
+async def test_sessions_are_counted_by_content_and_owner_and_listed_latest_first(
+    make: Callable[[], Store], request: pytest.FixtureRequest
 ) -> None:
-    store, name = make(60), request.node.name
+    store, name = make(), request.node.name
     old, new = ModelKey("m", 70), ModelKey("m", 71)
 
     async def counts() -> tuple[int, int]:
@@ -139,24 +127,48 @@ async def test_sessions_are_counted_by_model_version_and_listed_latest_first(
     await store.close()
 
 
-async def test_a_session_that_rested_too_long_is_told_apart_until_it_starts_anew(
-    make: Callable[[float], Store], request: pytest.FixtureRequest
+@pytest.mark.parametrize("shared", [False, True])
+async def test_an_expired_session_differs_from_one_that_never_was_until_it_starts_anew(
+    shared: bool, tmp_path: Path
 ) -> None:
-    store, name = make(0.3), request.node.name
-    assert await store.put(session(f"{name} ended", ended=True, version=80), None)
-    assert await store.put(session(name, version=80), None)
-    async with asyncio.timeout(30):
-        while await store.count(ModelKey("m", 80), b""):  # noqa: ASYNC110 (Redis tells nobody)
-            await asyncio.sleep(0.01)
-    with pytest.raises(SessionExpiredError, match=r"^session_id: the session rested for more than"):
-        await store.get("", name)
-    assert await store.get("", f"{name} ended") is None
-    assert await store.put(session(name, 1, version=80), None)
-    assert await store.get("", name) is not None
+    clock = Clock()
+    store = MemoryStore(10, 100, tmp_path / "sessions" if shared else None, clock=clock)
+    assert await store.put(session("ended", ended=True), None)
+    assert await store.put(session(), None)
+    clock.now += 11
+    assert await store.count(KEY, b"") == 0
+    with pytest.raises(SessionExpiredError, match=r"^session_id: the session was unused for more than 10 s"):
+        await store.get("", "s")
+    assert await store.get("", "ended") is None
+    assert await store.put(session(step=1), None)
+    assert await store.get("", "s") is not None
     await store.close()
 
 
-async def test_each_use_lets_a_session_live_longer() -> None:
+@needs_redis
+async def test_redis_tells_an_expired_session_from_one_that_never_was(redis_server: RedisServer) -> None:
+    patient = RedisStore(redis_server.url, 60)
+    # Redis keeps its own time and remembers an expiry as long as the session could rest: a slow test needs more of it.
+    for version, ttl in enumerate((0.3, 3, 30), 80):
+        name = f"expires after {ttl} s"
+        store = RedisStore(redis_server.url, ttl)
+        assert await store.put(session(f"{name}, ended", ended=True, version=version), None)
+        assert await store.put(session(name, version=version), None)
+        while await store.count(ModelKey("m", version), b""):  # noqa: ASYNC110 (Redis notifies nobody)
+            await asyncio.sleep(0.01)
+        remembered = await _is_expired(store, name)
+        await store.close()
+        if remembered:
+            break
+    else:
+        pytest.fail("no expiry was remembered")
+    assert await patient.get("", f"{name}, ended") is None
+    assert await patient.put(session(name, 1, version=version), None)
+    assert await patient.get("", name) is not None
+    await patient.close()
+
+
+async def test_each_use_extends_a_session() -> None:
     clock = Clock()
     store = MemoryStore(10, 100, clock=clock)
     await store.put(session(), None)
@@ -171,7 +183,7 @@ async def test_each_use_lets_a_session_live_longer() -> None:
     await store.close()
 
 
-async def test_the_longest_unused_makes_room_ended_ones_first_and_what_is_remembered_is_bounded() -> None:
+async def test_ended_and_then_least_recently_used_sessions_make_room() -> None:
     events: list[str] = []
     store = MemoryStore(60, 3, count=events.append)
     for name in "abc":
@@ -181,32 +193,34 @@ async def test_the_longest_unused_makes_room_ended_ones_first_and_what_is_rememb
     assert await store.get("", "c") is None
     assert events == []
     assert await store.put(session("e"), None)
-    with pytest.raises(SessionExpiredError, match="make room"):
+    with pytest.raises(SessionExpiredError, match="made room"):
         await store.get("", "b")
     assert {each.session_id for each in await store.listed(10)} == {"a", "d", "e"}
     for n in range(20):
         assert await store.put(session(f"x{n}"), None)
     assert len(await store.listed(100)) == 3
-    assert len(list(store.gone())) == 3
+    # As many evictions are remembered as there can be sessions.
+    remembered = [await _is_expired(store, f"x{n}") for n in range(17)]
+    assert remembered == [False] * 14 + [True] * 3
     assert events == ["evicted"] * 21
     await store.close()
 
 
-async def test_sessions_of_another_format_are_refused_in_words(
-    make: Callable[[float], Store], request: pytest.FixtureRequest
+async def test_a_session_of_another_format_is_refused(
+    make: Callable[[], Store], request: pytest.FixtureRequest
 ) -> None:
-    store, name = make(60), request.node.name
+    store, name = make(), request.node.name
     newer = session(name)
     newer.format = 2
     assert await store.put(newer, None)
-    with pytest.raises(SequenceStateError, match="kept in format 2, this server reads 1"):
+    with pytest.raises(SequenceStateError, match="stored in format 2, this server reads format 1"):
         await store.get("", name)
     assert await store.remove("", name)
     await store.close()
 
 
 @needs_redis
-async def test_a_full_redis_is_out_of_room_and_serves_what_it_has(tmp_path: Path) -> None:
+async def test_a_full_redis_refuses_new_sessions_and_serves_the_others(tmp_path: Path) -> None:
     with RedisServer(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as server:
         store = RedisStore(server.url, 60)
         big = session()
@@ -223,7 +237,7 @@ async def test_a_full_redis_is_out_of_room_and_serves_what_it_has(tmp_path: Path
 
 
 @needs_redis
-async def test_a_redis_that_is_killed_is_an_error_and_comes_back_with_all_it_had(tmp_path: Path) -> None:
+async def test_a_redis_that_is_killed_and_restarted_has_every_session(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         store = RedisStore(server.url, 60)
         assert await store.put(session(step=5), None)
@@ -237,7 +251,7 @@ async def test_a_redis_that_is_killed_is_an_error_and_comes_back_with_all_it_had
         await store.close()
 
 
-async def test_workers_share_a_file_and_none_overtakes_another(tmp_path: Path) -> None:
+async def test_workers_share_a_file_and_lose_no_update(tmp_path: Path) -> None:
     stores = [MemoryStore(60, 100, tmp_path / "sessions") for _ in range(3)]
     assert await stores[0].put(session(), None)
 
@@ -255,7 +269,7 @@ async def test_workers_share_a_file_and_none_overtakes_another(tmp_path: Path) -
         await store.close()
 
 
-async def test_where_the_disk_is_nearly_full_sessions_go_on_and_what_has_expired_makes_room(
+async def test_on_a_full_disk_sessions_continue_and_expired_ones_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, names = Clock(), [f"s{n}" for n in range(10_000)]
@@ -267,14 +281,14 @@ async def test_where_the_disk_is_nearly_full_sessions_go_on_and_what_has_expired
             assert await store.put(session(names[kept], state=[bytes(512)]), None)
             kept += 1
     assert 100 < kept < len(names)
-    # All of what it takes, its log too.
+    # The whole table fits, with its log.
     assert sum((tmp_path / name).stat().st_size for name in ("sessions", "sessions-wal")) < free.free + 2**18
     assert await store.remove("", names[0])
     found = await store.get("", names[1])
     assert found is not None
     assert await store.put(session(names[1], 1, ended=True), found.revision)
     clock.now += 100
-    # It is remembered for a while that they were there, which takes room too.
+    # The memory of their expiry takes room too.
     for name in names[kept : kept + kept // 2]:
         assert await store.put(session(name, state=[bytes(512)]), None)
     await store.close()

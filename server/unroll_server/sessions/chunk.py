@@ -1,4 +1,4 @@
-"""A chunk of a session: where it belongs, and what is kept of the session after it. No store, no engine."""
+"""A chunk of a session: its place in the sequence, and the session after it. Needs no store and no engine."""
 
 import hashlib
 import math
@@ -21,19 +21,21 @@ class Advance:
     """The next steps of a session.
 
     Attributes:
-        owner: Whose session it is; another owner's id is another session.
-        session_id: Names it, 1 to 128 bytes of UTF-8.
-        model: Where it starts, the model; empty means the only one. Later empty, or the session's own.
-        version: Where it starts, the version, 0 the newest. Later 0, or the session's own.
-        start: Begins it, anew where there is one.
-        end: Ends it after these steps.
-        first_step: The number of the first step; None: goes on wherever the session is.
-        values: [steps, input_size], finite, or what gives them once the model is known. No step only with start or end.
-        deadline: On the engine's clock (time.monotonic), in seconds.
-        initial_state: Where it starts, [num_layers, hidden_size] each; None is the zero state.
+        owner: Identity that owns the session; the same id of another owner is another session.
+        session_id: Id of the session, 1 to 128 bytes of UTF-8.
+        model: With start, the name of the model, empty for the only one. Later empty, or the session's own.
+        version: With start, the number of the version, 0 for the newest. Later 0, or the session's own.
+        start: Starts the session, anew if there is one.
+        end: Ends the session after these steps.
+        first_step: Number of the first step; None to continue at the session's own.
+        values: float32 [steps, input_size], finite, or a function that decodes them for the session's model. Zero steps
+            only with start or end.
+        deadline: Seconds on the engine's clock (time.monotonic).
+        initial_state: With start, the state before the first step, float32 [num_layers, hidden_size] each; None for
+            zeros.
         initial_step: Steps consumed before `initial_state`.
-        initial_bundle: What computed it, as in ModelSpec, where that is known.
-        keep_states: Whether the states after all steps are wanted.
+        initial_bundle: Bundle that computed `initial_state`, see ModelSpec; empty if unknown.
+        keep_states: True to return the states after all steps.
     """
 
     owner: str
@@ -53,14 +55,14 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """What the steps gave.
+    """Results of the steps.
 
     Attributes:
-        model: The version that the session stays on.
+        model: Model that the session stays on.
         first_step: Number of the first step.
-        logits: [steps, output_size].
-        states: [steps, hidden_size] of the last layer; [0, hidden_size] where they were not wanted.
-        state: After the last step, [num_layers, hidden_size] each.
+        logits: float32 [steps, output_size].
+        states: float32 [steps, hidden_size] of the last layer; [0, hidden_size] without `keep_states`.
+        state: State after the last step, float32 [num_layers, hidden_size] each.
     """
 
     model: Model
@@ -71,18 +73,18 @@ class Advanced:
 
     @property
     def step(self) -> int:
-        """Timesteps consumed: the number of the next one."""
+        """Timesteps consumed, which is the number of the next one."""
         return self.first_step + len(self.logits)
 
 
 def new_session(request: Advance, spec: ModelSpec) -> Session:
-    """A session that starts."""
+    """Returns the session that a request starts."""
     snapshot = encode_snapshot(spec, request.initial_step, request.initial_state)
     return Session(format=FORMAT, owner=request.owner, session_id=request.session_id, snapshot=snapshot)
 
 
 def no_session(request: Advance) -> SessionNotFoundError:
-    """Error for a session that does not exist or has ended."""
+    """Returns the error for a session that does not exist or has ended."""
     return SessionNotFoundError(f"no session {request.session_id!r}", "session_id")
 
 
@@ -90,27 +92,30 @@ def check_values(request: Advance, values: Float32Array, spec: ModelSpec) -> Non
     """Checks the values of a chunk.
 
     Raises:
-        InvalidRequestError: they are not [steps, input_size], or none where there must be some.
+        InvalidRequestError: they are not [steps, input_size], or are empty without `start` or `end`.
     """
     if values.ndim != 2 or values.shape[1] != spec.input_size:
-        problem = f"shape {list(values.shape)}, [steps, {spec.input_size}] expected by {spec.key}"
+        problem = f"shape {list(values.shape)}, {spec.key} expects [steps, {spec.input_size}]"
         raise InvalidRequestError(problem, "values")
     if not len(values) and not (request.start or request.end):
-        raise InvalidRequestError("no timesteps, which only the start or the end of a session may have", "values")
+        raise InvalidRequestError("no timesteps; allowed only with start or end", "values")
 
 
-def place(request: Advance, session: Session, values: Float32Array, spec: ModelSpec) -> tuple[int, State, bool]:
-    """Where the chunk belongs: the number of its first step, the state before it, and whether it was applied before.
+def locate(request: Advance, session: Session, values: Float32Array, spec: ModelSpec) -> tuple[int, State, bool]:
+    """Finds the place of a chunk in its session.
+
+    Returns:
+        Number of its first step, the state before it, and True if the chunk was applied before.
 
     Raises:
-        SequenceStateError: the session has not come so far.
-        SessionNotFoundError: it has ended.
-        SessionTakenError: another writer has moved it on.
+        SequenceStateError: the chunk is ahead of the session.
+        SessionNotFoundError: the session has ended.
+        SessionTakenError: another writer has advanced the session.
     """
     at, first, last = session.snapshot.step, request.first_step, session.last
     if request.start:
         if first not in (None, at):
-            raise SequenceStateError(f"{first}, the session begins at step {at}", "first_step")
+            raise SequenceStateError(f"{first}, the session starts at step {at}", "first_step")
         return at, _state_of(session.snapshot, spec), False
     if first is not None and request.end == session.ended:
         if session.HasField("last") and _chunk(first, values) == (last.first_step, last.count, last.digest):
@@ -123,16 +128,16 @@ def place(request: Advance, session: Session, values: Float32Array, spec: ModelS
     if session.ended:
         raise no_session(request)
     if first is not None and first > at:
-        raise SequenceStateError(f"{first}, the session goes on at step {at}", "first_step")
+        raise SequenceStateError(f"{first}, the session continues at step {at}", "first_step")
     if first is not None and first < at:
-        problem = f"another writer has moved the session on: it goes on at step {at}, not {first}"
+        problem = f"{first}, another writer has advanced the session to step {at}"
         raise SessionTakenError(problem, "first_step")
     return at, _state_of(session.snapshot, spec), False
 
 
-def following(request: Advance, session: Session, values: Float32Array, answer: Advanced) -> Session:
-    """What is kept of the session after the chunk."""
-    following = Session(
+def successor(request: Advance, session: Session, values: Float32Array, answer: Advanced) -> Session:
+    """Returns the session after the chunk, as it is stored."""
+    after = Session(
         format=FORMAT,
         owner=session.owner,
         session_id=session.session_id,
@@ -142,8 +147,8 @@ def following(request: Advance, session: Session, values: Float32Array, answer: 
     if len(values):
         first_step, count, digest = _chunk(answer.first_step, values)
         before = session.snapshot.state
-        following.last.CopyFrom(AppliedChunk(first_step=first_step, count=count, digest=digest, state=before))
-    return following
+        after.last.CopyFrom(AppliedChunk(first_step=first_step, count=count, digest=digest, state=before))
+    return after
 
 
 def _chunk(first_step: int, values: Float32Array) -> tuple[int, int, bytes]:
@@ -154,5 +159,5 @@ def _state_of(snapshot: Snapshot, spec: ModelSpec) -> State:
     try:
         return decode_snapshot(snapshot, spec, "session_id")
     except InvalidRequestError as error:
-        # What is kept is not the caller's: a model of other sizes was served under this name.
+        # Not the caller's fault: a model of other sizes was served under this name.
         raise SequenceStateError(f"the session does not fit {spec.key}: {error}", "session_id") from None
