@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from unroll_proto import cli
-from unroll_server.config import Settings
+from unroll_server.config import Settings, Tuning
 from unroll_server.errors import SessionsLostError, StartupError, UndrainedError
 from unroll_server.process import allow_descriptors, configure_logging, run
 from unroll_server.sources import Sources, flag, schema, suggestion
@@ -20,7 +20,7 @@ _SECTIONS = {
 }
 """Settings by the heading of `--help` that their flags are under."""
 _COLUMN = 30
-"""Most characters left of the descriptions."""
+"""Characters left of the descriptions."""
 
 
 class _Command(click.Command):
@@ -33,14 +33,27 @@ class _Command(click.Command):
             raise cli.InputError(f"{error.option_name}: unknown{suggestion(name, flag)}") from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options under their headings."""
+        """Writes the flags under their headings, and the settings without a flag."""
         rows = {option.name: option.get_help_record(ctx) or ("", "") for option in self.get_params(ctx)}
-        width = max(len(left) for left, _ in rows.values() if len(left) <= _COLUMN)
-        rows = {name: (left.ljust(width), right) for name, (left, right) in rows.items()}
         sections = {heading: [rows.pop(name) for name in names] for heading, names in _SECTIONS.items()}
-        for heading, found in (sections | {"Other": [*rows.values()]}).items():
+        sections["In [tuning] of the file, or UNROLL_TUNING_NAME"] = [
+            (f"{name} {_metavar(kind)}", f"{kind['description']}  [default: {_default(kind)}]")
+            for name, kind in ((name, schema(f"tuning.{name}")) for name in Tuning.model_fields)
+        ]
+        sections["Other"] = list(rows.values())
+        for heading, found in sections.items():
             with formatter.section(heading):
-                formatter.write_dl(found, col_max=_COLUMN)
+                formatter.write_dl([(left.ljust(_COLUMN), right) for left, right in found], col_max=_COLUMN)
+
+
+def _metavar(kind: dict[str, Any]) -> str:
+    types = {"integer": "N", "number": "SECONDS", "string": "FILE" if kind.get("format") == "path" else "TEXT"}
+    return "|".join(kind.get("enum", ())) or types[kind["type"]]
+
+
+def _default(kind: dict[str, Any]) -> str | None:
+    default = kind.get("default")
+    return default if default is None or isinstance(default, str) else f"{default:.10g}"
 
 
 def _option(name: str) -> click.Option:
@@ -48,13 +61,12 @@ def _option(name: str) -> click.Option:
     description = f"{field.description}  [required]" if field.is_required() else field.description
     if kind["type"] == "boolean":
         return click.Option([f"{flag(name)}/--no-{flag(name)[2:]}"], help=description)
-    metavars = {"integer": "N", "number": "SECONDS", "string": "FILE" if kind.get("format") == "path" else "TEXT"}
+    # Values stay text: `Settings` checks them, like those of variables.
     return click.Option(
         [flag(name)],
-        # Text for `Settings` to check, like that of a variable.
         type=str,
-        metavar="|".join(kind.get("enum", ())) or field.title or metavars[kind["type"]],
-        default=f"{kind['default']:g}" if kind["type"] == "number" else kind.get("default"),
+        metavar=field.title or _metavar(kind),
+        default=_default(kind),
         show_default=True,
         help=description,
     )
@@ -70,8 +82,7 @@ def command(context: click.Context, /, **options: Any) -> None:
     """Serves the models of a repository over gRPC, until SIGTERM or SIGINT drains it.
 
     Each option can also be set in the environment, as UNROLL_OPTION_NAME, or in the TOML file of --config, as
-    option_name. A flag takes precedence over the environment, and the environment over the file. Settings that few
-    deployments change are in [tuning] of the file, or UNROLL_TUNING_NAME: docs/deployment.md lists them.
+    option_name. A flag takes precedence over the environment, and the environment over the file.
     """
     try:
         flags = {

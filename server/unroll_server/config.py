@@ -58,10 +58,12 @@ class Tuning(BaseModel):
     max_open_sequences: Count = Field(default=10_000, description="Sequences open on one Unroll stream.")
     max_queued_steps: Queued = Field(default=4_000_000, description="Timesteps accepted and not yet answered.")
     max_queued_bytes: Queued = Field(default=2**29, description="Bytes of values accepted and not yet answered.")
-    max_sessions: Count = Field(default=100_000, description="Sessions kept in memory; the longest unused goes.")
+    max_sessions: Count = Field(default=100_000, description="Sessions kept in memory; the longest unused is removed.")
     max_connections: Count = Field(default=10_000, description="Connections of a process.")
-    max_connection_age: Seconds = Field(default=0.0, description="Seconds a connection takes new calls; 0: any time.")
-    keepalive: Keepalive = Field(default=60.0, description="Seconds of silence until a client is pinged.")
+    max_connection_age: Seconds = Field(
+        default=0.0, description="Seconds for which a connection takes new calls; 0: no limit."
+    )
+    keepalive: Keepalive = Field(default=60.0, description="Seconds of silence before a client is pinged.")
 
 
 class Settings(BaseSettings):
@@ -85,50 +87,54 @@ class Settings(BaseSettings):
     )
 
     config: File | None = Field(
-        default=None, description="TOML file of settings; flags and the environment go before it."
+        default=None, description="TOML file of settings; docs/deployment.md has one with all of them."
     )
     models: File = Field(title="FOLDER", description="Folder of NAME/VERSION/ bundles.")
     versions: Text = Field(default="all", description="Versions of a model to serve: all, latest, or latest:N.")
     models_poll: Seconds = Field(
         default=5.0,
-        description="Seconds between looks for new and removed versions; 0: only when the admin listener is asked.",
+        description="Seconds between checks for new and removed versions; 0: only the admin listener checks.",
     )
     runtime: Literal["auto", "kernel", "onnx", "torchscript"] = Field(
-        default="auto", description="What runs the models; auto: the step kernel where it can, else onnx."
+        default="auto", description="Runtime of the models; auto: the step kernel where it can, else onnx."
     )
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where they run.")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device that they run on.")
     listen: Text = Field(
         default="127.0.0.1:50051", title="ADDRESS", description="HOST:PORT or unix:/PATH; port 0 picks a free one."
     )
     workers: Count = Field(default=1, description="Serving processes that share the port.")
     max_concurrent_calls: Count = Field(default=1000, description="Calls in flight on one connection.")
     max_message_bytes: MessageBytes = Field(default=2**24, description="Bytes of one request.")
-    drain_timeout: Seconds = Field(default=30.0, description="Seconds that calls in flight have to end after SIGTERM.")
+    drain_timeout: Seconds = Field(default=30.0, description="Seconds in which calls in flight may end after SIGTERM.")
     admin: Text | None = Field(
-        default=None, title="ADDRESS", description="Where operators load models and list sessions; nowhere if absent."
+        default=None,
+        title="ADDRESS",
+        description="Address on which operators load models and list sessions; off if absent.",
     )
     metrics: Text | None = Field(
-        default=None, title="HOST:PORT", description="Where Prometheus gets metrics over HTTP; nowhere if absent."
+        default=None,
+        title="HOST:PORT",
+        description="Address from which Prometheus reads metrics over HTTP; off if absent.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least to log.")
-    log_format: Literal["text", "json"] = Field(default="text", description="How log lines are written.")
-    access_log: bool = Field(default=False, description="A log line for each call.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Lowest level to log.")
+    log_format: Literal["text", "json"] = Field(default="text", description="Format of log lines.")
+    access_log: bool = Field(default=False, description="Log a line for each call.")
     tls_cert: File | None = Field(
-        default=None, description="Certificate chain, PEM; read again when it changes. TLS only with it."
+        default=None, description="Certificate chain, PEM, read again when it changes; turns on TLS."
     )
     tls_key: File | None = Field(default=None, description="Its private key, PEM.")
     tls_client_ca: File | None = Field(
-        default=None, description="Certificates, PEM, that a client's must descend from: mutual TLS."
+        default=None, description="Authorities of clients' certificates, PEM; turns on mutual TLS."
     )
     tokens: File | None = Field(
-        default=None, description="File of bearer tokens, hashed, and their identities; read again when it changes."
+        default=None, description="File of hashed bearer tokens and their identities, read again when it changes."
     )
     sessions: Text = Field(
-        default="memory", title="STORE", description="Where sessions are kept: memory, or redis://HOST:PORT/DB."
+        default="memory", title="STORE", description="Store of the sessions: memory, or redis://HOST:PORT/DB."
     )
-    session_ttl: Lifetime = Field(default=3600.0, description="Seconds a session may rest.")
+    session_ttl: Lifetime = Field(default=3600.0, description="Seconds that an unused session is kept.")
     sessions_file: File | None = Field(
-        default=None, description="Keeps the sessions of the memory from one start to the next."
+        default=None, description="File that keeps the sessions in memory from one start to the next."
     )
     tuning: Tuning = Tuning()
 

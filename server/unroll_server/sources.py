@@ -114,7 +114,7 @@ def suggestion(name: str, spelled: Callable[[str], str] = str) -> str:
     """Returns the end of an error for an unknown name: the nearest setting, also one of the other table."""
     by_key = {known.rpartition(".")[2]: known for known in _SCHEMAS}
     close = difflib.get_close_matches(name.rpartition(".")[2], by_key, n=1)
-    return f"; did you mean {spelled(by_key[close[0]])}?" if close else "; docs/deployment.md lists the settings"
+    return f"; did you mean {spelled(by_key[close[0]])}?" if close else "; unroll-serve --help lists the settings"
 
 
 _SCHEMAS = Settings.model_json_schema()["properties"] | {

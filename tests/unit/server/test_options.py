@@ -121,7 +121,7 @@ def test_the_flag_of_a_wrong_value_is_named() -> None:
         ("[tuning]\nmax_lane = 3", "tuning.max_lane in FILE: unknown; did you mean tuning.max_lanes?"),
         ("[tuning]\nworkers = 3", "tuning.workers in FILE: unknown; did you mean workers?"),
         ("[tunning]\nmax_lanes = 3", "tunning in FILE: unknown; did you mean tuning?"),
-        ("qqq = 3", "qqq in FILE: unknown; docs/deployment.md lists the settings"),
+        ("qqq = 3", "qqq in FILE: unknown; unroll-serve --help lists the settings"),
         ("config = 'x'", "config in FILE: a file can't name another; use --config or UNROLL_CONFIG"),
         ("tuning = 3", "tuning in FILE: must be a table, not 3"),
         ("listen = 50051", "listen in FILE: must be text, not empty and without NUL"),
@@ -151,10 +151,11 @@ def test_a_variable_of_another_name_is_not_ignored(name: str, monkeypatch: pytes
     assert problem_of({}) == f"{name}: unknown; did you mean UNROLL_TUNING_MAX_LANES?"
 
 
-def test_help_has_every_setting_but_those_of_tuning_and_fits_the_terminal() -> None:
+def test_help_has_every_setting_and_fits_the_terminal() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     flags = set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)) - {"help"}
     assert {flag.replace("-", "_") for flag in flags} == Settings.model_fields.keys() - {"tuning"}
+    assert set(re.findall(r"^  (\w+) (?:N|SECONDS) ", text, re.MULTILINE)) == Tuning.model_fields.keys()
     assert max(map(len, text.splitlines())) <= 80
 
 
