@@ -50,6 +50,7 @@ def run(
         RunError: the folder holds something else, or a run with other data or settings.
         TrainingError: training diverged; the folder keeps what was reached.
     """
+    settings = settings.resolved(data)
     identity = {
         "data": data.name,
         "data_parameters": data.parameters,

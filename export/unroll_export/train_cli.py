@@ -92,13 +92,18 @@ def group(ctx: click.Context) -> None:
     default=DEFAULTS.dropout,
     help="Between layers, in training.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=DEFAULTS.epochs, help="Most epochs.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    show_default="150, more for few sequences",
+    help="Most epochs.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULTS.batch_size)
 @click.option(
     "--lr",
     "learning_rate",
     type=FiniteRange(min=0, min_open=True),
-    default=DEFAULTS.learning_rate,
+    show_default="0.002; 0.005 of lstm and gru",
     help="Of AdamW; falls to 0 over --epochs.",
 )
 @click.option("--weight-decay", type=FiniteRange(min=0), default=DEFAULTS.weight_decay)
@@ -120,7 +125,7 @@ def group(ctx: click.Context) -> None:
 @click.option(
     "--patience",
     type=click.IntRange(min=1),
-    default=DEFAULTS.patience,
+    show_default="4/15 of the epochs",
     help="Epochs without a lower validation loss after which training stops.",
 )
 @click.option(
@@ -153,7 +158,7 @@ def train(
     start: experiment.Start = "resume" if resume else "overwrite" if overwrite else "new"
     try:
         dataset = _load(data, test_data, lag, hyperparameters)
-        with _progress(hyperparameters.epochs) as on_epoch:
+        with _progress(hyperparameters.resolved(dataset).epochs or 0) as on_epoch:
             summary = experiment.run(dataset, hyperparameters, out, start, on_epoch)
     except (SequenceError, sources.DataMissingError, RunError) as error:
         raise cli.InputError(str(error)) from error

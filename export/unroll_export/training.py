@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from unroll_export.model import Cell, Nonlinearity, RecurrentClassifier, build, 
 
 # The gradient flow is measured on as many training sequences as have so many timesteps, padding included.
 FLOW_STEPS = 8192
+LEAST_EPOCHS, LEAST_STEPS = 150, 2400
 
 
 class TrainingError(RuntimeError):
@@ -33,14 +34,15 @@ class Hyperparameters:
         hidden_size: Width of the hidden state of one layer.
         num_layers: Stacked recurrent layers.
         dropout: Probability of zeroing an input of a layer above the first, in training.
-        epochs: Most epochs; the learning rate falls to 0 over them, along half a cosine.
+        epochs: Most epochs; the learning rate falls to 0 over them, along half a cosine. If absent, 150, or as many as
+            make 2,400 steps of the optimizer.
         batch_size: Sequences of one step of the optimizer.
-        learning_rate: Of AdamW, at the start.
+        learning_rate: Of AdamW, at the start. If absent, 0.002, or 0.005 of a cell with gates.
         weight_decay: Of AdamW.
         clip: Largest norm of the gradient of all weights together.
         class_weights: "balanced" weighs each class in the loss by the inverse of its frequency.
         input_noise: Standard deviation of the normal noise added to training inputs, in those of each feature.
-        patience: Epochs without a lower validation loss after which training stops.
+        patience: Epochs without a lower validation loss after which training stops. If absent, 4 / 15 of the most.
         validation_fraction: Share of the training sequences held out for early stopping; 0 trains for all epochs.
         test_fraction: Share held out as the test split where the data has none.
         seed: Of the first weights, the held-out sequences, the order of the batches and the noise.
@@ -52,18 +54,28 @@ class Hyperparameters:
     hidden_size: int = 128
     num_layers: int = 1
     dropout: float = 0.0
-    epochs: int = 150
+    epochs: int | None = None
     batch_size: int = 16
-    learning_rate: float = 0.002
+    learning_rate: float | None = None
     weight_decay: float = 0.1
     clip: float = 1.0
     class_weights: Literal["none", "balanced"] = "none"
     input_noise: float = 0.5
-    patience: int = 40
+    patience: int | None = None
     validation_fraction: float = 0.1
     test_fraction: float = 0.2
     seed: int = 0
     threads: int = 1
+
+    def resolved(self, data: Dataset) -> "Hyperparameters":
+        """Replaces the settings that are absent by those that fit the cell and the data."""
+        epochs = self.epochs or max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / math.ceil(len(data.train) / self.batch_size)))
+        return replace(
+            self,
+            epochs=epochs,
+            learning_rate=self.learning_rate or (0.002 if self.cell == "rnn" else 0.005),
+            patience=self.patience or math.ceil(epochs * 4 / 15),
+        )
 
 
 class Trainer:
@@ -77,6 +89,8 @@ class Trainer:
         settings: How; `threads` is for the caller to set.
 
     Attributes:
+        settings: Those given, resolved for the data.
+        most_epochs: Epochs after which training ends.
         epoch: Epochs done.
         best_epoch: The epoch with the lowest validation loss so far; the last one where there is no validation part.
         history: The figures of each epoch.
@@ -85,7 +99,11 @@ class Trainer:
 
     def __init__(self, data: Dataset, settings: Hyperparameters) -> None:
         self.data = data
-        self.settings = settings
+        self.settings = settings = settings.resolved(data)
+        assert settings.epochs and settings.patience  # noqa: PT018
+        assert settings.learning_rate
+        self.most_epochs, self._patience = settings.epochs, settings.patience
+        self._first_rate = settings.learning_rate
         self.classes = len(data.class_labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -103,7 +121,7 @@ class Trainer:
         self.model.mean.copy_(mean)
         self.model.std.copy_(std)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.model.parameters(), lr=self._first_rate, weight_decay=settings.weight_decay
         )
         balanced = settings.class_weights == "balanced"
         self._class_weights = balanced_weights(data.train.labels, self.classes) if balanced else None
@@ -119,7 +137,7 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the epochs are used up or the patience is."""
         waited = self.epoch - self.best_epoch
-        return self.epoch >= self.settings.epochs or waited >= self.settings.patience
+        return self.epoch >= self.most_epochs or waited >= self._patience
 
     def run_epoch(self) -> dict[str, float]:
         """Trains on every training sequence once and judges the result on the validation part.
@@ -241,7 +259,7 @@ class Trainer:
         return gradient_flow.measure(self.model, self.data.train.batch(indices), epoch)
 
     def _learning_rate(self, epochs: float) -> float:
-        return self.settings.learning_rate * (1 + math.cos(math.pi * epochs / self.settings.epochs)) / 2
+        return self._first_rate * (1 + math.cos(math.pi * epochs / self.most_epochs)) / 2
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
