@@ -18,6 +18,7 @@ from unroll_proto.inference import service_pb2_grpc
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
 from unroll_server.admin.commands import Commands
 from unroll_server.api import health
+from unroll_server.api.data_plane import DataPlane
 from unroll_server.api.health import Health
 from unroll_server.api.native.service import UnrollService
 from unroll_server.api.oip import service as inference
@@ -66,8 +67,8 @@ GC_THRESHOLD = (20_000, 20, 20)
 """Objects, and collections of younger ones, between collections. By default it is 700, some ten requests."""
 BETWEEN_COUNTS = 2.0
 """Seconds between counts of the event loop's tasks."""
-LINGER = 1.0
-"""Seconds, within half the drain timeout, that a draining server gives callers of streams to read the last message."""
+HALF_CLOSE_TIMEOUT = 1.0
+"""Seconds that a draining server gives callers to read the last message of a stream; at most half the drain timeout."""
 
 
 class Transport(Protocol):
@@ -160,11 +161,10 @@ class Service(Generic[AnyTransport]):
             self._repository.refresh_for,
         )
         self.commands = Commands(self._repository, self.sessions)
-        self._service = UnrollService(self._catalog, self._engine, settings.limits, self.sessions, usage)
+        plane = DataPlane(self._catalog, self._engine, self.sessions, settings.limits)
+        self._service = UnrollService(plane, usage)
         self._inference = InferenceService(
-            self._catalog,
-            Inference(self._catalog, self._engine, self.sessions, settings.limits, Statistics(figures.memory)),
-            self._repository.index,
+            self._catalog, Inference(plane, Statistics(figures.memory)), self._repository.index
         )
         self._checks = Health()
         # Models of which health says that they are served.
@@ -222,10 +222,10 @@ class Service(Generic[AnyTransport]):
         """
         _log.info("draining")
         self._checks.end()
-        linger = min(LINGER, self._drain_timeout / 2)
-        self._service.drain(linger)
-        self._inference.drain(linger)
-        self._drain_streams.end(linger)
+        half_close_timeout = min(HALF_CLOSE_TIMEOUT, self._drain_timeout / 2)
+        self._service.drain(half_close_timeout)
+        self._inference.drain(half_close_timeout)
+        self._drain_streams.end(half_close_timeout)
         drained = await self.transport.stop(self._drain_timeout)
         await self.sessions.close()
         if not drained:

@@ -1,232 +1,305 @@
-"""One open sequence of a stream: its state between chunks, and the chunks that it can answer again."""
+"""Sequences that are advanced chunk by chunk: the state, the chunk that runs, the chunks that can be replayed."""
 
+import asyncio
+import math
 import zlib
 from collections import deque
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError, SequenceStateError
 from unroll_engine.jobs import ChunkJob
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_server.caller import Call
+from unroll_server import caller
 
-REPEATABLE = 256
-"""Chunks of a stream that can be answered again: the latest ones, over all its sequences."""
-PIECE = 256
-"""Timesteps of a chunk that the engine is given at a time: so much at most is computed for a slow reader in advance."""
+REPLAY_CHUNKS = 256
+"""Chunks in a replay window."""
+PIECE_STEPS = 256
+"""Timesteps of a chunk that the engine gets at a time, at most.
 
-
-class Reader(Protocol):
-    """Who hears what is computed for a chunk, on the event loop."""
-
-    def progressed(self, step: int, count: int, logits: Float32Array, states: Float32Array) -> None:
-        """Steps `step` to `step + count - 1` are computed: logits [count, output_size], states [count, hidden_size]."""
-        ...
-
-    def paused(self) -> None:
-        """A piece is computed and the chunk has more: `Sequence.resume` goes on."""
-        ...
-
-    def finished(self) -> None:
-        """The chunk is answered and applied."""
-        ...
-
-    def failed(self, error: RequestError) -> None:
-        """The chunk failed; the sequence is as it was before it."""
-        ...
+A long chunk lets others take its lane, and no more is computed in advance for a slow reader.
+"""
 
 
-class _Applied(NamedTuple):
+class _AppliedChunk(NamedTuple):
     first_step: int
     steps: int
     checksum: int
     state: State | None  # before the chunk
 
 
-_Chunks = list[_Applied]
-"""The chunks of a sequence that can be answered again, oldest first."""
+class ReplayWindow:
+    """The latest chunks of a stream, over all its sequences, that are answered again if they are sent again.
 
-
-class Repeatable:
-    """The latest chunks of a stream, whose sequences forget those before; it keeps no sequence, and so no model."""
-
-    __slots__ = ("_latest",)
-
-    def __init__(self) -> None:
-        self._latest: deque[_Chunks] = deque()
-
-    def add(self, chunks: _Chunks) -> None:
-        """Notes that a chunk was added to those of a sequence."""
-        self._latest.append(chunks)
-        if len(self._latest) > REPEATABLE:
-            del self._latest.popleft()[0]
-
-
-class _Running:
-    """A chunk on its way through the engine, piece by piece; the listener of its jobs."""
-
-    __slots__ = (
-        "begin",
-        "checksum",
-        "first_step",
-        "job",
-        "position",
-        "reader",
-        "repeats",
-        "sequence",
-        "state",
-        "values",
-    )
-
-    def __init__(
-        self,
-        sequence: "Sequence",
-        first_step: int,
-        values: Float32Array,
-        checksum: int,
-        state: State | None,
-        reader: Reader,
-    ) -> None:
-        self.sequence = sequence
-        self.first_step = first_step
-        self.values = values
-        self.checksum = checksum
-        self.begin = state
-        self.state = state
-        self.reader = reader
-        self.repeats = first_step != sequence.step
-        self.position = 0
-        self.job: ChunkJob | None = None
-
-    def go_on(self) -> None:
-        piece = self.values[self.position : self.position + PIECE] if len(self.values) > PIECE else self.values
-        of = self.sequence
-        job = ChunkJob(of.model, piece, self.state, self, owner=of.call.identity, trace=of.call.trace)
-        of.engine.start(job)
-        of.call.steps += len(piece)
-        self.job = job
-
-    def leave(self) -> None:
-        if self.job is not None:
-            self.sequence.engine.end(self.job)
-            self.job = None
-
-    def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
-        """See jobs.Listener."""
-        step = self.first_step + self.position
-        self.position += count
-        self.reader.progressed(step, count, logits, states)
-
-    def finished(self, state: State) -> None:
-        """See jobs.Listener."""
-        self.leave()
-        self.state = state
-        if self.position < len(self.values):
-            self.reader.paused()
-        else:
-            self.sequence._apply(self)
-            self.reader.finished()
-
-    def failed(self, error: RequestError) -> None:
-        """See jobs.Listener."""
-        self.leave()
-        self.sequence._running = None
-        self.reader.failed(error)
-
-
-class Sequence:
-    """A sequence on a stream. One chunk runs at a time.
-
-    Args:
-        engine: Runs it.
-        model: The model version that it stays on.
-        step: Timesteps consumed.
-        state: After them, [num_layers, hidden_size] each; None is the zero state.
-        repeatable: The stream's latest chunks.
-        call: The call that it belongs to.
+    It refers to no sequence, and so to no model.
     """
 
-    __slots__ = ("_applied", "_repeatable", "_running", "call", "engine", "model", "state", "step")
+    __slots__ = ("_histories",)
+
+    def __init__(self) -> None:
+        self._histories: deque[list[_AppliedChunk]] = deque()
+
+    def add(self, history: list[_AppliedChunk], applied: _AppliedChunk) -> None:
+        """Appends a chunk to the history of its sequence; the oldest chunk of all leaves its own."""
+        history.append(applied)
+        self._histories.append(history)
+        if len(self._histories) > REPLAY_CHUNKS:
+            del self._histories.popleft()[0]
+
+
+@dataclass(slots=True, eq=False)
+class _RunningChunk:
+    """A chunk in the engine.
+
+    Attributes:
+        first_step: Number of its first step.
+        values: [steps, input_size].
+        checksum: Checksum of the values.
+        before: State before the chunk.
+        state: State before the piece that runs.
+        deadline: On the engine's clock, in seconds.
+        computed: Steps computed.
+        job: The piece that runs; None between two pieces.
+    """
+
+    first_step: int
+    values: Float32Array
+    checksum: int
+    before: State | None
+    state: State | None
+    deadline: float
+    computed: int = 0
+    job: ChunkJob | None = None
+
+
+class OpenSequence:
+    """A sequence between its timesteps. One chunk runs at a time; an idle sequence costs its state and little else.
+
+    Subclasses receive the results on the event loop, in `on_steps`, `on_pause` and `on_end`.
+
+    Args:
+        engine: Runs the chunks.
+        model: The model version that the sequence stays on.
+        step: Timesteps consumed.
+        state: The state after them, [num_layers, hidden_size] each; None is the zero state.
+        window: The replay window of the sequence's stream; None for no replays.
+
+    Attributes:
+        model: As given.
+        step: Timesteps consumed, without the chunk that runs.
+        state: The state after them.
+    """
+
+    __slots__ = ("_call", "_chunk", "_engine", "_history", "_window", "model", "state", "step")
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        model: Model,
-        step: int,
-        state: State | None,
-        repeatable: Repeatable,
-        call: Call,
+        self, engine: AsyncEngine, model: Model, step: int, state: State | None, window: ReplayWindow | None = None
     ) -> None:
-        self.engine = engine
         self.model = model
         self.step = step
         self.state = state
-        self.call = call
-        self._repeatable = repeatable
-        self._applied: _Chunks | None = None  # an idle sequence costs its state alone
-        self._running: _Running | None = None
+        self._engine = engine
+        self._window = window
+        self._call = caller.current.get()
+        self._history: list[_AppliedChunk] | None = None
+        self._chunk: _RunningChunk | None = None
 
-    def start(self, first_step: int, values: Float32Array, reader: Reader) -> None:
-        """Begins to apply a chunk; `reader` hears how it gets on.
+    def on_steps(self, first_step: int, logits: Float32Array, states: Float32Array) -> None:
+        """Takes the results of consecutive steps: logits [count, output_size], states [count, hidden_size].
 
-        A chunk that was applied before is computed again from the state that it began with, so its answer has the
-        same bits, and the sequence stays where it is.
+        Both are views of a tick.
+        """
+        raise NotImplementedError
+
+    def on_pause(self) -> None:
+        """Is called between two pieces of a chunk, which then waits for `resume`."""
+        raise NotImplementedError
+
+    def on_end(self, error: RequestError | None) -> None:
+        """Is called once the chunk is applied; with an error, the sequence is as it was before the chunk."""
+        raise NotImplementedError
+
+    @property
+    def busy(self) -> bool:
+        """True while a chunk runs or is paused."""
+        return self._chunk is not None
+
+    @property
+    def next_piece(self) -> int:
+        """Timesteps of the chunk's next piece, or of the one that runs."""
+        return min(PIECE_STEPS, len(self._chunk.values) - self._chunk.computed) if self._chunk else 0
+
+    def start(self, first_step: int, values: Float32Array, deadline: float = math.inf) -> None:
+        """Begins to apply a chunk.
+
+        A chunk of the replay window is computed again from the state before it. The answer has the same bits, and the
+        sequence stays where it is.
 
         Args:
             first_step: Number of the chunk's first step.
             values: [steps, input_size], 1 step or more.
-            reader: Who hears.
+            deadline: On the engine's clock, in seconds.
 
         Raises:
-            SequenceStateError: the chunk is neither the next one nor one of the latest.
+            SequenceStateError: the chunk is neither the next one nor in the replay window.
             OverloadedError: the engine's queue is full.
         """
-        checksum = zlib.crc32(values.data)
+        checksum = 0 if self._window is None else zlib.crc32(values.data)
         state = self.state if first_step == self.step else self._state_before(first_step, len(values), checksum)
-        running = _Running(self, first_step, values, checksum, state, reader)
-        running.go_on()
-        self._running = running
+        chunk = _RunningChunk(first_step, values, checksum, state, state, deadline)
+        self._run_piece(chunk)
+        self._chunk = chunk
 
     def resume(self) -> None:
-        """Goes on with a chunk that has paused.
-
-        Raises:
-            OverloadedError: the engine's queue is full; the sequence is as it was before the chunk.
-        """
-        assert self._running is not None
+        """Runs the next piece of a paused chunk, or ends the chunk with the engine's refusal."""
+        assert self._chunk is not None
         try:
-            self._running.go_on()
-        except RequestError:
-            self._running = None
-            raise
+            self._run_piece(self._chunk)
+        except RequestError as error:
+            self._chunk = None
+            self.on_end(error)
 
-    def leave(self) -> None:
-        """Drops the chunk that runs, if any; its reader hears no more."""
-        if self._running:
-            self._running.leave()
-            self._running = None
+    def cancel(self) -> None:
+        """Drops the chunk that runs, if any; nothing more is reported of it."""
+        self._end_piece()
+        self._chunk = None
 
-    def _apply(self, running: _Running) -> None:
-        self._running = None
-        if running.repeats:
+    def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
+        """See jobs.Listener."""
+        chunk = self._chunk
+        assert chunk is not None
+        first_step = chunk.first_step + chunk.computed
+        chunk.computed += count
+        self.on_steps(first_step, logits, states)
+
+    def finished(self, state: State) -> None:
+        """See jobs.Listener."""
+        chunk = self._chunk
+        assert chunk is not None
+        self._end_piece()
+        chunk.state = state
+        if chunk.computed < len(chunk.values):
+            self.on_pause()
             return
-        applied = _Applied(running.first_step, len(running.values), running.checksum, running.begin)
-        if self._applied is None:
-            self._applied = []
-        self._applied.append(applied)
-        self._repeatable.add(self._applied)
-        self.state = running.state
-        self.step += applied.steps
+        self._chunk = None
+        # Else it was applied before.
+        if chunk.first_step == self.step:
+            self._record(chunk)
+            self.state = state
+            self.step += len(chunk.values)
+        self.on_end(None)
+
+    def failed(self, error: RequestError) -> None:
+        """See jobs.Listener."""
+        self.cancel()
+        self.on_end(error)
+
+    def _run_piece(self, chunk: _RunningChunk) -> None:
+        values, call = chunk.values, self._call
+        if len(values) > PIECE_STEPS:
+            values = values[chunk.computed : chunk.computed + PIECE_STEPS]
+        job = ChunkJob(self.model, values, chunk.state, self, chunk.deadline, call.identity, call.trace)
+        self._engine.start(job)
+        call.steps += len(values)
+        chunk.job = job
+
+    def _end_piece(self) -> None:
+        if self._chunk and self._chunk.job:
+            self._engine.end(self._chunk.job)
+            self._chunk.job = None
+
+    def _record(self, chunk: _RunningChunk) -> None:
+        if self._window is None:
+            return
+        if self._history is None:
+            self._history = []
+        applied = _AppliedChunk(chunk.first_step, len(chunk.values), chunk.checksum, chunk.before)
+        self._window.add(self._history, applied)
 
     def _state_before(self, first_step: int, steps: int, checksum: int) -> State | None:
-        latest = self._applied or ()
-        for applied in latest:
+        history = self._history or ()
+        for applied in history:
             if applied.first_step == first_step:
                 if (applied.steps, applied.checksum) == (steps, checksum):
                     return applied.state
                 problem = f"step {first_step} was sent before, in a chunk of other values"
                 raise SequenceStateError(problem, "chunk.first_step")
-        repeatable = f" or again one of the last {len(latest)} chunks" if latest else ""
-        problem = f"{first_step}, the sequence goes on at step {self.step}{repeatable}"
+        replay = f" or again one of the last {len(history)} chunks" if history else ""
+        problem = f"{first_step}, the sequence goes on at step {self.step}{replay}"
         raise SequenceStateError(problem, "chunk.first_step")
+
+
+class _CollectedChunk(OpenSequence):
+    """A sequence that collects the results of its only chunk.
+
+    Attributes:
+        logits: float32 [steps, output_size].
+        states: float32 [steps, hidden_size], or [0, hidden_size] if they are not kept.
+        done: Done when the chunk is.
+    """
+
+    __slots__ = ("done", "logits", "states")
+
+    def __init__(self, engine: AsyncEngine, model: Model, state: State | None, steps: int, keep_states: bool) -> None:
+        super().__init__(engine, model, 0, state)
+        self.logits = np.empty((steps, model.spec.output_size), np.float32)
+        self.states = np.empty((steps if keep_states else 0, model.spec.hidden_size), np.float32)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_steps(self, first_step: int, logits: Float32Array, states: Float32Array) -> None:
+        # Copied: a view would keep the whole tick.
+        end = first_step + len(logits)
+        self.logits[first_step:end] = logits
+        if len(self.states):
+            self.states[first_step:end] = states
+
+    def on_pause(self) -> None:
+        self.resume()
+
+    def on_end(self, error: RequestError | None) -> None:
+        if self.done.done():  # the caller has left
+            return
+        if error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
+
+
+async def run_chunk(
+    engine: AsyncEngine,
+    model: Model,
+    values: Float32Array,
+    state: State | None,
+    deadline: float,
+    keep_states: bool = True,
+) -> tuple[Float32Array, Float32Array, State]:
+    """Computes the steps of a chunk at once; what is not computed yet never is if the caller is cancelled.
+
+    Args:
+        engine: Runs the chunk.
+        model: The model version.
+        values: [steps, input_size], 1 step or more.
+        state: Before the first step, [num_layers, hidden_size] each; None is the zero state.
+        deadline: On the engine's clock, in seconds.
+        keep_states: True to return the states after all steps.
+
+    Returns:
+        Logits [steps, output_size], states [steps, hidden_size] or [0, hidden_size], and the state after the last step.
+
+    Raises:
+        OverloadedError: the engine's queue is full.
+        ExpiredError: the deadline passed.
+        InternalError: the runtime failed.
+    """
+    sequence = _CollectedChunk(engine, model, state, len(values), keep_states)
+    sequence.start(0, values, deadline)
+    try:
+        await sequence.done
+    finally:
+        sequence.cancel()
+    assert sequence.state is not None
+    return sequence.logits, sequence.states, sequence.state

@@ -19,7 +19,7 @@ from support.processes import PATIENCE, ServerProcess
 
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
-from unroll_server.api.native import stream
+from unroll_server.api.native import answers
 from unroll_server.api.oip import stream as inference_stream
 
 SEQUENCES = 250
@@ -52,7 +52,7 @@ async def unroll(channel: grpc.aio.Channel) -> tuple[Any, list[Any], int]:
     for key in range(SEQUENCES):
         await call.write(wire.open_request(str(key), return_logits=False))
         assert (await call.read()).HasField("opened")
-    return call, [wire.chunk_request(str(key), 0, VALUES) for key in range(SEQUENCES)], stream.MAX_UNSENT_BYTES
+    return call, [wire.chunk_request(str(key), 0, VALUES) for key in range(SEQUENCES)], answers.MAX_UNSENT_BYTES
 
 
 async def infer(channel: grpc.aio.Channel) -> tuple[Any, list[Any], int]:

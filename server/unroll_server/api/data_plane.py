@@ -1,35 +1,67 @@
-"""Checks and lookups common to both APIs."""
+"""The data plane below both APIs: finds models, checks values, gives the engine its jobs."""
 
-from unroll_engine.arrays import FLOAT32
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_engine.arrays import FLOAT32, first_not_finite, matrix
+from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import InvalidRequestError, ModelNotFoundError, SequenceStateError
-from unroll_engine.models.spec import ModelSpec
+from unroll_engine.jobs import BatchJob
+from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_proto.v1.unroll_pb2 import Snapshot
+from unroll_server import caller
+from unroll_server.config import Limits
+from unroll_server.middleware import CallContext
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.version import LoadedVersion
+from unroll_server.sessions.service import Sessions
 
 MAX_ANSWER_BYTES = 2**28
-"""Bytes of numbers in one answer to a batch; a message can't have more than eight times that."""
+"""Bytes of numbers in one answer to a batch, at most; the message is never eight times as large."""
+
+
+class DataPlane(NamedTuple):
+    """The parts of the server that answer requests.
+
+    Attributes:
+        catalog: Finds the models.
+        engine: Runs them.
+        sessions: Advances sequences whose state the server keeps.
+        limits: Limits of one call.
+    """
+
+    catalog: Catalog
+    engine: AsyncEngine
+    sessions: Sessions
+    limits: Limits
 
 
 def resolve_model(
     catalog: Catalog, snapshot: Snapshot, name: str, version: int, field: str, model_field: str = "model"
 ) -> LoadedVersion:
-    """The model that a request names; what it leaves open, the snapshot says.
+    """Finds the model that a request names, or that its snapshot names if the request does not.
 
     Args:
         catalog: The models.
-        snapshot: As a caller sent it.
-        name: The model that the request names; empty: none.
-        version: Likewise; 0: none.
-        field: Where the snapshot stands in the request.
-        model_field: Where the model's name stands in it.
+        snapshot: The snapshot to resume from.
+        name: The model that the request names; empty for none.
+        version: The version that it names; 0 for none.
+        field: Field of the snapshot in the request.
+        model_field: Field of the model's name in the request.
 
     Raises:
-        ModelNotFoundError: what the request names is not served.
-        SequenceStateError: what the snapshot is of is not served.
+        ModelNotFoundError: the model that the request names is not served.
+        SequenceStateError: the model that the snapshot names is not served.
     """
+    wanted = name or snapshot.model, version or snapshot.version
     try:
-        return catalog.find(name or snapshot.model, version or snapshot.version, model_field, resumes=snapshot.bundle)
+        return catalog.find(*wanted, model_field, resumes=snapshot.bundle)
     except ModelNotFoundError as error:
         if version or (name and error.field == model_field):
             raise
@@ -37,20 +69,127 @@ def resolve_model(
         raise SequenceStateError(f"the snapshot is of {theirs}: {error.description}", field) from None
 
 
-def check_answer(spec: ModelSpec, sequences: int, keeps_states: bool, field: str) -> None:
-    """Checks that the answer to a batch is none that can't be sent.
+def decode_chunk(raw: bytes, spec: ModelSpec, limits: Limits, field: str, least: int = 1) -> Float32Array:
+    """Checks the values of a chunk and returns a view of them, [steps, input_size].
 
     Args:
-        spec: What is to run it.
-        sequences: How many there are.
-        keeps_states: Whether their states after the last steps are wanted.
-        field: What of the request says how many.
+        raw: float32, as the caller sent them.
+        spec: The model.
+        limits: Limits of one call.
+        field: Their field in the request.
+        least: Least number of timesteps.
 
     Raises:
-        InvalidRequestError: it would be too large.
+        InvalidRequestError: the size is wrong or over a limit, or a value is not finite.
+    """
+    width = spec.input_size * FLOAT32.itemsize
+    steps, rest = divmod(len(raw), width)
+    if rest or not least <= steps <= limits.max_steps:
+        problem = (
+            f"{len(raw)} bytes, {least} to {limits.max_steps} timesteps of {width} bytes "
+            f"({spec.input_size} float32 features) expected"
+        )
+        raise InvalidRequestError(problem, field)
+    values = matrix(raw, spec.input_size)
+    if where := first_not_finite(values):
+        raise InvalidRequestError(f"step {where[0]} of the chunk, feature {where[1]} is not finite", field)
+    return values
+
+
+def new_batch(
+    model: Model,
+    values: Float32Array,
+    offsets: NDArray[np.int64],
+    initial_state: State | None,
+    keeps_states: bool,
+    deadline: float,
+) -> BatchJob:
+    """Makes a job of the current call; see jobs.BatchJob."""
+    call = caller.current.get()
+    call.steps += len(values)
+    return BatchJob(model, values, offsets, initial_state, keeps_states, deadline, call.identity, call.trace)
+
+
+def check_finite(values: Float32Array, offsets: NDArray[np.int64], field: str) -> None:
+    """Checks the values of a batch.
+
+    Args:
+        values: [total_steps, input_size], the sequences end to end.
+        offsets: int64 [sequences + 1], where each sequence begins.
+        field: The values' field in the request.
+
+    Raises:
+        InvalidRequestError: a value is NaN or infinite.
+    """
+    # A search for a zero byte: for a short sequence numpy's own reduction takes three times as long.
+    if b"\0" not in np.isfinite(values).tobytes():
+        return
+    step, feature = first_not_finite(values) or (0, 0)
+    index = int(np.searchsorted(offsets, step, side="right")) - 1
+    place = f"sequence {index}, step {step - offsets[index]}, feature {feature}"
+    raise InvalidRequestError(f"{place} is not finite", field)
+
+
+def check_answer(spec: ModelSpec, sequences: int, keeps_states: bool, field: str) -> None:
+    """Checks that the answer to a batch fits into a message.
+
+    Args:
+        spec: The model.
+        sequences: Number of sequences.
+        keeps_states: True if the states after the last steps are wanted.
+        field: The field of the request that gives the number of sequences.
+
+    Raises:
+        InvalidRequestError: the answer would be too large.
     """
     state = sum(layers * size for layers, size in spec.state_shapes) if keeps_states else 0
     size = sequences * (2 * spec.output_size + state) * FLOAT32.itemsize
     if size > MAX_ANSWER_BYTES:
         problem = f"{sequences} sequences make an answer of {size} bytes, at most {MAX_ANSWER_BYTES} allowed"
         raise InvalidRequestError(problem, field)
+
+
+def deadline_of(context: CallContext) -> float:
+    """Returns the deadline of a call on the engine's clock, in seconds; infinite if it has none."""
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else time.monotonic() + remaining
+
+
+class _Stream(Protocol):
+    def drain(self, half_close_timeout: float) -> None: ...
+
+    async def run(self, requests: Any, write: Any) -> None: ...
+
+
+class OpenStreams:
+    """The open streams of a service, which drain together.
+
+    Attributes:
+        draining: True once they drain.
+    """
+
+    def __init__(self) -> None:
+        self._streams: set[_Stream] = set()
+        self._half_close_timeout = 0.0
+        self.draining = False
+
+    def drain(self, half_close_timeout: float) -> None:
+        """Ends every stream after what it has read, and those that come later at once.
+
+        Args:
+            half_close_timeout: Seconds that callers then have to half-close their streams.
+        """
+        self.draining = True
+        self._half_close_timeout = half_close_timeout
+        for stream in self._streams:
+            stream.drain(half_close_timeout)
+
+    async def run(self, stream: _Stream, requests: AsyncIterator[Any], write: Callable[[Any], Awaitable[None]]) -> None:
+        """Runs a stream to its end."""
+        if self.draining:
+            stream.drain(self._half_close_timeout)
+        self._streams.add(stream)
+        try:
+            await stream.run(requests, write)
+        finally:
+            self._streams.remove(stream)

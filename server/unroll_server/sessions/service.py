@@ -27,8 +27,8 @@ from unroll_server.errors import SessionExpiredError, SessionStoreError, Session
 from unroll_server.identity import quotas as usage
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.version import LoadedVersion
+from unroll_server.sequence import run_chunk
 from unroll_server.sessions.chunk import Advance, Advanced, check_values, locate, new_session, no_session, successor
-from unroll_server.sessions.compute import compute
 from unroll_server.sessions.store import Kept, Listed, Store
 
 REASON = "SESSION_"
@@ -150,7 +150,7 @@ class Sessions:
         first_step, state, repeats = locate(request, session, values, spec)
         if len(values):
             wanted = request.keep_states
-            logits, states, after = await compute(self._engine, model, values, state, request.deadline, wanted)
+            logits, states, after = await run_chunk(self._engine, model, values, state, request.deadline, wanted)
         else:
             logits, states = np.empty((0, spec.output_size), np.float32), np.empty((0, spec.hidden_size), np.float32)
             after = state

@@ -14,6 +14,7 @@ from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.models.loader import Model
 from unroll_proto.v1 import unroll_pb2_grpc
 from unroll_server.addresses import Address
+from unroll_server.api.data_plane import DataPlane
 from unroll_server.api.native.service import UnrollService
 from unroll_server.config import Limits
 from unroll_server.identity.quotas import Usage
@@ -118,7 +119,7 @@ class LocalServer:
         self._engine = AsyncEngine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
         catalog = Catalog(models)
         sessions = Sessions(MemoryStore(3600, 1000), catalog, self._engine)
-        self._service = UnrollService(catalog, self._engine, limits, sessions, Usage(Identities(None)))
+        self._service = UnrollService(DataPlane(catalog, self._engine, sessions, limits), Usage(Identities(None)))
         address = Address.of("--listen", f"127.0.0.1:{port}")
         registry: Any = Registry(CallObserver(Metrics()), [self._counting])
         self._transport = GrpcioTransport(address, registry, limits.max_message_bytes)

@@ -16,7 +16,8 @@ from unroll_engine.models.spec import Float32Array
 from unroll_engine.readout import classify
 from unroll_engine.snapshots import MAX_STEP, decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.api.native.codec import decode_batch, decode_chunk, encode_batch
+from unroll_server.api.data_plane import decode_chunk
+from unroll_server.api.native.service import decode_batch, encode_batch
 from unroll_server.config import Limits
 
 MODEL = served(random_network(features=3, hidden=8, outputs=4, layers=2))
@@ -87,14 +88,14 @@ def test_a_value_that_is_not_finite_is_found_where_it_is(lengths: list[int], dat
 )
 def test_a_wrong_chunk_names_the_limit(size: int, says: str) -> None:
     with pytest.raises(InvalidRequestError, match=says):
-        decode_chunk(bytes(size), SPEC, LIMITS)
+        decode_chunk(bytes(size), SPEC, LIMITS, "chunk.values")
 
 
 def test_a_chunk_with_nan_is_refused() -> None:
     values = np.zeros((4, 3), np.float32)
     values[2, 1] = np.nan
     with pytest.raises(InvalidRequestError, match="step 2 of the chunk, feature 1"):
-        decode_chunk(values.tobytes(), SPEC, LIMITS)
+        decode_chunk(values.tobytes(), SPEC, LIMITS, "chunk.values")
 
 
 @given(npst.arrays(np.float32, (2, 8), elements=st.floats(-1, 1, width=32)), st.integers(0, MAX_STEP))

@@ -13,19 +13,23 @@ from hypothesis import strategies as st
 from support import wire
 from support.models import alone, random_network, served
 from support.mutations import mutated
+from support.streams import answers_of
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.api.native.codec import decode_batch
+from unroll_server.api.data_plane import DataPlane
+from unroll_server.api.native.service import decode_batch
 from unroll_server.api.native.stream import Stream
 from unroll_server.api.oip import tensors
 from unroll_server.config import Limits
 from unroll_server.identity.quotas import Usage
 from unroll_server.identity.tokens import Identities
 from unroll_server.repository.catalog import Catalog
+from unroll_server.sessions.memory_store import MemoryStore
+from unroll_server.sessions.service import Sessions
 from unroll_server.status import STATUS
 
 MODEL = served(random_network())
@@ -182,9 +186,11 @@ async def streamed(requests: Sequence[pb.UnrollRequest]) -> list[pb.UnrollRespon
 
     engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=4, max_queued_steps=10**6)
     try:
-        stream = Stream(Catalog([MODEL]), engine, LIMITS, Usage(Identities(None)))
+        catalog = Catalog([MODEL])
+        sessions = Sessions(MemoryStore(60.0, 1), catalog, engine)
+        stream = Stream(DataPlane(catalog, engine, sessions, LIMITS), Usage(Identities(None)))
         async with asyncio.timeout(30):
-            return [response async for response in stream.responses(sent())]
+            return [response async for response in answers_of(stream, sent())]
     finally:
         await asyncio.to_thread(engine.close)
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from support.processes import PATIENCE
+from support.streams import answers_of
 
 from unroll_engine.errors import OverloadedError
 from unroll_proto.inference import service_pb2 as pb
@@ -52,7 +53,7 @@ async def settle() -> None:
 async def test_a_slow_reader_s_requests_are_not_read_far_ahead(size: int, most: int) -> None:
     count = most + 40 if not size else most + 4
     caller = Caller(requests_of(count, size))
-    responses = InferenceStream(echo, unexpected).responses(caller.requests())
+    responses = answers_of(InferenceStream(echo, unexpected), caller.requests())
     ids = [(await anext(responses)).infer_response.id]
     await settle()
     # What was yielded counts until the next one is asked for.
@@ -75,7 +76,7 @@ async def test_the_first_error_ends_a_stream_that_asks_for_it_after_the_answers_
     for request in requests:
         request.parameters["sequence_id"].string_param = sequence
     stream = InferenceStream(answer, unexpected, first_error_ends=True)
-    responses = stream.responses(Caller(requests).requests())
+    responses = answers_of(stream, Caller(requests).requests())
     assert [(await anext(responses)).infer_response.id for _ in range(2)] == ["0", "1"]
     with pytest.raises(OverloadedError, match="the queue is full"):
         await anext(responses)
@@ -94,7 +95,7 @@ async def test_an_unforeseen_error_is_one_request_s_and_is_told() -> None:
         return await echo(request)
 
     stream = InferenceStream(answer, told.append)
-    responses = [response async for response in stream.responses(Caller(requests_of(4)).requests())]
+    responses = [response async for response in answers_of(stream, Caller(requests_of(4)).requests())]
     assert [response.infer_response.id for response in responses] == ["0", "1", "2", "3"]
     assert [response.error_message for response in responses] == [
         "",
@@ -118,7 +119,7 @@ async def test_a_caller_who_leaves_takes_its_requests_along() -> None:
             raise
         raise AssertionError
 
-    responses = InferenceStream(answer, unexpected).responses(Caller(requests_of(3), half_closes=False).requests())
+    responses = answers_of(InferenceStream(answer, unexpected), Caller(requests_of(3), half_closes=False).requests())
     assert (await anext(responses)).infer_response.id == "0"
     await settle()
     await responses.aclose()
@@ -133,10 +134,10 @@ async def test_a_drain_answers_what_was_read_before_it_ends_the_call() -> None:
         return await echo(request)
 
     stream = InferenceStream(answer, unexpected)
-    responses = stream.responses(Caller(requests_of(2), half_closes=False).requests())
+    responses = answers_of(stream, Caller(requests_of(2), half_closes=False).requests())
     first = asyncio.ensure_future(anext(responses))
     await settle()
-    stream.drain(linger=0.0)
+    stream.drain(half_close_timeout=0.0)
     gate.set()
     assert [(await first).infer_response.id, (await anext(responses)).infer_response.id] == ["0", "1"]
     with pytest.raises(DrainingError):
@@ -145,6 +146,6 @@ async def test_a_drain_answers_what_was_read_before_it_ends_the_call() -> None:
 
 async def test_a_request_that_comes_during_a_drain_is_refused_with_its_stream() -> None:
     stream = InferenceStream(echo, unexpected)
-    stream.drain(linger=PATIENCE)
+    stream.drain(half_close_timeout=PATIENCE)
     with pytest.raises(DrainingError, match="has not run all of this stream"):
-        await anext(stream.responses(Caller(requests_of(2)).requests()))
+        await anext(answers_of(stream, Caller(requests_of(2)).requests()))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -12,8 +13,7 @@ from support.models import alone, random_network, served
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError, SequenceStateError
 from unroll_engine.models.spec import Float32Array
-from unroll_server.caller import Call
-from unroll_server.sequence import PIECE, REPEATABLE, Repeatable, Sequence
+from unroll_server.sequence import PIECE_STEPS, REPLAY_CHUNKS, OpenSequence, ReplayWindow
 from unroll_server.telemetry.metrics import Metrics
 
 MODEL = served(random_network())
@@ -27,36 +27,37 @@ def new_engine() -> AsyncEngine:
     return AsyncEngine([MODEL], max_lanes=4, tick_steps=5, max_queued_steps=10**6, metrics=Metrics())
 
 
-class Answer:
-    """A reader that keeps the states, and goes on when the sequence pauses."""
+class Collected(OpenSequence):
+    """A sequence that keeps the states of a chunk, and resumes at once when it pauses."""
 
-    def __init__(self, sequence: Sequence) -> None:
-        self.sequence = sequence
+    def __init__(self, engine: AsyncEngine, window: ReplayWindow | None = None) -> None:
+        super().__init__(engine, MODEL, 0, None, window or ReplayWindow())
         self.next: int | None = None
         self.states: list[Float32Array] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def progressed(self, step: int, count: int, logits: Float32Array, states: Float32Array) -> None:
-        assert self.next in (None, step)
-        assert len(logits) == len(states) == count
-        self.next = step + count
+    def on_steps(self, first_step: int, logits: Float32Array, states: Float32Array) -> None:
+        assert self.next in (None, first_step)
+        assert len(logits) == len(states)
+        self.next = first_step + len(states)
         self.states.append(states)
 
-    def paused(self) -> None:
-        self.sequence.resume()
+    def on_pause(self) -> None:
+        self.resume()
 
-    def finished(self) -> None:
-        self.done.set_result(None)
+    def on_end(self, error: RequestError | None) -> None:
+        if error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
 
-    def failed(self, error: RequestError) -> None:
-        self.done.set_exception(error)
-
-
-async def answer(sequence: Sequence, first_step: int, values: Float32Array) -> Float32Array:
-    reader = Answer(sequence)
-    sequence.start(first_step, values, reader)
-    await reader.done
-    return np.concatenate(reader.states)
+    async def answer(self, first_step: int, values: Float32Array) -> Float32Array:
+        """The states of a chunk."""
+        self.next, self.states = None, []
+        self.done = asyncio.get_running_loop().create_future()
+        self.start(first_step, values)
+        await self.done
+        return np.concatenate(self.states)
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,12 +75,12 @@ def test_chunks_sent_again_are_answered_the_same_and_applied_once(
     async def check() -> None:
         engine = new_engine()
         try:
-            sequence = Sequence(engine, MODEL, 0, None, Repeatable(), Call())
+            sequence = Collected(engine)
             for index, (begin, size) in enumerate(zip(begins, sizes, strict=True)):
                 chunks = [begin, *(begins[again] for when, again in repeats if when == index and again <= index)]
                 for first in chunks:
                     count = sizes[begins.index(first)]
-                    got = await answer(sequence, first, values[first : first + count])
+                    got = await sequence.answer(first, values[first : first + count])
                     assert got.tobytes() == expected[first : first + count].tobytes()
                 assert sequence.step == begin + size
             assert sequence.state is not None
@@ -93,21 +94,21 @@ def test_chunks_sent_again_are_answered_the_same_and_applied_once(
 async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and_change_nothing() -> None:
     engine = new_engine()
     try:
-        sequence = Sequence(engine, MODEL, 0, None, Repeatable(), Call())
-        values = values_of(2 * (REPEATABLE + 2))
+        sequence = Collected(engine)
+        values = values_of(2 * (REPLAY_CHUNKS + 2))
         for first in range(0, len(values), 2):
-            await answer(sequence, first, values[first : first + 2])
+            await sequence.answer(first, values[first : first + 2])
         step, state = sequence.step, sequence.state
         wrong = [
             (step + 1, values[:2], f"goes on at step {step}"),
             (step - 1, values[:2], f"goes on at step {step}"),
             (step - 2, values[:2], "in a chunk of other values"),
             (step - 2, values[-2:-1], "in a chunk of other values"),
-            (0, values[:2], f"again one of the last {REPEATABLE} chunks"),
+            (0, values[:2], f"again one of the last {REPLAY_CHUNKS} chunks"),
         ]
         for first, chunk, says in wrong:
             with pytest.raises(SequenceStateError, match=says):
-                await answer(sequence, first, chunk)
+                await sequence.answer(first, chunk)
         assert (sequence.step, sequence.state) == (step, state)
     finally:
         await asyncio.to_thread(engine.close)
@@ -116,15 +117,13 @@ async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and
 async def test_a_chunk_of_many_pieces_has_the_bits_of_one_and_one_that_is_left_changes_nothing() -> None:
     engine = new_engine()
     try:
-        sequence = Sequence(engine, MODEL, 0, None, Repeatable(), Call())
-        values = values_of(3 * PIECE + 5)
-        reader = Answer(sequence)
-        sequence.start(0, values, reader)
-        sequence.leave()
+        sequence = Collected(engine)
+        values = values_of(3 * PIECE_STEPS + 5)
+        sequence.start(0, values)
+        sequence.cancel()
         assert (sequence.step, sequence.state) == (0, None)
-        got = await answer(sequence, 0, values)
+        got = await sequence.answer(0, values)
         assert got.tobytes() == alone(MODEL, values, None)[1].tobytes()
-        assert not reader.done.done()
         assert sequence.step == len(values)
     finally:
         await asyncio.to_thread(engine.close)
@@ -133,15 +132,15 @@ async def test_a_chunk_of_many_pieces_has_the_bits_of_one_and_one_that_is_left_c
 async def test_a_stream_s_latest_chunks_can_be_repeated_over_all_its_sequences() -> None:
     engine = new_engine()
     try:
-        shared = Repeatable()
-        sequences = [Sequence(engine, MODEL, 0, None, shared, Call()) for _ in range(REPEATABLE + 3)]
+        shared = ReplayWindow()
+        sequences = [Collected(engine, shared) for _ in range(REPLAY_CHUNKS + 3)]
         values = values_of(2)
-        answers = [await answer(sequence, 0, values) for sequence in sequences]
+        answers = [await sequence.answer(0, values) for sequence in sequences]
         for sequence in sequences[:3]:
             with pytest.raises(SequenceStateError, match="0, the sequence goes on at step 2"):
-                await answer(sequence, 0, values)
+                await sequence.answer(0, values)
         for sequence, before in zip(sequences[3:], answers[3:], strict=True):
-            assert (await answer(sequence, 0, values)).tobytes() == before.tobytes()
+            assert (await sequence.answer(0, values)).tobytes() == before.tobytes()
     finally:
         await asyncio.to_thread(engine.close)
 
@@ -149,9 +148,12 @@ async def test_a_stream_s_latest_chunks_can_be_repeated_over_all_its_sequences()
 async def test_what_is_kept_of_a_stream_s_latest_chunks_keeps_no_sequence_that_ended() -> None:
     engine = new_engine()
     try:
-        repeatable = Repeatable()
-        await answer(Sequence(engine, MODEL, 0, None, repeatable, Call()), 0, values_of(3))
+        window = ReplayWindow()
+        sequence = Collected(engine, window)
+        await sequence.answer(0, values_of(3))
+        ended = weakref.ref(sequence)
+        del sequence
         gc.collect()
-        assert not [each for each in gc.get_objects() if type(each) is Sequence and each._repeatable is repeatable]
+        assert ended() is None
     finally:
         await asyncio.to_thread(engine.close)

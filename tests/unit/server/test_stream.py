@@ -9,16 +9,21 @@ import pytest
 from support import wire
 from support.models import alone, random_network, served
 from support.processes import PATIENCE
+from support.streams import answers_of
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.api.native.stream import MAX_UNANSWERED_BYTES, MAX_UNSENT_BYTES, Stream
+from unroll_server.api.data_plane import DataPlane
+from unroll_server.api.native.answers import MAX_UNSENT_BYTES
+from unroll_server.api.native.stream import MAX_UNANSWERED_BYTES, Stream
 from unroll_server.config import Limits
 from unroll_server.errors import DrainingError
 from unroll_server.identity.quotas import Usage
 from unroll_server.identity.tokens import Identities
 from unroll_server.repository.catalog import Catalog
-from unroll_server.sequence import PIECE
+from unroll_server.sequence import PIECE_STEPS
+from unroll_server.sessions.memory_store import MemoryStore
+from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.telemetry.metrics.figures import MODEL_SIZE, QUEUED_STEPS, REAL, SERVER_SIZE
 
@@ -51,11 +56,12 @@ class Serving:
 
     def stream(self) -> Stream:
         """A stream."""
-        return Stream(self._catalog, self.engine, LIMITS, Usage(Identities(None)))
+        sessions = Sessions(MemoryStore(60.0, 1), self._catalog, self.engine)
+        return Stream(DataPlane(self._catalog, self.engine, sessions, LIMITS), Usage(Identities(None)))
 
     def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
         """Those of a stream."""
-        return self.stream().responses(requests)
+        return answers_of(self.stream(), requests)
 
     @property
     def steps(self) -> int:
@@ -80,7 +86,7 @@ async def serving() -> AsyncIterator[Serving]:
 
 def chunks_of(keys: int, pieces: int) -> tuple[list[pb.UnrollRequest], wire.Array]:
     """A chunk of the same values for each of several keys."""
-    values = np.random.default_rng(1).standard_normal((pieces * PIECE, 3)).astype(np.float32)
+    values = np.random.default_rng(1).standard_normal((pieces * PIECE_STEPS, 3)).astype(np.float32)
     names = [str(index) for index in range(keys)]
     opened = [wire.open_request(name, "m", return_logits=False) for name in names]
     return [*opened, *(wire.chunk_request(name, 0, values) for name in names)], values
@@ -93,7 +99,7 @@ async def test_a_slow_reader_s_answers_are_not_computed_far_ahead_however_large_
     async with aclosing(serving.responses(Caller(requests).requests())) as responses:
         assert (await anext(responses)).HasField("opened")
         await serving.settle()
-        assert 0 < serving.steps * STATE <= MAX_UNSENT_BYTES + PIECE * STATE
+        assert 0 < serving.steps * STATE <= MAX_UNSENT_BYTES + PIECE_STEPS * STATE
         before = 0
         async for response in responses:
             if not response.HasField("steps"):
@@ -103,7 +109,7 @@ async def test_a_slow_reader_s_answers_are_not_computed_far_ahead_however_large_
             if len(got) == 1:
                 # However far it has read, no more than that is computed in advance.
                 await serving.settle()
-                assert serving.steps * STATE <= before + MAX_UNSENT_BYTES + PIECE * STATE
+                assert serving.steps * STATE <= before + MAX_UNSENT_BYTES + PIECE_STEPS * STATE
     assert set(got.values()) == {expected}
     assert len(got) == 60
 
@@ -156,14 +162,14 @@ async def test_a_sequence_that_a_drain_keeps_from_opening_is_refused_with_its_st
 
     async def drain() -> None:
         await sent.wait()
-        stream.drain(linger=PATIENCE)
+        stream.drain(half_close_timeout=PATIENCE)
         drained.set()
 
     draining = asyncio.create_task(drain())
     ended: dict[str, pb.UnrollResponse] = {}
     status = "OK"
     try:
-        async for response in stream.responses(caller()):
+        async for response in answers_of(stream, caller()):
             ended[response.key] = response
     except DrainingError as error:
         status = str(error)

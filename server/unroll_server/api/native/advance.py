@@ -1,8 +1,4 @@
-"""unroll.v1.UnrollService, the part of it that is about sessions."""
-
-import math
-import time
-from typing import Any
+"""unroll.v1.UnrollService.Advance: the next steps of a session."""
 
 from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import InvalidRequestError
@@ -11,42 +7,41 @@ from unroll_engine.readout import classify
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
-from unroll_server.api.data_plane import resolve_model
-from unroll_server.api.native.codec import decode_chunk
-from unroll_server.config import Limits
-from unroll_server.repository.catalog import Catalog
+from unroll_server.api.data_plane import DataPlane, decode_chunk, resolve_model
 from unroll_server.sessions.chunk import Advance, Advanced
-from unroll_server.sessions.service import Sessions
 
 
-async def advance(
-    request: pb.AdvanceRequest, context: Any, catalog: Catalog, sessions: Sessions, limits: Limits
-) -> pb.AdvanceResponse:
-    """Answers `Advance`; see unroll.proto."""
+async def advance(request: pb.AdvanceRequest, plane: DataPlane, deadline: float) -> pb.AdvanceResponse:
+    """Answers a request; see unroll.proto.
+
+    Args:
+        request: As the caller sent it.
+        plane: Answers it.
+        deadline: On the engine's clock, in seconds.
+    """
 
     def values(spec: ModelSpec) -> Float32Array:
-        return decode_chunk(request.values, spec, limits, "values", least=0)
+        return decode_chunk(request.values, spec, plane.limits, "values", least=0)
 
-    name, version, state = request.model, request.version, None
+    name, number, state = request.model, request.version, None
     if request.HasField("initial_state"):
         if not request.start:
             raise InvalidRequestError("only a session that starts can have one", "initial_state")
         snapshot = request.initial_state
-        spec = resolve_model(catalog, snapshot, name, version, "initial_state").spec
+        spec = resolve_model(plane.catalog, snapshot, name, number, "initial_state").spec
         state = decode_snapshot(snapshot, spec, "initial_state")
-        name, version = spec.key
-    remaining = context.time_remaining()
-    done = await sessions.advance(
+        name, number = spec.key
+    done = await plane.sessions.advance(
         Advance(
             owner=caller.current.get().identity,
             session_id=request.session_id,
             model=name,
-            version=version,
+            version=number,
             start=request.start,
             end=request.end,
             first_step=request.first_step if request.HasField("first_step") else None,
             values=values,
-            deadline=math.inf if remaining is None else time.monotonic() + remaining,
+            deadline=deadline,
             initial_state=state,
             initial_step=request.initial_state.step,
             initial_bundle=request.initial_state.bundle,

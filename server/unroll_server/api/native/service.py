@@ -1,123 +1,166 @@
 """unroll.v1.UnrollService."""
 
 import math
-import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
-from unroll_engine.async_engine import AsyncEngine
+import numpy as np
+from numpy.typing import NDArray
+
+from unroll_engine.arrays import FLOAT32
+from unroll_engine.errors import InvalidRequestError
+from unroll_engine.jobs import BatchJob, span
 from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import State
+from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
-from unroll_server.api.data_plane import resolve_model
+from unroll_server.api.data_plane import (
+    DataPlane,
+    OpenStreams,
+    check_answer,
+    check_finite,
+    deadline_of,
+    new_batch,
+    resolve_model,
+)
 from unroll_server.api.native.advance import advance
-from unroll_server.api.native.codec import decode_batch, encode_batch
+from unroll_server.api.native.description import describe
 from unroll_server.api.native.stream import Stream
 from unroll_server.config import Limits
 from unroll_server.identity.quotas import Usage
-from unroll_server.repository.catalog import Catalog
-from unroll_server.sessions.service import Sessions
 
 
 class UnrollService(UnrollServiceServicer):
-    """The service over a catalog of models and the engine that runs them.
+    """The service.
 
     Args:
-        catalog: The models.
-        engine: What runs them.
-        limits: What one call may carry.
-        sessions: What is kept for callers that hold no state.
-        usage: What each identity has open.
+        plane: Answers the requests.
+        usage: Counts the open sequences of each identity.
     """
 
-    def __init__(self, catalog: Catalog, engine: AsyncEngine, limits: Limits, sessions: Sessions, usage: Usage) -> None:
-        self._catalog = catalog
-        self._engine = engine
-        self._limits = limits
-        self._sessions = sessions
+    def __init__(self, plane: DataPlane, usage: Usage) -> None:
+        self._plane = plane
         self._usage = usage
-        self._streams: set[Stream] = set()
-        self._linger: float | None = None
+        self._streams = OpenStreams()
 
-    def drain(self, linger: float) -> None:
-        """Ends every stream after what it has read, with a snapshot of each open sequence; opens no new one.
-
-        Args:
-            linger: Seconds for which streams wait for their callers to half-close.
-        """
-        self._linger = linger
-        for stream in self._streams:
-            stream.drain(linger)
+    def drain(self, half_close_timeout: float) -> None:
+        """Ends every stream after what it has read, with a snapshot of each open sequence; see OpenStreams."""
+        self._streams.drain(half_close_timeout)
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See unroll.proto."""
-        # All are of the same, or one of them is refused; those without a format are of none.
-        begun = next((index for index, snapshot in enumerate(request.initial_states) if snapshot.format), None)
-        if begun is None:
-            version = self._catalog.find(request.model, request.version)
-        else:
-            snapshot, field = request.initial_states[begun], f"initial_states[{begun}]"
-            version = resolve_model(self._catalog, snapshot, request.model, request.version, field)
-        remaining = context.time_remaining()
-        deadline = math.inf if remaining is None else time.monotonic() + remaining
-        batch = decode_batch(request, version.model, self._limits, deadline)
-        await self._engine.run(batch)
+        version = None
+        for index, snapshot in enumerate(request.initial_states):
+            # All are of one model, or decoding refuses one of them. A snapshot without a format is of none.
+            if snapshot.format:
+                field = f"initial_states[{index}]"
+                version = resolve_model(self._plane.catalog, snapshot, request.model, request.version, field)
+                break
+        if version is None:
+            version = self._plane.catalog.find(request.model, request.version)
+        batch = decode_batch(request, version.model, self._plane.limits, deadline_of(context))
+        await self._plane.engine.run(batch)
         return encode_batch(batch, request)
 
-    async def Unroll(
+    # grpc.aio takes this form, which writes; generated code knows the one that yields alone.
+    async def Unroll(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
-    ) -> AsyncIterator[pb.UnrollResponse]:
-        """See unroll.proto."""
-        stream = Stream(self._catalog, self._engine, self._limits, self._usage)
-        if self._linger is not None:
-            stream.drain(self._linger)
-        self._streams.add(stream)
-        try:
-            async with aclosing(stream.responses(request_iterator)) as responses:
-                async for response in responses:
-                    yield response
-        finally:
-            self._streams.remove(stream)
+    ) -> None:
+        """See unroll.proto; the answers are written to the context."""
+        await self._streams.run(Stream(self._plane, self._usage), request_iterator, context.write)
 
     async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:
         """See unroll.proto."""
-        return await advance(request, context, self._catalog, self._sessions, self._limits)
+        return await advance(request, self._plane, deadline_of(context))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """See unroll.proto."""
-        return pb.ListModelsResponse(models=[self._describe(model) for model in self._catalog.models])
+        models = [describe(model, self._plane.limits) for model in self._plane.catalog.models]
+        return pb.ListModelsResponse(models=models)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """See unroll.proto."""
-        # A client asks of the version that its sequence was begun on, which may have begun to leave since.
-        version = self._catalog.find(request.model, request.version, resumes=b"")
-        return pb.GetModelResponse(model=self._describe(version.model))
+        # A client asks for the version of its sequence, which may be draining by now.
+        version = self._plane.catalog.find(request.model, request.version, resumes=b"")
+        return pb.GetModelResponse(model=describe(version.model, self._plane.limits))
 
-    def _describe(self, model: Model) -> pb.Model:
-        spec, runtime, limits = model.spec, model.runtime, self._limits
-        return pb.Model(
-            name=spec.key.name,
-            version=spec.key.version,
-            architecture=spec.architecture,
-            input_size=spec.input_size,
-            hidden_size=spec.hidden_size,
-            output_size=spec.output_size,
-            num_layers=spec.num_layers,
-            class_labels=spec.class_labels,
-            feature_names=spec.feature_names,
-            runtime=runtime.name,
-            runtime_note=model.runtime_note,
-            runtime_variant=runtime.variant,
-            device=runtime.device,
-            artifact=runtime.artifact,
-            max_abs_diff=model.max_abs_diff,
-            bitwise=model.bitwise,
-            limits=pb.Limits(
-                max_sequences=limits.max_sequences,
-                max_steps=limits.max_steps,
-                max_open_sequences=limits.max_open_sequences,
-                max_message_bytes=limits.max_message_bytes,
-            ),
-            test_accuracy=model.test_accuracy,
+
+def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, deadline: float = math.inf) -> BatchJob:
+    """Checks a request and makes a job of it, without copying its values.
+
+    Args:
+        request: As the caller sent it.
+        model: The model to run it on.
+        limits: Limits of one call.
+        deadline: On the engine's clock, in seconds.
+
+    Raises:
+        InvalidRequestError: a field is wrong or over a limit.
+        SequenceStateError: an initial state is of another model.
+    """
+    spec = model.spec
+    # Read once: each access to a repeated field of a message makes an object.
+    given_lengths = request.lengths
+    count = len(given_lengths)
+    if not 1 <= count <= limits.max_sequences:
+        raise InvalidRequestError(f"{count} sequences, 1 to {limits.max_sequences} allowed", "lengths")
+    check_answer(spec, count, request.return_final_states, "lengths")
+    offsets: NDArray[np.int64]
+    if count == 1:
+        # The common case: for one number numpy takes longer to begin than Python to end.
+        (total,) = given_lengths
+        wrong = None if 1 <= total <= limits.max_steps else 0
+        offsets = span(total)
+    else:
+        lengths = np.array(given_lengths, np.int64)
+        bad = np.flatnonzero((lengths < 1) | (lengths > limits.max_steps))
+        wrong = int(bad[0]) if len(bad) else None
+        offsets = np.zeros(count + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        total = int(offsets[-1])
+    if wrong is not None:
+        problem = f"{given_lengths[wrong]} timesteps, 1 to {limits.max_steps} allowed"
+        raise InvalidRequestError(problem, f"lengths[{wrong}]")
+    raw = request.values
+    expected = total * spec.input_size * FLOAT32.itemsize
+    if len(raw) != expected:
+        problem = f"{len(raw)} bytes, {expected} expected: {total} timesteps of {spec.input_size} float32 features"
+        raise InvalidRequestError(problem, "values")
+    values = np.frombuffer(raw, FLOAT32).reshape(-1, spec.input_size).astype(np.float32, copy=False)
+    check_finite(values, offsets, "values")
+    given_states = request.initial_states
+    if len(given_states) not in (0, count):
+        problem = f"{len(given_states)} given, none or {count} expected: one a sequence"
+        raise InvalidRequestError(problem, "initial_states")
+    initial: State | None = None
+    for index, snapshot in enumerate(given_states):
+        if snapshot.format:
+            initial = initial or spec.zero_state(count)
+            state = decode_snapshot(snapshot, spec, f"initial_states[{index}]")
+            for array, value in zip(initial, state, strict=True):
+                array[:, index] = value
+    return new_batch(model, values, offsets, initial, request.return_final_states, deadline)
+
+
+def encode_batch(batch: BatchJob, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+    """Returns the answer to a request whose job is done."""
+    spec = batch.model.spec
+    indices = batch.labels.tolist()
+    response = pb.ClassifyResponse(
+        model=spec.key.name,
+        version=spec.key.version,
+        logits=batch.logits.astype(FLOAT32, copy=False).tobytes(),
+        probabilities=batch.probabilities.astype(FLOAT32, copy=False).tobytes(),
+        label_indices=indices,
+        labels=map(spec.class_labels.__getitem__, indices),
+    )
+    if batch.final_state is not None:
+        # A snapshot without a format stands for the zero state, whatever else it says.
+        begun = [before.step if before.format else 0 for before in request.initial_states] or [0] * batch.size
+        steps = np.diff(batch.offsets).tolist()
+        response.final_states.extend(
+            encode_snapshot(spec, before + count, tuple(array[:, index] for array in batch.final_state))
+            for index, (before, count) in enumerate(zip(begun, steps, strict=True))
         )
+    return response

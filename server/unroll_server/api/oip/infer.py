@@ -6,15 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import InvalidRequestError, RequestError
-from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_engine.readout import classify
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server import caller
-from unroll_server.api.data_plane import check_answer
+from unroll_server.api.data_plane import DataPlane, check_answer, new_batch
 from unroll_server.api.oip import tensors
 from unroll_server.api.oip.request import (
     DEFAULT_OUTPUTS,
@@ -25,13 +23,10 @@ from unroll_server.api.oip.request import (
     version_of,
 )
 from unroll_server.api.oip.statistics import Stages, Statistics
-from unroll_server.config import Limits
 from unroll_server.errors import SessionNotFoundError
-from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.version import LoadedVersion
+from unroll_server.sequence import run_chunk
 from unroll_server.sessions.chunk import Advance
-from unroll_server.sessions.compute import compute
-from unroll_server.sessions.service import Sessions
 
 _FIELDS = {
     "model": "model_name",
@@ -39,16 +34,16 @@ _FIELDS = {
     "session_id": "parameters[sequence_id]",
     "values": "inputs",
 }
-"""What a request has of this service, by what the catalog, the sessions and the engine call it."""
+"""Fields of a request by the names that the catalog, the sessions and the engine give them."""
 
 MAX_STATES_BYTES = 2**26
-"""Bytes of the `states` of one request."""
+"""Bytes of the `states` of one response, at most."""
 
 
 class _Results(NamedTuple):
-    """What was computed for a request: the outputs by name, each with the batch first.
+    """The outputs of a request by name, each with the batch first.
 
-    `logits` and `probabilities` are missing where there was no step.
+    `logits` and `probabilities` are missing if there was no step.
     """
 
     model: Model
@@ -59,30 +54,22 @@ class Inference:
     """Answers requests.
 
     Args:
-        catalog: The models.
-        engine: What runs them.
-        sessions: What keeps the state of sequences.
-        limits: What one call may carry.
-        statistics: Where requests are counted.
+        plane: Finds the models and runs them.
+        statistics: Counts the requests.
 
     Attributes:
         statistics: As given.
     """
 
-    def __init__(
-        self, catalog: Catalog, engine: AsyncEngine, sessions: Sessions, limits: Limits, statistics: Statistics
-    ) -> None:
-        self._catalog = catalog
-        self._engine = engine
-        self._sessions = sessions
-        self._limits = limits
+    def __init__(self, plane: DataPlane, statistics: Statistics) -> None:
+        self._plane = plane
         self.statistics = statistics
 
     async def answer(self, request: pb.ModelInferRequest, deadline: float) -> pb.ModelInferResponse:
-        """The response to a request.
+        """Returns the response to a request.
 
         Args:
-            request: As a caller sent it.
+            request: As the caller sent it.
             deadline: On the engine's clock, in seconds.
 
         Raises:
@@ -94,14 +81,14 @@ class Inference:
             options, wanted = options_of(request), outputs_of(request)
             deadline = min(deadline, time.monotonic() + options.timeout)
             if options.sequence is None:
-                found = self._catalog.find(request.model_name, version)
+                found = self._plane.catalog.find(request.model_name, version)
                 stages.model = found.key
-                inputs = tensors.decode(request, self._limits)
+                inputs = tensors.decode(request, self._plane.limits)
                 stages.decoded = time.perf_counter_ns()
                 results = await self._run(found, inputs, wanted, deadline, stages)
             else:
-                name = request.model_name or self._catalog.find("", 0).key.name
-                inputs = tensors.decode(request, self._limits, shortest=0 if options.start or options.end else 1)
+                name = request.model_name or self._plane.catalog.find("", 0).key.name
+                inputs = tensors.decode(request, self._plane.limits, shortest=0 if options.start or options.end else 1)
                 stages.decoded = time.perf_counter_ns()
                 results = await self._advance(name, version, options, inputs, wanted, deadline, stages)
             stages.computed = time.perf_counter_ns()
@@ -118,11 +105,11 @@ class Inference:
         """How many bytes the states in the response to a request will have, at most; 0 where it can't have any."""
         names = {output.name for output in request.outputs}
         shapes = [list(each.shape) for each in request.inputs if each.name == "input"]
-        specs = [model.spec for model in self._catalog.models if request.model_name in ("", model.spec.key.name)]
+        specs = [model.spec for model in self._plane.catalog.models if request.model_name in ("", model.spec.key.name)]
         if not names & {"states", "final_state"} or not specs or [len(shape) for shape in shapes] != [3]:
             return 0
         # Nothing is checked yet: what can't be will be refused.
-        batch, steps = min(max(shapes[0][0], 0), self._limits.max_sequences), max(shapes[0][1], 0)
+        batch, steps = min(max(shapes[0][0], 0), self._plane.limits.max_sequences), max(shapes[0][1], 0)
         width = 4 * max(spec.hidden_size for spec in specs)
         states = min(batch * steps * width, MAX_STATES_BYTES) if "states" in names else 0
         final = batch * max(spec.num_layers for spec in specs) * width if "final_state" in names else 0
@@ -143,10 +130,8 @@ class Inference:
         state = tensors.initial_state(inputs, spec)
         names = {each.name for each in wanted}
         if "states" not in names:
-            call = caller.current.get()
-            call.steps += len(rows)
-            batch = BatchJob(model, rows, offsets, state, "final_state" in names, deadline, call.identity, call.trace)
-            await self._engine.run(batch)
+            batch = new_batch(model, rows, offsets, state, "final_state" in names, deadline)
+            await self._plane.engine.run(batch)
             stages.waited = int(batch.waited * 1e9)
             return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))
         # Between two pieces of a sequence the engine may have no work of the model.
@@ -165,14 +150,15 @@ class Inference:
         deadline: float,
     ) -> dict[str, Float32Array]:
         """As a batch has no states but the last, each sequence is run as one whose every step is reported."""
-        spec = model.spec
+        spec, engine = model.spec, self._plane.engine
         logits = np.empty((inputs.batch, spec.output_size), np.float32)
         states = np.zeros((inputs.batch, inputs.longest, spec.hidden_size), np.float32)
         final = spec.zero_state(inputs.batch)
 
         async def run(index: int, first: int, end: int) -> None:
             initial = None if state is None else tuple(array[:, index] for array in state)
-            own_logits, own_states, own_final = await compute(self._engine, model, rows[first:end], initial, deadline)
+            values = rows[first:end]
+            own_logits, own_states, own_final = await run_chunk(engine, model, values, initial, deadline)
             logits[index] = own_logits[-1]
             states[index, : end - first] = own_states
             for kept, value in zip(final, own_final, strict=True):
@@ -204,7 +190,7 @@ class Inference:
         state: State | None = None
         if options.start:
             # The version is settled here, so that what is checked now is what runs.
-            spec = self._catalog.find(name, version).spec
+            spec = self._plane.catalog.find(name, version).spec
             version = spec.key.version
             state = tensors.initial_state(inputs, spec)
         elif inputs.initial_state is not None:
@@ -231,7 +217,7 @@ class Inference:
             keep_states=keep_states,
         )
         try:
-            done = await self._sessions.advance(advance)
+            done = await self._plane.sessions.advance(advance)
         except SessionNotFoundError:
             problem = f"no sequence {options.sequence!r} has begun; its first request has sequence_start"
             raise InvalidRequestError(problem, "parameters[sequence_id]") from None

@@ -2,9 +2,7 @@
 
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -12,6 +10,7 @@ from unroll_engine.errors import ModelNotFoundError, RequestError
 from unroll_engine.models.loader import Model
 from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceServicer
+from unroll_server.api.data_plane import OpenStreams, deadline_of
 from unroll_server.api.oip.infer import Inference
 from unroll_server.api.oip.metadata import config, metadata
 from unroll_server.api.oip.request import version_of
@@ -32,35 +31,26 @@ Index = Callable[[], Iterable[tuple[str, int, str, str]]]
 
 
 class InferenceService(GRPCInferenceServiceServicer):
-    """The service over a catalog of models and what answers requests for them.
-
-    Loading and unloading are the admin listener's: it serves a subclass of this.
+    """The service. Models are loaded and unloaded on the admin listener.
 
     Args:
         catalog: The models.
-        inference: What answers requests.
-        index: Tells what is in the repository.
+        inference: Answers the requests for inference.
+        index: Lists the versions in the repository.
     """
 
     extensions: Sequence[str] = ("sequence", "classification", "model_configuration", "statistics")
-    """What there is beyond the protocol, by the names that Triton gives it."""
+    """Extensions of the protocol that are implemented, by Triton's names."""
 
     def __init__(self, catalog: Catalog, inference: Inference, index: Index) -> None:
         self._catalog = catalog
         self._inference = inference
         self._index = index
-        self._streams: set[InferenceStream] = set()
-        self._linger: float | None = None
+        self._streams = OpenStreams()
 
-    def drain(self, linger: float) -> None:
-        """Ends every stream after what it has read; opens no new one.
-
-        Args:
-            linger: Seconds for which streams wait for their callers to half-close.
-        """
-        self._linger = linger
-        for stream in self._streams:
-            stream.drain(linger)
+    def drain(self, half_close_timeout: float) -> None:
+        """Ends every stream after what it has read; see OpenStreams."""
+        self._streams.drain(half_close_timeout)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
         """See service.proto."""
@@ -68,7 +58,7 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
         """See service.proto."""
-        return pb.ServerReadyResponse(ready=self._linger is None and bool(self._catalog.models))
+        return pb.ServerReadyResponse(ready=not self._streams.draining and bool(self._catalog.models))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
         """See service.proto; a model that is not there is not ready, which is no error."""
@@ -76,7 +66,7 @@ class InferenceService(GRPCInferenceServiceServicer):
             self._find(request)
         except ModelNotFoundError:
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=self._linger is None)
+        return pb.ModelReadyResponse(ready=not self._streams.draining)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
         """See service.proto."""
@@ -96,32 +86,23 @@ class InferenceService(GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:
         """See service.proto."""
-        remaining = context.time_remaining()
-        deadline = math.inf if remaining is None else time.monotonic() + remaining
-        return await self._inference.answer(request, deadline)
+        return await self._inference.answer(request, deadline_of(context))
 
-    async def ModelStreamInfer(
+    # grpc.aio takes this form, which writes; generated code knows the one that yields alone.
+    async def ModelStreamInfer(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """See service.proto."""
+    ) -> None:
+        """See service.proto; the answers are written to the context."""
         # A stream's deadline ends the stream; each of its requests can have a timeout of its own.
         stream = InferenceStream(
             lambda each: self._inference.answer(each, math.inf),
-            _unforeseen,
+            _log_failure,
             self._inference.expected_bytes,
             first_error_ends=any(
                 key == STATUS_FLAG and value == "true" for key, value in context.invocation_metadata() or ()
             ),
         )
-        if self._linger is not None:
-            stream.drain(self._linger)
-        self._streams.add(stream)
-        try:
-            async with aclosing(stream.responses(request_iterator)) as responses:
-                async for response in responses:
-                    yield response
-        finally:
-            self._streams.remove(stream)
+        await self._streams.run(stream, request_iterator, context.write)
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Any) -> pb.ModelStatisticsResponse:
         """See service.proto."""
@@ -174,5 +155,5 @@ class InferenceService(GRPCInferenceServiceServicer):
         return [each.spec.key.version for each in self._catalog.models if each.spec.key.name == model.spec.key.name]
 
 
-def _unforeseen(error: Exception) -> None:
+def _log_failure(error: Exception) -> None:
     _log.error("%s.ModelStreamInfer: a request failed", SERVICE, exc_info=error)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 from unroll_engine.errors import InternalError, RequestError
@@ -31,7 +31,7 @@ class _Key(NamedTuple):
 
 
 class InferenceStream:
-    """Reads the requests of one call and yields the responses.
+    """Answers the requests of one call.
 
     Args:
         answer: Answers a request.
@@ -61,24 +61,30 @@ class InferenceStream:
         self._written = asyncio.Event()
         self._taken = asyncio.Event()
         self._draining = asyncio.Event()
-        self._linger = 0.0
-        # Set if the server drained before it read some request.
-        self._unread = False
+        self._half_close_timeout = 0.0
+        # True if the server drained before it ran some request.
+        self._skipped = False
         self._bytes = 0
 
-    def drain(self, linger: float) -> None:
+    def drain(self, half_close_timeout: float) -> None:
         """Runs no more requests. The call ends once those that were read are answered.
 
         Args:
-            linger: Seconds for which the call waits for the caller to half-close before it ends.
+            half_close_timeout: Seconds that the caller then has to half-close the stream, before the call ends.
         """
-        self._linger = linger
+        self._half_close_timeout = half_close_timeout
         self._draining.set()
 
-    async def responses(
-        self, requests: AsyncIterator[pb.ModelInferRequest]
-    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-        """Yields the answers until the caller has half-closed and all it sent is answered.
+    async def run(
+        self,
+        requests: AsyncIterator[pb.ModelInferRequest],
+        write: Callable[[pb.ModelStreamInferResponse], Awaitable[None]],
+    ) -> None:
+        """Answers until the caller has half-closed and all that it sent is answered.
+
+        Args:
+            requests: The messages of the caller.
+            write: Writes an answer; returns when the transport has taken it.
 
         Raises:
             DrainingError: the server drains; all that was read before is answered.
@@ -92,7 +98,7 @@ class InferenceStream:
                     response = self._out.popleft()
                     self._bytes -= response.ByteSize()
                     self._requested -= 1
-                    yield response
+                    await write(response)
                     self._taken.set()
                 if self._error:
                     raise self._error
@@ -118,8 +124,8 @@ class InferenceStream:
                 await asyncio.wait(self._running)
             if self._draining.is_set():
                 # As in Unroll: a caller that writes while the call ends may never see the answers under way to it.
-                _, open_ended = await asyncio.wait({reader}, timeout=self._linger)
-                if open_ended or self._unread:
+                _, open_ended = await asyncio.wait({reader}, timeout=self._half_close_timeout)
+                if open_ended or self._skipped:
                     raise DrainingError("all of this stream")
         finally:
             reader.cancel()
@@ -129,7 +135,7 @@ class InferenceStream:
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         async for request in requests:
             if self._draining.is_set() or self._error:
-                self._unread = True
+                self._skipped = True
                 continue
             self._begin(request)
             while self._requested >= MAX_UNANSWERED or self._bytes >= MAX_BYTES:

@@ -12,6 +12,7 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import span
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
 from unroll_proto.inference import service_pb2 as pb
+from unroll_server.api.data_plane import check_finite
 from unroll_server.config import Limits
 
 INPUTS = {
@@ -123,12 +124,7 @@ def ragged(inputs: Inputs, spec: ModelSpec) -> tuple[Float32Array, NDArray[np.in
         rows = values[np.arange(longest) < lengths[:, np.newaxis]]
         offsets = np.zeros(batch + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-    finite = np.isfinite(rows)
-    if not finite.all():
-        row, feature = np.argwhere(~finite)[0]
-        index = int(np.searchsorted(offsets, row, side="right")) - 1
-        place = f"sequence {index}, step {row - offsets[index]}, feature {feature}"
-        raise InvalidRequestError(f"`input`: {place} is not finite", "inputs")
+    check_finite(rows, offsets, "inputs")
     return rows, offsets
 
 

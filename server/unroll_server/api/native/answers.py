@@ -1,0 +1,79 @@
+"""The answers of one stream that its caller has not read yet."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from unroll_proto.v1 import unroll_pb2 as pb
+
+MAX_UNSENT = 64
+"""Answers of one stream that wait for a slow reader; past it its sequences wait."""
+MAX_UNSENT_BYTES = 2**24
+"""Bytes of those answers and of those that are being computed, likewise; one piece of a chunk comes on top."""
+
+
+Write = Callable[[pb.UnrollResponse], Awaitable[None]]
+"""Writes an answer; returns when the transport has taken it."""
+
+
+class AnswerQueue:
+    """Answers in the order in which they are written, bounded in number and in bytes.
+
+    Args:
+        on_room: Called when there is room again and nobody else waits for it.
+    """
+
+    def __init__(self, on_room: Callable[[], None]) -> None:
+        self._on_room = on_room
+        self._answers: deque[tuple[pb.UnrollResponse, int]] = deque()
+        self._bytes = 0
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._crowded = False
+        self._changed = asyncio.Event()
+
+    def put(self, answer: pb.UnrollResponse, size: int = 0) -> None:
+        """Appends an answer, which holds `size` bytes of values."""
+        self._answers.append((answer, size))
+        self._bytes += size
+        self._changed.set()
+
+    def expect(self, size: int) -> None:
+        """Counts `size` bytes of answers that are about to be computed; a negative size takes them back."""
+        self._bytes += size
+
+    def has_room(self) -> bool:
+        """Returns True if more may be computed. If not, `on_room` will be called."""
+        if len(self._answers) < MAX_UNSENT and self._bytes < MAX_UNSENT_BYTES:
+            return True
+        self._crowded = True
+        return False
+
+    def when_room(self, resume: Callable[[], None]) -> None:
+        """Calls `resume` at once, or in turn when the caller has read more."""
+        if self.has_room():
+            resume()
+        else:
+            self._waiting.append(resume)
+
+    async def write_until(self, last: asyncio.Task[None], write: Write) -> None:
+        """Writes answers as they come, until the task that puts them is done and all of them are written."""
+        last.add_done_callback(lambda _: self._changed.set())
+        while True:
+            while self._answers:
+                answer, size = self._answers.popleft()
+                await write(answer)
+                # One that the transport has not taken yet still counts.
+                self._bytes -= size
+                if self._crowded:
+                    self._use_room()
+            if last.done():
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _use_room(self) -> None:
+        while self._waiting and self.has_room():
+            self._waiting.popleft()()
+        if not self._waiting and self.has_room():
+            self._crowded = False
+            self._on_room()
