@@ -4,16 +4,16 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
-from unroll_engine.errors import OverloadedError
+from unroll_engine.errors import IDENTITY_LIMIT, OverloadedError, over_quota
 from unroll_engine.observer import NoMetrics, QueueMetrics
 from unroll_engine.scheduler import IMPLICIT_DEADLINE
 
-STEPS, BYTES, DEADLINE, IDENTITY = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR", "IDENTITY_LIMIT"
-"""Reasons of a refusal: too many timesteps queued, too many bytes, a late answer, a caller over its share."""
-_CAUSES = {STEPS: "steps", BYTES: "bytes", DEADLINE: "deadline", IDENTITY: "identity"}
-"""The reasons as metrics call them."""
+STEPS, BYTES, DEADLINE = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR"
+"""Reasons of a refusal, with IDENTITY_LIMIT: too many timesteps queued, too many bytes, a late answer."""
+_CAUSES = {STEPS: "steps", BYTES: "bytes", DEADLINE: "deadline", IDENTITY_LIMIT: "identity"}
+"""Names of the reasons in metrics."""
 MARGIN = 0.5
 """Share of the time to a deadline that queueing and computing may take. The rest is for the network: a deadline arrives
 as the seconds that were left when it was sent."""
@@ -38,15 +38,8 @@ RATE_WEIGHT = 0.3
 """Weight of a single window in the rate."""
 
 
-class Share(NamedTuple):
-    """Limits of one caller."""
-
-    steps: float = math.inf
-    bytes: float = math.inf
-
-
-LimitsOf = Callable[[str], Share | None]
-"""Looks up the share of a caller by its identity; None if it has no limits of its own."""
+QuotaOf = Callable[[str], int | None]
+"""Returns the most timesteps that a caller, by its identity, may have queued; None if it has no quota."""
 
 
 class Admissible(Protocol):
@@ -75,7 +68,7 @@ class AdmissionController:
         max_steps: Timesteps queued, at most. A job that is alone is admitted at any size.
         max_bytes: Bytes of values and states queued, at most.
         full_tick: Timesteps of a tick with every lane in use: with twice as many queued, ticks are full.
-        limits_of: Shares of callers; None if they have none.
+        quota_of: Quotas of callers; None if no caller has one.
         metrics: Counts refusals and what is queued.
         clock: Seconds; deadlines are on it.
 
@@ -91,7 +84,7 @@ class AdmissionController:
         max_steps: int,
         max_bytes: int,
         full_tick: int = 1,
-        limits_of: LimitsOf | None = None,
+        quota_of: QuotaOf | None = None,
         metrics: QueueMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -99,11 +92,11 @@ class AdmissionController:
         self.bytes = 0
         self._max_steps = max_steps
         self._max_bytes = max_bytes
-        self._limits_of = limits_of
+        self._quota_of = quota_of
         self._metrics = metrics or NoMetrics()
         self._clock = clock
-        # Of callers with limits: timesteps and bytes queued, by identity.
-        self._held: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        # Timesteps queued by identity, if there are quotas.
+        self._queued: defaultdict[str, int] = defaultdict(int)
         # Timesteps by deadline, in grains.
         self._due: dict[int, int] = defaultdict(int)
         self.overloaded_until = -math.inf
@@ -113,7 +106,7 @@ class AdmissionController:
         """Accounts for a job, until `release`.
 
         Raises:
-            OverloadedError: there is no room for it, it can't be answered in time, or its caller's share is used.
+            OverloadedError: there is no room for it, it can't be answered in time, or its caller's quota is used up.
         """
         now, steps, size = self._clock(), job.steps, job.bytes
         if self.steps:
@@ -124,11 +117,9 @@ class AdmissionController:
             self._check_time(job.deadline, steps, now, job.interactive)
         else:
             self._rate.begin(now)
-        if self._limits_of:
-            self._check_share(job.owner, steps, size, now)
-            held = self._held[job.owner]
-            held[0] += steps
-            held[1] += size
+        if self._quota_of:
+            self._check_quota(job.owner, steps, now)
+            self._queued[job.owner] += steps
         self.steps += steps
         self.bytes += size
         job.due = _FIRST if job.interactive else int(min(job.deadline, now + IMPLICIT_DEADLINE) / GRAIN)
@@ -138,12 +129,10 @@ class AdmissionController:
     def release(self, job: Admissible) -> None:
         """Takes a job off the account; its steps count for the rate if it is over and was not cancelled."""
         steps = job.steps
-        if self._limits_of:
-            held = self._held[job.owner]
-            held[0] -= steps
-            held[1] -= job.bytes
-            if not held[0]:
-                del self._held[job.owner]
+        if self._quota_of:
+            self._queued[job.owner] -= steps
+            if not self._queued[job.owner]:
+                del self._queued[job.owner]
         self.steps -= steps
         self.bytes -= job.bytes
         left = self._due[job.due] - steps
@@ -163,7 +152,7 @@ class AdmissionController:
             interactive: Whether it goes before bulk jobs.
 
         Raises:
-            OverloadedError: there is no room for it, it can't be answered in time, or its caller's share is used.
+            OverloadedError: there is no room for it, it can't be answered in time, or its caller's quota is used up.
         """
         if not self.steps:
             return
@@ -174,8 +163,8 @@ class AdmissionController:
             self._refuse_full(BYTES, now)
         deadline = math.inf if remaining is None else now + remaining
         self._check_time(deadline, 1, now, interactive, UNREAD * MARGIN)
-        if self._limits_of:
-            self._check_share(owner, 1, 1, now)
+        if self._quota_of:
+            self._check_quota(owner, 1, now)
 
     @property
     def rate(self) -> float | None:
@@ -195,14 +184,14 @@ class AdmissionController:
         if before and before + steps > budget:
             self._refuse(DEADLINE, "too much is queued for an answer within the deadline", now)
 
-    def _check_share(self, owner: str, steps: int, size: int, now: float) -> None:
-        share, held = self._limits_of and self._limits_of(owner), self._held.get(owner)
-        if share is None or held is None:
-            return
-        if held[0] + steps > share.steps:
-            self._refuse(IDENTITY, f"{owner} has too much queued: {share.steps:.0f} timesteps at most", now)
-        if held[1] + size > share.bytes:
-            self._refuse(IDENTITY, f"{owner} has too much queued: {share.bytes:.0f} bytes at most", now)
+    def _check_quota(self, owner: str, steps: int, now: float) -> None:
+        # A caller with nothing queued is admitted with any size, as the whole queue is.
+        queued = self._queued.get(owner)
+        quota = self._quota_of(owner) if queued and self._quota_of else None
+        if queued and quota is not None and queued + steps > quota:
+            # It does not overload the server.
+            self._metrics.refused(_CAUSES[IDENTITY_LIMIT])
+            raise over_quota(owner, quota, "timesteps queued", self._retry_after(now))
 
     def _refuse_full(self, reason: str, now: float) -> NoReturn:
         most = f"{self._max_steps} timesteps" if reason == STEPS else f"{self._max_bytes} bytes"
@@ -210,14 +199,15 @@ class AdmissionController:
 
     def _refuse(self, reason: str, description: str, now: float) -> NoReturn:
         self._metrics.refused(_CAUSES[reason])
-        # One caller over its share does not overload the server.
-        if reason != IDENTITY:
-            self.overloaded_until = now + OVERLOADED
+        self.overloaded_until = now + OVERLOADED
+        raise OverloadedError(description, self._retry_after(now), reason)
+
+    def _retry_after(self, now: float) -> float:
         rate = self._rate.of(now)
         # By then half of the queue is computed, so that there is room for more than the first to come.
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate
         # Rounded, so that refusals of the same moment are equal, and serialized once.
-        raise OverloadedError(description, round(min(max(seconds, RETRY[0]), RETRY[1]), 2), reason)
+        return round(min(max(seconds, RETRY[0]), RETRY[1]), 2)
 
 
 class ServiceRate:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from unroll_engine.admission import AdmissionController, LimitsOf
+from unroll_engine.admission import AdmissionController, QuotaOf
 from unroll_engine.core import EngineCore, deliver
 from unroll_engine.errors import ModelNotFoundError
 from unroll_engine.jobs import BatchJob, Job
@@ -54,7 +54,7 @@ class AsyncEngine:
         max_queued_steps: Timesteps admitted and not yet answered, over all models, at most.
         max_queued_bytes: Bytes of values and states, likewise.
         metrics: Counts what is done.
-        limits_of: Limits of a caller by its identity; None if callers have none.
+        quota_of: Most timesteps that a caller, by its identity, may have queued; None if no caller has a quota.
 
     Attributes:
         admission: Bounds what is queued.
@@ -69,11 +69,11 @@ class AsyncEngine:
         max_queued_steps: int,
         max_queued_bytes: int = sys.maxsize,
         metrics: Metrics | None = None,
-        limits_of: LimitsOf | None = None,
+        quota_of: QuotaOf | None = None,
     ) -> None:
         metrics = metrics or NoMetrics()
         full_tick = max_lanes * tick_steps
-        self.admission = AdmissionController(max_queued_steps, max_queued_bytes, full_tick, limits_of, metrics.queue)
+        self.admission = AdmissionController(max_queued_steps, max_queued_bytes, full_tick, quota_of, metrics.queue)
         self._loop = asyncio.get_running_loop()
         self._core = EngineCore(models, max_lanes, tick_steps, metrics)
         # Models that accept jobs; the core keeps removed ones until their last job is done.

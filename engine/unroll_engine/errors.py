@@ -75,6 +75,22 @@ class OverloadedError(RequestError):
         self.reason = reason or type(self).reason
 
 
+IDENTITY_LIMIT = "IDENTITY_LIMIT"
+"""Reason of an OverloadedError: the caller's identity has used up a quota."""
+
+
+def over_quota(identity: str, limit: int, what: str, retry_after: float) -> OverloadedError:
+    """Returns the error for an identity that has as much of something as it may have at once.
+
+    Args:
+        identity: Name of the identity.
+        limit: Its quota.
+        what: Things that are counted, in the plural.
+        retry_after: Seconds after which to try again.
+    """
+    return OverloadedError(f"{identity} may have at most {limit} {what} at once", retry_after, IDENTITY_LIMIT)
+
+
 class ExpiredError(RequestError):
     """The deadline passed before the work was done."""
 

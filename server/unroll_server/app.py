@@ -10,7 +10,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from grpc_health.v1 import health_pb2_grpc
 
-from unroll_engine.admission import Share
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.models.loader import Loader
@@ -28,7 +27,7 @@ from unroll_server.api.oip.statistics import Statistics
 from unroll_server.api.reflection import add_reflection
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError, UndrainedError
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities
 from unroll_server.middleware import Middleware
 from unroll_server.middleware.access_log import CallObserver
@@ -91,7 +90,7 @@ class Service(Generic[AnyTransport]):
         settings: What was asked for.
         figures: Where the engine counts.
         make_transport: Makes the transport that serves the methods of a registry.
-        make_usage: Makes the counts of what each identity has in use.
+        make_quotas: Makes the quotas of the identities.
 
     Attributes:
         observer: Told of every call.
@@ -109,13 +108,13 @@ class Service(Generic[AnyTransport]):
         settings: Settings,
         figures: Metrics,
         make_transport: Callable[[Registry], AnyTransport],
-        make_usage: Callable[[Identities], Usage] = Usage,
+        make_quotas: Callable[[Identities], Quotas] = Quotas,
     ) -> None:
         self._figures = figures
         self.observer = CallObserver(figures, settings.access_log, Tracer.configured())
         self.identities = Identities(settings.tokens)
-        usage = make_usage(self.identities)
-        self._auth = AuthMiddleware(self.identities, usage)
+        quotas = make_quotas(self.identities)
+        self._auth = AuthMiddleware(self.identities, quotas)
         self._watching: asyncio.Task[None] | None = None
         self._drain_timeout = settings.drain_timeout
         self._engine = AsyncEngine(
@@ -125,7 +124,7 @@ class Service(Generic[AnyTransport]):
             max_queued_steps=settings.tuning.max_queued_steps,
             max_queued_bytes=settings.tuning.max_queued_bytes,
             metrics=figures,
-            limits_of=self._share_of if settings.tokens else None,
+            quota_of=quotas.queued_steps if settings.tokens else None,
         )
         self._catalog = Catalog(metrics=figures)
         store = open_store(settings, figures.server.session)
@@ -157,12 +156,12 @@ class Service(Generic[AnyTransport]):
             self._catalog,
             self._engine,
             figures.server.session,
-            lambda owner: self.identities.named(owner).max_sessions if owner else None,
+            quotas,
             self._repository.refresh_for,
         )
         self.commands = Commands(self._repository, self.sessions)
         plane = DataPlane(self._catalog, self._engine, self.sessions, settings.limits)
-        self._service = UnrollService(plane, usage)
+        self._service = UnrollService(plane, quotas)
         self._inference = InferenceService(
             self._catalog, Inference(plane, Statistics(figures.memory)), self._repository.index
         )
@@ -173,10 +172,6 @@ class Service(Generic[AnyTransport]):
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
         add_reflection([*SERVICES, health.SERVICE], registry)
-
-    def _share_of(self, identity: str) -> Share | None:
-        steps = self.identities.named(identity).max_queued_steps
-        return None if steps is None else Share(steps=steps)
 
     async def open(self) -> None:
         """Loads the models and says that it serves, to whom asks for its health.
@@ -276,7 +271,7 @@ async def serve_grpcio(
     stop: Stop,
     started: "Callable[[Service[GrpcioTransport], str], None]",
     share_port: bool = False,
-    make_usage: Callable[[Identities], Usage] = Usage,
+    make_quotas: Callable[[Identities], Quotas] = Quotas,
 ) -> None:
     """Serves by grpcio until `stop` is set, then drains.
 
@@ -286,7 +281,7 @@ async def serve_grpcio(
         stop: Ends it, by a signal too once it serves.
         started: Told what serves and where, once it does.
         share_port: Whether other processes listen on the same port.
-        make_usage: See `Service`.
+        make_quotas: See `Service`.
 
     Raises:
         StartupError: it can't start as configured.
@@ -299,7 +294,7 @@ async def serve_grpcio(
         lambda registry: GrpcioTransport(
             settings.listen_address, registry, limit, share_port, connections, certificates
         ),
-        make_usage,
+        make_quotas,
     )
     try:
         if not share_port:

@@ -239,7 +239,7 @@ async def test_a_changed_file_holds_at_once_and_ends_the_streams_of_withdrawn_to
             await stream.write(wire.open_request("a"))
             assert (await stream.read()).HasField("opened")
         await asyncio.to_thread(identities.write_text, "[identities.bob]\ntokens = ['TOKEN-bob']")
-        await asyncio.to_thread(wait_for_log, guarded, "identities.bob: a token is given as")
+        await asyncio.to_thread(wait_for_log, guarded, "identities.bob.tokens: each must be")
         for stream in streams.values():
             await stream.write(wire.chunk_request("a", 0, STEPS))
             assert (await stream.read()).HasField("steps")

@@ -1,7 +1,7 @@
 """Replicas that serve sessions of a small model, for tests of the sessions and their stores."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -10,6 +10,7 @@ import numpy as np
 from support.models import random_network, served
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.models.spec import Float32Array
+from unroll_server.identity.quotas import Quotas
 from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.chunk import Advance
 from unroll_server.sessions.service import Sessions
@@ -37,7 +38,7 @@ async def replicas(
     *stores: Store,
     queued: int = 10**6,
     catalog: Catalog | None = None,
-    limit_of: Callable[[str], int | None] = lambda _: None,
+    quotas: Quotas | None = None,
 ) -> AsyncIterator[list[Sessions]]:
     """Serves MODEL and NEWER from a replica for each store, each with an engine of its own.
 
@@ -45,7 +46,7 @@ async def replicas(
         stores: The stores, which may be one several times; they are closed at the end.
         queued: Most timesteps in the queue of each engine.
         catalog: Catalog of all replicas, with MODEL and NEWER; made if absent.
-        limit_of: See Sessions.
+        quotas: See Sessions.
     """
     catalog = catalog or Catalog([MODEL, NEWER])
     engines = [
@@ -53,9 +54,7 @@ async def replicas(
         for _ in stores
     ]
     try:
-        yield [
-            Sessions(store, catalog, engine, limit_of=limit_of) for store, engine in zip(stores, engines, strict=True)
-        ]
+        yield [Sessions(store, catalog, engine, quotas=quotas) for store, engine in zip(stores, engines, strict=True)]
     finally:
         for engine in engines:
             await asyncio.to_thread(engine.close)

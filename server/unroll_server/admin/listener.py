@@ -18,7 +18,7 @@ from unroll_server.api import health
 from unroll_server.api.health import Health
 from unroll_server.api.reflection import add_reflection
 from unroll_server.config import Settings
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities
 from unroll_server.middleware.access_log import CallObserver
 from unroll_server.middleware.auth import AuthMiddleware
@@ -141,7 +141,7 @@ class AdminListener:
         address = settings.admin_address
         assert address is not None
         processes = Processes(asks)
-        self._auth = AuthMiddleware(identities, Usage(identities), admins_only=True)
+        self._auth = AuthMiddleware(identities, Quotas(identities), admins_only=True)
         self._drain_streams = DrainStreams(SERVICE)
         registry: Any = Registry(CallObserver(Metrics()), [self._auth, self._drain_streams])
         self._transport = GrpcioTransport(

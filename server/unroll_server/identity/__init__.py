@@ -1,1 +1,1 @@
-"""Identities of callers, their tokens and their quotas."""
+"""Identities of callers: their tokens and their quotas."""

@@ -1,4 +1,4 @@
-"""unroll-token: makes a bearer token, shown once, and the entry that lets its holder in."""
+"""unroll-token: makes a bearer token, printed once, and the entry that admits it."""
 
 import json
 import secrets
@@ -18,7 +18,7 @@ TOKEN_BYTES = 32
 def command(name: str, admin: bool) -> None:
     """Makes a random token for the identity NAME.
 
-    The first line is the token, for the caller: nothing keeps it. The rest is the entry for the file of
+    The first line is the token, for the caller; it is not stored. The rest is the entry for the file of
     `unroll-serve --tokens`, with the token's hash.
     """
     token = secrets.token_urlsafe(TOKEN_BYTES)
@@ -27,7 +27,7 @@ def command(name: str, admin: bool) -> None:
     try:
         parse(entry)
     except IdentitiesError as error:
-        raise cli.InputError(f"NAME: {str(error).rpartition(': ')[2]}") from None
+        raise cli.InputError(f"NAME: {str(error).rpartition(': the name ')[2]}") from None
     click.echo(f"{token}\n\n{entry}")
 
 

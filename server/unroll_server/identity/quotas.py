@@ -1,34 +1,35 @@
-"""What each identity has in use, over all workers of a supervisor, and whether it may have more."""
+"""Quotas of identities: one check, and one error, for everything that an identity may use at once.
+
+Calls in flight and open sequences are counted here, over all workers. Sessions are counted by their store, queued
+timesteps by the engine's admission.
+"""
 
 import hashlib
 import mmap
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from unroll_engine.errors import OverloadedError
+from unroll_engine.errors import over_quota
 from unroll_server.identity.tokens import Identities
 
-CALLS, OPEN_SEQUENCES = range(2)
-REASON = "IDENTITY_LIMIT"
-"""The reason of a refusal."""
 RETRY_AFTER = 1.0
-"""Seconds after which to try again."""
-_LIMITS = ("max_concurrent_calls", "max_open_sequences")
-_NAMES = ("calls in flight", "sequences open")
-_KINDS = len(_NAMES)
+"""Seconds after which a refused caller may retry."""
+_CALLS, _SEQUENCES = range(2)
+_KINDS = 2
 _ITEM = 8
 
 
-class Usage:
-    """Counts on one event loop.
+class Quotas:
+    """Checks the use of each identity against its quotas. Used on one event loop.
 
-    Every worker has a row of its own in a file of the identity, in memory that they share, and reads those of all.
-    Workers that count at the same moment can go past a limit, by one each.
+    Every worker has a row of its own in a file of the identity, in memory that all workers map, and sums up the rows of
+    all. Workers that count at the same moment can exceed a quota, by one each.
 
     Args:
-        identities: Who may have how much.
-        folder: Where the workers' files are; None where there are no others.
-        worker: Which of them this is.
-        workers: How many there are.
+        identities: The identities with their quotas.
+        folder: Folder of the files that workers share; None for a single process.
+        worker: Number of this worker, from 0.
+        workers: Number of workers.
     """
 
     def __init__(self, identities: Identities, folder: Path | None = None, worker: int = 0, workers: int = 1) -> None:
@@ -39,49 +40,80 @@ class Usage:
         self._counts: dict[str, memoryview] = {}
         if folder is not None:
             folder.mkdir(mode=0o700, exist_ok=True)
-            # What a worker had that died with this number.
+            # A worker of this number that died had counted there.
             for file in folder.iterdir():
-                row = self._open(file)[self._begin : self._begin + _KINDS]
+                row = self._map(file)[self._begin : self._begin + _KINDS]
                 row[:] = memoryview(bytes(_ITEM * _KINDS)).cast("q")
 
-    def take(self, kind: int, identity: str) -> None:
-        """Counts one more.
-
-        Args:
-            kind: CALLS or OPEN_SEQUENCES.
-            identity: Whose; nothing is counted for the empty one.
+    def open_call(self, identity: str) -> None:
+        """Counts a call in flight, until `close_call`; of the empty identity nothing is counted or refused.
 
         Raises:
-            OverloadedError: that would be more than the identity may have.
+            OverloadedError: the identity has as many as it may.
         """
-        if not identity:
-            return
-        counts = self._counts.get(identity) or self._of(identity)
-        limit: int | None = getattr(self._identities.named(identity), _LIMITS[kind])
+        if identity:
+            self._take(_CALLS, identity, self._identities.named(identity).max_concurrent_calls, "calls in flight")
+
+    def close_call(self, identity: str) -> None:
+        """Counts the end of a call."""
+        if identity:
+            self._counts[identity][self._begin + _CALLS] -= 1
+
+    def open_sequence(self, identity: str) -> None:
+        """Counts a sequence open on a stream, until `close_sequence`; see `open_call`.
+
+        Raises:
+            OverloadedError: the identity has as many as it may.
+        """
+        if identity:
+            self._take(_SEQUENCES, identity, self._identities.named(identity).max_open_sequences, "open sequences")
+
+    def close_sequence(self, identity: str) -> None:
+        """Counts the end of a sequence."""
+        if identity:
+            self._counts[identity][self._begin + _SEQUENCES] -= 1
+
+    async def check_sessions(self, identity: str, count: Callable[[], Awaitable[int]]) -> None:
+        """Checks that the identity may have one more session. Concurrent calls can exceed the quota, by one each.
+
+        Args:
+            identity: Name of the identity; the empty one has no quota.
+            count: Counts its sessions; called only if it has a quota.
+
+        Raises:
+            OverloadedError: the identity has as many as it may.
+        """
+        limit = self._identities.named(identity).max_sessions if identity else None
         if limit is not None:
-            total = sum(counts[kind::_KINDS])
-            if total >= limit:
-                problem = f"{identity} has {total} {_NAMES[kind]} and may have {limit}"
-                raise OverloadedError(problem, RETRY_AFTER, REASON)
+            _check(identity, await count(), limit, "sessions")
+
+    def queued_steps(self, identity: str) -> int | None:
+        """Returns the most timesteps that the identity may have queued, which the engine checks; None for any."""
+        return self._identities.named(identity).max_queued_steps
+
+    def _take(self, kind: int, identity: str, limit: int | None, what: str) -> None:
+        counts = self._counts.get(identity) or self._counts_of(identity)
+        if limit is not None:
+            _check(identity, sum(counts[kind::_KINDS]), limit, what)
         counts[self._begin + kind] += 1
 
-    def give(self, kind: int, identity: str) -> None:
-        """Counts one less, that was taken."""
-        if identity:
-            self._counts[identity][self._begin + kind] -= 1
-
-    def _of(self, identity: str) -> memoryview:
+    def _counts_of(self, identity: str) -> memoryview:
         if self._folder is None:
             counts = memoryview(bytearray(_ITEM * self._size)).cast("q")
         else:
-            # Hashed, so that any name is a file's.
-            counts = self._open(self._folder / hashlib.sha256(identity.encode()).hexdigest())
+            # Hashed, so that any name is a valid file name.
+            counts = self._map(self._folder / hashlib.sha256(identity.encode()).hexdigest())
         self._counts[identity] = counts
         return counts
 
-    def _open(self, file: Path) -> memoryview:
+    def _map(self, file: Path) -> memoryview:
         with file.open("ab") as shared:
-            # The same whoever comes first; what is new is zero.
+            # The same size whichever worker comes first; new bytes are zero.
             shared.truncate(_ITEM * self._size)
         with file.open("r+b") as shared:
             return memoryview(mmap.mmap(shared.fileno(), 0)).cast("q")
+
+
+def _check(identity: str, used: int, limit: int, what: str) -> None:
+    if used >= limit:
+        raise over_quota(identity, limit, what, RETRY_AFTER)

@@ -6,7 +6,7 @@ from typing import Any
 
 from unroll_server import caller
 from unroll_server.errors import ForbiddenError, UnauthenticatedError
-from unroll_server.identity.quotas import CALLS, Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities, Identity, digest_of
 from unroll_server.middleware import Behavior, CallContext, Method
 
@@ -30,7 +30,7 @@ class AuthMiddleware:
 
     Args:
         identities: The known identities.
-        usage: Counts their calls in flight.
+        quotas: Counts and bounds their calls in flight.
         admins_only: True to admit only identities with `admin = true`, if there are tokens.
 
     The calls raise:
@@ -39,9 +39,9 @@ class AuthMiddleware:
         OverloadedError: the identity has as many calls in flight as it may.
     """
 
-    def __init__(self, identities: Identities, usage: Usage, admins_only: bool = False) -> None:
+    def __init__(self, identities: Identities, quotas: Quotas, admins_only: bool = False) -> None:
         self._identities = identities
-        self._usage = usage
+        self._quotas = quotas
         self._admins_only = admins_only
         self._streams: dict[asyncio.Timeout, tuple[bytes, Identity]] = {}
 
@@ -77,13 +77,13 @@ class AuthMiddleware:
             if self._admins_only and self._identities.have_tokens and not identity.admin:
                 raise ForbiddenError("this identity may not administer the server")
             caller.current.get().identity = identity.name
-            self._usage.take(CALLS, identity.name)
+            self._quotas.open_call(identity.name)
             try:
                 if not method.response_streaming:
                     return await behavior(request, context)
                 await self._until_withdrawn(behavior(request, context), digest, identity)
             finally:
-                self._usage.give(CALLS, identity.name)
+                self._quotas.close_call(identity.name)
 
         return call
 

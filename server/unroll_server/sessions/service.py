@@ -13,7 +13,6 @@ from unroll_engine.errors import (
     ExpiredError,
     InvalidRequestError,
     ModelNotFoundError,
-    OverloadedError,
     RequestError,
     SequenceStateError,
 )
@@ -24,7 +23,7 @@ from unroll_proto.v1.session_pb2 import Session
 from unroll_server import caller
 from unroll_server.config import MAX_KEY_BYTES
 from unroll_server.errors import SessionExpiredError, SessionStoreError, SessionTakenError
-from unroll_server.identity import quotas as usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.version import LoadedVersion
 from unroll_server.sequence import run_chunk
@@ -33,8 +32,6 @@ from unroll_server.sessions.store import Kept, Listed, Store
 
 REASON = "SESSION_"
 """Prefix of the reasons of errors about sessions."""
-RETRY_AFTER = 1.0
-"""Seconds after which a caller with too many sessions may retry."""
 STORE_TIMEOUT = 10.0
 """Most seconds for one answer of a store; the caller's deadline may leave less."""
 
@@ -51,7 +48,7 @@ class Sessions:
         engine: Runs them.
         count: Called with the outcome of each request: "started", "advanced", "repeated" or "ended"; "unknown",
             "expired", "taken", "room" or "store" for the error of this name.
-        limit_of: Returns the most sessions that an owner may have; None for any number.
+        quotas: Bounds the sessions of each owner; none if absent.
         refresh_for: Loads the version of a session that is not served here, if the repository has it by now.
 
     Attributes:
@@ -64,14 +61,14 @@ class Sessions:
         catalog: Catalog,
         engine: AsyncEngine,
         count: Callable[[str], None] = lambda _: None,
-        limit_of: Callable[[str], int | None] = lambda _: None,
+        quotas: Quotas | None = None,
         refresh_for: Callable[[ModelKey], Awaitable[None]] | None = None,
     ) -> None:
         self.store = store
         self._catalog = catalog
         self._engine = engine
         self._count = count
-        self._limit_of = limit_of
+        self._quotas = quotas
         self._refresh_for = refresh_for
 
     async def advance(self, request: Advance) -> Advanced:
@@ -134,7 +131,7 @@ class Sessions:
             with self._catalog.find(request.model, request.version, resumes=resumes).acquired() as model:
                 kept = await self._read(request)
                 if kept is None or kept.session.ended:
-                    await self._check_limit(request)
+                    await self._check_quota(request)
                 return await self._apply(request, kept, new_session(request, model.spec), model)
         kept = await self._read(request)
         if kept is None:
@@ -188,16 +185,13 @@ class Sessions:
                     return None
                 raise
 
-    async def _check_limit(self, request: Advance) -> None:
-        limit = self._limit_of(request.owner)
-        if limit is None or request.end:
-            return
-        async with _bounded(request.deadline):
-            has = await self.store.owned(request.owner)
-        # Concurrent calls can exceed the limit, by one each.
-        if has >= limit:
-            problem = f"{request.owner} has {has} sessions and may have {limit}"
-            raise OverloadedError(problem, RETRY_AFTER, usage.REASON)
+    async def _check_quota(self, request: Advance) -> None:
+        async def owned() -> int:
+            async with _bounded(request.deadline):
+                return await self.store.owned(request.owner)
+
+        if self._quotas and not request.end:
+            await self._quotas.check_sessions(request.owner, owned)
 
     async def _version_of(self, request: Advance, session: Session) -> LoadedVersion:
         """Finds the version that a session started on."""

@@ -13,7 +13,7 @@ from functools import partial
 
 from unroll_server.app import Service, serve_grpcio
 from unroll_server.errors import StartupError, UndrainedError
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities
 from unroll_server.process import Stop, configure_logging, run
 from unroll_server.stopping import end
@@ -62,7 +62,7 @@ async def serve() -> None:
         channel.send(serving=service.served)
 
     try:
-        await serve_grpcio(config.settings, figures, stop, started, True, partial(_usage, config))
+        await serve_grpcio(config.settings, figures, stop, started, True, partial(_quotas, config))
     except StartupError as error:
         channel.send(failed=str(error))
         await channel.flush()
@@ -73,8 +73,8 @@ async def serve() -> None:
     watching.cancel()
 
 
-def _usage(config: WorkerConfig, identities: Identities) -> Usage:
-    return Usage(identities, config.folder / "usage", config.worker, config.settings.workers)
+def _quotas(config: WorkerConfig, identities: Identities) -> Quotas:
+    return Quotas(identities, config.folder / "quotas", config.worker, config.settings.workers)
 
 
 if __name__ == "__main__":

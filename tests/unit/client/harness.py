@@ -17,7 +17,7 @@ from unroll_server.addresses import Address
 from unroll_server.api.data_plane import DataPlane
 from unroll_server.api.native.service import UnrollService
 from unroll_server.config import Limits
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities
 from unroll_server.middleware import Behavior, CallContext, Method
 from unroll_server.middleware.access_log import CallObserver
@@ -119,7 +119,7 @@ class LocalServer:
         self._engine = AsyncEngine(models, max_lanes=16, tick_steps=4, max_queued_steps=queued)
         catalog = Catalog(models)
         sessions = Sessions(MemoryStore(3600, 1000), catalog, self._engine)
-        self._service = UnrollService(DataPlane(catalog, self._engine, sessions, limits), Usage(Identities(None)))
+        self._service = UnrollService(DataPlane(catalog, self._engine, sessions, limits), Quotas(Identities(None)))
         address = Address.of("--listen", f"127.0.0.1:{port}")
         registry: Any = Registry(CallObserver(Metrics()), [self._counting])
         self._transport = GrpcioTransport(address, registry, limits.max_message_bytes)

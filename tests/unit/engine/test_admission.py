@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from unroll_engine.admission import (
     BYTES,
     DEADLINE,
-    IDENTITY,
     MARGIN,
     OVERLOADED,
     RATE_LIFETIME,
@@ -21,10 +20,9 @@ from unroll_engine.admission import (
     STEPS,
     UNKNOWN_RETRY,
     AdmissionController,
-    LimitsOf,
-    Share,
+    QuotaOf,
 )
-from unroll_engine.errors import OverloadedError
+from unroll_engine.errors import IDENTITY_LIMIT, OverloadedError
 
 ROOMY = 10**12
 RATE = 100_000.0
@@ -46,9 +44,9 @@ class Asked:
 class Admission(AdmissionController):
     """A controller whose clock the test sets."""
 
-    def __init__(self, max_steps: int, max_bytes: int, full_tick: int = 1, limits_of: LimitsOf | None = None) -> None:
+    def __init__(self, max_steps: int, max_bytes: int, full_tick: int = 1, quota_of: QuotaOf | None = None) -> None:
         self.now = 0.0
-        super().__init__(max_steps, max_bytes, full_tick, limits_of, clock=lambda: self.now)
+        super().__init__(max_steps, max_bytes, full_tick, quota_of, clock=lambda: self.now)
 
     def at(self, now: float) -> "Admission":
         self.now = now
@@ -115,17 +113,15 @@ def test_the_queue_is_bounded_in_bytes() -> None:
     assert refusal(admission, Asked(1, bytes=1), 0.0).reason == BYTES
 
 
-def test_a_caller_has_its_share_and_others_do_not_notice() -> None:
-    shares = {"a": Share(steps=10), "b": Share(bytes=50)}
-    admission = Admission(ROOMY, ROOMY, limits_of=shares.get)
+def test_a_caller_has_its_quota_and_others_do_not_notice() -> None:
+    admission = Admission(ROOMY, ROOMY, quota_of={"a": 10}.get)
     mine = Asked(8, owner="a")
     admission.at(0.0).admit(mine)
-    assert refusal(admission, Asked(3, owner="a"), 0.0).reason == IDENTITY
+    refused = refusal(admission, Asked(3, owner="a"), 0.0)
+    assert (refused.reason, str(refused)) == (IDENTITY_LIMIT, "a may have at most 10 timesteps queued at once")
     admission.at(0.0).admit(Asked(10**6, owner="c"))
-    admission.at(0.0).admit(Asked(1, bytes=50, owner="b"))
-    assert refusal(admission, Asked(1, bytes=1, owner="b"), 0.0).reason == IDENTITY
     admission.ends(mine, 1.0, computed=True)
-    # Larger than the share, yet it can be answered at all: when its caller has nothing else.
+    # Larger than the quota, yet admitted: it is all that its caller has.
     admission.at(1.0).admit(Asked(1000, owner="a"))
 
 
@@ -188,14 +184,14 @@ def test_what_can_t_be_done_in_time_is_refused_and_told_when_to_come_again() -> 
 
 
 def test_a_call_that_is_not_read_is_refused_where_it_would_be_and_only_under_overload() -> None:
-    admission = Admission(1600, ROOMY, full_tick=PIECE, limits_of={"a": Share(steps=10)}.get)
+    admission = Admission(1600, ROOMY, full_tick=PIECE, quota_of={"a": 10}.get)
     admission.at(0.0).check_unread("a", 0.0, False)
     admission.at(0.0).admit(Asked(10, owner="a"))
     assert admission.overloaded_until < 0.0
     with pytest.raises(OverloadedError) as caught:
         admission.at(0.0).check_unread("a", None, False)
-    assert caught.value.reason == IDENTITY
-    # One caller over its share does not overload the server.
+    assert caught.value.reason == IDENTITY_LIMIT
+    # One caller over its quota does not overload the server.
     assert admission.overloaded_until < 0.0
     admission.at(0.0).check_unread("b", None, False)
     admission.at(0.0).admit(Asked(1490))
@@ -289,7 +285,7 @@ def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout:
 def test_the_books_balance_whatever_comes_and_goes(
     events: list[tuple[int, int, float, bool, str, float, bool]],
 ) -> None:
-    admission = Admission(100, 150, full_tick=2, limits_of={"a": Share(20, 50)}.get)
+    admission = Admission(100, 150, full_tick=2, quota_of={"a": 20}.get)
     held: deque[Asked] = deque()
     now = 0.0
     for steps, size, seconds, interactive, owner, passed, leaves in events:

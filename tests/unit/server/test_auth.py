@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unroll_server.errors import UnauthenticatedError
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities, digest_of
 from unroll_server.middleware import Method
 from unroll_server.middleware.auth import AuthMiddleware
@@ -34,7 +34,7 @@ async def test_a_stream_that_is_slow_to_end_keeps_no_change_from_the_others(tmp_
     file = tmp_path / "tokens"
     write(file, "alice", "bob")
     identities = Identities(file)
-    auth = AuthMiddleware(identities, Usage(identities))
+    auth = AuthMiddleware(identities, Quotas(identities))
     ending, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow(opened: asyncio.Event, context: Any) -> None:

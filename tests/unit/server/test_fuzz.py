@@ -25,7 +25,7 @@ from unroll_server.api.native.service import decode_batch
 from unroll_server.api.native.stream import Stream
 from unroll_server.api.oip import tensors
 from unroll_server.config import Limits
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities
 from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.memory_store import MemoryStore
@@ -188,7 +188,7 @@ async def streamed(requests: Sequence[pb.UnrollRequest]) -> list[pb.UnrollRespon
     try:
         catalog = Catalog([MODEL])
         sessions = Sessions(MemoryStore(60.0, 1), catalog, engine)
-        stream = Stream(DataPlane(catalog, engine, sessions, LIMITS), Usage(Identities(None)))
+        stream = Stream(DataPlane(catalog, engine, sessions, LIMITS), Quotas(Identities(None)))
         async with asyncio.timeout(30):
             return [response async for response in answers_of(stream, sent())]
     finally:

@@ -18,7 +18,7 @@ from unroll_server.api.native.answers import MAX_UNSENT_BYTES
 from unroll_server.api.native.stream import MAX_UNANSWERED_BYTES, Stream
 from unroll_server.config import Limits
 from unroll_server.errors import DrainingError
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.identity.tokens import Identities
 from unroll_server.repository.catalog import Catalog
 from unroll_server.sequence import PIECE_STEPS
@@ -57,7 +57,7 @@ class Serving:
     def stream(self) -> Stream:
         """A stream."""
         sessions = Sessions(MemoryStore(60.0, 1), self._catalog, self.engine)
-        return Stream(DataPlane(self._catalog, self.engine, sessions, LIMITS), Usage(Identities(None)))
+        return Stream(DataPlane(self._catalog, self.engine, sessions, LIMITS), Quotas(Identities(None)))
 
     def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
         """Those of a stream."""

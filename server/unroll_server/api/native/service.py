@@ -28,7 +28,7 @@ from unroll_server.api.native.advance import advance
 from unroll_server.api.native.description import describe
 from unroll_server.api.native.stream import Stream
 from unroll_server.config import Limits
-from unroll_server.identity.quotas import Usage
+from unroll_server.identity.quotas import Quotas
 
 
 class UnrollService(UnrollServiceServicer):
@@ -36,12 +36,12 @@ class UnrollService(UnrollServiceServicer):
 
     Args:
         plane: Answers the requests.
-        usage: Counts the open sequences of each identity.
+        quotas: Bounds the open sequences of each identity.
     """
 
-    def __init__(self, plane: DataPlane, usage: Usage) -> None:
+    def __init__(self, plane: DataPlane, quotas: Quotas) -> None:
         self._plane = plane
-        self._usage = usage
+        self._quotas = quotas
         self._streams = OpenStreams()
 
     def drain(self, half_close_timeout: float) -> None:
@@ -68,7 +68,7 @@ class UnrollService(UnrollServiceServicer):
         self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
     ) -> None:
         """See unroll.proto; the answers are written to the context."""
-        await self._streams.run(Stream(self._plane, self._usage), request_iterator, context.write)
+        await self._streams.run(Stream(self._plane, self._quotas), request_iterator, context.write)
 
     async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:
         """See unroll.proto."""

@@ -14,7 +14,7 @@ from unroll_server.api.native.answers import AnswerQueue, Write
 from unroll_server.api.native.sequence import StreamSequence
 from unroll_server.config import MAX_KEY_BYTES
 from unroll_server.errors import DrainingError
-from unroll_server.identity.quotas import OPEN_SEQUENCES, Usage
+from unroll_server.identity.quotas import Quotas
 from unroll_server.sequence import ReplayWindow
 from unroll_server.status import status_of
 
@@ -32,12 +32,12 @@ class Stream:
 
     Args:
         plane: Finds the models and runs them.
-        usage: Counts the open sequences of each identity, over all its streams.
+        quotas: Bounds the open sequences of each identity, over all its streams.
     """
 
-    def __init__(self, plane: DataPlane, usage: Usage) -> None:
+    def __init__(self, plane: DataPlane, quotas: Quotas) -> None:
         self._plane = plane
-        self._usage = usage
+        self._quotas = quotas
         self._identity = caller.current.get().identity
         # By key: the open sequences, and closed ones for which messages wait.
         self._sequences: dict[str, StreamSequence] = {}
@@ -185,7 +185,7 @@ class Stream:
             state = decode_snapshot(opening.initial_state, version.spec, field)
         else:
             version = self._plane.catalog.find(name, number, "open.model")
-        self._usage.take(OPEN_SEQUENCES, self._identity)
+        self._quotas.open_sequence(self._identity)
         self._open += 1
         sequence = StreamSequence(
             key, opening, state, self._plane.engine, version, self._window, self._answers, self._answered
@@ -221,7 +221,7 @@ class Stream:
         if not sequence.closed:
             sequence.close()
             self._open -= 1
-            self._usage.give(OPEN_SEQUENCES, self._identity)
+            self._quotas.close_sequence(self._identity)
 
     @staticmethod
     def _refuse(request: pb.UnrollRequest) -> None:

@@ -4,10 +4,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.models import alone
+from support.operators import write_identities
 from support.sessions import MODEL, NEWER, ask, replicas, values_of
 
 from unroll_engine.async_engine import AsyncEngine
@@ -15,6 +17,8 @@ from unroll_engine.errors import ExpiredError, InvalidRequestError, OverloadedEr
 from unroll_engine.models.spec import Float32Array, ModelKey
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server.errors import SessionExpiredError, SessionNotFoundError, SessionStoreError, SessionTakenError
+from unroll_server.identity.quotas import Quotas
+from unroll_server.identity.tokens import Identities
 from unroll_server.repository.catalog import Catalog
 from unroll_server.sessions.chunk import Advanced
 from unroll_server.sessions.memory_store import MemoryStore
@@ -228,12 +232,13 @@ async def test_a_refused_late_or_cancelled_call_leaves_the_session_as_it_was() -
         assert not catalog.find("m", 1).references
 
 
-async def test_an_identity_has_at_most_its_quota_of_sessions() -> None:
+async def test_an_identity_has_at_most_its_quota_of_sessions(tmp_path: Path) -> None:
     values = values_of(0, 2)
-    async with replicas(MemoryStore(60, 100), limit_of={"ann": 2}.get) as (sessions,):
+    identities = Identities(write_identities(tmp_path / "identities.toml", ann={"max_sessions": 2}, bob={}))
+    async with replicas(MemoryStore(60, 100), quotas=Quotas(identities)) as (sessions,):
         for n in range(2):
             await sessions.advance(ask(f"{n}", values, start=True, owner="ann"))
-        with pytest.raises(OverloadedError, match="ann has 2 sessions and may have 2") as caught:
+        with pytest.raises(OverloadedError, match="ann may have at most 2 sessions at once") as caught:
             await sessions.advance(ask("2", values, start=True, owner="ann"))
         assert caught.value.reason == "IDENTITY_LIMIT"
         await sessions.advance(ask("1", values, start=True, owner="ann"))

@@ -1,4 +1,4 @@
-"""The file of identities: read, refused, read again; and the command that makes its entries."""
+"""The file of identities: parsed, refused, read again; and the command that makes its entries."""
 
 import hashlib
 import logging
@@ -24,7 +24,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_an_identity_has_tokens_and_limits_its_own_before_the_defaults(tmp_path: Path) -> None:
+def test_an_entry_has_tokens_and_quotas_which_override_the_defaults(tmp_path: Path) -> None:
     text = f"""
     [defaults]
     max_concurrent_calls = 10
@@ -53,7 +53,7 @@ def test_an_identity_has_tokens_and_limits_its_own_before_the_defaults(tmp_path:
     assert identities.have_tokens
 
 
-def test_without_a_file_nobody_has_a_token_or_a_limit() -> None:
+def test_without_a_file_there_are_no_tokens_and_no_quotas() -> None:
     identities = Identities(None)
     assert not identities.have_tokens
     assert identities.of_token(digest_of("")) is None
@@ -63,47 +63,62 @@ def test_without_a_file_nobody_has_a_token_or_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("[identities", "no TOML"),
-        ("tokens = []", "'tokens' is not known"),
-        ("identities = 3", "identities: a table is expected"),
-        ("[identities]\nalice = 3", "identities.alice: a table is expected"),
-        ("defaults = []", "defaults: a table is expected"),
-        ("[defaults]\ntokens = []", "defaults: 'tokens' is not known"),
-        ("[identities.'a b']", "identities.a b: a name is"),
-        ("[identities.'']", "identities.: a name is"),
-        (f"[identities.{'a' * 129}]", "a name is"),
-        ("[identities.alice]\nadmin = 1", "identities.alice: admin is true or false"),
-        ("[identities.alice]\nmax_queue = 1", "identities.alice: 'max_queue' is not known"),
-        ("[identities.alice]\nmax_queued_steps = -1", "identities.alice: max_queued_steps is a whole number"),
-        ("[identities.alice]\nmax_queued_steps = true", "identities.alice: max_queued_steps is a whole number"),
-        ("[identities.alice]\nmax_queued_steps = 1.5", "identities.alice: max_queued_steps is a whole number"),
-        (f"[identities.alice]\ntokens = '{HASH}'", "identities.alice: tokens is a list"),
-        ("[identities.alice]\ntokens = [3]", "identities.alice: a token is given as"),
-        (f"[identities.alice]\ntokens = ['{HASH[:-1]}']", "identities.alice: a token is given as"),
-        (f"[identities.alice]\ntokens = ['sha256:{digest_of('').hex()}']", "identities.alice: a token is empty"),
-        (f"[identities.a]\ntokens = ['{HASH}']\n[identities.b]\ntokens = ['{HASH.upper()}']", "identities.b: a has"),
-        ("[identities.a]\n[identities.a]", "no TOML"),
+        ("[identities", "not TOML"),
+        ("tokens = []", "tokens: unknown; expected [defaults] or [identities.NAME]"),
+        ("identities = 3", "identities: must be a table"),
+        ("[identities]\nalice = 3", "identities.alice: must be a table"),
+        ("defaults = []", "defaults: must be a table"),
+        ("[defaults]\ntokens = []", "defaults.tokens: unknown; expected one of max_concurrent_calls, "),
+        ("[identities.'a b']", "identities.a b: the name must have 1 to 128"),
+        ("[identities.'']", "identities.: the name must"),
+        (f"[identities.{'a' * 129}]", "the name must"),
+        ("[identities.alice]\nadmin = 1", "identities.alice.admin: must be true or false"),
+        ("[identities.alice]\nmax_queue = 1", "identities.alice.max_queue: unknown"),
+        (
+            "[identities.alice]\nmax_queued_steps = -1",
+            "identities.alice.max_queued_steps: must be a whole number, 0 or more",
+        ),
+        (
+            "[identities.alice]\nmax_queued_steps = true",
+            "identities.alice.max_queued_steps: must be a whole number, 0 or more",
+        ),
+        (
+            "[identities.alice]\nmax_queued_steps = 1.5",
+            "identities.alice.max_queued_steps: must be a whole number, 0 or more",
+        ),
+        (f"[identities.alice]\ntokens = '{HASH}'", "identities.alice.tokens: must be a list"),
+        ("[identities.alice]\ntokens = [3]", "identities.alice.tokens: each must be 'sha256:' and"),
+        (f"[identities.alice]\ntokens = ['{HASH[:-1]}']", "identities.alice.tokens: each must be 'sha256:' and"),
+        (
+            f"[identities.alice]\ntokens = ['sha256:{digest_of('').hex()}']",
+            "identities.alice.tokens: one is the hash of an empty token",
+        ),
+        (
+            f"[identities.a]\ntokens = ['{HASH}']\n[identities.b]\ntokens = ['{HASH.upper()}']",
+            "identities.b.tokens: a has one of these tokens too",
+        ),
+        ("[identities.a]\n[identities.a]", "not TOML"),
     ],
 )
-def test_a_file_that_is_wrong_ends_the_start_and_names_the_entry(tmp_path: Path, text: str, says: str) -> None:
+def test_a_wrong_file_ends_the_start_and_the_error_names_the_entry(tmp_path: Path, text: str, message: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(StartupError) as raised:
         Identities(path)
     assert str(raised.value).startswith(f"--tokens: {path}: ")
-    assert says in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_token_that_was_not_hashed_is_not_repeated(tmp_path: Path) -> None:
+def test_the_error_does_not_repeat_a_token_that_was_not_hashed(tmp_path: Path) -> None:
     with pytest.raises(StartupError) as raised:
         Identities(written(tmp_path, "[identities.alice]\ntokens = ['hunter2']"))
     assert "hunter2" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"x" * (16 * 2**20 + 1)])
-def test_a_file_that_can_not_be_read_ends_the_start(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_cannot_be_read_ends_the_start(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "identities.toml"
     if content is not None:
         path.write_bytes(content)
@@ -112,12 +127,12 @@ def test_a_file_that_can_not_be_read_ends_the_start(tmp_path: Path, content: byt
 
 
 @given(st.text())
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     with suppress(IdentitiesError):
         parse(text)
 
 
-def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(
+def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -133,11 +148,11 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(
     assert identities.of_token(digest_of("one")) == Identity("alice")
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 2
-    assert "identities.alice: a token is given as" in errors[0]
+    assert "identities.alice.tokens: each must be 'sha256:' and" in errors[0]
     assert "no such file" in errors[1]
     assert "hunter2" not in caplog.text
 
-    # As `mv` and Kubernetes do it: another file in its place, of any age.
+    # As `mv` and Kubernetes replace a file, by another of any age.
     new = tmp_path / "new"
     new.write_text(f"[identities.bob]\ntokens = ['{HASH}']")
     os.utime(new, (1, 1))
@@ -149,7 +164,7 @@ def test_a_changed_file_is_read_again_and_a_bad_one_changes_nothing(
     assert identities.version == 1
 
 
-def test_unroll_token_shows_a_token_and_the_entry_that_lets_it_in(tmp_path: Path) -> None:
+def test_unroll_token_prints_a_token_and_the_entry_that_admits_it(tmp_path: Path) -> None:
     first, second = (run("unroll-token", "spiffe://house/alice", "--admin").stdout for _ in range(2))
     token, _, entry = first.partition("\n\n")
     assert re.fullmatch(r"[\w-]{43}", token)
@@ -159,7 +174,7 @@ def test_unroll_token_shows_a_token_and_the_entry_that_lets_it_in(tmp_path: Path
     assert identities.of_token(digest_of(token)) == Identity("spiffe://house/alice", admin=True)
 
 
-def test_unroll_token_refuses_a_name_that_can_not_be_one() -> None:
+def test_unroll_token_refuses_an_invalid_name() -> None:
     done = run("unroll-token", "two words", check=False)
     assert done.returncode == 2
-    assert done.stderr == "unroll-token: NAME: a name is 1 to 128 visible ASCII characters\n"
+    assert done.stderr == "unroll-token: NAME: must have 1 to 128 visible ASCII characters\n"
