@@ -17,18 +17,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from unroll_engine.admission import AdmissionController, QuotaOf
-from unroll_engine.core import EngineCore, deliver
+from unroll_engine.core import EngineCore, deliver, usable_cores
 from unroll_engine.errors import ModelNotFoundError
 from unroll_engine.jobs import BatchJob, Job
 from unroll_engine.models.loader import Model
 from unroll_engine.observer import Metrics, NoMetrics
 
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-ONE_CORE = _cores() == 1
+ONE_CORE = usable_cores() == 1
 INLINE = 5e-3 if ONE_CORE else 250e-6
 """Seconds of a tick on the event loop, at most. More on a single core, which a thread would have to share with it."""
 LOOP_BUDGET = 250e-6
@@ -49,10 +44,11 @@ class AsyncEngine:
 
     Args:
         models: Models that can be run.
-        max_lanes: Sequences of one class, interactive or bulk, in one tick, at most.
+        max_lanes: Sequences of one class, interactive or bulk, in one tick, at most, on one thread.
         tick_steps: Timesteps in a tick of all lanes, at most.
         max_queued_steps: Timesteps admitted and not yet answered, over all models, at most.
         max_queued_bytes: Bytes of values and states, likewise.
+        threads: Threads that the step kernel computes on.
         metrics: Counts what is done.
         quota_of: Most timesteps that a caller, by its identity, may have queued; None if no caller has a quota.
 
@@ -68,6 +64,7 @@ class AsyncEngine:
         tick_steps: int,
         max_queued_steps: int,
         max_queued_bytes: int = sys.maxsize,
+        threads: int = 1,
         metrics: Metrics | None = None,
         quota_of: QuotaOf | None = None,
     ) -> None:
@@ -75,7 +72,7 @@ class AsyncEngine:
         full_tick = max_lanes * tick_steps
         self.admission = AdmissionController(max_queued_steps, max_queued_bytes, full_tick, quota_of, metrics.queue)
         self._loop = asyncio.get_running_loop()
-        self._core = EngineCore(models, max_lanes, tick_steps, metrics)
+        self._core = EngineCore(models, max_lanes, tick_steps, metrics, threads)
         # Models that accept jobs; the core keeps removed ones until their last job is done.
         self._models = set(models)
         # Jobs that arrived or were cancelled, and changes of models, for the core's owner.

@@ -6,6 +6,7 @@ inference with cellular batching", EuroSys 2018) and iteration-level scheduling 
 """
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -34,6 +35,11 @@ _WAITING = attrgetter("queue.waiting")
 _LANES = attrgetter("lanes.count")
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def deliver(events: Events) -> None:
     """Passes events to their jobs, in order."""
     for job, event in events:
@@ -52,11 +58,18 @@ class ModelQueue:
         traced: Whether jobs of traced calls may be in the lanes.
     """
 
-    def __init__(self, model: Model, max_lanes: int, max_steps: int, events: Events, metrics: Metrics) -> None:
+    def __init__(
+        self, model: Model, max_lanes: int, max_steps: int, threads: int, events: Events, metrics: Metrics
+    ) -> None:
         self.model = model
         self.metrics = metrics.of(str(model.spec.key))
+        self.lanes: Lanes | Slots
+        if isinstance(model.runtime, KernelRuntime):
+            self.lanes = Slots(model, model.runtime.network, capacity_of(max_lanes), max_steps, threads)
+            max_lanes *= threads
+        else:
+            self.lanes = Lanes(model, capacity_of(max_lanes), max_steps)
         self.queue: Queue[Job] = Queue(max_lanes, self._drop)
-        self.lanes = _in_flight(model, capacity_of(max_lanes), max_steps)
         self.last_interactive = float("-inf")
         self.cost = model.cost
         self.traced = False
@@ -103,30 +116,28 @@ class ModelQueue:
             self._events.append((job, ExpiredError("the deadline passed before it could be computed")))
 
 
-def _in_flight(model: Model, capacity: int, max_steps: int) -> Lanes | Slots:
-    """What holds the sequences in flight: the kernel takes them one by one, other runtimes side by side."""
-    if isinstance(model.runtime, KernelRuntime):
-        return Slots(model, model.runtime.network, capacity, max_steps)
-    return Lanes(model, capacity, max_steps)
-
-
 class EngineCore:
     """Runs jobs of several models in turns.
 
     Args:
         models: Models that can be run.
-        max_lanes: Sequences of one class, interactive or bulk, in a tick of a model, at most.
+        max_lanes: Sequences of one class, interactive or bulk, in a tick of a model, at most; times `threads` if the
+            kernel runs it.
         max_steps: Timesteps of a tick, at most, of all lanes or of interactive ones; one of few lanes may run more.
         metrics: Counts what is done.
+        threads: Threads that the kernel computes on.
 
     Attributes:
         backlog: Whether jobs wait for lanes: then a job that arrives now can't join the next tick.
         idle: Whether there was nothing left to run after the last tick; jobs may have been added since.
     """
 
-    def __init__(self, models: Iterable[Model], max_lanes: int, max_steps: int, metrics: Metrics) -> None:
+    def __init__(
+        self, models: Iterable[Model], max_lanes: int, max_steps: int, metrics: Metrics, threads: int = 1
+    ) -> None:
         self._max_lanes = max_lanes
         self._max_steps = max_steps
+        self._threads = threads
         self._metrics = metrics
         self.backlog = False
         self.idle = True
@@ -146,7 +157,7 @@ class EngineCore:
 
     def add_model(self, model: Model) -> None:
         """Accepts jobs of a model."""
-        queue = ModelQueue(model, self._max_lanes, self._max_steps, self._events, self._metrics)
+        queue = ModelQueue(model, self._max_lanes, self._max_steps, self._threads, self._events, self._metrics)
         queue.metrics.serves(1)
         self._queues[model] = queue
         self._rotation.append(queue)
@@ -228,7 +239,7 @@ class EngineCore:
             return None
         self._planned = each
         self._steps = lanes.plan(each.cost, alert=now - each.last_interactive < CALM)
-        return each.cost.seconds(lanes.count, self._steps)
+        return each.cost.seconds(lanes.width, self._steps)
 
     def run(self) -> None:
         """Runs the planned tick."""

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from unroll_engine.arrays import pack_sequences
 from unroll_engine.bundle import folder_of, verify_folder
+from unroll_engine.core import usable_cores
 from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Loader, Model
@@ -51,16 +52,26 @@ class Engine:
 
     Args:
         model: The model; `Engine.load` reads it from a bundle.
-        max_lanes: Sequences in one tick, at most.
+        max_lanes: Sequences in one tick, at most, on one thread.
+        threads: Threads that the step kernel computes on; None is one for each usable core. The bits do not depend on
+            it.
     """
 
-    def __init__(self, model: Model, *, max_lanes: int = 64) -> None:
+    def __init__(self, model: Model, *, max_lanes: int = 64, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: 1 or more expected, got {threads}")
         self._model = model
-        self._runner = Runner(model, max_lanes)
+        self._runner = Runner(model, max_lanes, threads or usable_cores())
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, runtime: str = "auto", device: str = "cpu", max_lanes: int = 64
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        runtime: str = "auto",
+        device: str = "cpu",
+        max_lanes: int = 64,
+        threads: int | None = None,
     ) -> Self:
         """Verifies a bundle and loads it.
 
@@ -69,14 +80,15 @@ class Engine:
                 one model.
             runtime: "kernel", "onnx", "torchscript"; or "auto": the step kernel where it can run the model, else onnx.
             device: "cpu" or "cuda".
-            max_lanes: Sequences in one tick, at most.
+            max_lanes: Sequences in one tick, at most, on one thread.
+            threads: Threads that the step kernel computes on; None is one for each usable core.
 
         Raises:
             BundleError: there is no bundle, or it can't be trusted, loaded or run.
             RuntimeUnavailableError: the runtime or the device can't be used on this machine.
         """
         loader = Loader(runtime, device, max_lanes)
-        return cls(loader.load(verify_folder(folder_of(Path(path)))), max_lanes=max_lanes)
+        return cls(loader.load(verify_folder(folder_of(Path(path)))), max_lanes=max_lanes, threads=threads)
 
     @property
     def spec(self) -> ModelSpec:

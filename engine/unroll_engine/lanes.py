@@ -62,6 +62,11 @@ class Lanes:
         self._holes: list[int] = []
 
     @property
+    def width(self) -> int:
+        """Lanes that one thread computes."""
+        return self.count
+
+    @property
     def jobs(self) -> Iterable[Job]:
         """The job of each lane in use; one with several lanes is repeated."""
         return filter(None, self._jobs)

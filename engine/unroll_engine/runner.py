@@ -21,11 +21,13 @@ class Runner:
 
     Args:
         model: The model of all jobs.
-        max_lanes: Sequences in one tick, at most.
+        max_lanes: Sequences in one tick, at most, on one thread.
+        threads: Threads that the kernel computes on.
     """
 
-    def __init__(self, model: Model, max_lanes: int) -> None:
+    def __init__(self, model: Model, max_lanes: int, threads: int) -> None:
         self._model = model
+        self._threads = threads
         self._max_lanes = max_lanes
         # The lock is for the thread that runs ticks; the inbox is for jobs of all threads.
         self._lock = threading.Lock()
@@ -79,4 +81,4 @@ class Runner:
             self._core = None
 
     def _new_core(self) -> EngineCore:
-        return EngineCore([self._model], self._max_lanes, _TICK_STEPS, NoMetrics())
+        return EngineCore([self._model], self._max_lanes, _TICK_STEPS, NoMetrics(), self._threads)

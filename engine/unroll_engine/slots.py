@@ -4,7 +4,6 @@ The kernel runs every sequence to its own end: nothing is padded, gathered or sc
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -26,24 +25,31 @@ class Slots:
     Args:
         model: The model to run them on.
         network: Its network.
-        capacity: The most sequences at a time.
+        capacity: The most sequences at a time on one thread.
         max_steps: The most timesteps of a tick of all sequences.
+        threads: Threads that compute a tick.
 
     Attributes:
         count: Sequences in flight.
         interactive: Those of interactive jobs.
     """
 
-    def __init__(self, model: Model, network: Network, capacity: int, max_steps: int) -> None:
+    def __init__(self, model: Model, network: Network, capacity: int, max_steps: int, threads: int) -> None:
         self.model = model
         self.count = 0
         self.interactive = 0
         self._network = network
-        self._queue = SequenceQueue(network, slots=capacity)
+        self._queue = SequenceQueue(network, slots=capacity, threads=threads)
         self._max_steps = max_steps
         self._capacity = capacity
+        self._threads = threads
         self._batches: dict[int, tuple[BatchJob, int]] = {}  # by ticket, with the sequences of it in flight
         self._chunks: dict[int, _Chunk] = {}
+
+    @property
+    def width(self) -> int:
+        """Sequences that one thread computes."""
+        return -(-self.count // self._threads)
 
     @property
     def jobs(self) -> Iterable[Job]:
@@ -88,8 +94,8 @@ class Slots:
             limit = min(self._max_steps, min(chunk.left for chunk in self._chunks.values()))
         else:
             # Few sequences may run more timesteps than all, in no more time.
-            limit = min(_FEW_LANES_STEPS, self._max_steps * self._capacity // self.count)
-        return max(1, min(limit, alert_steps(cost, self.count)) if alert else limit)
+            limit = min(_FEW_LANES_STEPS, self._max_steps * self._capacity // self.width)
+        return max(1, min(limit, alert_steps(cost, self.width)) if alert else limit)
 
     def run(self, steps: int, emit: Emit) -> tuple[int, float]:
         """Runs a planned tick.
@@ -106,7 +112,7 @@ class Slots:
         seconds = time.perf_counter() - begin
         self._report(steps, emit)
         answered: list[BatchJob] = []
-        for ticket, number in Counter(ended.ticket for ended in progress.ended).items():
+        for ticket, _, number in progress.ended:
             if ticket not in self._batches:  # a chunk, or dropped
                 continue
             job, left = self._batches.pop(ticket)

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from grpc_health.v1 import health_pb2_grpc
 
 from unroll_engine.async_engine import AsyncEngine
+from unroll_engine.core import usable_cores
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.models.loader import Loader
 from unroll_proto.inference import service_pb2_grpc
@@ -123,6 +124,7 @@ class Service(Generic[AnyTransport]):
             tick_steps=settings.tuning.tick_steps,
             max_queued_steps=settings.tuning.max_queued_steps,
             max_queued_bytes=settings.tuning.max_queued_bytes,
+            threads=settings.threads or max(1, usable_cores() // settings.workers),
             metrics=figures,
             quota_of=quotas.queued_steps if settings.tokens else None,
         )

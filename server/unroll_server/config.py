@@ -103,6 +103,10 @@ class Settings(BaseSettings):
         default="127.0.0.1:50051", title="ADDRESS", description="HOST:PORT or unix:/PATH; port 0 picks a free one."
     )
     workers: Count = Field(default=1, description="Serving processes that share the port.")
+    threads: Annotated[int, Field(ge=0, le=256), BeforeValidator(_number)] = Field(
+        default=0,
+        description="Threads of a process that the step kernel computes on; 0: the cores, shared by the workers.",
+    )
     max_concurrent_calls: Count = Field(default=1000, description="Calls in flight on one connection.")
     max_message_bytes: MessageBytes = Field(default=2**24, description="Bytes of one request.")
     drain_timeout: Seconds = Field(default=30.0, description="Seconds in which calls in flight may end after SIGTERM.")

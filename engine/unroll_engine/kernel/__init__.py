@@ -66,10 +66,11 @@ class Outcome(IntEnum):
 
 
 class Ended(NamedTuple):
-    """A sequence that ended. Its results are written only if it is done."""
+    """Sequences of a ticket that ended alike. Their results are written only if they are done."""
 
     ticket: int
     outcome: Outcome
+    sequences: int
 
 
 class Progress(NamedTuple):
@@ -155,12 +156,12 @@ class Network:
 class SequenceQueue:
     """Sequences that wait, and slots that run them: a slot is refilled as soon as its sequence ends.
 
-    Every thread of several has slots of its own, and takes sequences from the one queue in the order of arrival.
+    Every thread of several has slots of its own. They get equal shares of the sequences, in the order of arrival.
 
     Args:
         network: Runs the sequences.
         slots: Sequences side by side on one thread, 1 to 4,096.
-        threads: Threads that call `advance`, each with its number.
+        threads: Threads that `advance` computes on, the caller's among them; fewer where there is little to compute.
     """
 
     def __init__(self, network: Network, slots: int = SLOTS, threads: int = 1) -> None:
@@ -201,7 +202,7 @@ class SequenceQueue:
         final_state: State | None,
         logits: Float32Array,
     ) -> int:
-        """Queues some sequences of a batch under one ticket: `advance` names it once for each that ends.
+        """Queues some sequences of a batch under one ticket: `advance` returns how many of them ended.
 
         Args:
             values: [rows, input_size].
@@ -220,22 +221,21 @@ class SequenceQueue:
         """Lets the next `advance` end a ticket's sequences as cancelled. Returns False if all have ended already."""
         return self._queue.cancel(ticket)
 
-    def advance(self, budget: int, thread: int = 0, *, rounds: int = _UNBOUNDED) -> Progress:
-        """Runs the slots of one thread, without the GIL, for `budget` timesteps or until nothing is left for them.
+    def advance(self, budget: int, *, rounds: int = _UNBOUNDED) -> Progress:
+        """Runs the slots, without the GIL, for `budget` timesteps or until nothing is left.
 
         The budget counts the steps of every sequence, and is exceeded by less than one step of all slots.
 
         Args:
             budget: 1 or more.
-            thread: The number of the slots.
             rounds: The most steps of one sequence, 1 or more. Those in the slots run just so many, or to their ends.
 
         Raises:
-            RuntimeError: the thread's last call has not returned.
+            RuntimeError: the last call, on another thread, has not returned.
             ValueError: a number is out of its range.
         """
-        steps, ended = self._queue.advance(budget, thread, rounds)
-        return Progress(steps, [Ended(ticket, Outcome(outcome)) for ticket, outcome in ended])
+        steps, ended = self._queue.advance(budget, rounds)
+        return Progress(steps, [Ended(ticket, Outcome(outcome), number) for ticket, outcome, number in ended])
 
     def __len__(self) -> int:
         """Sequences that have not ended."""

@@ -41,9 +41,16 @@ ON_LANES = [
 
 @asynccontextmanager
 async def running(
-    *models: Model, lanes: int = 4, steps: int = 5, queued: int = 10**6, metrics: Counting | None = None
+    *models: Model,
+    lanes: int = 4,
+    steps: int = 5,
+    queued: int = 10**6,
+    metrics: Counting | None = None,
+    threads: int = 1,
 ) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(models, max_lanes=lanes, tick_steps=steps, max_queued_steps=queued, metrics=metrics)
+    engine = AsyncEngine(
+        models, max_lanes=lanes, tick_steps=steps, max_queued_steps=queued, metrics=metrics, threads=threads
+    )
     try:
         yield engine
     finally:
@@ -119,6 +126,7 @@ async def run_chunk(engine: AsyncEngine, model: Model, values: Float32Array, sta
     lanes=st.integers(1, 7),
     steps=st.integers(1, 9),
     inline=st.sampled_from([0.0, 100e-6, 10.0]),
+    threads=st.integers(1, 3),
 )
 def test_every_sequence_gets_the_bits_that_it_gets_alone(
     model: Model,
@@ -127,6 +135,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
     lanes: int,
     steps: int,
     inline: float,
+    threads: int,
 ) -> None:
     async def classify(engine: AsyncEngine, shape: list[tuple[int, bool]], seed: int) -> None:
         sequences = [random_values(model, length, seed + index) for index, (length, _) in enumerate(shape)]
@@ -155,7 +164,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
         assert [array.tobytes() for array in state] == [array.tobytes() for array in final]
 
     async def everything() -> None:
-        async with running(model, lanes=lanes, steps=steps) as engine:
+        async with running(model, lanes=lanes, steps=steps, threads=threads) as engine:
             await asyncio.gather(
                 *(classify(engine, shape, 100 * number) for number, shape in enumerate(requests)),
                 *(stream(engine, cuts, 100 * number + 50) for number, cuts in enumerate(streams)),

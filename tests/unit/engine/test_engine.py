@@ -64,6 +64,16 @@ def test_a_sequence_has_the_bits_that_it_has_alone_in_any_batch_and_resumed_anyw
             assert [state.step for state in batch.final_states] == [len(values), len(values) - split]
 
 
+def test_threads_change_no_bit() -> None:
+    model = served(random_network(hidden=256))
+    sequences = [values_of(1 + index % 60, index) for index in range(400)]
+    one, three = (Engine(model, threads=threads).classify(sequences, return_final_states=True) for threads in (1, 3))
+    assert one.logits.tobytes() == three.logits.tobytes()
+    assert one.final_states == three.final_states
+    with pytest.raises(ValueError, match="threads: 1 or more expected, got 0"):
+        Engine(model, threads=0)
+
+
 def test_one_array_is_a_batch_and_any_numeric_type_will_do() -> None:
     engine = Engine(MODEL)
     batch = np.stack([values_of(7, seed) for seed in range(3)])

@@ -36,7 +36,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         if shutil.which(compiler) is None:
             pytest.skip(f"{compiler} is not installed")
         command = [compiler, *COMMON, *flags]
-        objects = [compiled(PROGRAMS / f"{program}.cpp", *command), compiled(SOURCES / "network.cpp", *command)]
+        objects = [
+            compiled(PROGRAMS / f"{program}.cpp", *command),
+            *(compiled(SOURCES / name, *command) for name in ("network.cpp", "queue.cpp")),
+        ]
         objects += [compiled(SOURCES / "step.cpp", compiler, *COMMON, *own, unit) for unit, own in units.items()]
         output = folder / "-".join([program, compiler, *flags]).replace("/", "")
         subprocess.run([*command, *objects, "-o", output], check=True)

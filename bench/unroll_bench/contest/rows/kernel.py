@@ -4,9 +4,9 @@
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,20 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from unroll_bench.contest.contestants import CLASSES
+from unroll_bench.contest.contestants import CLASSES, FEATURES, MODEL
 from unroll_bench.contest.figures import Figure, Outcome, Verdict, ratios
 from unroll_bench.contest.network import hold, random_network
 from unroll_bench.contest.rows.row import Row
 from unroll_bench.contest.session import Session
-from unroll_engine.kernel import Network, SequenceQueue, read_onnx, unavailable_reason
+from unroll_engine import Engine
+from unroll_engine.kernel import Network, read_onnx, unavailable_reason
 from unroll_engine.models.spec import Float32Array
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime, session_options
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 
 STEPS = 16
 KERNEL, OPERATOR, SCAN, PRODUCT = "step kernel", "onnxruntime's operator", "Scan form", "torch.mm of the product"
-ONE_THREAD, TWO_THREADS = "step kernel, one thread", "step kernel, two threads"
+ONE_THREAD, TWO_THREADS = "engine in process, one thread", "engine in process, two threads"
 SEQUENCES, LENGTH = 1000, 29
 ROUNDS = 15
 SECONDS = 0.04
@@ -141,31 +142,25 @@ def _gated_graph(cell: str, features: int, hidden: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def threads() -> dict[str, list[float]]:
-    """Measures seconds for a queue of sequences on one thread and on two, hidden 128."""
-    network = Network(read_onnx(build_onnx_rnn(random_network(12, 128, CLASSES))))
-    sequences = list(np.random.default_rng(0).standard_normal((SEQUENCES, LENGTH, 12), dtype=np.float32))
-    logits = np.empty((SEQUENCES, CLASSES), np.float32)
-    queue = SequenceQueue(network, threads=2)
-    seconds: dict[str, list[float]] = {ONE_THREAD: [], TWO_THREADS: []}
-    for _ in range(2 * ROUNDS):
-        for name, count in ((ONE_THREAD, 1), (TWO_THREADS, 2)):
-            for lane, sequence in enumerate(sequences):
-                queue.submit(sequence, logits=logits[lane])
-            workers = [threading.Thread(target=_advance, args=(queue, number)) for number in range(count)]
-            begin = time.perf_counter()
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def _advance(queue: SequenceQueue, thread: int) -> None:
+def threads(repository: Path) -> dict[str, list[float]]:
+    """Measures seconds for sequences of one length through Engine on one thread and on two, hidden 128."""
+    pinned = os.sched_getaffinity(0)
     # The process is pinned to one core; its threads may have one each.
-    os.sched_setaffinity(0, {thread % (os.cpu_count() or 1)})
-    queue.advance(2**40, thread)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        engines = {
+            name: Engine.load(repository / MODEL, threads=count) for name, count in ((ONE_THREAD, 1), (TWO_THREADS, 2))
+        }
+        sequences = list(np.random.default_rng(0).standard_normal((SEQUENCES, LENGTH, FEATURES), dtype=np.float32))
+        seconds: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(2 * ROUNDS):
+            for name, engine in engines.items():
+                begin = time.perf_counter()
+                engine.classify(sequences)
+                seconds[name].append(time.perf_counter() - begin)
+    finally:
+        os.sched_setaffinity(0, pinned)
+    return seconds
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
@@ -182,7 +177,7 @@ async def measure(session: Session, outcome: Outcome) -> None:
             outcome.verdicts.append(
                 Verdict(f"{name}'s time / {KERNEL}'s, {where}", ratios(taken[name], taken[KERNEL]), bar)
             )
-    taken = await session.inside(threads)
+    taken = await session.inside(threads, await session.repository())
     for name, seconds in taken.items():
         outcome.figures.append(Figure(name, "ms for 1,000 x 29 steps", [second * 1e3 for second in seconds]))
     speedup = ratios(taken[ONE_THREAD], taken[TWO_THREADS])

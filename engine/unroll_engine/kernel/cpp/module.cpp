@@ -298,21 +298,23 @@ int64_t submit_batch(KeepingQueue& self, const Input& values, const std::vector<
     return ticket;
 }
 
-std::pair<int64_t, std::vector<std::pair<int64_t, int>>> advance(KeepingQueue& self, int64_t budget, int64_t thread, int64_t rounds) {
+// Timesteps, and what ended: ticket, outcome, sequences; those of a ticket that ended in a row are counted.
+std::pair<int64_t, std::vector<std::tuple<int64_t, int, int64_t>>> advance(KeepingQueue& self, int64_t budget, int64_t rounds) {
     if (budget < 1) refuse("budget: at least 1 step expected, got " + std::to_string(budget));
     if (rounds < 1) refuse("rounds: at least 1 expected, got " + std::to_string(rounds));
-    if (thread < 0 || thread >= self.queue.threads())
-        refuse("thread: below " + std::to_string(self.queue.threads()) + " expected, got " + std::to_string(thread));
     std::vector<Ended> ended;
     int64_t ran;
     {
         const nb::gil_scoped_release released;
-        ran = self.queue.advance(budget, rounds, thread, ended);
+        ran = self.queue.advance(budget, rounds, ended);
     }
-    std::vector<std::pair<int64_t, int>> outcomes;
+    std::vector<std::tuple<int64_t, int, int64_t>> outcomes;
     for (const Ended& each : ended) {
         if (each.last) self.kept.erase(each.ticket);
-        outcomes.emplace_back(each.ticket, static_cast<int>(each.outcome));
+        const int outcome = static_cast<int>(each.outcome);
+        if (outcomes.empty() || std::get<0>(outcomes.back()) != each.ticket || std::get<1>(outcomes.back()) != outcome)
+            outcomes.emplace_back(each.ticket, outcome, 0);
+        std::get<2>(outcomes.back())++;
     }
     return {ran, std::move(outcomes)};
 }
@@ -362,7 +364,7 @@ NB_MODULE(_kernel, m) {
         .def("submit_batch", &submit_batch, nb::arg("values").noconvert(), nb::arg("offsets"), nb::arg("first"),
              nb::arg("state").none().noconvert(), nb::arg("final_state").none().noconvert(),
              nb::arg("logits").noconvert())
-        .def("advance", &advance, nb::arg("budget"), nb::arg("thread") = 0, nb::arg("rounds") = unbounded)
+        .def("advance", &advance, nb::arg("budget"), nb::arg("rounds") = unbounded)
         .def("cancel", [](KeepingQueue& self, int64_t ticket) { return self.queue.cancel(ticket); }, nb::arg("ticket"))
         .def("__len__", [](const KeepingQueue& self) { return self.queue.size(); });
 }

@@ -1,10 +1,8 @@
 #include "network.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <new>
-#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -44,11 +42,6 @@ private:
     uint64_t before_;
 #endif
 };
-
-int64_t now() {
-    const auto time = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
-}
 
 class Listed final : public Source {
 public:
@@ -181,7 +174,12 @@ float* Slots::cell(int64_t layer, int64_t lane) const {
     return cells_.at((layer * capacity_ + lane) * network_.h_width);
 }
 
-int64_t Slots::run(Source& source, int64_t budget, int64_t rounds) {
+void Slots::fill(Source& source, int64_t most) {
+    Job job;
+    while (active_ < std::min(most, capacity_) && source.next(job)) begin(job);
+}
+
+int64_t Slots::run(Source& source, int64_t budget, int64_t rounds, int64_t most) {
     const FloatEnvironment environment;
     int64_t ran = 0;
     for (int64_t lane = active_; lane-- > 0;) {
@@ -191,8 +189,7 @@ int64_t Slots::run(Source& source, int64_t budget, int64_t rounds) {
         }
     }
     for (;;) {
-        Job job;
-        while (active_ < capacity_ && source.next(job)) begin(job);
+        fill(source, most);
         if (!active_ || ran >= budget || !rounds) break;
         int64_t steps = std::min((budget - ran - 1) / active_ + 1, rounds);
         for (int64_t lane = 0; lane < active_; lane++) steps = std::min(steps, slots_[lane].steps);
@@ -292,93 +289,6 @@ void Slots::remove(int64_t lane) {
     for (int tensor = 0; tensor < network_.states(); tensor++)
         for (size_t layer = 0; layer < network_.layers.size(); layer++)
             copy(state(tensor, layer, lane), state(tensor, layer, last), network_.hidden);
-}
-
-class Queue::Turn final : public Source {
-public:
-    Turn(Queue& queue, std::vector<Ended>& ended) : queue_(queue), ended_(ended), now_(now()) {}
-
-    bool next(Job& job) override {
-        const std::lock_guard lock(queue_.lock_);
-        while (!queue_.waiting_.empty()) {
-            job = queue_.waiting_.front();
-            queue_.waiting_.pop_front();
-            const auto outcome = stops(job);
-            if (!outcome) return true;
-            end(job, *outcome);
-        }
-        return false;
-    }
-
-    std::optional<Outcome> stopped(const Job& job) override {
-        const std::lock_guard lock(queue_.lock_);
-        return stops(job);
-    }
-
-    void ended(const Job& job, Outcome outcome) override {
-        const std::lock_guard lock(queue_.lock_);
-        end(job, outcome);
-    }
-
-private:
-    std::optional<Outcome> stops(const Job& job) const {
-        if (!queue_.cancelled_.empty() && queue_.cancelled_.count(job.ticket)) return Outcome::cancelled;
-        if (job.deadline && job.deadline <= now_) return Outcome::expired;
-        return std::nullopt;
-    }
-
-    void end(const Job& job, Outcome outcome) {
-        const auto live = queue_.live_.find(job.ticket);
-        const bool last = --live->second == 0;
-        if (last) {
-            queue_.live_.erase(live);
-            queue_.cancelled_.erase(job.ticket);
-        }
-        queue_.size_--;
-        ended_.push_back({job.ticket, outcome, last});
-    }
-
-    Queue& queue_;
-    std::vector<Ended>& ended_;
-    const int64_t now_;
-};
-
-Queue::Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads) : network(std::move(network)) {
-    for (int64_t thread = 0; thread < threads; thread++)
-        threads_.push_back(std::make_unique<Thread>(*this->network, slots));
-}
-
-int64_t Queue::submit(std::vector<Job>& jobs) {
-    const std::lock_guard lock(lock_);
-    const int64_t ticket = ++tickets_;
-    live_[ticket] = jobs.size();
-    size_ += jobs.size();
-    for (Job& job : jobs) {
-        job.ticket = ticket;
-        waiting_.push_back(job);
-    }
-    return ticket;
-}
-
-bool Queue::cancel(int64_t ticket) {
-    const std::lock_guard lock(lock_);
-    if (!live_.count(ticket)) return false;
-    cancelled_.insert(ticket);
-    return true;
-}
-
-int64_t Queue::advance(int64_t budget, int64_t rounds, int64_t thread, std::vector<Ended>& ended) {
-    Thread& own = *threads_[thread];
-    if (own.running.test_and_set()) throw std::logic_error("thread: its advance() has not returned");
-    Turn turn(*this, ended);
-    const int64_t ran = own.slots.run(turn, budget, rounds);
-    own.running.clear();
-    return ran;
-}
-
-int64_t Queue::size() const {
-    const std::lock_guard lock(lock_);
-    return size_;
 }
 
 }  // namespace unroll

@@ -80,9 +80,12 @@ class Network;
 class Slots {
 public:
     Slots(const Network& network, int64_t capacity);
-    // Runs until at least `budget` steps of lanes or exactly `rounds` steps of each are done, or nothing is left. Returns
-    // the steps of lanes.
-    int64_t run(Source& source, int64_t budget, int64_t rounds = unbounded);
+    // Runs until at least `budget` steps of lanes or exactly `rounds` steps of each are done, or nothing is left, with
+    // no more than `most` lanes at a time. Returns the steps of lanes.
+    int64_t run(Source& source, int64_t budget, int64_t rounds = unbounded, int64_t most = unbounded);
+    // Begins jobs until `most` are active.
+    void fill(Source& source, int64_t most);
+    int64_t active() const { return active_; }
 
 private:
     float* h(int64_t layer, int parity, int64_t lane = 0) const;
@@ -144,35 +147,32 @@ private:
 // Sequences that wait, and the slots of some threads that run them.
 class Queue {
 public:
-    Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads);
+    // `slots` of each thread; `worthwhile` are the products from which on work gets a thread of its own.
+    Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads, int64_t worthwhile = 1 << 24);
 
     // Returns the ticket of all these jobs. What they point to must stay until advance() says that the last has ended.
     int64_t submit(std::vector<Job>& jobs);
-    // Sequences of a ticket that have not ended do so as cancelled, each at the next advance() of the thread that has
-    // it. False if all have ended.
+    // Sequences of a ticket that have not ended do so as cancelled, at the next advance(). False if all have ended.
     bool cancel(int64_t ticket);
-    // Runs the slots of `thread`; see Slots::run. Throws std::logic_error if they are running.
-    int64_t advance(int64_t budget, int64_t rounds, int64_t thread, std::vector<Ended>& ended);
+    // Runs the slots of all threads; see Slots::run. Throws std::logic_error if they are running.
+    int64_t advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended);
     // Sequences that have not ended.
     int64_t size() const;
-    int64_t threads() const { return static_cast<int64_t>(threads_.size()); }
+    int64_t threads() const { return static_cast<int64_t>(slots_.size()); }
 
     const std::shared_ptr<const Network> network;
 
 private:
-    struct Thread {
-        Thread(const Network& network, int64_t slots) : slots(network, slots) {}
-        Slots slots;
-        std::atomic_flag running = ATOMIC_FLAG_INIT;
-    };
-    class Turn;  // the Source of one advance()
+    class Turn;  // the Source of one thread in one advance()
 
     mutable std::mutex lock_;
     std::deque<Job> waiting_;
     std::unordered_map<int64_t, int64_t> live_;  // sequences that have not ended, by ticket
     std::unordered_set<int64_t> cancelled_;
     int64_t tickets_ = 0, size_ = 0;
-    std::vector<std::unique_ptr<Thread>> threads_;
+    std::vector<std::unique_ptr<Slots>> slots_;  // by thread
+    std::atomic_flag running_ = ATOMIC_FLAG_INIT;
+    const int64_t worthwhile_;
 };
 
 }  // namespace unroll

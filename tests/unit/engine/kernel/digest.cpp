@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <thread>
 
 #include "network.hpp"
 
@@ -145,7 +144,7 @@ static void storm(Random& random, const Case& alone, int number) {
     const Network& network = *alone.network;
     const bool cancels = random.below(2), every_step = random.below(2);
     const int64_t threads = random.between(1, 2), count = alone.sequences.size();
-    Queue queue(alone.network, random.between(1, 40), threads);
+    Queue queue(alone.network, random.between(1, 40), threads, random.below(2) ? 0 : 1 << 24);
     struct Run {
         Sequence sequence;
         int64_t done = 0, running = 0;
@@ -173,32 +172,24 @@ static void storm(Random& random, const Case& alone, int number) {
             const int64_t ticket = random.between(1, 2 * count);
             expect(queue.cancel(ticket) == (tickets.count(ticket) == 1), "cancel() of what has not ended only", number);
         }
-        std::vector<std::vector<Ended>> ended(threads);
-        std::vector<std::thread> others;
+        std::vector<Ended> ended;
         const int64_t budget = random.between(1, 200), rounds = random.below(2) ? unbounded : random.between(1, 3);
-        for (int64_t thread = 1; thread < threads; thread++)
-            others.emplace_back([&, thread] {
-                const ForeignMode mode;
-                queue.advance(budget, rounds, thread, ended[thread]);
-            });
         {
             const ForeignMode mode;
-            queue.advance(budget, rounds, 0, ended[0]);
+            queue.advance(budget, rounds, ended);
         }
-        for (std::thread& other : others) other.join();
-        for (const auto& each : ended)
-            for (const Ended& end : each) {
-                const auto found = tickets.find(end.ticket);
-                expect(found != tickets.end(), "a ticket ends once", number);
-                if (found == tickets.end()) continue;
-                const int64_t index = found->second;
-                tickets.erase(found);
-                Run& run = runs[index];
-                run.cancelled = end.outcome != Outcome::done;
-                if (run.cancelled) continue;
-                run.done += run.running;
-                if (run.done < run.sequence.steps) submit(index);
-            }
+        for (const Ended& end : ended) {
+            const auto found = tickets.find(end.ticket);
+            expect(found != tickets.end(), "a ticket ends once", number);
+            if (found == tickets.end()) continue;
+            const int64_t index = found->second;
+            tickets.erase(found);
+            Run& run = runs[index];
+            run.cancelled = end.outcome != Outcome::done;
+            if (run.cancelled) continue;
+            run.done += run.running;
+            if (run.done < run.sequence.steps) submit(index);
+        }
     }
     expect(tickets.empty(), "every ticket ends", number);
     for (int64_t index = 0; index < count; index++) {
