@@ -6,7 +6,7 @@ GEN := .venv-gen/bin
 # The environment of `make test-python`.
 OTHER = .venv-$(notdir $(PYTHON))
 PROTO_FILES := unroll_proto/v1/admin.proto unroll_proto/v1/bundle.proto unroll_proto/v1/session.proto unroll_proto/v1/unroll.proto \
-  unroll_proto/inference/model_config.proto unroll_proto/inference/service.proto
+  unroll_proto/inference/model_config.proto unroll_proto/inference/service.proto unroll_proto/onnx/onnx.proto
 SERVICE_FILES := unroll_proto/v1/admin.proto unroll_proto/v1/unroll.proto unroll_proto/inference/service.proto
 # Run in proto/, so that a .proto file's path is the Python path; googleapis has google/rpc/status.proto.
 GOOGLEAPIS = $(shell $(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')

@@ -23,7 +23,7 @@ class _SkipWithoutTorch(MetaPathFinder):
 
     def find_spec(self, name: str, *_: object) -> None:
         """Looks at every import that nothing else has found so far."""
-        if name in ("torch", "unroll_export", "matplotlib", "safetensors", "tensorboard"):
+        if name in ("torch", "unroll_export", "matplotlib", "onnx", "safetensors", "tensorboard"):
             pytest.skip(f"{name} is not installed", allow_module_level=True)
 
 

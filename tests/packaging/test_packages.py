@@ -253,13 +253,14 @@ def test_the_load_generator_needs_the_client_only(
     assert json.loads(output_of(bench_environment.bin / "unroll-bench", *words))["calls"] > 0
 
 
-def test_the_server_needs_no_torch(server_environment: Environment, pins: dict[str, str]) -> None:
+def test_the_server_is_small_and_needs_no_torch(server_environment: Environment, pins: dict[str, str]) -> None:
     installed = server_environment.installed()
     assert installed.keys() & OURS == {"unroll-proto", "unroll-engine", "unroll-server"}
-    assert not installed.keys() & {"torch"}
+    assert not installed.keys() & {"torch", "onnx"}
     assert {name: version for name, version in installed.items() if name not in OURS} == {
         name: pins.get(name) for name in installed.keys() - OURS
     }
+    assert server_environment.megabytes() <= 200
     assert server_environment.import_failures("unroll_server") == {"unroll_server.sessions.redis_store": "redis"}
     assert server_environment.import_failures("unroll_engine") == {"unroll_engine.runtimes.torchscript": "torch"}
     assert "--models" in output_of(server_environment.bin / "unroll-serve", "--help")

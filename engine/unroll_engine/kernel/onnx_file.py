@@ -1,24 +1,23 @@
 """Opens ONNX files that nobody vouches for.
 
-A file can vary nothing but its nodes and its weights: data outside the file, functions, training graphs and other
-operator sets are refused, and every tensor is as large as the file says. `onnx_reader` is as strict with the nodes, so
-ONNX Runtime can be given a file that was read.
+A file can vary nothing but its nodes and its weights: what `onnx.proto` lacks (data outside the file, functions,
+training graphs) and other operator sets are refused, and every tensor is as large as the file says. `onnx_reader` is as
+strict with the nodes, so ONNX Runtime can be given a file that was read.
 """
 
 import math
 from typing import Any
 
 import numpy as np
-import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from unroll_engine.kernel.weights import UnsupportedNetworkError
+from unroll_proto.onnx import onnx_pb2 as onnx
 
 _OPSET = 17
 _IR_VERSION = 8
-_DTYPES: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype("<f4"), TensorProto.INT64: np.dtype("<i8")}
+_DTYPES: dict[int, np.dtype[Any]] = {onnx.TensorProto.FLOAT: np.dtype("<f4"), onnx.TensorProto.INT64: np.dtype("<i8")}
 
 
 def parse(content: bytes) -> onnx.GraphProto:
@@ -35,22 +34,18 @@ def parse(content: bytes) -> onnx.GraphProto:
     opsets = [(opset.domain, opset.version) for opset in model.opset_import]
     require(opsets == [("", _OPSET)], f"operator sets {opsets[:4]}, version {_OPSET} of ONNX's own expected")
     require(model.ir_version == _IR_VERSION, f"IR version {model.ir_version}, {_IR_VERSION} expected")
-    require(not model.functions, "functions of its own are not supported")
-    require(not model.training_info, "training graphs are not supported")
-    for kind in ("sparse_initializer", "value_info", "quantization_annotation"):
-        require(not getattr(model.graph, kind), f"{kind} is not supported")
+    known = model.ByteSize()
+    model.DiscardUnknownFields()
+    require(model.ByteSize() == known, "it holds more than nodes, weights, inputs and outputs")
     return model.graph
 
 
-def array_of(tensor: TensorProto) -> NDArray[Any]:
+def array_of(tensor: onnx.TensorProto) -> NDArray[Any]:
     """The values of an initializer: finite float32, or int64; a view of the file's bytes."""
     name, dtype, dims = f"tensor {short(tensor.name)}", _DTYPES.get(tensor.data_type), tuple(tensor.dims)
-    outside = tensor.data_location == TensorProto.EXTERNAL or tensor.external_data
-    if dtype is None or outside:
-        raise UnsupportedNetworkError(f"{name}: float32 or int64 inside the file expected")
-    # Of the ways in which ONNX can hold values, the exporter uses one.
-    others = [each.name for each, _ in tensor.ListFields() if each.name.endswith("_data") and each.name != "raw_data"]
-    held = not others and not tensor.HasField("segment") and len(tensor.raw_data) == dtype.itemsize * math.prod(dims)
+    if dtype is None:
+        raise UnsupportedNetworkError(f"{name}: float32 or int64 expected")
+    held = len(tensor.raw_data) == dtype.itemsize * math.prod(dims)
     require(held and min(dims, default=1) > 0, f"{name}: raw data of shape {short(list(dims))} expected")
     array = np.frombuffer(tensor.raw_data, dtype).reshape(dims)
     require(bool(np.isfinite(array).all()), f"{name}: has values that are not finite")

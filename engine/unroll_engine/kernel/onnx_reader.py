@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, TensorProto
 
 from unroll_engine.kernel.onnx_file import array_of, parse, require, short
 from unroll_engine.kernel.weights import Cell, LayerWeights, NetworkWeights, UnsupportedNetworkError
 from unroll_engine.models.spec import Float32Array
+from unroll_proto.onnx.onnx_pb2 import AttributeProto, GraphProto, NodeProto, TensorProto
 
 _CELLS: dict[tuple[str, tuple[bytes, ...]], Cell] = {
     ("RNN", (b"Tanh",)): "rnn_tanh",
@@ -32,6 +31,12 @@ _ATTRIBUTES = {
     "layout": AttributeProto.INT,
     "linear_before_reset": AttributeProto.INT,
     "perm": AttributeProto.INTS,
+}
+_FIELDS = {
+    AttributeProto.INT: "i",
+    AttributeProto.STRING: "s",
+    AttributeProto.INTS: "ints",
+    AttributeProto.STRINGS: "strings",
 }
 
 
@@ -87,14 +92,14 @@ def read_onnx(content: bytes) -> NetworkWeights:
 class _Reader:
     """Walks a graph once, and gives every value a meaning."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: GraphProto) -> None:
         self._graph = graph
         self._values: dict[str, _Value] = {}
         self._cells: list[Cell] = []
         self._layers: list[LayerWeights] = []
         self._states: list[tuple[_State, ...]] = []
         self._scale: tuple[Float32Array, Float32Array] | None = None
-        self._node = onnx.NodeProto()
+        self._node = NodeProto()
 
     def network(self) -> NetworkWeights:
         for tensor in self._graph.initializer:
@@ -284,7 +289,8 @@ class _Reader:
         attributes = self._node.attribute
         if unknown := [str(each.name) for each in attributes if _ATTRIBUTES.get(each.name) != each.type]:
             self._refuse(f"attributes {sorted(unknown)} are not supported")
-        return {each.name: onnx.helper.get_attribute_value(each) for each in attributes}
+        values = {each.name: getattr(each, _FIELDS[each.type]) for each in attributes}
+        return {name: value if isinstance(value, int | bytes) else list(value) for name, value in values.items()}
 
     def _float32(self, array: NDArray[Any]) -> Float32Array:
         if array.dtype != np.float32:

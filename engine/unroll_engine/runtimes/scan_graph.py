@@ -11,14 +11,12 @@ Why this form:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import ArrayLike
-from onnx import TensorProto, helper, numpy_helper
 
 from unroll_engine.kernel import LayerWeights, NetworkWeights
+from unroll_proto.onnx.onnx_pb2 import AttributeProto, GraphProto, ModelProto, OperatorSetIdProto, TensorProto
 
 _OPSET = 17
 _IR_VERSION = 8
@@ -29,25 +27,38 @@ class _Graph:
     """Nodes and initializers of one graph, in order."""
 
     def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: list[onnx.TensorProto] = []
+        self._graph = GraphProto()
 
     def constant(self, name: str, value: ArrayLike) -> str:
         """Adds an initializer, float32 or int64, and returns its name."""
-        self._initializers.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
+        array = np.asarray(value)
+        kind, dtype = (TensorProto.FLOAT, "<f4") if array.dtype == np.float32 else (TensorProto.INT64, "<i8")
+        data = array.astype(dtype, "C", copy=False).tobytes()
+        self._graph.initializer.add(name=name, dims=array.shape, data_type=kind, raw_data=data)
         return name
 
-    def node(self, operator: str, inputs: Sequence[str], *outputs: str, **attributes: Any) -> str:
+    def node(self, operator: str, inputs: Sequence[str], *outputs: str, **attributes: int | GraphProto) -> str:
         """Adds a node and returns its first output."""
-        self._nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
+        node = self._graph.node.add(op_type=operator, input=inputs, output=outputs)
+        for name, value in attributes.items():
+            if isinstance(value, int):
+                node.attribute.add(name=name, type=AttributeProto.INT, i=value)
+            else:
+                node.attribute.add(name=name, type=AttributeProto.GRAPH, g=value)
         return outputs[0]
 
-    def made(self, name: str, inputs: Mapping[str, _Shape], outputs: Mapping[str, _Shape]) -> onnx.GraphProto:
-        takes, gives = (
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
-            for shapes in (inputs, outputs)
-        )
-        return helper.make_graph(self._nodes, name, takes, gives, initializer=self._initializers)
+    def made(self, name: str, inputs: Mapping[str, _Shape], outputs: Mapping[str, _Shape]) -> GraphProto:
+        self._graph.name = name
+        for values, shapes in ((self._graph.input, inputs), (self._graph.output, outputs)):
+            for value, shape in shapes.items():
+                tensor = values.add(name=value).type.tensor_type
+                tensor.elem_type = TensorProto.FLOAT
+                for size in shape:
+                    if isinstance(size, int):
+                        tensor.shape.dim.add(dim_value=size)
+                    else:
+                        tensor.shape.dim.add(dim_param=size)
+        return self._graph
 
 
 def build_scan(weights: NetworkWeights) -> bytes:
@@ -78,13 +89,13 @@ def build_scan(weights: NetworkWeights) -> bytes:
     state: _Shape = (layers, "batch", hidden)
     inputs = {"input": ("time", "batch", weights.layers[0].input.shape[1])}
     results = {"logits": ("time", "batch", outputs), "states": ("time", "batch", hidden)}
-    model = helper.make_model(
-        graph.made(
+    model = ModelProto(
+        graph=graph.made(
             "scan",
             inputs | {f"initial_{tensor}": state for tensor in range(len(finals))},
             results | {f"final_{tensor}": state for tensor in range(len(finals))},
         ),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
+        opset_import=[OperatorSetIdProto(domain="", version=_OPSET)],
         ir_version=_IR_VERSION,
     )
     return model.SerializeToString(deterministic=True)

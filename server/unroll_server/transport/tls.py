@@ -7,11 +7,9 @@ import threading
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from cryptography import x509
-
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError
-from unroll_server.transport.public_key import USABLE, is_usable
+from unroll_server.transport.x509 import USABLE, certificates, is_usable
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +122,7 @@ class Certificates:
 
 def _check_certificates(option: str, path: Path, pem: bytes) -> None:
     try:
-        found = len(x509.load_pem_x509_certificates(pem))
+        found = len(certificates(pem))
     except ValueError:
         found = 0
     # gRPC's core passes over one that does not begin its line, after a byte order mark say.

@@ -1,6 +1,7 @@
 """Which certificates TLS can be spoken with."""
 
 import datetime
+import ssl
 
 import pytest
 from cryptography import x509
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from support.certificates import Authority
 
-from unroll_server.transport.public_key import is_usable
+from unroll_server.transport.x509 import certificates, is_usable
 
 
 def signed_by_itself(key: CertificateIssuerPrivateKeyTypes) -> bytes:
@@ -47,3 +48,13 @@ def test_keys_are_usable_that_every_client_of_grpc_knows(key: CertificateIssuerP
     assert is_usable(b"caf\xe9\r\n" + pem.replace(b"\n", b"\r\n") + other) is usable
     with pytest.raises(ValueError, match="PEM"):
         is_usable(b"-----BEGIN PRIVATE KEY-----")
+
+
+def test_every_certificate_is_found_and_read() -> None:
+    first, second = (ssl.DER_cert_to_PEM_cert(der) for der in certificates(Authority().pem + Authority().pem))
+    both = f"text\n{first}more\n{second}".encode()
+    assert [ssl.DER_cert_to_PEM_cert(der) for der in certificates(both)] == [first, second]
+    lines = second.splitlines()
+    for damaged in ("\n".join([*lines[:3], *lines[4:]]), "\n".join([lines[0], lines[-1]])):
+        with pytest.raises(ValueError, match=r"can't be read|Empty"):
+            certificates((first + damaged).encode())
