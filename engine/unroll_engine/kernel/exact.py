@@ -2,9 +2,10 @@
 
 With u = 2^-24, a float32 sum of m terms t_k, added in any order, is off by at most (m - 1) u sum |t_k| (Higham,
 Accuracy and Stability of Numerical Algorithms, section 4.2). With independent roundings it is off by more than
-2 sqrt(m) u sum |t_k| less than once in 1,000 times, whatever the order (Higham and Mary, A New Approach to
-Probabilistic Rounding Error Analysis, 2019). `Sums.near` takes the smaller one; terms that are zero do not count.
-From there each operation passes the error of its operands on and adds its own. docs/numerics.md has the derivation.
+4 sqrt(m) u sum |t_k| less than once in 1,000 times, whatever the order and their distribution (Higham and Mary, A New
+Approach to Probabilistic Rounding Error Analysis, 2019), and less than once in 10^10 if they are spread evenly.
+`Sums.near` takes the smaller bound; terms that are zero do not count. From there each operation passes the error of its
+operands on and adds its own. docs/numerics.md has the derivation.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,9 @@ EXTRA = 6
 """Roundings of a term beside the sum: subtraction, division and product, and the additions of biases."""
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _BLOCK = 2**20
-"""Values in float64 that are kept or multiplied at once; bounds the memory of wide networks."""
+"""Values in float64 that are multiplied at once; bounds the memory of wide networks."""
+_KEPT = 2**24
+"""Weights of a matrix that are kept in float64, at most; those of a larger one are converted for each product."""
 
 
 class Near(NamedTuple):
@@ -75,7 +78,7 @@ class Sums(NamedTuple):
 
     def near(self) -> Near:
         """The sums with their bounds."""
-        factor = np.minimum(self.terms, 2 * np.sqrt(self.terms)) + EXTRA
+        factor = np.minimum(self.terms, 4 * np.sqrt(self.terms)) + EXTRA
         return Near(self.value, factor * UNIT * self.sizes + _SMALLEST + self.passed)
 
     def split(self, parts: int) -> Iterator["Sums"]:
@@ -96,7 +99,7 @@ class Matrix:
     def __init__(self, weight: Float32Array, bias: Float32Array) -> None:
         self.weight = weight
         self.bias = bias
-        self._kept = list(self._blocks()) if weight.size <= _BLOCK else None
+        self._kept = list(self._blocks()) if weight.size <= _KEPT else None
 
     def sums(self, inputs: Array, off: Float64Array | None = None) -> Sums:
         """Multiplies inputs [..., inputs], which are exact or have errors of their own."""

@@ -24,7 +24,7 @@ from unroll_export.parity.cases import PLANS, Drawn, Plan, draw
 from unroll_export.parity.compare import check_alike, differing_values, run_cut
 from unroll_export.parity.free_runs import FreeRun
 from unroll_export.parity.judging import Judged, judge, worst
-from unroll_export.parity.probes import PROBES, Probe, probes, weight_errors
+from unroll_export.parity.probes import PROBES, Probe, WeightFinder, probes
 from unroll_export.parity.runners import (
     RUNTIMES,
     EagerRunner,
@@ -137,35 +137,49 @@ def _run_probes(
     for part in parts:
         expected = eager.run(part.x[:, None], part.state)
         (state,) = exact.step(exact.inputs(part.x), (part.state,))
+        weights = _Weights(part, state, exact) if part.identifies else None
         for candidate, case in zip(candidates, cases, strict=True):
             with _named(candidate, name):
                 got = candidate.runner.run(part.x[:, None], part.state)
                 check_alike(got, expected)
             case.batch = max(case.batch, len(part.x))
             case.max_abs_diff = float(np.maximum(case.max_abs_diff, _distance(got, expected)))
-            judged = worst((Judged(case.worst_ratio, case.bound), *_judge_step(part, got, state, exact)))
-            case.worst_ratio, case.bound = judged
+            judged = [Judged(case.worst_ratio, case.bound), *_judge_step(got, state, exact)]
+            judged += weights.judge(got) if weights else []
+            case.worst_ratio, case.bound = worst(judged)
     return cases
 
 
-def _judge_step(part: Probe, got: Outputs, state: Near, exact: ExactNetwork) -> Iterator[Judged]:
+def _judge_step(got: Outputs, state: Near, exact: ExactNetwork) -> Iterator[Judged]:
     """Judges all states, the logits, and the readout by itself: from the very states that the artifact computed."""
     states, logits = got.states[:, 0], got.logits[:, 0]
-    last, readout = Near(state.value[-1], state.off[-1]), exact.logits(states)
+    last = Near(state.value[-1], state.off[-1])
     yield judge(got.final_state, state)
     yield judge(states, last)
     yield judge(logits, exact.logits(last))
-    yield judge(logits, readout)
-    if not part.identifies:
-        return
-    yield weight_errors(states, logits - readout.value, exact.readout.weight)
-    for layer, ((of_input, of_state), right) in enumerate(zip(exact.layers, state.value, strict=True)):
-        # Off the tanh's steep part its argument can't be told from its value.
-        slope = 1 - right**2
-        residuals = np.where(slope > STEEP, (got.final_state[layer] - right) / np.maximum(slope, STEEP), 0)
-        below = [state.value[layer - 1]] if layer else []
-        weights = np.hstack([of_state.weight, *([of_input.weight] if layer else [])])
-        yield weight_errors(np.hstack([part.state[layer], *below]), residuals, weights)
+    yield judge(logits, exact.logits(states))
+
+
+class _Weights:
+    """Finds all weights again but those of the features, from the answers to a probe."""
+
+    def __init__(self, part: Probe, state: Near, exact: ExactNetwork) -> None:
+        self._exact, self._right = exact, state.value
+        self._readout = WeightFinder(state.value[-1])
+        # The first layer's inputs are all 0, or too many.
+        self._layers = [WeightFinder(part.state[0])]
+        self._layers += [WeightFinder(*each) for each in zip(part.state[1:], state.value[:-1], strict=True)]
+
+    def judge(self, got: Outputs) -> Iterator[Judged]:
+        """Judges the weights of the readout, and of the states of every layer."""
+        states, readout = got.states[:, 0], self._exact.readout
+        yield self._readout.judge(got.logits[:, 0] - self._exact.logits(states).value, readout.weight)
+        for layer, (of_input, of_state) in enumerate(self._exact.layers):
+            # Off the tanh's steep part its argument can't be told from its value.
+            slope = 1 - self._right[layer] ** 2
+            off = got.final_state[layer] - self._right[layer]
+            residuals = np.where(slope > STEEP, off / np.maximum(slope, STEEP), 0)
+            yield self._layers[layer].judge(residuals, of_state.weight, *([of_input.weight] if layer else []))
 
 
 def _run_case(

@@ -33,7 +33,7 @@ class Probe(NamedTuple):
     state: Float32Array
     """[layers, rows, hidden]."""
     identifies: bool = False
-    """Whether the rows are many and various enough to find weights again by `weight_errors`."""
+    """Whether the rows are many and various enough for a WeightFinder."""
 
 
 def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
@@ -74,24 +74,31 @@ def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
     yield from zip(PROBES, (by_feature(), by_unit(), at_random(0), at_random(1)), strict=True)
 
 
-def weight_errors(inputs: Float32Array | Float64Array, residuals: Float64Array, weights: Float32Array) -> Judged:
+class WeightFinder:
     """Finds errors of single weights by least squares: rounding is not correlated with a product's inputs.
 
     Args:
         inputs: Inputs of the product, [rows, inputs].
-        residuals: Distance of the artifact's sums from float64's, [rows, outputs].
-        weights: [outputs, inputs].
-
-    Returns:
-        The largest ratio of a weight's apparent error to what chance allows, and that allowance.
     """
-    # The bias collects the mean of all roundings, and is not judged.
-    with_bias: Float64Array = np.hstack([inputs.astype(np.float64), np.ones((len(inputs), 1))])
-    # Inputs that never change can't be told from the bias: a ridge keeps their estimates bounded.
-    moments = with_bias.T @ with_bias + 1e-6 * len(inputs) * np.eye(with_bias.shape[1])
-    inverse = np.linalg.inv(moments)
-    errors = inverse @ (with_bias.T @ residuals)
-    noise = (residuals - with_bias @ errors).std(axis=0)
-    chance = np.sqrt(np.abs(np.diag(inverse)))[:, None] * noise
-    allowed = DEVIATIONS * chance[:-1] + SLACK * np.abs(weights.T) + np.finfo(np.float32).tiny
-    return worst_ratio(np.abs(errors[:-1]), allowed)
+
+    def __init__(self, *inputs: Float32Array | Float64Array) -> None:
+        # The bias collects the mean of all roundings, and is not judged.
+        self._inputs: Float64Array = np.hstack([*inputs, np.ones((len(inputs[0]), 1))])
+        rows, terms = self._inputs.shape
+        # Inputs that never change can't be told from the bias: a ridge keeps their estimates bounded.
+        self._inverse = np.linalg.inv(self._inputs.T @ self._inputs + 1e-6 * rows * np.eye(terms))
+        self._chance = np.sqrt(np.abs(np.diag(self._inverse)) / rows)[:-1, None]
+
+    def judge(self, residuals: Float64Array, *weights: Float32Array) -> Judged:
+        """Returns the largest ratio of a weight's apparent error to what chance allows, and that allowance.
+
+        Args:
+            residuals: Distance of an artifact's sums from float64's, [rows, outputs].
+            weights: [outputs, inputs], of all inputs.
+        """
+        products = self._inputs.T @ residuals
+        errors = self._inverse @ products
+        left = np.maximum((residuals**2).sum(axis=0) - (errors * products).sum(axis=0), 0)
+        sizes = np.abs(np.hstack(weights).T)
+        allowed = DEVIATIONS * self._chance * np.sqrt(left) + SLACK * sizes + np.finfo(np.float32).tiny
+        return worst_ratio(np.abs(errors[:-1]), allowed)

@@ -51,7 +51,7 @@ def test_a_sum_of_one_term_has_a_bound_of_a_few_roundings() -> None:
     matrix = Matrix(np.full((4, 4000), 0.3, np.float32), np.zeros(4, np.float32))
     alone, together = (matrix.sums(inputs).near() for inputs in (np.eye(4000), np.ones((1, 4000))))
     assert (alone.off / np.abs(alone.value)).max() < 10 * 2.0**-24
-    assert 100 * 2.0**-24 < (together.off / np.abs(together.value)).max() < 150 * 2.0**-24
+    assert 200 * 2.0**-24 < (together.off / np.abs(together.value)).max() < 270 * 2.0**-24
 
 
 def test_a_large_matrix_is_multiplied_in_blocks() -> None:
@@ -63,3 +63,15 @@ def test_a_large_matrix_is_multiplied_in_blocks() -> None:
     np.testing.assert_allclose(sums.sizes, np.abs(inputs) @ np.abs(weight).T + np.abs(bias), rtol=1e-4)
     np.testing.assert_allclose(sums.passed, off @ np.abs(weight).T, rtol=1e-4)
     assert sums.terms.tolist() == [[400_001.0]] * 2
+
+
+def test_small_terms_after_a_large_one_are_within_the_bound() -> None:
+    """The worst case for the error of a sum: every addition rounds as much as the last one."""
+    rows, terms = 20_000, 2000
+    inputs = np.random.default_rng(0).uniform(-1e-5, 1e-5, (rows, terms)).astype(np.float32)
+    inputs[:, 0] = np.random.default_rng(1).uniform(0.5, 1, rows)
+    total = np.zeros(rows, np.float32)
+    for term in inputs.T:
+        total += term
+    near = Matrix(np.ones((1, terms), np.float32), np.zeros(1, np.float32)).sums(inputs).near()
+    assert 0.3 < (np.abs(total - near.value[:, 0]) / near.off[:, 0]).max() < 0.8
