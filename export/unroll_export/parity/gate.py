@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from unroll_engine.errors import RuntimeUnavailableError
-from unroll_engine.kernel import UnsupportedNetworkError
 from unroll_engine.kernel.exact import ExactNetwork, Near
 from unroll_export.model import SimpleRNN
 from unroll_export.parity.cases import PLANS, Drawn, Plan, draw
@@ -107,7 +106,7 @@ def _open(artifacts: Mapping[Kind, bytes]) -> tuple[list[_Candidate], dict[str, 
         for name, runtime in RUNTIMES[kind].items():
             try:
                 opened = runtime(content)
-            except (RuntimeUnavailableError, UnsupportedNetworkError) as error:
+            except RuntimeUnavailableError as error:
                 left_out[name] = str(error)
                 continue
             except Exception as error:  # the runtimes raise classes of their own, without a common base

@@ -72,7 +72,8 @@ FAULTS: dict[str, Callable[[Weights], object]] = {
     "no bias of the readout": absent("fc.bias"),
     "layers swapped": swapped("rnn.weight_hh_l0", "rnn.weight_hh_l1"),
     "inputs and states swapped": swapped("rnn.weight_ih_l1", "rnn.weight_hh_l1"),
-    "mean and deviation swapped": swapped("mean", "std"),
+    "no mean": absent("mean"),
+    "no deviation": lambda weights: weights["std"].fill_(1),
     "states transposed": transposed("rnn.weight_hh_l0"),
     "inputs transposed": transposed("rnn.weight_ih_l1"),
     "half precision": in_half_precision,
@@ -111,8 +112,12 @@ class Wrong(Unrolled):
         if wrong == "coarse products":
             values, initial_state = self.coarse(values), self.coarse(initial_state)
         states, final_state = self.rnn(values, initial_state)
-        if wrong == "nan" and steps > 3:
+        if wrong == "no number" and steps > 3:
             return self.fc(states) * float("nan"), states, final_state
+        if wrong == "no number in states":
+            return self.fc(states), states * float("nan"), final_state
+        if wrong == "no number in the final state":
+            return self.fc(states), states, final_state * float("nan")
         if wrong == "stale state" and steps > 1:
             final_state = states[:, -2].unsqueeze(0)
         if wrong == "state of the first row":
@@ -167,11 +172,12 @@ def test_relu_for_tanh_is_found(sizes: tuple[int, int]) -> None:
         prove(network, {RNN: proto.SerializeToString()})
 
 
-def test_what_is_not_a_number_after_some_steps_is_found() -> None:
-    """Other outputs of the same case, judged later, do not hide it."""
+@pytest.mark.parametrize("wrong", ["no number", "no number in states", "no number in the final state"])
+def test_what_is_not_a_number_is_found(wrong: str) -> None:
+    """Other outputs of the same case, judged later, do not hide it, nor do the steps before."""
     network = random_network()
     with pytest.raises(ParityError, match="is off from float64 by nan"):
-        prove(network, {SCRIPT: script(network, "nan")})
+        prove(network, {SCRIPT: script(network, wrong)})
 
 
 class Forgetful(KernelRuntime):
