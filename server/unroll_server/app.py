@@ -16,7 +16,7 @@ from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.models.loader import Loader
 from unroll_proto.inference import service_pb2_grpc
 from unroll_proto.v1 import unroll_pb2, unroll_pb2_grpc
-from unroll_server.admin.commands import Commands
+from unroll_server.admin.service import AdminService
 from unroll_server.api import health
 from unroll_server.api.data_plane import DataPlane
 from unroll_server.api.health import Health
@@ -95,7 +95,7 @@ class Service(Generic[AnyTransport]):
 
     Attributes:
         observer: Told of every call.
-        commands: What operators may ask.
+        admin: Servicer of unroll.v1.AdminService.
         identities: Who is known.
         transport: The transport.
         sessions: What is kept for callers that hold no state.
@@ -161,7 +161,7 @@ class Service(Generic[AnyTransport]):
             quotas,
             self._repository.refresh_for,
         )
-        self.commands = Commands(self._repository, self.sessions)
+        self.admin = AdminService(self._repository, self.sessions)
         plane = DataPlane(self._catalog, self._engine, self.sessions, settings.limits)
         self._service = UnrollService(plane, quotas)
         self._inference = InferenceService(
@@ -262,9 +262,12 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 def _administered(settings: Settings, service: Service[GrpcioTransport]) -> AbstractAsyncContextManager[None]:
     if settings.admin is None:
         return nullcontext()
+    from unroll_server.admin.channelz import Channelz
     from unroll_server.admin.listener import AdminListener
 
-    return AdminListener(settings, service.identities, [service.commands.ask]).serving()
+    # Only the supervisor reaches a worker's, which is on a private socket.
+    identities = service.identities if settings.workers == 1 else None
+    return AdminListener(settings, service.admin, Channelz(), identities).serving()
 
 
 async def serve_grpcio(
@@ -272,23 +275,22 @@ async def serve_grpcio(
     figures: Metrics,
     stop: Stop,
     started: "Callable[[Service[GrpcioTransport], str], None]",
-    share_port: bool = False,
     make_quotas: Callable[[Identities], Quotas] = Quotas,
 ) -> None:
-    """Serves by grpcio until `stop` is set, then drains.
+    """Serves by grpcio until `stop` is set, then drains. With several workers, this process is one of them.
 
     Args:
         settings: What was asked for.
         figures: Where the engine counts.
         stop: Ends it, by a signal too once it serves.
         started: Told what serves and where, once it does.
-        share_port: Whether other processes listen on the same port.
         make_quotas: See `Service`.
 
     Raises:
         StartupError: it can't start as configured.
         UndrainedError: see `Service.drain`.
     """
+    share_port = settings.workers > 1
     limit, connections, certificates = settings.max_message_bytes, settings.connections, Certificates.of(settings)
     service = Service(
         settings,

@@ -122,26 +122,20 @@ def run(serving: Coroutine[Any, Any, None]) -> None:
 
 
 class Stop(asyncio.Event):
-    """A request to stop. Until `drain_on_signals` is called, it ends the process at once, with exit code 0."""
+    """A request to drain this process, made by SIGTERM or SIGINT.
 
-    def __init__(self) -> None:
+    Args:
+        impatient: True if a signal that arrives `FORCE_AFTER` seconds or more after the first one ends the process at
+            once, with exit code 128 + its number. An earlier one belongs to the same request.
+    """
+
+    def __init__(self, impatient: bool = True) -> None:
         super().__init__()
-        self._drains = False
+        self._impatient = impatient
         self._first: float | None = None
 
-    def set(self) -> None:
-        """Makes the request."""
-        if not self._drains:
-            os._exit(0)
-        super().set()
-
     def drain_on_signals(self) -> None:
-        """Makes SIGTERM and SIGINT set this event from now on; called on the event loop.
-
-        A signal that arrives `FORCE_AFTER` seconds or more after the first one ends the process at once, with exit code
-        128 + its number. An earlier one belongs to the same request.
-        """
-        self._drains = True
+        """Makes signals set this event from now on; called on the event loop."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._received, number)
@@ -150,6 +144,6 @@ class Stop(asyncio.Event):
         now = time.monotonic()
         if self._first is None:
             self._first = now
-        elif now - self._first >= FORCE_AFTER:
+        elif self._impatient and now - self._first >= FORCE_AFTER:
             os._exit(128 + number)
         self.set()

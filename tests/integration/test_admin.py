@@ -272,6 +272,17 @@ def test_an_admin_address_that_is_taken_ends_the_start(server: ServerProcess, bu
     assert f"unroll-serve: --admin: can't listen on {server.address}" in done.stderr
 
 
+def test_a_folder_too_deep_for_the_sockets_of_workers_ends_the_start(bundle_root: Path, tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 25)
+    deep.mkdir()
+    options = ("--listen", "127.0.0.1:0", "--workers", "2", "--admin", "127.0.0.1:0")
+    done = run("unroll-serve", "--models", bundle_root, *options, check=False, env={"TMPDIR": str(deep)})
+    assert done.returncode == 2
+    assert done.stderr.startswith("unroll-serve: TMPDIR: the path has ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(deep.iterdir())
+
+
 def test_the_log_says_where_it_is_and_what_was_done(administered: ServerProcess) -> None:
     environment = {"UNROLL_ADMIN": admin_address(administered), "COLUMNS": "120"}
     assert "other" in run("unroll", "admin", "index", env=environment).stdout

@@ -1,1 +1,1 @@
-"""The admin listener: what operators ask of a server, wherever its models are served."""
+"""The admin listener: the same servicers in a single process and in workers; a supervisor's merge their answers."""

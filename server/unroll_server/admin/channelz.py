@@ -1,129 +1,127 @@
-"""Channelz over several processes: each one's entities, under ids that are told apart.
+"""Channelz of a process, and of a supervisor: the entities of every worker, with ids that tell the workers apart.
 
-An id here is the process's own times the number of processes, plus the number of the process. So one process alone has
-the ids that it gave. See https://github.com/grpc/proposal/blob/master/A14-channelz.md.
+An id is the worker's own id times the number of workers, plus the number of the worker. See https://github.com/grpc/proposal/blob/master/A14-channelz.md.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-import grpc
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc_channelz.v1 import channelz_pb2 as pb
-from grpc_channelz.v1._servicer import ChannelzServicer
+from grpc_channelz.v1 import channelz_pb2_grpc
+from grpc_channelz.v1.channelz import ChannelzServicer
 
-from unroll_server.workers.rpc import Ask
+from unroll_server.admin.fan_out import CallError, Workers, abort
 
-SERVICE = pb.DESCRIPTOR.services_by_name["Channelz"].full_name
-PREFIX = "channelz."
-"""What the names of its methods begin with among the questions to a process."""
-LISTS = {"GetServers": ("start_server_id", "server"), "GetTopChannels": ("start_channel_id", "channel")}
-"""The methods that go over all processes, by where the request says to begin and the answer has its list."""
-SUBJECTS = {
-    "GetServer": "server_id",
-    "GetServerSockets": "server_id",
-    "GetChannel": "channel_id",
-    "GetSubchannel": "subchannel_id",
-    "GetSocket": "socket_id",
-}
-"""The methods that are about one entity, by where the request names it."""
+SERVICE = pb.DESCRIPTOR.services_by_name["Channelz"]
+
+_Method = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
-class _Context:
-    """The part of a servicer's context that grpcio's own servicer needs."""
+def _on_thread(method: str) -> _Method:
+    """Returns a method of grpcio's servicer, which waits for locks of the core, as one that does not block."""
 
-    def __init__(self) -> None:
-        self.code = grpc.StatusCode.OK
-        self.details = ""
+    async def call(self: "Channelz", request: Any, context: Any) -> Any:
+        response = await asyncio.to_thread(getattr(ChannelzServicer, method), request, context)
+        if response is None:
+            # It left a status in the context.
+            await context.abort(context.code(), context.details())
+        return response
 
-    def set_code(self, code: grpc.StatusCode) -> None:
-        self.code = code
-
-    def set_details(self, details: str) -> None:
-        self.details = details
-
-
-def message_of(method: str, suffix: str) -> Any:
-    """The class of a method's request or response."""
-    return getattr(pb, method + suffix)
+    return call
 
 
-def answer(method: str, request: bytes) -> tuple[grpc.StatusCode, str, bytes]:
-    """What this process knows: code, details, and the response's bytes."""
-    context = _Context()
-    found: Any = getattr(ChannelzServicer, method)(message_of(method, "Request").FromString(request), context)
-    return context.code, context.details, found.SerializeToString() if found is not None else b""
+class Channelz(channelz_pb2_grpc.ChannelzServicer):  # type: ignore[misc]  # it ships no types
+    """The channelz service of this process."""
+
+    GetTopChannels = _on_thread("GetTopChannels")
+    GetServers = _on_thread("GetServers")
+    GetServer = _on_thread("GetServer")
+    GetServerSockets = _on_thread("GetServerSockets")
+    GetChannel = _on_thread("GetChannel")
+    GetSubchannel = _on_thread("GetSubchannel")
+    GetSocket = _on_thread("GetSocket")
 
 
-class Merged:
-    """All processes as one.
+def _list(method: str, start: str, items: str, subject: str) -> _Method:
+    """Returns a method that lists the entities of all workers.
 
     Args:
-        processes: How each is asked.
-        ask: Asks one of them, and ends the call where it refuses.
+        method: Name of the method.
+        start: Field of the request with the least id.
+        items: Field of the response with the entities.
+        subject: Field of an entity's ref with its id.
     """
 
-    def __init__(self, processes: Sequence[Ask], ask: Callable[[int, str, bytes, Any], Awaitable[bytes]]) -> None:
-        self._count = len(processes)
-        self._ask = ask
+    async def call(self: "MergedChannelz", request: Any, context: Any) -> Any:
+        found: list[Any] = []
+        end = True
+        for worker in range(self.count):
+            inner = type(request)(**{start: self.least_own_id(getattr(request, start), worker)})
+            response = await self.call(worker, method, inner, context)
+            found += getattr(response, items)
+            end &= response.end
+        found.sort(key=lambda item: getattr(item.ref, subject))
+        most = request.max_results or len(found)
+        return type(response)(**{items: found[:most], "end": end and len(found) <= most})
 
-    def handlers(self) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
-        """The handlers of the service, by method."""
-        return {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._list(name) if name in LISTS else self._one(name),
-                request_deserializer=message_of(name, "Request").FromString,
-                response_serializer=message_of(name, "Response").SerializeToString,
-            )
-            for name in (*LISTS, *SUBJECTS)
-        }
+    return call
 
-    def _list(self, method: str) -> Any:
-        start, items = LISTS[method]
 
-        async def call(request: Any, context: Any) -> Any:
-            merged = message_of(method, "Response")()
-            found: list[Any] = []
-            ended = True
-            for number in range(self._count):
-                first = -((number - getattr(request, start)) // self._count)
-                inner = message_of(method, "Request")(**{start: max(first, 0)})
-                response = await self._answer(number, method, inner, context)
-                found += getattr(response, items)
-                ended &= response.end
-            found.sort(key=lambda item: item.ref.server_id if items == "server" else item.ref.channel_id)
-            if request.max_results and len(found) > request.max_results:
-                del found[request.max_results :]
-                ended = False
-            getattr(merged, items).extend(found)
-            merged.end = ended
-            return merged
+def _one(method: str, subject: str) -> _Method:
+    """Returns a method about one entity, whose id is in the field `subject` of the request."""
 
-        return call
+    async def call(self: "MergedChannelz", request: Any, context: Any) -> Any:
+        own_id, worker = divmod(getattr(request, subject), self.count)
+        setattr(request, subject, own_id)
+        if method == "GetServerSockets":
+            request.start_socket_id = self.least_own_id(request.start_socket_id, worker)
+        return await self.call(worker, method, request, context)
 
-    def _one(self, method: str) -> Any:
-        subject = SUBJECTS[method]
+    return call
 
-        async def call(request: Any, context: Any) -> Any:
-            inner, number = divmod(getattr(request, subject), self._count)
-            setattr(request, subject, inner)
-            if method == "GetServerSockets":
-                request.start_socket_id = -((number - request.start_socket_id) // self._count)
-            return await self._answer(number, method, request, context)
 
-        return call
+class MergedChannelz(channelz_pb2_grpc.ChannelzServicer):  # type: ignore[misc]  # it ships no types
+    """The channelz service of a supervisor.
 
-    async def _answer(self, number: int, method: str, request: Any, context: Any) -> Any:
-        raw = await self._ask(number, PREFIX + method, request.SerializeToString(), context)
-        response = message_of(method, "Response").FromString(raw)
+    Args:
+        workers: The workers.
+
+    Attributes:
+        count: Number of workers.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self.count = len(workers)
+
+    GetTopChannels = _list("GetTopChannels", "start_channel_id", "channel", "channel_id")
+    GetServers = _list("GetServers", "start_server_id", "server", "server_id")
+    GetServer = _one("GetServer", "server_id")
+    GetServerSockets = _one("GetServerSockets", "server_id")
+    GetChannel = _one("GetChannel", "channel_id")
+    GetSubchannel = _one("GetSubchannel", "subchannel_id")
+    GetSocket = _one("GetSocket", "socket_id")
+
+    def least_own_id(self, start: int, worker: int) -> int:
+        """Returns the least of a worker's own ids whose id here is `start` or more."""
+        return max(-((worker - start) // self.count), 0)
+
+    async def call(self, worker: int, method: str, request: Message, context: Any) -> Any:
+        """Calls a worker and returns its response, with the ids that it has here. A refusal ends the caller's call."""
+        try:
+            response = await self._workers.call(worker, SERVICE, method, request, context)
+        except CallError as error:
+            await abort(context, error.status)
         for ref, name in _ids(response):
-            setattr(ref, name, getattr(ref, name) * self._count + number)
+            setattr(ref, name, getattr(ref, name) * self.count + worker)
         return response
 
 
 def _ids(message: Message) -> Iterator[tuple[Message, str]]:
-    """Every id in a message: the message that has it, and the name of its field."""
+    """Yields every id in a message: the message that has it, and the name of its field."""
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for inner in value if isinstance(value, Sequence) or hasattr(value, "add") else [value]:

@@ -1,4 +1,4 @@
-"""The model repository extension of the Open Inference Protocol, over the admin service.
+"""Model repository extension of the Open Inference Protocol, over the admin service.
 
 See https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md.
 """
@@ -11,6 +11,7 @@ import grpc
 from unroll_engine.errors import InvalidRequestError
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import admin_pb2 as pb
+from unroll_proto.v1.admin_pb2_grpc import AdminServiceServicer
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _STATES = {
@@ -24,14 +25,14 @@ class Repository:
     """RepositoryIndex, RepositoryModelLoad and RepositoryModelUnload.
 
     Args:
-        service: The servicer of `unroll.v1.AdminService`.
+        service: Servicer of `unroll.v1.AdminService`.
     """
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: AdminServiceServicer) -> None:
         self._service = service
 
     def handlers(self) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
-        """The handlers of the service, by method: of these only."""
+        """Returns the handlers by method. The other methods of the service are not for operators."""
         return {
             name: grpc.unary_unary_rpc_method_handler(
                 behavior,
@@ -67,7 +68,7 @@ class Repository:
     async def _unload(
         self, request: oip.RepositoryModelUnloadRequest, context: Any
     ) -> oip.RepositoryModelUnloadResponse:
-        # Triton's client always sends it. No model here depends on another.
+        # Triton's client always sends this parameter. No model here depends on another.
         _check(request.parameters, ("unload_dependents",))
         await self._service.UnloadModel(pb.UnloadModelRequest(model=request.model_name), context)
         return oip.RepositoryModelUnloadResponse()

@@ -1,4 +1,4 @@
-"""The folder that the processes of a server share, and the end of those that killed servers left behind."""
+"""The private folder that a supervisor shares with its workers; removes those that killed servers left behind."""
 
 import fcntl
 import logging
@@ -8,61 +8,96 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 _log = logging.getLogger(__name__)
 
-HELD = ".unroll-server"
-"""A file in each such folder. A server that lives has it locked, which the kernel ends with the server."""
+LOCK = ".unroll-server"
+"""File in each runtime directory that its server keeps locked. The kernel releases the lock when the server ends."""
 _PREFIX = "unroll-"
 _NAME = re.compile(_PREFIX + "[a-z0-9_]{8}")
 """As tempfile makes names."""
 
 
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """A folder for this user alone, gone afterwards: where TMPDIR says, else in memory where that can be.
+@dataclass(frozen=True, slots=True)
+class RuntimeDir:
+    """Files of the processes of a server, in a folder that only their user can enter.
 
-    Those of servers that had no time to remove theirs are removed as well: there can be a key in them, and as many
-    sessions as memory holds.
+    Attributes:
+        path: Path of the folder.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """File of the workers' settings."""
+        return self.path / "settings.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Folder of the metrics of all workers, which the supervisor and any worker (ModelStatistics) sum up."""
+        return self.path / "metrics"
+
+    @property
+    def quotas(self) -> Path:
+        """Folder of the workers' counts for quotas of identities."""
+        return self.path / "quotas"
+
+    def admin_socket(self, worker: int) -> Path:
+        """Returns the path of a worker's private admin listener."""
+        return self.path / f"{worker}.sock"
+
+    def remove(self) -> None:
+        """Removes the folder, as far as that is possible."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextmanager
+def runtime_dir() -> Iterator[RuntimeDir]:
+    """Makes a runtime directory, and removes it at the end of the block.
+
+    It is in $TMPDIR if that is set, else in memory if possible. Runtime directories of killed servers are removed too:
+    they can hold a password, and as many sessions as fit into memory.
     """
     memory = "/dev/shm"  # noqa: S108
     in_memory = "TMPDIR" not in os.environ and os.access(memory, os.W_OK)
     base = Path(memory if in_memory else tempfile.gettempdir())
     _sweep(base)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    made = RuntimeDir(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)))
     try:
-        with (folder / f"{HELD}.new").open("wb") as held:
-            # Under this name it is locked: nobody takes a folder that is being made for one that was left.
-            if _lock(held):
-                Path(held.name).rename(folder / HELD)
-            yield folder
+        with (made.path / f"{LOCK}.new").open("wb") as lock:
+            # Renamed once it is locked, so that no other server takes this folder for an abandoned one.
+            if _lock(lock):
+                Path(lock.name).rename(made.path / LOCK)
+            yield made
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        made.remove()
 
 
 def _sweep(base: Path) -> None:
-    """Removes the folders of this user's servers that do not live any more."""
+    """Removes the runtime directories of this user's servers that have ended."""
     with suppress(OSError):
         for folder in base.iterdir():
             if _NAME.fullmatch(folder.name):
-                # What is another user's, or gone meanwhile, is none of ours.
+                # Another user's, or removed meanwhile.
                 with suppress(OSError):
-                    _remove_if_left(folder)
+                    _remove_if_abandoned(folder)
 
 
-def _remove_if_left(folder: Path) -> None:
+def _remove_if_abandoned(folder: Path) -> None:
     if folder.lstat().st_uid != os.geteuid():
         return
-    with (folder / HELD).open("rb") as held:
-        if _lock(held):
-            shutil.rmtree(folder, ignore_errors=True)
-            _log.debug("removed %s, which a server that was killed had left", folder)
+    with (folder / LOCK).open("rb") as lock:
+        if _lock(lock):
+            RuntimeDir(folder).remove()
+            _log.debug("removed %s of a server that was killed", folder)
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Whether the file could be locked, until it is closed; some file systems can't."""
+    """Locks a file until it is closed; returns False if it is locked already, or the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,82 +1,81 @@
-"""A worker: a process that serves under a supervisor (`python -m unroll_server.workers.worker`)."""
+"""A worker: a process that serves under a supervisor (`python -m unroll_server.workers.worker RUNTIME_DIR NUMBER`)."""
+
+import os
 
 if __name__ == "__main__":
     from unroll_server.stopping import end_on_signals
 
     end_on_signals()
+    REPORT = os.dup(1)
+    # What libraries print goes to the log.
+    os.dup2(2, 1)
 
 import asyncio
 import logging
-import os
-import shutil
+import sys
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
-from unroll_server.app import Service, serve_grpcio
+from unroll_server.app import serve_grpcio
+from unroll_server.config import Settings
 from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.identity.quotas import Quotas
-from unroll_server.identity.tokens import Identities
 from unroll_server.process import Stop, configure_logging, run
 from unroll_server.stopping import end
 from unroll_server.telemetry.metrics import Metrics
-from unroll_server.transport.grpcio import GrpcioTransport
-from unroll_server.workers.channel import Channel, WorkerConfig
-from unroll_server.workers.rpc import Answers
+from unroll_server.workers.protocol import DRAINED, FAILED, REFUSED, UNDRAINED, Report
+from unroll_server.workers.runtime_dir import RuntimeDir
 
 _log = logging.getLogger(__name__)
 
 
-async def _receive_config() -> tuple[Channel, WorkerConfig]:
-    channel = await Channel.inherited()
-    message = await channel.receive()
-    if message is None:
-        os._exit(1)
-    config = WorkerConfig.from_message(message)
-    configure_logging(config.settings.log_level, config.settings.log_format)
-    return channel, config
+async def serve(runtime_dir: RuntimeDir, worker: int, report: int) -> None:
+    """Serves until a signal drains this process; ends the process with an exit code of the protocol.
 
-
-async def _watch(channel: Channel, config: WorkerConfig, stop: Stop, answers: Answers) -> None:
-    """Answers the supervisor, and stops when told to; ends the process at once if the supervisor ends."""
-    while message := await channel.receive():
-        if "ask" in message:
-            answers.take(message)
-        else:
-            stop.set()
-    shutil.rmtree(config.folder, ignore_errors=True)
-    os._exit(1)
-
-
-async def serve() -> None:
-    """Serves until the supervisor, SIGTERM or SIGINT stops it: at once before it serves, then by a drain.
-
-    Ends the process with 1 if it has cancelled calls, with 2 if it can't serve.
+    Args:
+        runtime_dir: Runtime directory of the supervisor.
+        worker: Number of this worker, from 0.
+        report: Descriptor that takes the report.
     """
-    channel, config = await _receive_config()
-    stop = Stop()
-    answers = Answers(channel)
-    watching = asyncio.create_task(_watch(channel, config, stop, answers))
-    figures = Metrics(config.metrics, config.worker)
-
-    def started(service: Service[GrpcioTransport], address: str) -> None:
-        answers.ask = service.commands.ask
-        channel.send(serving=service.served)
-
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _end_without_supervisor, runtime_dir)
+    settings = Settings.from_json(runtime_dir.settings.read_text())
+    configure_logging(settings.log_level, settings.log_format)
+    if settings.admin:
+        settings = settings.replace(admin=f"unix:{runtime_dir.admin_socket(worker)}")
     try:
-        await serve_grpcio(config.settings, figures, stop, started, True, partial(_quotas, config))
+        await serve_grpcio(
+            settings,
+            Metrics(runtime_dir.metrics, worker),
+            # The supervisor's signal may find a worker that drains already, for longer than a second.
+            Stop(impatient=False),
+            lambda service, _: _send(report, Report(True, service.served)),
+            partial(Quotas, folder=runtime_dir.quotas, worker=worker, workers=settings.workers),
+        )
     except StartupError as error:
-        channel.send(failed=str(error))
-        await channel.flush()
-        end(2)
+        _send(report, Report(False, str(error)))
+        end(REFUSED)
     except UndrainedError as error:
         _log.error("%s", error)
-        end(1)
-    watching.cancel()
+        end(UNDRAINED)
+    except Exception:
+        _log.exception("the worker failed")
+        end(FAILED)
+    end(DRAINED)
 
 
-def _quotas(config: WorkerConfig, identities: Identities) -> Quotas:
-    return Quotas(identities, config.folder / "quotas", config.worker, config.settings.workers)
+def _send(descriptor: int, report: Report) -> None:
+    # The supervisor may have ended.
+    with suppress(BrokenPipeError), os.fdopen(descriptor, "wb") as file:
+        file.write(report.encode())
+
+
+def _end_without_supervisor(runtime_dir: RuntimeDir) -> None:
+    """Ends this process at once: nobody would restart or drain it."""
+    # The supervisor had no time to do so.
+    runtime_dir.remove()
+    os._exit(FAILED)
 
 
 if __name__ == "__main__":
-    run(serve())
-    end(0)
+    run(serve(RuntimeDir(Path(sys.argv[1])), int(sys.argv[2]), REPORT))

@@ -1,9 +1,11 @@
 """What every process begins with: how it logs, to machines and to people, and what it may hold."""
 
+import asyncio
 import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 from contextvars import copy_context
@@ -13,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unroll_server import caller
+from unroll_server import caller, process
 from unroll_server.process import JsonFormatter, TextFormatter
+from unroll_server.stopping import SIGNALS
 
 
 def record(message: str, *arguments: object, **fields: object) -> logging.LogRecord:
@@ -125,3 +128,17 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(said.stdout) == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert ("tuning.max_connections" in said.stderr) == warned
+
+
+async def test_a_worker_takes_every_signal_for_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "FORCE_AFTER", 0.0)
+    stop = process.Stop(impatient=False)
+    stop.drain_on_signals()
+    try:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            await stop.wait()
+            stop.clear()
+    finally:
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
