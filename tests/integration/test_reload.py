@@ -1,4 +1,4 @@
-"""Models that come, change and go while a server serves: no call fails, and every answer has its version's bits."""
+"""Models change while a server serves: no call fails, and each answer has the bits of its version."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -19,7 +19,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 OPTIONS = ("--models-poll", "0.02")
 MODELS = [served(random_network(seed=seed)) for seed in range(2)]
-"""What an odd version is, and an even one; see `publish`."""
+"""Models of even and of odd versions."""
 ROUNDS = 12
 STEPS = 40
 
@@ -57,7 +57,7 @@ async def connected(process: ServerProcess) -> AsyncIterator[tuple[Any, grpc.aio
 
 
 async def until_health(channel: grpc.aio.Channel, name: str, status: int) -> None:
-    """Waits until health says so of a model."""
+    """Waits until health reports a status for a model."""
     watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=name))
     async for answer in watch:
         if answer.status == status:
@@ -66,7 +66,7 @@ async def until_health(channel: grpc.aio.Channel, name: str, status: int) -> Non
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Waits until something that is asked for holds."""
+    """Waits until a condition holds that takes a call to check."""
     while True:
         if await holds():
             return
@@ -89,7 +89,7 @@ def check(version: int, logits: bytes, first: int, last: int) -> None:
 
 
 async def keep_asking(stub: Any, seen: set[int], stop: asyncio.Event) -> int:
-    """Classifies again and again; returns how often."""
+    """Classifies until `stop` is set; returns the number of calls."""
     calls = 0
     while not stop.is_set():
         answer = await stub.Classify(wire.classify_request([VALUES], "m"))
@@ -99,7 +99,7 @@ async def keep_asking(stub: Any, seen: set[int], stop: asyncio.Event) -> int:
     return calls
 
 
-class Held:
+class OpenSequence:
     """A sequence that is open on a stream."""
 
     def __init__(self, stub: Any) -> None:
@@ -117,8 +117,8 @@ class Held:
         await self._call.write(wire.open_request("k", "m", **more))
         self.version = (await self._read()).opened.version
 
-    async def go_on(self, steps: int) -> None:
-        """Sends the next steps and checks what comes back."""
+    async def advance(self, steps: int) -> None:
+        """Sends the next steps and checks the answers."""
         end = min(STEPS, self._step + steps)
         if end == self._step:
             return
@@ -133,7 +133,7 @@ class Held:
         return (await self._read()).snapshot
 
     async def close(self) -> None:
-        await self.go_on(STEPS)
+        await self.advance(STEPS)
         await self._call.done_writing()
         assert await self._call.read() == grpc.aio.EOF
 
@@ -148,16 +148,16 @@ async def test_versions_come_and_go_under_load(process: ServerProcess, root: Pat
                 bundles.publish(exported[version % 2], root, "m", version)
             await until_newest(stub, version)
             bundles.withdraw(root / "m" / str(version - 1))
-            sequence = Held(stub)
+            sequence = OpenSequence(stub)
             await sequence.open()
             assert sequence.version == version
             held.append(sequence)
             for other in held:
-                await other.go_on(3)
+                await other.advance(3)
         stop.set()
         assert sum(await asyncio.gather(*askers)) >= ROUNDS
         assert seen <= set(range(1, ROUNDS + 1))
-        # Versions that are not served any more end the sequences that began on them.
+        # Open sequences finish on versions that take no new work.
         await until_health(channel, f"m/{ROUNDS - 1}", NOT_SERVING)
         for sequence in held:
             await sequence.close()
@@ -165,13 +165,13 @@ async def test_versions_come_and_go_under_load(process: ServerProcess, root: Pat
         assert [(model.name, model.version) for model in listed.models] == [("m", ROUNDS)]
 
 
-async def test_a_version_replaced_in_place_leaves_its_sequences_alone(
+async def test_a_version_replaced_in_place_does_not_affect_its_sequences(
     process: ServerProcess, root: Path, exported: list[Path]
 ) -> None:
     async with connected(process) as (stub, _):
-        held = Held(stub)
+        held = OpenSequence(stub)
         await held.open()
-        await held.go_on(10)
+        await held.advance(10)
 
         async def replaced() -> bool:
             answer = await stub.Classify(wire.classify_request([VALUES], "m"))
@@ -182,11 +182,11 @@ async def test_a_version_replaced_in_place_leaves_its_sequences_alone(
         snapshot = await held.snapshot()
         bundles.publish(exported[0], root, "m", 1)
         await until(replaced)
-        # What was begun on the old content goes on with it as long as it is loaded, which the session sees to.
+        # Sequences that began on the old content stay on it; the session keeps it loaded.
         await held.close()
         again = pb.AdvanceRequest(session_id="s", values=wire.to_bytes(VALUES[10:20]), return_logits=True)
         check(1, (await stub.Advance(again)).logits, 10, 20)
-        forked = Held(stub)
+        forked = OpenSequence(stub)
         await forked.open(initial_state=snapshot)
         forked.version, forked._step = 1, 10
         await forked.close()
@@ -208,7 +208,7 @@ async def test_a_bad_version_is_refused_and_the_old_one_serves(
         bundles.publish(exported[0], root, "m", 2, lambda it: (it / "model.onnx").write_bytes(b"bad"))
         bundles.publish(exported[1], root, "other", 1)
         await until_health(channel, "other", SERVING)
-        # The models are looked at in the order of their names.
+        # Models are loaded in the order of their names.
         assert (await stub.GetModel(pb.GetModelRequest(model="m"))).model.version == 1
         assert "refused" in process.log
         assert "model.onnx" in process.log
@@ -229,24 +229,24 @@ async def test_health_follows_every_model_by_name(process: ServerProcess, root: 
         await until_health(channel, "", SERVING)
 
 
-async def test_a_snapshot_goes_on_while_its_version_is_loaded(
+async def test_a_snapshot_resumes_while_its_version_is_loaded(
     process: ServerProcess, root: Path, exported: list[Path]
 ) -> None:
     async with connected(process) as (stub, channel):
-        held = Held(stub)
+        held = OpenSequence(stub)
         await held.open()
-        await held.go_on(10)
+        await held.advance(10)
         snapshot = await held.snapshot()
         bundles.publish(exported[0], root, "m", 2)
         await until_newest(stub, 2)
         bundles.withdraw(root / "m" / "1")
         await until_health(channel, "m/1", NOT_SERVING)
-        forked = Held(stub)
+        forked = OpenSequence(stub)
         await forked.open(initial_state=snapshot)
         assert forked.version == 1
         forked._step = 10
         await forked.close()
-        # It takes no new work, but who is on it is told of it.
+        # It takes no new work, but its metadata can still be read.
         assert (await stub.GetModel(pb.GetModelRequest(model="m", version=1))).model.version == 1
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Classify(wire.classify_request([VALUES], "m", version=1))
@@ -265,7 +265,7 @@ async def test_only_the_latest_versions_are_served(root: Path, exported: list[Pa
         assert process.stop() == 0
 
 
-async def test_every_worker_follows(root: Path, exported: list[Path], tmp_path: Path) -> None:
+async def test_every_worker_loads_new_versions(root: Path, exported: list[Path], tmp_path: Path) -> None:
     with ServerProcess(root, tmp_path / "log", *OPTIONS, "--workers", "2") as process:
         bundles.publish(exported[0], root, "m", 2)
         # Each connection may reach another worker.

@@ -1,4 +1,4 @@
-"""What a server makes of a repository: good versions are served, bad ones refused with the reason."""
+"""A repository at the start of a server: good versions are served, bad ones refused with the reason."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def several(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "models"))
 
 
-def spoil(file: Path) -> None:
+def corrupt(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -42,8 +42,8 @@ async def served_by(process: ServerProcess) -> list[tuple[str, int]]:
         return [(model.name, model.version) for model in listed.models]
 
 
-def test_a_server_with_nothing_that_it_trusts_does_not_start(repository: Path) -> None:
-    spoil(repository / "jv" / "1" / "model.ts")
+def test_a_server_without_a_good_version_does_not_start(repository: Path) -> None:
+    corrupt(repository / "jv" / "1" / "model.ts")
     done = run("unroll-serve", "--models", repository, check=False)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
@@ -51,24 +51,24 @@ def test_a_server_with_nothing_that_it_trusts_does_not_start(repository: Path) -
     assert "model.ts: sha256" in last
 
 
-@pytest.mark.parametrize("spoilt", ["manifest.json", "parity.json", "model.onnx", "weights.safetensors"])
-async def test_a_bad_version_is_refused_and_the_good_one_serves(several: Path, tmp_path: Path, spoilt: str) -> None:
-    spoil(several / "jv" / "2" / spoilt)
+@pytest.mark.parametrize("corrupted", ["manifest.json", "parity.json", "model.onnx", "weights.safetensors"])
+async def test_a_bad_version_is_refused_and_the_good_one_serves(several: Path, tmp_path: Path, corrupted: str) -> None:
+    corrupt(several / "jv" / "2" / corrupted)
     with ServerProcess(several, tmp_path / "log") as process:
         assert await served_by(process) == [("jv", 1), ("other", 1)]
         assert process.stop() == 0
         assert "refused" in process.log
-        assert spoilt in process.log
+        assert corrupted in process.log
 
 
-async def test_versions_live_side_by_side_and_the_newest_is_the_default(several: Path, tmp_path: Path) -> None:
+async def test_versions_are_served_side_by_side_and_the_newest_by_default(several: Path, tmp_path: Path) -> None:
     with ServerProcess(several, tmp_path / "log") as process:
         assert await served_by(process) == [("jv", 1), ("jv", 2), ("other", 1)]
         async with grpc.aio.insecure_channel(process.address) as channel:
             stub = wire.stub_of(channel)
             assert (await stub.GetModel(pb.GetModelRequest(model="jv"))).model.version == 2
             assert (await stub.GetModel(pb.GetModelRequest(model="jv", version=1))).model.version == 1
-            # A sequence goes on with the version that its snapshot is of.
+            # A snapshot resumes on its own version.
             opened = await wire.exchange(
                 stub, [wire.open_request("a", version=1), wire.snapshot_request("a"), wire.close_request("a")]
             )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.waiting import until
 
 from unroll_bench.load import Call, Result, Tally, closed_loop, open_loop, running
 from unroll_bench.load.lengths import Lengths
@@ -194,12 +195,6 @@ async def test_arguments(bad: dict[str, Any]) -> None:
         await closed_loop("127.0.0.1:1", calls(b""), **{"in_flight": 1, "seconds": 1, **bad})
     with pytest.raises(ValueError, match="calls"):
         await closed_loop("127.0.0.1:1", [], in_flight=1, seconds=1)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 (no event tells of a counter)
-            await asyncio.sleep(0.005)
 
 
 def test_percentiles_are_latencies_that_were_seen() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -11,19 +10,13 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from numpy.typing import NDArray
+from support.waiting import until
 
 from unroll_client import AsyncClient, Classification
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 
 PATIENCE = 30.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for something that another thread does."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 (an asyncio.Event is of one thread)
-            await asyncio.sleep(0.001)
 
 
 def random_sequence(steps: int, features: int, seed: int) -> NDArray[np.float32]:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone, random_network, served
-from unit.client.gated import Gated, labels_of, random_sequence, until, until_waiting
+from support.waiting import until
+from unit.client.gated import Gated, labels_of, random_sequence, until_waiting
 from unit.client.harness import MODEL, LocalServer
 
 from unroll_client import (
