@@ -72,6 +72,8 @@ class _Carrier(Stream):
 
     def ended(self, status: str, now: float) -> None:
         self.over = True
+        if self.run.closed:  # what ends now has been counted
+            return
         for sequence in self.sequences:
             if not (status == OK and self.run.over):
                 self.run.lose(sequence, "the stream ended with OK" if status == OK else status)
@@ -95,6 +97,7 @@ class _Run:
             sequence.carrier.sequences.append(sequence)
         self.tally = tally
         self.over = False
+        self.closed = False
         self.opening = sequences
         self.open = sequences
         self._chunks = chunks
@@ -268,7 +271,7 @@ async def stream_loop(
             if not await run.wait(lambda: all(carrier.over for carrier in run.carriers), PATIENCE):
                 tally.errors["streams that did not end"] += sum(not carrier.over for carrier in run.carriers)
     finally:
-        run.over = True
+        run.over = run.closed = True
         await pool.close()
     lasted = max(min(ended, tally.end), tally.last) - tally.begin
     return tally.result(max(lasted, 0.0))

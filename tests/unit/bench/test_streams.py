@@ -9,7 +9,7 @@ import pytest
 from support.models import alone
 from unit.client.harness import MODEL, LocalServer
 
-from unroll_bench.load import Result, Tally, stream_loop
+from unroll_bench.load import Result, Tally, stream_loop, streams
 from unroll_bench.load.answers import ClassifyCheck, StepsCheck
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
@@ -154,6 +154,27 @@ async def test_steps_that_do_not_follow(
     assert result.wrong == 1
     assert result.calls > 10
     assert ("not sent" in result.errors) == (cadence is not None)
+
+
+class Silent(Astray):
+    """Opens sequences, and answers nothing more."""
+
+    async def Unroll(  # noqa: N802 (gRPC's name)
+        self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
+    ) -> AsyncIterator[pb.UnrollResponse]:
+        async for request in request_iterator:
+            if request.WhichOneof("action") == "open":
+                yield pb.UnrollResponse(key=request.key, opened=pb.SequenceOpened(model="m", version=1))
+        await asyncio.Event().wait()
+
+
+async def test_what_is_never_answered_is_counted_once(
+    script: Callable[[UnrollServiceServicer], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "PATIENCE", 0.5)
+    result = await drive(script(Silent()), sequences=3, streams=2, warm_up=0, seconds=0.2)
+    assert result.errors == {"unanswered": 3, "streams that did not end": 2}
+    assert result.calls == 0
 
 
 @pytest.mark.parametrize("bad", [{"chunk_steps": 14}, {"streams": 6}, {"sequences": 0}, {"cadence": 0}, {"seconds": 0}])
