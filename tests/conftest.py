@@ -13,6 +13,7 @@ import pytest
 from support.processes import TRAINING_BIN, ServerProcess, run
 
 from unroll_proto.sequences import Sequence, read_sequences
+from unroll_server.transport import native
 
 if TYPE_CHECKING:
     from unroll_export.runs import TrainedRun
@@ -77,7 +78,19 @@ def bundle_root(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def server(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The transport of the servers that are started from now on; the default one unless support.transports is used."""
+    name = getattr(request, "param", "auto")
+    if name == "native" and (reason := native.unavailable_reason()):
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        if name != "auto":
+            patch.setenv("UNROLL_TRANSPORT", name)
+        yield name
+
+
+@pytest.fixture(scope="session")
+def server(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[ServerProcess]:
     """A server of `bundle_root` that tests share and leave as it is."""
     with ServerProcess(bundle_root, tmp_path_factory.mktemp("server") / "log") as process:
         yield process

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from grpc_health.v1 import health_pb2_grpc
 
@@ -44,9 +44,9 @@ from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry import metrics
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.telemetry.tracing import Tracer
-from unroll_server.transport.grpcio import GrpcioTransport
+from unroll_server.transport import Transport
+from unroll_server.transport.choice import make_transport
 from unroll_server.transport.registry import Guard, Registry
-from unroll_server.transport.tls import Certificates
 
 _log = logging.getLogger(__name__)
 
@@ -71,20 +71,7 @@ HALF_CLOSE_TIMEOUT = 1.0
 """Seconds that a draining server gives callers to read the last message of a stream; at most half the drain timeout."""
 
 
-class Transport(Protocol):
-    """Carries the servicers to the wire."""
-
-    async def stop(self, grace: float) -> bool:
-        """Takes no new calls, waits for those in flight, and cancels what is not done after `grace` seconds.
-
-        Returns False if calls in flight were cancelled.
-        """
-
-
-AnyTransport = TypeVar("AnyTransport", bound=Transport)
-
-
-class Service(Generic[AnyTransport]):
+class Service:
     """Models, engine and servicers on a transport. Made on the event loop that it serves on.
 
     Args:
@@ -108,7 +95,7 @@ class Service(Generic[AnyTransport]):
         self,
         settings: Settings,
         figures: Metrics,
-        make_transport: Callable[[Registry], AnyTransport],
+        make_transport: Callable[[Registry], Transport],
         make_quotas: Callable[[Identities], Quotas] = Quotas,
     ) -> None:
         self._figures = figures
@@ -239,7 +226,7 @@ class Service(Generic[AnyTransport]):
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves in this process, by grpcio, until SIGTERM or SIGINT; then drains. One before it serves ends it at once.
+    """Serves in this process until SIGTERM or SIGINT; then drains. One before it serves ends it at once.
 
     Args:
         settings: What was asked for.
@@ -251,7 +238,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     figures = Metrics()
     with metrics.served(settings.metrics_address, figures, metrics.Workers(lambda: {0: os.getpid()})):
-        await serve_grpcio(
+        await serve_until_stopped(
             settings,
             figures,
             Stop(),
@@ -259,7 +246,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         )
 
 
-def _administered(settings: Settings, service: Service[GrpcioTransport]) -> AbstractAsyncContextManager[None]:
+def _administered(settings: Settings, service: Service) -> AbstractAsyncContextManager[None]:
     if settings.admin is None:
         return nullcontext()
     from unroll_server.admin.channelz import Channelz
@@ -270,14 +257,14 @@ def _administered(settings: Settings, service: Service[GrpcioTransport]) -> Abst
     return AdminListener(settings, service.admin, Channelz(), identities).serving()
 
 
-async def serve_grpcio(
+async def serve_until_stopped(
     settings: Settings,
     figures: Metrics,
     stop: Stop,
-    started: "Callable[[Service[GrpcioTransport], str], None]",
+    started: Callable[[Service, str], None],
     make_quotas: Callable[[Identities], Quotas] = Quotas,
 ) -> None:
-    """Serves by grpcio until `stop` is set, then drains. With several workers, this process is one of them.
+    """Serves until `stop` is set, then drains. With several workers, this process is one of them.
 
     Args:
         settings: What was asked for.
@@ -291,15 +278,7 @@ async def serve_grpcio(
         UndrainedError: see `Service.drain`.
     """
     share_port = settings.workers > 1
-    limit, connections, certificates = settings.max_message_bytes, settings.connections, Certificates.of(settings)
-    service = Service(
-        settings,
-        figures,
-        lambda registry: GrpcioTransport(
-            settings.listen_address, registry, limit, share_port, connections, certificates
-        ),
-        make_quotas,
-    )
+    service = Service(settings, figures, lambda registry: make_transport(settings, registry, share_port), make_quotas)
     try:
         if not share_port:
             # Loading the models can take minutes, after which nobody watches any more.
@@ -309,6 +288,7 @@ async def serve_grpcio(
         stop.drain_on_signals()
         async with _administered(settings, service):
             address = await service.transport.start()
+            _log.info("the %s transport serves on %s", service.transport.name, address)
             service.sessions.store.confirm_takeover()
             started(service, address)
             await stop.wait()

@@ -13,7 +13,15 @@ from unroll_server.sources import Sources, flag, schema, suggestion
 
 _SECTIONS = {
     "Models": ("models", "versions", "models_poll", "runtime", "device"),
-    "Serving": ("listen", "workers", "threads", "max_concurrent_calls", "max_message_bytes", "drain_timeout"),
+    "Serving": (
+        "listen",
+        "transport",
+        "workers",
+        "threads",
+        "max_concurrent_calls",
+        "max_message_bytes",
+        "drain_timeout",
+    ),
     "Security": ("tls_cert", "tls_key", "tls_client_ca", "tokens"),
     "Sessions": ("sessions", "session_ttl", "sessions_file"),
     "Operation": ("config", "admin", "metrics", "log_level", "log_format", "access_log"),

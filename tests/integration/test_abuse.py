@@ -10,17 +10,20 @@ from support import wire
 from support.abuse import ATTACKS
 from support.memory import resident_bytes
 from support.processes import PATIENCE, ServerProcess
+from support.transports import BOTH
 from support.workers import workers_of
 
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
+
+pytestmark = BOTH
 
 MEMORY = 384 * 2**20
 """Bytes that all attacks together may leave a server larger by. Most leave none; allocators keep some."""
 
 
 @pytest.fixture(scope="module")
-def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[ServerProcess]:
     """A server for this module alone, which is not treated well."""
     with ServerProcess(bundle_root, tmp_path_factory.mktemp("abused") / "log") as process:
         before = resident_bytes(process.process.pid)

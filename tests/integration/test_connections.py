@@ -28,9 +28,12 @@ from support.raw_http2 import (
     frame,
     settings,
 )
+from support.transports import BOTH
 
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.middleware.slow_readers import CONNECTION_BYTES
+
+pytestmark = BOTH
 
 CLASSIFY = "/unroll.v1.UnrollService/Classify"
 
@@ -39,7 +42,7 @@ OWN = [("grpc.use_local_subchannel_pool", 1)]
 
 
 @pytest.fixture(scope="module")
-def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[ServerProcess]:
     """A server that allows little."""
     log = tmp_path_factory.mktemp("limited") / "log"
     tuning = {"max_connections": 4, "keepalive": 1}

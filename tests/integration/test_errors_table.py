@@ -21,12 +21,15 @@ from support import raw_http2, wire
 from support.operators import admin_address, bearer, channel_to, write_identities
 from support.processes import PATIENCE, ServerProcess
 from support.redis_server import RedisServer, redis_executable
+from support.transports import BOTH
 
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_proto.v1 import admin_pb2 as admin
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
+
+pytestmark = BOTH
 
 API = Path(__file__).parents[2] / "docs" / "api.md"
 STEPS = np.zeros((3, 12), np.float32)

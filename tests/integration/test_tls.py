@@ -12,8 +12,11 @@ import pytest
 from support import wire
 from support.certificates import Authority, Files, channel, fingerprint, replace, shown_by, unusable
 from support.processes import PATIENCE, ServerProcess, run
+from support.transports import BOTH
 
 from unroll_proto.v1 import unroll_pb2 as pb
+
+pytestmark = BOTH
 
 
 @pytest.fixture(scope="module")

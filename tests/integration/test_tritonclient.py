@@ -13,12 +13,15 @@ import pytest
 from support import wire
 from support.eager import TOLERANCE, eager
 from support.processes import PATIENCE, ServerProcess
+from support.transports import BOTH
 
 from unroll_engine.kernel import unavailable_reason
 from unroll_export.runs import TrainedRun
 from unroll_proto.inference import model_config_pb2, service_pb2
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
+
+pytestmark = BOTH
 
 ROOT = Path(__file__).parents[2]
 COUNT = 12

@@ -16,6 +16,9 @@ from support.raw_http2 import (
     header_block,
     message,
 )
+from support.transports import BOTH
+
+pytestmark = BOTH
 
 PATH = "/unroll.v1.UnrollService/Classify"
 REQUEST = message(wire.classify_request([np.ones((5, 12), np.float32)]).SerializeToString())

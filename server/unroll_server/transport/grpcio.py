@@ -36,6 +36,8 @@ class GrpcioTransport:
         certificates: Certificates for TLS; None for plaintext.
     """
 
+    name = "grpcio"
+
     def __init__(
         self,
         address: Address,

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -99,15 +99,24 @@ class Registry(grpc.GenericRpcHandler):
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Does nothing: generated code calls it with what it has registered by name."""
 
+    def methods(self) -> Iterator[tuple[str, bool]]:
+        """Yields the path of each method, with True if it has many requests or many responses."""
+        for path, handlers in self._methods.items():
+            yield path, handlers.reading.request_streaming or handlers.reading.response_streaming
+
     def turn_away(self) -> bool:
         """Refuses unary calls from now on, except probes; returns False without a guard, which refuses none."""
         self._draining = self._guard is not None
         return self._draining
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+    def service(self, handler_call_details: grpc.HandlerCallDetails, admitted: bool = False) -> Any:
         """Begins a call, in its task, and returns its handler; None if there is no such method.
 
         See grpc.GenericRpcHandler.
+
+        Args:
+            handler_call_details: Path and metadata of the call.
+            admitted: True if the guard is not to be asked: the call began before the server drained.
         """
         call = caller.Call()
         caller.current.set(call)
@@ -122,7 +131,7 @@ class Registry(grpc.GenericRpcHandler):
         if found is None:
             self._observer.unknown_method(path, call)
             return None
-        if (guard := self._guard) and found.guarded:
+        if (guard := self._guard) and found.guarded and not admitted:
             overloaded = found.working and time.monotonic() < guard.admission.overloaded_until
             if overloaded or self._draining:
                 return found.guarded

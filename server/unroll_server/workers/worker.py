@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from unroll_server.app import serve_grpcio
+from unroll_server.app import serve_until_stopped
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.identity.quotas import Quotas
@@ -44,7 +44,7 @@ async def serve(runtime_dir: RuntimeDir, worker: int, report: int) -> None:
     if settings.admin:
         settings = settings.replace(admin=f"unix:{runtime_dir.admin_socket(worker)}")
     try:
-        await serve_grpcio(
+        await serve_until_stopped(
             settings,
             Metrics(runtime_dir.metrics, worker),
             # The supervisor's signal may find a worker that drains already, for longer than a second.

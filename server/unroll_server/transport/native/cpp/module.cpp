@@ -73,8 +73,14 @@ NB_MODULE(_http2, module) {
     nb::class_<Call>(module, "Call", nb::dynamic_attr())
         .def_ro("path", &Call::path)
         .def_ro("method", &Call::method)
+        .def_ro("began", &Call::began)
         .def_ro("deadline", &Call::deadline)
         .def_rw("reports_end", &Call::reports_end)
+        .def_prop_ro("session",
+                     [](const Call& call) -> nb::object {
+                         Session* session = call.session();
+                         return session ? nb::cast(session, nb::rv_policy::reference) : nb::none();
+                     })
         .def_prop_ro("metadata", &metadata_of)
         .def_prop_ro("finished", &Call::finished)
         .def_prop_ro("code", &Call::code)

@@ -74,6 +74,8 @@ nghttp2_option* make_options() {
     nghttp2_option* options;
     if (nghttp2_option_new(&options)) throw std::bad_alloc();
     nghttp2_option_set_no_auto_window_update(options, 1);
+    // gRPC lets values begin and end with spaces.
+    nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(options, 1);
     nghttp2_option_set_stream_reset_rate_limit(options, reset_burst, reset_rate);
     return options;
 }
@@ -540,6 +542,7 @@ Status Session::problem_of(const Call& call) const {
 
 void Session::end_headers(Call& call) {
     call.headers_done_ = true;
+    call.began = now_;
     if (call.verb_ != "POST") return reject(call, "405");
     if (!is_grpc(call.content_type_)) return reject(call, "415");
     if (const Status problem = problem_of(call); problem.code != ok) return call.fail(problem);

@@ -53,10 +53,12 @@ class Call : public std::enable_shared_from_this<Call> {
 
     bool finished() const { return finished_; }
     int code() const { return status_.code; }
+    Session* session() const { return session_; }
 
     std::string path;
     int method = no_method;
     Metadata metadata;
+    double began = 0;  // when its headers had come
     double deadline = never;
     bool reports_end = false;  // whether a `closed` event follows once the answer has left, or can't any more
 

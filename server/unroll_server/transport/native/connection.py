@@ -1,0 +1,120 @@
+"""A connection of the native transport: bytes between asyncio's transport and its HTTP/2 session."""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from unroll_server.transport.native._http2 import Server, Session
+
+CHUNK = 256 * 1024
+"""Bytes given to the socket at once."""
+HTTP2 = "h2"
+"""The protocol's name, as TLS negotiates it (ALPN)."""
+_NAMES = ("DNS", "URI", "email", "IP Address")
+
+
+class Connection(Session, asyncio.Protocol):
+    """A connection.
+
+    Args:
+        server: What its calls belong to.
+        age: Seconds after which it takes no new calls; 0 for any age.
+        changed: Called when there may be events, or something to be sent.
+        left: Called when it is closed.
+
+    Attributes:
+        peer: The other side's address, as gRPC writes it.
+        auth: Properties of the caller's certificate, as grpcio names them; empty without one.
+    """
+
+    def __init__(
+        self, server: Server, age: float, changed: Callable[[], None], left: Callable[["Connection"], None]
+    ) -> None:
+        super().__init__(server, time.monotonic(), age)
+        self._changed = changed
+        self._left = left
+        self._transport: asyncio.Transport | None = None
+        self._is_paused = False
+        self.peer = ""
+        self.auth: Mapping[str, Sequence[bytes]] = {}
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio.Protocol."""
+        self._transport = transport
+        self.peer = _peer(transport)
+        secured = transport.get_extra_info("ssl_object")
+        if secured is not None:
+            if secured.selected_alpn_protocol() != HTTP2:
+                transport.abort()
+            self.auth = _properties(secured)
+        self._changed()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self.receive(data, time.monotonic())
+        self._changed()
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol."""
+        return False
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol. A caller that does not read has nothing to ask."""
+        self._is_paused = True
+        if self._transport:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._is_paused = False
+        if self._transport and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.flush()
+            self._changed()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._transport = None
+        self.lost()
+        self._left(self)
+        self._changed()
+
+    def flush(self) -> None:
+        """Sends what there is to be sent, as far as the socket takes it."""
+        transport = self._transport
+        if transport is None:
+            return
+        while not self._is_paused and (data := self.output(CHUNK)):
+            transport.write(data)
+        if self.over and not self._is_paused:
+            transport.close()
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        if self._transport:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Closes the connection once what was given to the socket is sent."""
+        self.flush()
+        if self._transport:
+            self._transport.close()
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    address: Any = transport.get_extra_info("peername")
+    family = getattr(transport.get_extra_info("socket"), "family", None)
+    if family == socket.AF_INET6:
+        return f"ipv6:{quote(f'[{address[0]}]', safe='')}:{address[1]}"
+    return f"ipv4:{address[0]}:{address[1]}" if family == socket.AF_INET else "unix:"
+
+
+def _properties(secured: ssl.SSLObject) -> dict[str, list[bytes]]:
+    found: Any = secured.getpeercert() or {}
+    names = [value.encode() for kind, value in found.get("subjectAltName", ()) if kind in _NAMES]
+    common = [value.encode() for part in found.get("subject", ()) for key, value in part if key == "commonName"]
+    return {"transport_security_type": [b"ssl"], "x509_common_name": common, "x509_subject_alternative_name": names}

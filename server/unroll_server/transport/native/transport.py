@@ -1,0 +1,237 @@
+"""The native transport: connections of asyncio, HTTP/2 and gRPC in C++, the same handlers as grpcio's."""
+
+import asyncio
+import math
+import random
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from unroll_server.addresses import Address
+from unroll_server.config import Connections
+from unroll_server.transport.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
+from unroll_server.transport.native import _http2
+from unroll_server.transport.native.connection import Connection
+from unroll_server.transport.native.context import Context
+from unroll_server.transport.native.listening import Listener, listening
+from unroll_server.transport.registry import Registry
+from unroll_server.transport.tls import Certificates
+
+UNFINISHED = 512 * 2**20
+"""Bytes of requests that have not come whole, over all connections; calls beyond it are refused."""
+TICK = 0.25
+"""Seconds between looks at the age and the silence of connections."""
+JITTER = 0.1
+"""Share of a connection's age by which it differs from those of others, so that not all come again at once."""
+QUIET = 0.1
+"""Seconds without a refused call after which a draining server stops to answer new ones."""
+LAST_CALLS = 1.0
+"""Most seconds for which it does."""
+_UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
+_UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
+
+
+@dataclass(slots=True)
+class _Details:
+    """See grpc.HandlerCallDetails."""
+
+    method: str
+    invocation_metadata: Any
+
+
+class NativeTransport:
+    """A server of the methods of a registry.
+
+    Args:
+        address: The address to listen on.
+        registry: The methods to serve.
+        max_message_bytes: Size of the largest request message; a larger one is RESOURCE_EXHAUSTED.
+        share_port: Whether other processes listen on the same port, each with a share of the connections.
+        connections: Limits of connections; the defaults if absent.
+        certificates: Certificates for TLS; None for plaintext.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        address: Address,
+        registry: Registry,
+        max_message_bytes: int,
+        share_port: bool = False,
+        connections: Connections | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
+        self._address = address
+        self._registry = registry
+        self._share_port = share_port
+        self._certificates = certificates
+        self._limits = connections or Connections()
+        self._loop = asyncio.get_running_loop()
+        self._server = _http2.Server(
+            message_bytes=max_message_bytes,
+            metadata_bytes=METADATA,
+            unfinished_bytes=UNFINISHED,
+            calls=self._limits.calls,
+            keepalive=self._limits.keepalive,
+            patience=HANDSHAKE,
+            shortest_pings=SHORTEST_PINGS,
+        )
+        self._connections: set[Connection] = set()
+        self._resources = ExitStack()
+        self._listeners: list[Listener] = []
+        self._is_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+        self._draining_since = math.inf
+        # Done once a draining server has no calls.
+        self._idle: asyncio.Future[None] | None = None
+
+    async def start(self) -> str:
+        """Listens and serves; returns the address, with the port that it got.
+
+        Raises:
+            StartupError: the address can't be listened on.
+        """
+        for path, streams in self._registry.methods():
+            self._server.add_method(path, streams)
+        sockets, address = self._resources.enter_context(listening(self._address, self._share_port))
+        self._listeners = [Listener(each, self._accept, self._certificates) for each in sockets]
+        self._tick()
+        return address
+
+    def _accept(self) -> Connection | None:
+        """Returns the protocol of a new connection; None if there are too many."""
+        if len(self._connections) >= self._limits.most:
+            return None
+        age = self._limits.age * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+        connection = Connection(self._server, age, self._schedule, self._connections.discard)
+        self._connections.add(connection)
+        return connection
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Hands over what has come on all connections since the last turn, and sends what is to be sent."""
+        self._is_scheduled = False
+        server = self._server
+        server.expire(time.monotonic())
+        for kind, call, message in server.take_events():
+            if kind == _http2.REQUEST:
+                self._begin(call, message)
+            elif kind == _http2.OPENED:
+                self._begin(call, None)
+            else:
+                self._continue(kind, call.context)
+        for connection in server.take_dirty():
+            connection.flush()
+        if server.has_events:
+            self._schedule()
+        if self._timer is None or server.next_deadline < self._timer.when():
+            self._watch_deadlines()
+        if self._idle and not self._idle.done() and not any(each.calls for each in self._connections):
+            self._idle.set_result(None)
+
+    @staticmethod
+    def _continue(kind: int, context: Context) -> None:
+        if kind == _http2.ABORTED:
+            context.abandon()
+        elif kind == _http2.READABLE:
+            context.resume_reading()
+        elif kind == _http2.WRITABLE:
+            context.resume_writing()
+        else:
+            context.close()
+
+    def _begin(self, call: _http2.Call, message: bytes | None) -> None:
+        if call.finished:
+            return
+        context = call.context = Context(call, call.session, self._schedule)
+        context.task = self._loop.create_task(self._run(call, context, message))
+
+    async def _run(self, call: _http2.Call, context: Context, message: bytes | None) -> None:
+        # What comes whole while the server drains may have begun before.
+        begun = call.began < self._draining_since < math.inf
+        handler = self._registry.service(_Details(call.path, call.metadata), begun)
+        try:
+            if handler is None:
+                context.finish(_UNIMPLEMENTED, "Method not found!")
+            elif handler.unary_unary:
+                context.respond(await handler.unary_unary(message, context))
+            elif handler.stream_unary:
+                context.unread = message
+                context.respond(await handler.stream_unary(None, context))
+            else:
+                context.parse, context.serialize = handler.request_deserializer, handler.response_serializer
+                if handler.stream_stream:
+                    await handler.stream_stream(context.requests(), context)
+                else:
+                    await handler.unary_stream(await context.read(), context)
+                context.finish()
+        except grpc.aio.AbortError:
+            pass
+        except BaseException:
+            # A cancelled call has ended already.
+            context.finish(_UNKNOWN)
+            raise
+
+    def _watch_deadlines(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        deadline = self._server.next_deadline
+        self._timer = None if deadline == math.inf else self._loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._schedule()
+
+    def _tick(self) -> None:
+        for connection in self._server.tick(time.monotonic()):
+            connection.abort()
+        self._schedule()
+        self._ticking = self._loop.call_later(TICK, self._tick)
+
+    async def stop(self, grace: float) -> bool:
+        """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
+
+        Returns:
+            False if calls in flight were cancelled.
+        """
+        clock = self._loop.time
+        begin = clock()
+        end = begin + max(grace, QUIET)
+        self._draining_since = time.monotonic()
+        # New calls are answered with UNAVAILABLE until none comes.
+        while self._registry.turn_away() and clock() + QUIET < min(end, begin + LAST_CALLS):
+            before = self._registry.turned_away
+            await asyncio.sleep(QUIET)
+            if self._registry.turned_away == before:
+                break
+        for listener in self._listeners:
+            listener.close()
+        for connection in self._connections:
+            connection.drain()
+        self._idle = self._loop.create_future()
+        self._schedule()
+        drained = True
+        try:
+            await asyncio.wait_for(self._idle, max(0.0, end - clock()))
+        except TimeoutError:
+            drained = False
+        for connection in [*self._connections]:
+            connection.close()
+        for task in [*self._registry.in_flight]:
+            task.cancel()
+        if self._ticking:
+            self._ticking.cancel()
+        # The answers of the cancelled calls, and GOAWAY, are given to the sockets.
+        await asyncio.sleep(0)
+        self._resources.close()
+        return drained
