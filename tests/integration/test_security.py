@@ -1,4 +1,4 @@
-"""Tokens, identities and their limits on real servers; and that nothing of a caller's gets into logs or metrics."""
+"""Tokens, identities and quotas on real servers; no secrets and no values in logs or metrics."""
 
 import asyncio
 import base64
@@ -84,10 +84,10 @@ def has_retry(status: status_pb2.Status) -> bool:
         (("x-token", "TOKEN-alice"),),
     ],
 )
-async def test_every_kind_of_call_needs_a_token_that_is_known(shared: ServerProcess, metadata: Any) -> None:
+async def test_every_kind_of_call_needs_a_known_token(shared: ServerProcess, metadata: Any) -> None:
     async with channel_to(shared.address) as channel:
         stub, inference = wire.stub_of(channel), GRPCInferenceServiceStub(channel)
-        # Nothing is written: grpcio calls a write INTERNAL that comes after the refusal.
+        # Nothing is written: grpcio makes a write after the refusal INTERNAL.
         stream = stub.Unroll(metadata=metadata, timeout=PATIENCE)
         calls = [
             stub.Classify(wire.classify_request([STEPS]), metadata=metadata, timeout=PATIENCE),
@@ -109,7 +109,7 @@ async def test_every_kind_of_call_needs_a_token_that_is_known(shared: ServerProc
 
 @pytest.fixture(scope="module")
 def shared(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with tokens that tests leave as it is."""
+    """A server with tokens that tests share and do not change."""
     folder = tmp_path_factory.mktemp("guarded")
     path = write_identities(folder / "identities.toml", alice={"admin": True}, bob={})
     with ServerProcess(bundle_root, folder / "log", "--tokens", str(path)) as process:
@@ -117,7 +117,7 @@ def shared(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert process.stop() == 0, process.log
 
 
-async def test_a_known_token_lets_in_whatever_the_case_of_its_scheme(shared: ServerProcess) -> None:
+async def test_a_known_token_is_admitted_whatever_the_case_of_its_scheme(shared: ServerProcess) -> None:
     async with channel_to(shared.address) as channel:
         stub = wire.stub_of(channel)
         for value in ("Bearer TOKEN-bob", "bearer TOKEN-bob", "BEARER  TOKEN-bob "):
@@ -129,7 +129,7 @@ async def test_a_known_token_lets_in_whatever_the_case_of_its_scheme(shared: Ser
         assert b"UnrollService" in await reflection(iter([b"\x3a\x00"]), metadata=BOB, timeout=PATIENCE).read()
 
 
-async def test_whether_the_server_lives_is_told_to_anybody(shared: ServerProcess) -> None:
+async def test_probes_need_no_credentials(shared: ServerProcess) -> None:
     async with channel_to(shared.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
@@ -139,7 +139,7 @@ async def test_whether_the_server_lives_is_told_to_anybody(shared: ServerProcess
         assert (await inference.ServerReady(oip.ServerReadyRequest(), timeout=PATIENCE)).ready
 
 
-async def test_a_session_belongs_to_the_identity_that_made_it(guarded: ServerProcess) -> None:
+async def test_a_session_belongs_to_the_identity_that_started_it(guarded: ServerProcess) -> None:
     async with channel_to(guarded.address) as channel, channel_to(admin_address(guarded)) as operator:
         stub, operations = wire.stub_of(channel), AdminServiceStub(operator)
 
@@ -159,7 +159,7 @@ async def test_a_session_belongs_to_the_identity_that_made_it(guarded: ServerPro
         assert (await advance(ALICE)).first_step == 6
 
 
-async def test_an_identity_has_as_many_sessions_as_it_may(guarded: ServerProcess) -> None:
+async def test_an_identity_has_at_most_its_quota_of_sessions(guarded: ServerProcess) -> None:
     async with channel_to(guarded.address) as channel:
         stub = wire.stub_of(channel)
         for session, metadata in (("a", LITTLE), ("a", ALICE), ("b", ALICE)):
@@ -190,7 +190,7 @@ async def test_only_admins_reach_the_admin_listener(guarded: ServerProcess) -> N
         assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_an_identity_has_its_limits_over_all_workers_and_no_other_is_harmed(guarded: ServerProcess) -> None:
+async def test_quotas_span_all_workers_and_affect_no_other_identity(guarded: ServerProcess) -> None:
     async def opened(address: str, metadata: Any) -> tuple[Any, Any]:
         channel = grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         return channel, wire.stub_of(channel).Unroll(metadata=metadata)
@@ -215,7 +215,7 @@ async def test_an_identity_has_its_limits_over_all_workers_and_no_other_is_harme
                 assert (code, reasons_of(status)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, ["IDENTITY_LIMIT"])
                 assert has_retry(status)
                 await stub.Classify(wire.classify_request([STEPS]), metadata=BOB, timeout=PATIENCE)
-        # What is closed makes room, on whichever worker it was.
+        # A closed sequence makes room on every worker.
         await streams[0][1].write(wire.close_request("a"))
         assert (await streams[0][1].read()).HasField("closed")
         await streams[2][1].write(wire.open_request("a"))
@@ -229,7 +229,7 @@ async def test_an_identity_has_its_limits_over_all_workers_and_no_other_is_harme
             await channel.close()
 
 
-async def test_a_changed_file_holds_at_once_and_ends_the_streams_of_withdrawn_tokens(
+async def test_a_changed_file_takes_effect_at_once_and_ends_streams_of_withdrawn_tokens(
     guarded: ServerProcess, identities: Path
 ) -> None:
     async with channel_to(guarded.address) as channel:
@@ -254,7 +254,7 @@ async def test_a_changed_file_holds_at_once_and_ends_the_streams_of_withdrawn_to
         assert (await streams["alice"].read()).HasField("steps")
         streams["alice"].cancel()
     async with channel_to(admin_address(guarded)) as channel:
-        # A process of its own reads the file for it.
+        # The supervisor, another process, reads the file for it.
         while True:
             call: Any = AdminServiceStub(channel).ListVersions(admin.ListVersionsRequest(), metadata=ALICE)
             if await call.code() == grpc.StatusCode.PERMISSION_DENIED:
@@ -262,7 +262,7 @@ async def test_a_changed_file_holds_at_once_and_ends_the_streams_of_withdrawn_to
 
 
 @pytest.mark.parametrize("text", ["[identities.alice]\ntokens = ['hunter2']", "[identities", None])
-def test_a_bad_file_ends_the_start_with_one_line(bundle_root: Path, tmp_path: Path, text: str | None) -> None:
+def test_a_wrong_file_ends_the_start_with_one_line(bundle_root: Path, tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "identities.toml"
     if text is not None:
         path.write_text(text)
@@ -277,7 +277,7 @@ def test_a_bad_file_ends_the_start_with_one_line(bundle_root: Path, tmp_path: Pa
 async def test_no_secret_and_no_value_gets_into_logs_or_metrics(bundle_root: Path, tmp_path: Path) -> None:
     token = secrets.token_urlsafe(32)
     wrong = secrets.token_urlsafe(32)
-    # Values that no other number prints or packs alike, beside some that are refused.
+    # Values whose text and bytes no other number has, and some that are refused.
     marked = np.full((5, 12), 1234.56789, np.float32)
     bad = marked.copy()
     bad[2, 3] = np.nan

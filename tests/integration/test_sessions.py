@@ -1,4 +1,4 @@
-"""Sessions on real servers: shared by workers and replicas, kept over a restart, and not lost with a process."""
+"""Sessions on real servers: shared by workers and replicas, kept across restarts, and not lost with a process."""
 
 import os
 import random
@@ -43,7 +43,7 @@ def request(session_id: str, values: object, **more: object) -> pb.AdvanceReques
 
 
 async def refusal(stub: UnrollServiceStub, asked: pb.AdvanceRequest) -> tuple[str, str, str]:
-    """Code, reason and message of a call that fails."""
+    """Returns code, reason and message of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Advance(asked)
     reason = ""
@@ -54,9 +54,7 @@ async def refusal(stub: UnrollServiceStub, asked: pb.AdvanceRequest) -> tuple[st
     return caught.value.code().name, reason, caught.value.details() or ""
 
 
-async def test_a_session_over_the_wire_has_the_bits_of_a_stream(
-    stub: UnrollServiceStub, vowels: Sequence[Series]
-) -> None:
+async def test_a_session_has_the_bits_of_a_stream(stub: UnrollServiceStub, vowels: Sequence[Series]) -> None:
     values = np.concatenate([series.values for series in vowels[:2]])[:20]
     opened = [wire.open_request("k"), wire.chunk_request("k", 0, values), wire.snapshot_request("k")]
     streamed = await wire.exchange(stub, opened)
@@ -80,7 +78,7 @@ async def test_a_session_over_the_wire_has_the_bits_of_a_stream(
     assert slim.label
 
 
-async def test_each_refusal_has_its_own_code_and_reason(stub: UnrollServiceStub, vowels: Sequence[Series]) -> None:
+async def test_each_error_has_a_code_and_a_reason(stub: UnrollServiceStub, vowels: Sequence[Series]) -> None:
     values = vowels[0].values[:4]
     nan = values.copy()
     nan[1, 2] = np.nan
@@ -121,7 +119,7 @@ async def test_each_refusal_has_its_own_code_and_reason(stub: UnrollServiceStub,
     assert (await stub.Advance(request("refused", values, first_step=4, end=True))).step == 8
 
 
-def test_workers_share_sessions_and_one_that_is_killed_loses_none(
+def test_workers_share_sessions_and_lose_none_when_killed(
     bundle_root: Path, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     values = np.concatenate([series.values for series in vowels[:5]])[:60]
@@ -129,7 +127,7 @@ def test_workers_share_sessions_and_one_that_is_killed_loses_none(
         with Client(server.address) as client:
             expected = run_of(client, values)
         for step in range(0, 60, 5):
-            # Each client is a connection of its own, to whichever worker.
+            # Each client has a connection of its own, to any worker.
             with Client(server.address, wait_for_ready=True) as client:
                 done = client.advance("s", values[step : step + 5], model="jv", start=step == 0, first_step=step)
             assert done.states is not None
@@ -142,7 +140,7 @@ def test_workers_share_sessions_and_one_that_is_killed_loses_none(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_restart_keeps_the_sessions_and_never_goes_back(
+def test_a_restart_keeps_the_sessions_and_reads_no_old_state(
     bundle_root: Path, workers: str, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     values = np.concatenate([series.values for series in vowels[:5]])[:60]
@@ -150,7 +148,7 @@ def test_a_restart_keeps_the_sessions_and_never_goes_back(
     options = ("--workers", workers, "--sessions-file", str(file))
     for begin in (0, 20):
         with ServerProcess(bundle_root, tmp_path / f"log{begin}", *options) as server:
-            assert not file.exists(), "what a running server has moved on must not be read again"
+            assert not file.exists(), "the file of a running server's sessions must not be read again"
             with Client(server.address) as client:
                 expected = run_of(client, values)
                 for step in range(begin, begin + 20, 4):
@@ -166,7 +164,7 @@ def test_a_restart_keeps_the_sessions_and_never_goes_back(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_step_of_the_wall_clock_ends_no_session(
+def test_a_step_of_the_wall_clock_expires_no_session(
     bundle_root: Path, workers: str, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     clock, values = WallClock(tmp_path / "clock"), vowels[0].values
@@ -184,7 +182,7 @@ def test_a_step_of_the_wall_clock_ends_no_session(
 
 
 @needs_redis
-def test_any_replica_goes_on_with_a_session_and_killed_ones_lose_nothing_they_answered(
+def test_any_replica_continues_a_session_and_a_killed_one_loses_no_answered_chunk(
     bundle_root: Path, vowels: Sequence[Series], redis_server: RedisServer, tmp_path: Path
 ) -> None:
     values = np.concatenate([series.values for series in vowels[:10]])[:120]
@@ -212,7 +210,7 @@ def test_any_replica_goes_on_with_a_session_and_killed_ones_lose_nothing_they_an
 
 
 @needs_redis
-def test_a_server_serves_on_without_its_redis_and_sessions_come_back_with_it(
+def test_a_server_without_its_redis_serves_other_calls(
     bundle_root: Path, vowels: Sequence[Series], tmp_path: Path
 ) -> None:
     values = vowels[0].values[:12]
@@ -237,7 +235,7 @@ def test_a_server_serves_on_without_its_redis_and_sessions_come_back_with_it(
             done = client.advance("s", values[4:8], first_step=4)
             assert done.states is not None
             assert done.states.tobytes() == expected[4:8].tobytes()
-            # One that is there and does not answer holds up nobody else.
+            # A Redis that hangs delays no other calls.
             redis_server.signal(signal.SIGSTOP)
             with pytest.raises((Unavailable, TimeoutError)):
                 client.advance("s", values[8:], timeout=1.0)

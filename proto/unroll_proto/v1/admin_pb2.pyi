@@ -27,25 +27,25 @@ class _VersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionS
     DESCRIPTOR: _descriptor.EnumDescriptor
     VERSION_STATE_UNSPECIFIED: _VersionState.ValueType  # 0
     VERSION_STATE_READY: _VersionState.ValueType  # 1
-    """It serves."""
+    """Takes new work."""
     VERSION_STATE_LOADING: _VersionState.ValueType  # 2
-    """It is verified and warmed up, and does not serve yet."""
+    """Is being verified, loaded and warmed up."""
     VERSION_STATE_LEAVING: _VersionState.ValueType  # 3
-    """It takes no new work and goes when what it has open ends."""
+    """Takes no new work; unloaded once no sequence and no session is on it."""
     VERSION_STATE_REFUSED: _VersionState.ValueType  # 4
-    """It can't be served; the reason says why."""
+    """Can't be served; the reason follows."""
 
 class VersionState(_VersionState, metaclass=_VersionStateEnumTypeWrapper): ...
 
 VERSION_STATE_UNSPECIFIED: VersionState.ValueType  # 0
 VERSION_STATE_READY: VersionState.ValueType  # 1
-"""It serves."""
+"""Takes new work."""
 VERSION_STATE_LOADING: VersionState.ValueType  # 2
-"""It is verified and warmed up, and does not serve yet."""
+"""Is being verified, loaded and warmed up."""
 VERSION_STATE_LEAVING: VersionState.ValueType  # 3
-"""It takes no new work and goes when what it has open ends."""
+"""Takes no new work; unloaded once no sequence and no session is on it."""
 VERSION_STATE_REFUSED: VersionState.ValueType  # 4
-"""It can't be served; the reason says why."""
+"""Can't be served; the reason follows."""
 Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
 
 @_typing.final
@@ -95,8 +95,8 @@ class ModelVersion(_message.Message):
     version: _builtins.int
     state: Global___VersionState.ValueType
     reason: _builtins.str
-    """Why it was refused; of a version that is READY, why what has taken its place on disk was. Names the workers where
-    they differ.
+    """Reason for REFUSED; for READY, the reason if newer files of the version were refused. Names the workers if they
+    differ.
     """
     def __init__(
         self,
