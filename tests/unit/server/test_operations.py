@@ -18,6 +18,7 @@ def exported() -> dict[str, tuple[str, set[str]]]:
     metrics.server.session("started")
     metrics.of("jv/1").serves(1)
     metrics.model_loaded("jv/1")
+    metrics.model_runs(1, "jv/1", "kernel", "avx2", "")
     metrics.method("/a.B/C", "unary").handled(0, 0.0)
     registry = CollectorRegistry()
     registry.register(metrics)
