@@ -1,4 +1,4 @@
-"""What is measured: samples with their spread, figures of contestants, claims held against a bar."""
+"""Results: samples with their spread, figures of contestants, claims held against a bar."""
 
 import statistics
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Figure:
-    """What one contestant did.
+    """Samples of one contestant.
 
     Attributes:
         contestant: Its name.
@@ -83,7 +83,7 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Whether the median holds the bar; what was not measured does not."""
+        """True if the median holds the bar; what was not measured does not."""
         if not self.samples:
             return False
         # bool: the samples may be numpy's.
@@ -127,7 +127,7 @@ class Verdict:
 
 @dataclass
 class Outcome:
-    """What one row of the table gave.
+    """Results of one row of the table.
 
     Attributes:
         key: The row's name on the command line.

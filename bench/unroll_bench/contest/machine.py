@@ -11,14 +11,14 @@ LIBRARIES = ("grpcio", "numpy", "onnxruntime", "protobuf", "torch")
 
 
 class Cores(NamedTuple):
-    """Who runs where."""
+    """Cores of the load generator and of what is measured."""
 
     client: int
     server: int
 
     @property
     def apart(self) -> bool:
-        """Whether the two do not get in each other's way."""
+        """True if the two do not get in each other's way."""
         return self.client != self.server
 
 
@@ -29,7 +29,7 @@ def cores() -> Cores:
 
 
 def describe(pinned: Cores) -> dict[str, str]:
-    """What a reader must know to compare: processor, cores, system, library versions."""
+    """Describes the machine for comparisons: processor, cores, system, library versions."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return {
         "cpu": cpu_name(),

@@ -31,25 +31,20 @@ class Session:
         peers: Contestants beside those that are always there.
         rounds: Repeats of each measurement.
         seconds: Length of each measurement.
-        report: Called with what is being done.
     """
 
-    def __init__(
-        self, folder: Path, cores: Cores, peers: set[str], rounds: int, seconds: float, report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, cores: Cores, peers: set[str], rounds: int, seconds: float) -> None:
         self.cores = cores
         self.peers = peers
         self.rounds = rounds
         self.seconds = seconds
         self._servers: dict[str, Server] = {}
         self._folder = folder
-        self._report = report
         self._stack = AsyncExitStack()
         self._pool: ProcessPoolExecutor | None = None
 
     async def repository(self) -> Path:
         """Returns the model repository, which the first call exports, with proof."""
-        self._report("exporting")
         return await asyncio.to_thread(network.export, self._folder)
 
     async def server(self, contestant: str) -> Server:
@@ -70,7 +65,6 @@ class Session:
             StartError: it can't run here.
         """
         command = contestants.command(contestant, await self.repository())
-        self._report(f"starting {contestant}")
         server = await Server.start(command, self.cores.server, self._folder / f"{contestant}.log".replace(" ", "-"))
         try:
             yield server
@@ -93,7 +87,6 @@ class Session:
             except StartError as error:
                 outcome.notes.append(f"{name}: {error}")
                 continue
-            self._report(f"checking {name}")
             ask = triton if name == contestants.TRITON else classifier
             there[name] = await ask(name, server.address, groups, expected)
         return there
@@ -109,9 +102,8 @@ class Session:
     async def in_turns(self, measures: Mapping[K, Callable[[], Awaitable[T]]]) -> dict[K, list[T]]:
         """Runs every measure once a round, in turns, so that what else the machine does hits all alike."""
         results: dict[K, list[T]] = {name: [] for name in measures}
-        for turn in range(self.rounds):
+        for _ in range(self.rounds):
             for name, measure in measures.items():
-                self._report(f"round {turn + 1} of {self.rounds}: {name}")
                 results[name].append(await measure())
         return results
 

@@ -1,11 +1,11 @@
-"""The report: a table on the terminal, Markdown, JSON."""
+"""The report: lines for a terminal, Markdown, JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import click
 
 from unroll_bench.contest.figures import Outcome, Verdict
 
@@ -19,20 +19,16 @@ def word(verdict: Verdict) -> str:
     return "met" if verdict.met else "not met"
 
 
-def terminal(outcomes: Sequence[Outcome]) -> Table:
-    """Every verdict in a row."""
-    table = Table(*HEADER, title="make bench", show_lines=False)
-    for outcome in outcomes:
-        what = f"{outcome.key}: {outcome.what}"
-        if outcome.problem:
-            table.add_row(what, outcome.problem, "", "", "[red]failed[/]", end_section=True)
-        for verdict in outcome.verdicts:
-            style = "green" if verdict.met else "red"
-            last = verdict is outcome.verdicts[-1]
-            cells = (what, verdict.claim, verdict.measured, verdict.asked, f"[{style}]{word(verdict)}[/]")
-            table.add_row(*cells, end_section=last)
-            what = ""
-    return table
+def lines(outcome: Outcome) -> Iterator[str]:
+    """Yields an outcome for a terminal: a line for each verdict and each note."""
+    for verdict in outcome.verdicts:
+        result = word(verdict)
+        color = "green" if verdict.met else "red"
+        yield f"{verdict.claim}: {verdict.measured}; {verdict.asked}: {click.style(result, fg=color)}"
+    for note in outcome.notes:
+        yield click.style(note, dim=True)
+    if outcome.problem:
+        yield click.style(outcome.problem, fg="red")
 
 
 def markdown(machine: Mapping[str, str], outcomes: Sequence[Outcome]) -> str:

@@ -1,4 +1,4 @@
-"""Whether a server's answers are right, by what can be known without the model."""
+"""Checks of answers, by what can be known without the model."""
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -33,7 +33,7 @@ class ClassifyCheck:
         self._first_logits: NDArray[np.float32] | None = None
 
     def __call__(self, answer: bytes) -> bool:
-        """Whether an answer, a serialized ClassifyResponse, is right."""
+        """Returns True if an answer, a serialized ClassifyResponse, is right."""
         # The same bytes say the same, which spares reading nearly all of them.
         if answer == self._first:
             return True
@@ -84,7 +84,7 @@ class StepsCheck:
         self._room = _REMEMBERED_BYTES // self._row
 
     def __call__(self, steps: pb.Steps) -> bool:
-        """Whether an answer is right."""
+        """Returns True if an answer is right."""
         first, row, states = steps.first_step, self._row, steps.states
         if len(states) != steps.count * row:
             return False

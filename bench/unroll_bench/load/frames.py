@@ -80,7 +80,7 @@ def frame_start(size: int, kind: int, flags: int) -> bytes:
 
 
 def opening() -> bytes:
-    """What a client sends first: no header tables, no pushes, windows as large as can be."""
+    """Returns the first bytes of a client: no header tables, no pushes, windows as large as can be."""
     # HEADER_TABLE_SIZE 0 makes each block that the peer sends mean the same wherever it stands.
     settings = ((1, 0), (2, 0), (INITIAL_WINDOW_SIZE, RECEIVE_WINDOW))
     return b"".join(
@@ -126,7 +126,7 @@ class Blocks:
         self._decoder.max_allowed_table_size = 0
 
     def outcome(self, block: bytes) -> str | None:
-        """What a block says of its call.
+        """Reads the outcome of a call out of a header block.
 
         Returns:
             None where the call goes on; "OK"; or the status's name and message ("NOT_FOUND: no such model").

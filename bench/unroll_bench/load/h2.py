@@ -129,7 +129,7 @@ class Connection(Receiver):
 
     @property
     def was_used(self) -> bool:
-        """Whether a call was started."""
+        """True if a call was started."""
         return self._next > 1
 
     # What asyncio calls.

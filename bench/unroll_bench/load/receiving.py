@@ -25,7 +25,7 @@ class Receiver(asyncio.BufferedProtocol):
         self._received = 0  # bytes that the peer doesn't know we have taken
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """Returns the room for the next bytes."""
         return self._view[self._filled :]
 
     def buffer_updated(self, count: int) -> None:

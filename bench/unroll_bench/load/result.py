@@ -57,7 +57,7 @@ class Result:
 
 
 class Tally:
-    """What a run counts as it goes; whoever holds it can look at it meanwhile.
+    """Counters of a run, which can be read while it goes on.
 
     Attributes:
         latencies: Seconds, of the calls measured so far.

@@ -56,7 +56,7 @@ class _Caller(Stream):
 
 
 class _Run:
-    """What both loops share: connections, calls, the clock of the window."""
+    """Connections, calls and the clock of the window, shared by both loops."""
 
     def __init__(
         self, address: str | Peer, calls: Sequence[Call], connections: int, tally: Tally | None, seconds: float

@@ -31,7 +31,7 @@ ONE_THREAD, TWO_THREADS = "engine in process, one thread", "engine in process, t
 SEQUENCES, LENGTH = 1000, 29
 ROUNDS = 15
 SECONDS = 0.04
-"""How long a contestant runs in a round, about."""
+"""Time of a contestant in a round, about."""
 # Cell, features, hidden, lanes, steps, and the bars by contestant.
 CASES: tuple[tuple[str, int, int, int, int, dict[str, float]], ...] = (
     ("RNN", 12, 128, 64, STEPS, {OPERATOR: 5, SCAN: 1.35}),

@@ -1,1 +1,1 @@
-"""What we are held against: servers that each run as a process of their own."""
+"""Servers that ours is held against, each a process of its own."""
