@@ -94,6 +94,7 @@ class AdmissionController:
         self._max_bytes = max_bytes
         self._quota_of = quota_of
         self._metrics = metrics or NoMetrics()
+        self._gauges = self._metrics.queued
         self._clock = clock
         # Timesteps queued by identity, if there are quotas.
         self._queued: defaultdict[str, int] = defaultdict(int)
@@ -116,7 +117,7 @@ class AdmissionController:
                 self._refuse_full(BYTES, now)
             self._check_time(job.deadline, steps, now, job.interactive)
         else:
-            self._rate.begin(now)
+            self._rate.since = now
         if self._quota_of:
             self._check_quota(job.owner, steps, now)
             self._queued[job.owner] += steps
@@ -124,7 +125,7 @@ class AdmissionController:
         self.bytes += size
         job.due = _FIRST if job.interactive else int(min(job.deadline, now + IMPLICIT_DEADLINE) / GRAIN)
         self._due[job.due] += steps
-        self._metrics.queued(self.steps, self.bytes)
+        self._gauges[0], self._gauges[1] = self.steps, self.bytes
 
     def release(self, job: Admissible) -> None:
         """Takes a job off the account; its steps count for the rate if it is over and was not cancelled."""
@@ -141,7 +142,7 @@ class AdmissionController:
         else:
             del self._due[job.due]
         self._rate.end(steps if job.over and not job.cancelled else 0, self.steps, self._clock())
-        self._metrics.queued(self.steps, self.bytes)
+        self._gauges[0], self._gauges[1] = self.steps, self.bytes
 
     def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
         """Refuses a call whose message is not read yet, if its jobs are sure to be refused.
@@ -216,14 +217,17 @@ class ServiceRate:
     Args:
         ample: Units that must be queued throughout a window for it to show the full rate. With fewer the measured rate
             can be too low, never too high.
+
+    Attributes:
+        since: Time of the window's begin, or of the last time that the queue filled, which sets it.
     """
 
     def __init__(self, ample: float) -> None:
         self._ample = ample
         self._rate: float | None = None
         self._until = -math.inf
-        # The window: its begin, or when the queue last filled; busy seconds before; units served; fewest queued.
-        self._since = 0.0
+        self.since = 0.0
+        # Of the window: busy seconds before `since`; units served; fewest queued.
         self._busy = 0.0
         self._done = 0.0
         self._least = math.inf
@@ -231,10 +235,6 @@ class ServiceRate:
     def of(self, now: float) -> float | None:
         """Units served a second under load; None if not measured of late."""
         return self._rate if now < self._until else None
-
-    def begin(self, now: float) -> None:
-        """Records that the queue is no longer empty."""
-        self._since = now
 
     def end(self, done: float, left: float, now: float) -> None:
         """Records that units left the queue.
@@ -247,11 +247,11 @@ class ServiceRate:
         self._least = min(self._least, left)
         self._done += done
         if not left:
-            self._busy += now - self._since
-            self._since = now
-        if done and (seconds := self._busy + now - self._since) >= RATE_WINDOW:
+            self._busy += now - self.since
+            self.since = now
+        if done and (seconds := self._busy + now - self.since) >= RATE_WINDOW:
             self._learn(self._done / seconds, now)
-            self._since, self._busy, self._done, self._least = now, 0.0, 0.0, left
+            self.since, self._busy, self._done, self._least = now, 0.0, 0.0, left
 
     def _learn(self, measured: float, now: float) -> None:
         known = self.of(now)

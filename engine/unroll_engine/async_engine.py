@@ -32,6 +32,10 @@ TURNS = 16
 """Turns of the event loop without a new job, at most, before a tick runs."""
 
 
+def _nothing(_: None) -> None:
+    pass
+
+
 class _ModelChange(NamedTuple):
     """A model to add or to remove."""
 
@@ -111,14 +115,16 @@ class AsyncEngine:
             InternalError: the runtime failed.
         """
         done = self._loop.create_future()
-        # The caller may have left before the batch ends.
-        batch.on_end = lambda: None if done.done() else done.set_result(None)
+        batch.on_end = done.set_result
         self.start(batch)
         try:
             await done
         finally:
+            # The caller may leave before the batch ends.
+            batch.on_end = _nothing
             self.end(batch)
-        batch.raise_error()
+        if batch.error:
+            batch.raise_error()
 
     def start(self, job: Job) -> None:
         """Queues a job; `end` must be called when it is over or its caller leaves.
@@ -149,7 +155,8 @@ class AsyncEngine:
         self._inbox.append(entry)
         # The thread reads the inbox once more after it cleared its flag, so no entry is left in it.
         if not (self._threaded or self._scheduled):
-            self._schedule()
+            self._scheduled = True
+            self._loop.call_soon(self._run_on_loop)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -194,9 +201,17 @@ class AsyncEngine:
         begin = now = time.monotonic()
         until = begin + LOOP_BUDGET
         while True:
-            if self._inbox:
-                self._take_inbox()
-            seconds = self._core.prepare(now)
+            seconds = None
+            if len(self._inbox) == 1:
+                entry = self._inbox[0]
+                if not isinstance(entry, _ModelChange) and not entry.arrived:
+                    seconds = self._core.plan_single(entry, now)
+            if seconds is not None:
+                self._inbox.clear()
+            else:
+                if self._inbox:
+                    self._take_inbox()
+                seconds = self._core.prepare(now)
             if seconds is None:
                 deliver(self._core.events())
                 return

@@ -129,7 +129,7 @@ class EngineCore:
 
     Attributes:
         backlog: Whether jobs wait for lanes: then a job that arrives now can't join the next tick.
-        idle: Whether there was nothing left to run after the last tick; jobs may have been added since.
+        idle: True if there is nothing to run.
     """
 
     def __init__(
@@ -183,6 +183,7 @@ class EngineCore:
         """Queues a job that arrived at time `now`."""
         each = self._queues[job.model]
         each.queue.add(job, now)
+        self.idle = False
         if job.interactive:
             each.last_interactive = now
 
@@ -220,7 +221,28 @@ class EngineCore:
                 return seconds
         if self._retiring:
             self._remove_idle()
+        self.idle = not self._retiring
         return None
+
+    def plan_single(self, job: Job, now: float) -> float | None:
+        """Plans a tick of a job that arrived at time `now`, past the queue and the lanes.
+
+        Returns:
+            Seconds that the tick is expected to take; None if the job must be added, since others run or it is not
+            one short sequence.
+        """
+        each = self._queues[job.model]
+        if not self.idle or job.deadline <= now or not each.lanes.fits_single(job):
+            return None
+        self.idle = False
+        job.arrived = now
+        job.taken = 1
+        if job.interactive:
+            each.last_interactive = now
+        each.record_start(job, now)
+        self._planned, self._single, self._steps = each, job, job.steps
+        # As TickCost.seconds.
+        return each.cost.fixed + (each.cost.step + each.cost.lane) * job.steps
 
     def _plan(self, each: ModelQueue, now: float) -> float | None:
         """Plans a tick of one model; see `prepare`."""

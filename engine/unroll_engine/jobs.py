@@ -69,9 +69,9 @@ class _Job:
         model: Model,
         values: Float32Array,
         offsets: NDArray[np.int64],
-        initial_state: State | None,
-        keeps_states: bool,
-        deadline: float,
+        initial_state: State | None = None,
+        keeps_states: bool = False,
+        deadline: float = math.inf,
         owner: str = "",
         trace: Trace | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class BatchJob(_Job):
     """Sequences to classify by their last steps, answered together.
 
     Attributes:
-        on_end: Called once, when the job is over.
+        on_end: Called once with None, when the job is over.
         error: Why it failed; None if it did not.
         logits: float32 [sequences, output_size]; this and the following are complete when the job is over.
         probabilities: float32 [sequences, classes].
@@ -108,28 +108,15 @@ class BatchJob(_Job):
         final_state: [num_layers, sequences, hidden_size] each if `keeps_states`, else None.
     """
 
-    __slots__ = ("_missing", "error", "final_state", "labels", "logits", "on_end", "probabilities")
     interactive = False
-
-    def __init__(
-        self,
-        model: Model,
-        values: Float32Array,
-        offsets: NDArray[np.int64],
-        initial_state: State | None = None,
-        keeps_states: bool = False,
-        deadline: float = math.inf,
-        owner: str = "",
-        trace: Trace | None = None,
-    ) -> None:
-        super().__init__(model, values, offsets, initial_state, keeps_states, deadline, owner, trace)
-        self.on_end: Callable[[], None] = _nothing
-        self.error: RequestError | None = None
-        self.logits: Float32Array
-        self.probabilities: Float32Array
-        self.labels: NDArray[np.intp]
-        self.final_state: State | None = None
-        self._missing = self.size
+    # Defaults on the class: a job is made by one call.
+    on_end: Callable[[None], object] = staticmethod(lambda _: None)
+    error: RequestError | None = None
+    logits: Float32Array
+    probabilities: Float32Array
+    labels: NDArray[np.intp]
+    final_state: State | None = None
+    _done = 0
 
     def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
         """Takes the ends of sequences.
@@ -146,14 +133,14 @@ class BatchJob(_Job):
         if size == 1:
             self.logits, self.final_state = logits, state
             return True
-        if self._missing == size:
+        if not self._done:
             self.logits = np.empty((size, logits.shape[1]), np.float32)
             self.final_state = self.model.spec.zero_state(size) if self.keeps_states else None
         self.logits[indices] = logits
         for kept, value in zip(self.final_state or (), state or (), strict=True):
             kept[:, indices] = value
-        self._missing -= len(indices)
-        return not self._missing
+        self._done += len(indices)
+        return self._done == size
 
     def make_results(self) -> None:
         """Makes the arrays that a runtime writes the ends of sequences to by itself: `logits`, `final_state`."""
@@ -162,8 +149,8 @@ class BatchJob(_Job):
 
     def sequences_done(self, count: int) -> bool:
         """Records that the ends of further sequences are written; returns as `lanes_done`."""
-        self._missing -= count
-        return not self._missing
+        self._done += count
+        return self._done == self.size
 
     def deliver(self, event: object) -> None:
         """Ends the job: all lanes are done."""
@@ -173,14 +160,14 @@ class BatchJob(_Job):
             self.fail(_not_finite(self.model, f"of sequence {lost} "))
             return
         self.over = True
-        self.on_end()
+        self.on_end(None)
 
     def fail(self, error: RequestError) -> None:
         """Ends the job with an error; ignored if it is over."""
         if not self.over:
             self.over = True
             self.error = error
-            self.on_end()
+            self.on_end(None)
 
     def raise_error(self) -> None:
         """Raises the error that the job failed with, if any."""
@@ -292,10 +279,6 @@ Job = BatchJob | ChunkJob
 
 Emit = Callable[[tuple[Job, object]], None]
 """Collects an event for a job: a list's append."""
-
-
-def _nothing() -> None:
-    pass
 
 
 def _not_finite(model: Model, whose: str) -> RequestError:

@@ -31,11 +31,20 @@ class ModelMetrics(Protocol):
         ...
 
 
+class Gauges(Protocol):
+    """Numbers that are written by their index."""
+
+    def __setitem__(self, index: int, value: float, /) -> None:
+        """Sets a number."""
+        ...
+
+
 class QueueMetrics(Protocol):
     """Counters of the queue of all models."""
 
-    def queued(self, steps: int, size: int) -> None:
-        """Records the timesteps and the bytes that are admitted and not yet answered."""
+    @property
+    def queued(self) -> Gauges:
+        """Takes the timesteps and the bytes that are admitted and not yet answered, as [steps, bytes]."""
         ...
 
     def refused(self, cause: str) -> None:
@@ -64,6 +73,11 @@ class NoMetrics:
         """See Metrics."""
         return self
 
+    @property
+    def queued(self) -> Gauges:
+        """See QueueMetrics."""
+        return [0.0, 0.0]
+
     def of(self, model: str) -> "NoMetrics":
         """See Metrics."""
         return self
@@ -79,9 +93,6 @@ class NoMetrics:
 
     def serves(self, more: int) -> None:
         """See ModelMetrics."""
-
-    def queued(self, steps: int, size: int) -> None:
-        """See QueueMetrics."""
 
     def refused(self, cause: str) -> None:
         """See QueueMetrics."""

@@ -141,13 +141,8 @@ class Slots:
             emit((job, job.ended(chunk.final)))
             return
         job.make_results()
-        self._network.run_one(
-            job.values,
-            _only(job.initial_state),
-            final_state=_only(job.final_state),
-            logits=job.logits[0],
-        )
-        job.sequences_done(1)
+        initial, final = job.initial_state and _only(job.initial_state), job.final_state and _only(job.final_state)
+        self._network.packed.run_one(job.values, initial, final, None, job.logits[0])
         complete([job])
         emit((job, job))
 

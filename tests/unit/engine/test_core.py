@@ -59,3 +59,35 @@ async def test_a_cancelled_job_frees_its_places_in_mid_flight_and_no_other_s() -
     for index in range(3):
         logits, _, _ = alone(model, values[40 * index : 40 * index + 40], None)
         assert staying.logits[index].tobytes() == logits[-1].tobytes()
+
+
+async def test_a_lone_short_sequence_runs_past_the_queue_and_others_do_not() -> None:
+    model = served(random_network(), "single")
+    core = EngineCore([model], 8, 5, Counting())
+    now = time.monotonic()
+    expired = batch(model, 1, 5)
+    expired.deadline = now
+    for job in (expired, batch(model, 2, 5), batch(model, 1, 10**4)):
+        assert core.plan_single(job, now) is None
+    assert core.idle
+
+    lone = batch(model, 1, 5)
+    assert core.plan_single(lone, now) is not None
+    assert core.plan_single(batch(model, 1, 5), now) is None
+    core.run()
+    assert [job for job, _ in core.events()] == [lone]
+    assert lone.logits[0].tobytes() == alone(model, lone.values, None)[0][-1].tobytes()
+
+    core.add(batch(model, 1, 5), now)
+    assert core.plan_single(batch(model, 1, 5), now) is None
+
+
+async def test_an_engine_is_idle_again_once_what_was_queued_is_dropped() -> None:
+    model = served(random_network(), "dropped")
+    core = EngineCore([model], 8, 5, Counting())
+    late = batch(model, 1, 5)
+    late.deadline = 0.0
+    core.add(late, time.monotonic())
+    assert not core.idle
+    assert core.prepare(time.monotonic()) is None
+    assert core.idle

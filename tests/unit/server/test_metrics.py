@@ -113,7 +113,7 @@ def test_the_server_s_own_figures() -> None:
     metrics.server.session("started")
     metrics.server.session("a new one")
     metrics.server.refused("steps")
-    metrics.server.queued(7, 99)
+    metrics.server.queued[0], metrics.server.queued[1] = 7, 99
     metrics.server.tasks(5)
     metrics.model_refused("jv/2")
     metrics.model_loaded("jv/1")
@@ -167,7 +167,7 @@ def test_gauges_are_those_of_the_workers_that_live(tmp_path: Path) -> None:
     living = [0, 1]
     for worker in living:
         metrics = Metrics(tmp_path, worker)
-        metrics.server.queued(10, 100)
+        metrics.server.queued[0], metrics.server.queued[1] = 10, 100
         metrics.of("jv/1").serves(1)
         metrics.of("jv/1").opened()
         metrics.of("jv/1").waited(0.1)

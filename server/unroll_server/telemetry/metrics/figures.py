@@ -152,11 +152,16 @@ class CallMetrics:
 
 
 class ServerMetrics:
-    """The figures of no model in particular. Its place is `Metrics.server`."""
+    """The figures of no model in particular. Its place is `Metrics.server`.
+
+    Attributes:
+        queued: Timesteps and bytes that are admitted and not yet answered, [2]; written to by the engine.
+    """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._figures = memory.of("server", "", SERVER_SIZE)
+        self.queued = self._figures[QUEUED_STEPS : QUEUED_BYTES + 1]
         self._counts: dict[tuple[str, str], memoryview[float]] = {}
         # A counter that is there before it counts shows its first event as one.
         for outcome in OUTCOMES:
@@ -183,11 +188,6 @@ class ServerMetrics:
                 caller has had its share), "unread" (too many answers of its connection wait to be read).
         """
         self._count("refused", cause, 1)
-
-    def queued(self, steps: int, size: int) -> None:
-        """Notes how many timesteps and bytes are accepted and not yet answered."""
-        self._figures[QUEUED_STEPS] = steps
-        self._figures[QUEUED_BYTES] = size
 
     def tasks(self, count: int) -> None:
         """Notes how many tasks the event loop has."""
