@@ -251,14 +251,9 @@ class Repository:
             self._engine.add_model(model)
             loaded, current = "replaced" if current else "loaded", self._catalog.add(model)
             self._metrics.model_loaded(str(key))
-            self._count_runtime(model, 1)
             _log.info("%s %s, run by %s", key, loaded, model.runtime_text)
         self._files[key] = VersionFiles(seen, current)
         return True
-
-    def _count_runtime(self, model: Model, more: int) -> None:
-        runtime = model.runtime
-        self._metrics.model_runs(more, str(model.spec.key), runtime.name, runtime.variant, model.runtime_note)
 
     def _load(self, key: ModelKey, current: Model | None, others: list[Model]) -> Model:
         """Verifies and loads a version, on the thread; returns `current` if that has the same content."""
@@ -282,7 +277,6 @@ class Repository:
             if version.acquisitions == acquisitions:
                 self._catalog.remove(version)
                 self._engine.remove_model(version.model)
-                self._count_runtime(version.model, -1)
                 if key not in self._files:
                     self._metrics.model_removed(str(key))
                 _log.info("%s unloaded", key)

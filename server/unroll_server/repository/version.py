@@ -49,7 +49,7 @@ class LoadedVersion:
 
     Args:
         model: The model.
-        metrics: Counts the open sequences.
+        metrics: Counts the version by its runtime, and its open sequences.
         on_idle: Called when a draining version has lost its last reference, or had none.
         clock: Seconds that never step.
 
@@ -78,6 +78,7 @@ class LoadedVersion:
         self._metrics = metrics
         self._on_idle = on_idle
         self._clock = clock
+        self._count(1)
 
     @property
     def spec(self) -> ModelSpec:
@@ -130,10 +131,15 @@ class LoadedVersion:
     def unload(self) -> None:
         """DRAINING -> UNLOADED: nothing may run on it any more."""
         self._enter(VersionState.UNLOADED)
+        self._count(-1)
 
     def _enter(self, state: VersionState) -> None:
         self.state = state
         self.since = self._clock()
+
+    def _count(self, more: int) -> None:
+        runtime, note = self.model.runtime, self.model.runtime_note
+        self._metrics.model_runs(more, str(self.key), runtime.name, runtime.variant, note)
 
 
 @dataclass(slots=True)

@@ -47,18 +47,23 @@ def test_states_have_the_names_that_the_wire_has() -> None:
     assert [str(state) for state in VersionState] == ["LOADING", "READY", "LEAVING", "UNLOADED", "REFUSED"]
 
 
-def test_open_sequences_are_counted_by_the_metrics() -> None:
+def test_metrics_count_the_loaded_versions_and_their_open_sequences() -> None:
     metrics = Metrics()
     metrics.of("m/1").serves(1)
+
+    def gauge(name: str) -> list[float]:
+        (family,) = [family for family in metrics.collect() if family.name == name]
+        return [sample.value for sample in family.samples]
+
     version = LoadedVersion(MODEL, metrics)
-
-    def opened() -> float:
-        (family,) = [family for family in metrics.collect() if family.name == "unroll_open_sequences"]
-        return family.samples[0].value
-
+    assert gauge("unroll_model_runtime") == [1]
     version.acquire()
     version.acquire()
-    assert opened() == 2
+    assert gauge("unroll_open_sequences") == [2]
     version.release()
     version.release()
-    assert opened() == 0
+    assert gauge("unroll_open_sequences") == [0]
+    version.drain()
+    assert gauge("unroll_model_runtime") == [1]
+    version.unload()
+    assert gauge("unroll_model_runtime") == []
