@@ -290,6 +290,7 @@ async def serve_until_stopped(
             address = await service.transport.start()
             _log.info("the %s transport serves on %s", service.transport.name, address)
             service.sessions.store.confirm_takeover()
+            _log.info("serving on the event loop of %s", type(asyncio.get_running_loop()).__module__.partition(".")[0])
             started(service, address)
             await stop.wait()
             await service.drain()

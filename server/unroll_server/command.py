@@ -8,7 +8,7 @@ from click.core import ParameterSource
 from unroll_proto import cli
 from unroll_server.config import Settings, Tuning
 from unroll_server.errors import SessionsLostError, StartupError, UndrainedError
-from unroll_server.process import allow_descriptors, configure_logging, run
+from unroll_server.process import allow_descriptors, configure_logging, run, serving_event_loop
 from unroll_server.sources import Sources, flag, schema, suggestion
 
 _SECTIONS = {
@@ -106,9 +106,12 @@ def command(context: click.Context, /, **options: Any) -> None:
             # A parent of workers imports neither models nor gRPC.
             if settings.workers == 1:
                 from unroll_server.app import serve
+
+                run(serve(settings, click.echo), serving_event_loop)
             else:
                 from unroll_server.workers.supervisor import serve
-            run(serve(settings, click.echo))
+
+                run(serve(settings, click.echo))
     except StartupError as error:
         raise cli.InputError(str(error)) from None
     except (SessionsLostError, UndrainedError) as error:

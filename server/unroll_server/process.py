@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -112,13 +112,27 @@ def _quoted(value: Any) -> str:
     return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
-def run(serving: Coroutine[Any, Any, None]) -> None:
+def run(
+    main: Coroutine[Any, Any, None], new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+) -> None:
     """Runs a coroutine on a new event loop, and leaves the loop open.
 
     Closing the loop would restore the default action of signals while the process has yet to report its exit code, and
     would wait for the default executor's threads. The process must end by `stopping.end`.
     """
-    asyncio.Runner().run(serving)
+    asyncio.Runner(loop_factory=new_event_loop).run(main)
+
+
+def serving_event_loop() -> asyncio.AbstractEventLoop:
+    """Creates the event loop of a serving process: uvloop's if it is installed.
+
+    A supervisor has no use for it. uvloop starts a process with the GIL held until the process executes its program.
+    """
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return new_event_loop()
 
 
 class Stop(asyncio.Event):

@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import wire
 from support.bundles import publish
 from support.operators import admin_address, channel_to, metrics_address
-from support.processes import PATIENCE, ServerProcess
+from support.processes import PATIENCE, ServerProcess, without
 from support.redis_server import RedisServer, redis_executable
 from support.workers import wait_until_gone, workers_of
 
@@ -135,7 +135,7 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
         yield "--workers", workers, "--sessions", redis.url
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "missing"), [(0, None), (1, "uvloop"), (2, None)])
 async def test_signals_to_any_processes_in_any_order_lose_nothing(
     bundle_root: Path,
     tmp_path: Path,
@@ -143,14 +143,17 @@ async def test_signals_to_any_processes_in_any_order_lose_nothing(
     vowels: list[Sequence],
     options: tuple[str, ...],
     seed: int,
+    missing: str | None,
 ) -> None:
     """The first seed signals every process, as systemd does, then some of them, in part twice, as the others do."""
+    env = without(missing, tmp_path) if missing else {}
+    options = (*options, "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     chance = random.Random(seed)  # noqa: S311
     values = vowels[seed].values
     steps = [0] * CONNECTIONS
     for number in range(2):
         log = tmp_path / f"log{number}"
-        with ServerProcess(bundle_root, log, *options, "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0") as process:
+        with ServerProcess(bundle_root, log, *options, env=env) as process:
             processes = [process.process.pid, *workers_of(process.process.pid)]
             some = processes if number == seed == 0 else chance.sample(processes, chance.randint(1, len(processes)))
             targets = some * chance.randint(1, 2)
@@ -165,6 +168,7 @@ async def test_signals_to_any_processes_in_any_order_lose_nothing(
             assert process.wait() == 0, process.log
         wait_until_gone(*processes)
         assert " ERROR " not in process.log
+        assert not missing or "serving on the event loop of asyncio" in process.log
         # The next round goes on with the sessions, each exactly behind its last answer.
         steps = [caller.steps for caller in callers]
     await resume_elsewhere(server, callers, values)

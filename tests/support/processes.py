@@ -36,6 +36,12 @@ def run(
     return done
 
 
+def without(package: str, folder: Path) -> dict[str, str]:
+    """Returns the environment of a process that can't import a package, by a file in `folder`."""
+    (folder / f"{package}.py").write_text(f"raise ImportError({package!r}, name={package!r})\n")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
+
+
 class Holding(NamedTuple):
     """What a process holds: bytes resident, open descriptors, threads."""
 

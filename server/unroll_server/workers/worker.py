@@ -21,7 +21,7 @@ from unroll_server.app import serve_until_stopped
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError, UndrainedError
 from unroll_server.identity.quotas import Quotas
-from unroll_server.process import Stop, configure_logging, run
+from unroll_server.process import Stop, configure_logging, run, serving_event_loop
 from unroll_server.stopping import end
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.workers.protocol import DRAINED, FAILED, REFUSED, UNDRAINED, Report
@@ -78,4 +78,4 @@ def _end_without_supervisor(runtime_dir: RuntimeDir) -> None:
 
 
 if __name__ == "__main__":
-    run(serve(RuntimeDir(Path(sys.argv[1])), int(sys.argv[2]), REPORT))
+    run(serve(RuntimeDir(Path(sys.argv[1])), int(sys.argv[2]), REPORT), serving_event_loop)
