@@ -1,4 +1,4 @@
-"""Settings -> wiring -> serve: the one place that knows every part."""
+"""Wires the parts of a serving process from its settings, serves, and drains. The one module that knows every part."""
 
 import asyncio
 import gc
@@ -57,15 +57,15 @@ WORKING = {
     f"/{SERVICE}/Advance": True,
     "/inference.GRPCInferenceService/ModelInfer": False,
 }
-"""The unary methods that bring the engine work, and whether that goes before bulk work, as far as is known unread."""
+"""Unary methods that give the engine work; True if that goes before bulk work, as far as the path alone shows."""
 PROBES = {
     f"/{health.SERVICE}/Check",
     *(f"/{inference.SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady")),
 }
-"""The unary methods that a draining server still answers."""
+"""Unary methods that a draining server still answers."""
 GC_THRESHOLD = (20_000, 20, 20)
-"""Objects, and collections of younger ones, between collections. By default it is 700, some ten requests."""
-BETWEEN_COUNTS = 2.0
+"""Thresholds of the garbage collector. Its default is a collection every 700 objects, which is some ten requests."""
+TASK_COUNT_INTERVAL = 2.0
 """Seconds between counts of the event loop's tasks."""
 HALF_CLOSE_TIMEOUT = 1.0
 """Seconds that a draining server gives callers to read the last message of a stream; at most half the drain timeout."""
@@ -75,17 +75,17 @@ class Service:
     """Models, engine and servicers on a transport. Made on the event loop that it serves on.
 
     Args:
-        settings: What was asked for.
-        figures: Where the engine counts.
+        settings: Settings of the server.
+        figures: Metrics of this process.
         make_transport: Makes the transport that serves the methods of a registry.
         make_quotas: Makes the quotas of the identities.
 
     Attributes:
-        observer: Told of every call.
+        observer: Counts, logs and traces every call.
         admin: Servicer of unroll.v1.AdminService.
-        identities: Who is known.
+        identities: The known identities.
         transport: The transport.
-        sessions: What is kept for callers that hold no state.
+        sessions: The sessions.
 
     Raises:
         StartupError: it can't serve as configured.
@@ -124,14 +124,14 @@ class Service:
             self._engine,
             figures,
             count_sessions=store.count,
-            on_change=self._tell_health,
+            on_change=self._report_health,
             keep=settings.versions_kept,
             # Every worker has retired a version whose files are gone at its second look.
             drain_at_least=2 * settings.models_poll + 1 if settings.workers > 1 else 0.0,
         )
         self._watcher = Watcher(self._repository, self._catalog, settings.models_poll)
         self._drain_streams = DrainStreams(*SERVICES)
-        # If callers are not told apart, no call pays for it.
+        # Without identities, no call pays for authentication.
         middleware: list[Middleware] = [self._auth] if settings.tokens or settings.tls_client_ca else []
         registry: Any = Registry(
             self.observer,
@@ -155,15 +155,15 @@ class Service:
             self._catalog, Inference(plane, Statistics(figures.memory)), self._repository.index
         )
         self._checks = Health()
-        # Models of which health says that they are served.
-        self._told: set[str] = set()
+        # Names that health has ever reported as SERVING.
+        self._reported: set[str] = set()
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, registry)
         add_reflection([*SERVICES, health.SERVICE], registry)
 
     async def open(self) -> None:
-        """Loads the models and says that it serves, to whom asks for its health.
+        """Loads the models, and reports SERVING to health checks.
 
         Raises:
             StartupError: nothing can be served.
@@ -175,7 +175,7 @@ class Service:
         self._watcher.start()
         self._watching = asyncio.create_task(self._auth.watch())
         self._count_tasks()
-        # What is loaded stays: the collector need not look at all of it again and again, in the middle of a tick.
+        # The loaded objects stay: frozen, they are not visited by each collection in the middle of a tick.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -184,22 +184,22 @@ class Service:
     def _count_tasks(self) -> None:
         loop = asyncio.get_running_loop()
         self._figures.server.tasks(len(asyncio.all_tasks(loop)))
-        loop.call_later(BETWEEN_COUNTS, self._count_tasks)
+        loop.call_later(TASK_COUNT_INTERVAL, self._count_tasks)
 
     @property
     def served(self) -> str:
-        """The models that are served, by name and version."""
+        """Versions that are served, NAME/VERSION, separated by commas."""
         return ", ".join(str(model.spec.key) for model in self._catalog.models)
 
-    async def _tell_health(self) -> None:
-        """Says of each model, by NAME and by NAME/VERSION, whether it takes new work."""
+    async def _report_health(self) -> None:
+        """Sets the health of each model, by NAME and by NAME/VERSION: SERVING if it takes new work."""
         served = {model.spec.key for model in self._catalog.models}
         names = {str(key) for key in served} | {key.name for key in served}
-        self._checks.set({name: name in names for name in sorted(names | self._told)})
-        self._told = names
+        self._checks.set({name: name in names for name in sorted(names | self._reported)})
+        self._reported = names
 
     async def drain(self) -> None:
-        """Lets calls in flight end and streams end with their snapshots, and takes no others.
+        """Takes no new calls; waits for those in flight, and for streams to end with their snapshots.
 
         Raises:
             UndrainedError: calls had not ended within the drain timeout.
@@ -216,7 +216,7 @@ class Service:
             raise UndrainedError(f"cancelled the calls that had not ended in --drain-timeout {self._drain_timeout:g} s")
 
     def close(self) -> None:
-        """Ends the engine, and what watches."""
+        """Ends the engine and the background tasks."""
         self._watcher.close()
         self._repository.close()
         if self._watching:
@@ -226,11 +226,11 @@ class Service:
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves in this process until SIGTERM or SIGINT; then drains. One before it serves ends it at once.
+    """Serves in this process until SIGTERM or SIGINT, then drains. A signal before it serves ends the process at once.
 
     Args:
-        settings: What was asked for.
-        announce: Told in one line what is served and where, once it is.
+        settings: Settings of the server.
+        announce: Called once it serves, with one line: the models and the address.
 
     Raises:
         StartupError: it can't start as configured.
@@ -252,7 +252,7 @@ def _administered(settings: Settings, service: Service) -> AbstractAsyncContextM
     from unroll_server.admin.channelz import Channelz
     from unroll_server.admin.listener import AdminListener
 
-    # Only the supervisor reaches a worker's, which is on a private socket.
+    # A worker's listener is on a private socket, which only the supervisor reaches.
     identities = service.identities if settings.workers == 1 else None
     return AdminListener(settings, service.admin, Channelz(), identities).serving()
 
@@ -267,10 +267,10 @@ async def serve_until_stopped(
     """Serves until `stop` is set, then drains. With several workers, this process is one of them.
 
     Args:
-        settings: What was asked for.
-        figures: Where the engine counts.
-        stop: Ends it, by a signal too once it serves.
-        started: Told what serves and where, once it does.
+        settings: Settings of the server.
+        figures: Metrics of this process.
+        stop: Request to stop, which signals make too once it serves.
+        started: Called once it serves, with the service and its address.
         make_quotas: See `Service`.
 
     Raises:
@@ -281,7 +281,7 @@ async def serve_until_stopped(
     service = Service(settings, figures, lambda registry: make_transport(settings, registry, share_port), make_quotas)
     try:
         if not share_port:
-            # Loading the models can take minutes, after which nobody watches any more.
+            # Checked before the models are loaded, which can take minutes.
             for checked in filter(None, (settings.listen_address, settings.admin_address)):
                 checked.check()
         await service.open()
