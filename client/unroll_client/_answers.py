@@ -1,4 +1,4 @@
-"""What a sequence waits for: one answer a message, which for a chunk comes in one piece or several."""
+"""Answers that a sequence waits for: one a message, which for a chunk arrives in one piece or several."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ class Message(Enum):
 class Answer:
     """The answer to one message, filled by the stream's reader and awaited by one caller.
 
-    The message can be sent again, to another server. What the caller has of its answer then comes once more, and is
-    dropped.
+    The message can be sent again, to another server. Parts of the answer that the caller has are then dropped.
 
     Attributes:
-        message: What was sent.
+        message: Kind of the message.
         first_step: Number of a chunk's first timestep.
         count: A chunk's timesteps; else 0.
         values: A chunk's values; else empty.
-        doomed: A message before it was refused, so that it will be as well.
-        repeated: It was sent more than once.
+        doomed: True if a message before it was refused, so that the server will refuse it as well.
+        repeated: True if it was sent more than once.
     """
 
     def __init__(self, message: Message, first_step: int = 0, count: int = 0, values: bytes = b"") -> None:
@@ -60,31 +59,31 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether all of it has come since it was last sent."""
+        """True if the whole answer has arrived since the message was last sent."""
         return self._next_step == self.end if self.message is Message.CHUNK else self._answered
 
     @property
     def known(self) -> bool:
-        """Whether all of it has come at some time: nobody waits for the rest."""
+        """True if the whole answer has arrived, from one server or several."""
         return self._seen == self.end if self.message is Message.CHUNK else self._answered
 
     @property
     def drained(self) -> bool:
-        """Whether all of it has come and been taken."""
+        """True if the whole answer has arrived and was taken by the caller."""
         return self.known and not self._received
 
     @property
     def refused(self) -> bool:
-        """Whether it failed."""
+        """True if the message failed."""
         return self._error is not None
 
     def again(self) -> None:
-        """Takes note that the message is sent again, so that its answer begins anew."""
+        """Records that the message is sent again, so that its answer starts over."""
         self.repeated = True
         self._next_step = self.first_step
 
     def request(self, key: str) -> pb.UnrollRequest:
-        """The message, for the sequence that a stream knows as `key`."""
+        """Returns the message, for the sequence with a key."""
         match self.message:
             case Message.CHUNK:
                 return pb.UnrollRequest(key=key, chunk=pb.Chunk(first_step=self.first_step, values=self.values))
@@ -92,12 +91,12 @@ class Answer:
                 return pb.UnrollRequest(key=key, take_snapshot=pb.TakeSnapshot())
             case Message.CLOSE:
                 return pb.UnrollRequest(key=key, close=pb.CloseSequence())
-        raise AssertionError(f"'{self.message.name}' says where the sequence begins, and is never sent again")
+        raise AssertionError(f"'{self.message.name}' is sent by ResumableSequence")
 
     def take(self, response: pb.UnrollResponse) -> bool:
-        """Adds what the server sent; False where that is no part of this answer.
+        """Adds a response of the server; returns False if it is not part of this answer.
 
-        The first piece that is new can begin with steps that are not.
+        The first new piece can begin with steps that the caller has already.
         """
         if response.WhichOneof("event") != self.message.value:
             return False
@@ -115,7 +114,7 @@ class Answer:
         return True
 
     def fail(self, error: UnrollError) -> None:
-        """Ends it; what came before can still be taken."""
+        """Fails the answer; pieces that arrived before can still be taken."""
         self._error = error
         self._arrived.set()
 
@@ -123,8 +122,8 @@ class Answer:
         """Waits for the next piece.
 
         Raises:
-            DeadlineExceeded: it didn't come within `timeout` seconds.
-            UnrollError: it won't come.
+            DeadlineExceeded: it did not arrive within `timeout` seconds.
+            UnrollError: the message failed.
         """
         if not self._received and self._error is None:
             try:
@@ -145,7 +144,7 @@ def decode_steps(message: pb.Steps, opening: pb.OpenSequence, every: int, info: 
     """Reads a run of steps.
 
     Raises:
-        Internal: it doesn't hold as many numbers as it should.
+        Internal: the number of values does not fit the steps.
     """
     first, end = message.first_step, message.first_step + message.count
     # Step s is reported where s + 1 divides by `every`: the first such is the next multiple of it, less one.
@@ -163,7 +162,7 @@ def decode_steps(message: pb.Steps, opening: pb.OpenSequence, every: int, info: 
 
 
 def since(steps: Steps, first_step: int) -> Steps:
-    """The part of a run of steps from `first_step` on, which is one of them."""
+    """Cuts off the steps before `first_step`."""
     dropped = first_step - steps.first_step
     if not dropped:
         return steps
@@ -178,7 +177,7 @@ def since(steps: Steps, first_step: int) -> Steps:
 
 
 def joined(parts: list[Steps]) -> Steps:
-    """Makes one run of steps of several that follow each other."""
+    """Joins consecutive runs of steps."""
     if len(parts) == 1:
         return parts[0]
     return Steps(

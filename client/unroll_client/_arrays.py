@@ -34,7 +34,7 @@ class Ragged:
     Attributes:
         values: Little-endian float32 [total steps, features], row-major.
         lengths: Timesteps of each sequence.
-        features: Numbers a timestep; 0 where there are no sequences.
+        features: Numbers a timestep; 0 without sequences.
     """
 
     values: bytes

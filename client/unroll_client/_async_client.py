@@ -58,7 +58,7 @@ class AsyncClient(Uncopied):
     """Calls Unroll servers, on one asyncio event loop; an async context manager.
 
     The connection is made by the first call. Calls that change nothing on the server (all but streams) are tried
-    again, with growing pauses, when a server is not there or goes away, and when it says when to come again.
+    again, with growing pauses, if a server is unreachable or asks to retry.
 
     Args:
         target: "host:port", or any gRPC target; several of them in a list, or with commas between. Calls go to those
@@ -74,7 +74,7 @@ class AsyncClient(Uncopied):
         tls: Encrypt, trusting the system's authorities; also implied by the next two.
         root_certificates: PEM of the authorities to trust instead.
         certificate: PEM of the client's own certificate chain and key, for mutual TLS.
-        server_name: Name to expect in the server's certificate, where it is not the target's host.
+        server_name: Name to expect in the server's certificate, if it is not the target's host.
         token: Sent as a bearer token with every call.
         metadata: Further metadata of every call, as pairs.
 
@@ -219,7 +219,7 @@ class AsyncClient(Uncopied):
         return_snapshot: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 (as above)
     ) -> SessionSteps:
-        """Goes on with a session: a sequence whose state the server keeps, under an id of the caller's own.
+        """Advances a session, a sequence whose state the server keeps, under an id of the caller's own.
 
         With `first_step` a chunk is applied once, however often it is sent, so the call is tried again when a server
         goes away; so is one that starts a session. Others are not: whether they were applied, nobody could tell.
@@ -267,7 +267,7 @@ class AsyncClient(Uncopied):
                     answer = await self._calls.make(lambda server: server.Advance, piece, deadline, again=False)
             except UnrollError as error:
                 if isinstance(error, InvalidArgument):
-                    self._models.forget()  # The limits that are remembered may be what is wrong.
+                    self._models.forget()  # Outdated limits can be the cause.
                 error.advanced = joined_steps(answers) if answers else None
                 raise
             answers.append(session_steps(answer, piece))
@@ -275,7 +275,7 @@ class AsyncClient(Uncopied):
 
     @_explaining
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:  # noqa: ASYNC109 (as above)
-        """Every model version that is served, by name and version.
+        """Lists the served model versions by name and version.
 
         Raises:
             UnrollError: the call failed.
@@ -292,12 +292,12 @@ class AsyncClient(Uncopied):
         *,
         timeout: float | None = None,  # noqa: ASYNC109 (as above)
     ) -> ModelInfo:
-        """One served model version.
+        """Returns a served model version.
 
         Args:
-            name: Model name; the client's where absent.
+            name: Model name; the client's if absent.
             version: Model version; 0 picks the newest.
-            timeout: Seconds; the client's where absent.
+            timeout: Seconds; the client's if absent.
 
         Raises:
             NotFound: no such model or version.
@@ -306,7 +306,7 @@ class AsyncClient(Uncopied):
         return await self._look_up(self._model if name is None else name, version, self._calls.deadline(timeout))
 
     async def close(self) -> None:
-        """Ends all that is under way, and the connections; what still waits fails with Unavailable."""
+        """Cancels every call and closes the connections; waiting calls fail with Unavailable."""
         self._calls.closed = True
         if self._coalescer is not None:
             await self._coalescer.close()
@@ -331,20 +331,20 @@ class AsyncClient(Uncopied):
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """True if the client is closed."""
         return self._calls.closed
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for a server within the timeout, rather than fail while there is none."""
+        """True if calls wait for a server within their timeout instead of failing while there is none."""
         return self._calls.wait_for_ready
 
     def explained(self, error: UnrollError) -> UnrollError:
-        """Adds to an error of no answer which proxy is in between, if one is."""
+        """Adds the proxy of the environment, if there is one, to an error without an answer."""
         return error if self.closed else explained(error, self._targets)
 
     def shared_stream(self) -> SharedStream:
-        """The RPC on which new sequences are opened; a new one where there is none or it is lost."""
+        """Returns the stream for new sequences; a new one if there is none or it is lost."""
         self._streams = [stream for stream in self._streams if not stream.ended]
         for stream in self._streams:
             if stream.usable:
@@ -357,18 +357,18 @@ class AsyncClient(Uncopied):
         return self._streams[-1]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs something until it is done or the client is closed."""
+        """Starts a task that is cancelled when the client closes."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def known_model(self, name: str, version: int) -> ModelInfo:
-        """One served model version, from memory where it was asked for before."""
+        """Returns a served model version, from memory if it is known."""
         return await self._models.find(name, version, self._calls.deadline(None))
 
     async def _limits(self, deadline: float) -> Limits | None:
-        """What one RPC may carry, the same for all models; None if none is served."""
+        """Returns the limits of one RPC, which all models share; None if none is served."""
         if (known := self._models.any()) is None:
             request = pb.ListModelsRequest()
             answer = await self._calls.make_repeatable(lambda server: server.ListModels, request, deadline)
@@ -386,12 +386,12 @@ class AsyncClient(Uncopied):
         return info
 
     async def _of_another_version(self, result: Classification, info: ModelInfo, deadline: float) -> Classification:
-        """What another version than the remembered one answered, as one that has come up since."""
+        """Completes a result that another version than the remembered one computed."""
         if result.version > info.version:
             self._models.forget()
         if result.final_states is None:
             return result
-        with suppress(UnrollError):  # Its layers are a matter of the states' shape alone.
+        with suppress(UnrollError):  # The number of layers only shapes the states.
             layers = (await self._models.find(result.model, result.version, deadline)).num_layers
             return replace(
                 result, final_states=tuple(replace(state, num_layers=layers) for state in result.final_states)

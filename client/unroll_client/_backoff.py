@@ -1,4 +1,4 @@
-"""How long to wait before trying again: longer each time, and not in step with others that lost the same server."""
+"""Pauses before retries: exponential, with jitter against clients in step."""
 
 import random
 

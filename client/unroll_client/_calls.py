@@ -1,4 +1,4 @@
-"""Calls: unary calls to the servers of one client, tried again where that can help and changes nothing."""
+"""Calls: unary calls to the servers of one client, retried if that can help and is safe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Calls:
 
     Args:
         connection: How to reach the servers.
-        timeout: Seconds that a call may take where it says nothing else.
+        timeout: Default timeout of a call, in seconds.
         wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
 
     Attributes:
@@ -92,7 +92,7 @@ class Calls:
     async def make(
         self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
     ) -> ResponseT:
-        """Makes one call, and makes it again where the server is full and says when to come again.
+        """Makes one call, and again after the pause that a full server asks for.
 
         Args:
             method: The RPC.

@@ -47,7 +47,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2000),
     # How long a connection may take to be made, whatever it is called; the default is 20 s.
     ("grpc.min_reconnect_backoff_ms", 5000),
-    # A machine that is gone says nothing; while calls are open it is asked, in milliseconds.
+    # Keepalive pings, in milliseconds, find a machine that is gone while calls are open.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -86,7 +86,7 @@ def targets_of(target: str | Listing[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach the servers.
+    """Connection settings.
 
     Attributes:
         targets: "host:port" each, or any gRPC target. A name that resolves to several addresses is balanced over
@@ -94,7 +94,7 @@ class Connection:
         tls: Encrypt; also where certificates are given.
         root_certificates: PEM of the authorities to trust; the system's where absent.
         certificate: PEM of the client's own certificate and key, for mutual TLS.
-        server_name: Name to expect in the server's certificate, where it is not the target's host.
+        server_name: Name to expect in the server's certificate, if it is not the target's host.
         token: Sent as a bearer token with every call.
         metadata: Further metadata of every call.
     """

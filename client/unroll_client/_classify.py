@@ -18,7 +18,7 @@ from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# RPCs of one call that are under way at a time: enough to keep a server busy while answers travel.
+# RPCs of one call in flight at a time: enough to keep a server busy while answers travel.
 IN_FLIGHT = 4
 # Of a message besides values, lengths and states: the names and the framing of fields.
 ENVELOPE_BYTES = 512
@@ -33,7 +33,7 @@ Call = Callable[[pb.ClassifyRequest], Awaitable[pb.ClassifyResponse]]
 
 @dataclass(slots=True)  # frozen would double the cost of making one
 class Batch:
-    """What one call of `classify` was given, checked.
+    """Checked arguments of one `classify` call.
 
     Attributes:
         ragged: The sequences.

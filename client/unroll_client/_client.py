@@ -87,7 +87,7 @@ class Client(Uncopied):
     """Calls Unroll servers; usable from many threads, and a context manager.
 
     The arguments and methods are those of `AsyncClient`, blocking. A thread of its own does the work. It can be made
-    before a fork and used on both sides, unless a call is under way or a sequence is open while the process forks.
+    before a fork and used on both sides, unless a call is in flight or a sequence is open while the process forks.
 
     Args:
         target: "host:port", or any gRPC target; several of them in a list, or with commas between.
@@ -205,7 +205,7 @@ class Client(Uncopied):
         return_snapshot: bool = False,
         timeout: float | None = None,
     ) -> SessionSteps:
-        """Goes on with a session: a sequence whose state the server keeps; see `AsyncClient.advance`."""
+        """Advances a session, a sequence whose state the server keeps; see `AsyncClient.advance`."""
         return self._driver.run(
             lambda client: client.advance(
                 session_id,
@@ -232,7 +232,7 @@ class Client(Uncopied):
         return self._driver.run(lambda client: client.model(name, version, timeout=timeout))
 
     def close(self) -> None:
-        """Ends all that is under way, the connections and the thread; further calls raise RuntimeError."""
+        """Cancels every call, closes the connections and ends the thread; further calls raise RuntimeError."""
         self._finalizer()
 
     def __enter__(self) -> Self:

@@ -21,7 +21,7 @@ _parents: list[object] = []
 class Driver:
     """An AsyncClient on a thread of its own.
 
-    Client and thread are made by the first call. If nothing is under way when the process forks, they are closed, and
+    Client and thread are made by the first call. If no call is in flight when the process forks, they are closed, and
     made again by the next call, in the parent as in the child.
 
     Args:
@@ -58,7 +58,7 @@ class Driver:
         return thread, thread.wait(future)
 
     def close(self) -> None:
-        """Ends all that is under way, the connections and the thread; does nothing if called again."""
+        """Cancels every call, closes the connections and ends the thread; does nothing if called again."""
         with self._lock:
             self._closed = True
             thread, self._thread = self._thread, None
@@ -66,7 +66,7 @@ class Driver:
             thread.stop(self._client.close())
 
     def rest(self) -> None:
-        """Closes the client if nothing is under way, so that the process can fork."""
+        """Closes the client if no call is in flight, so that the process can fork."""
         with self._lock:
             thread = self._thread
             if thread is None or thread.busy or not all(sequence.over for sequence in list(self._sequences)):

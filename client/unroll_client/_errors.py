@@ -1,11 +1,11 @@
-"""What a call can raise, and how a gRPC status becomes one of these.
+"""Errors of calls, and their mapping from gRPC statuses.
 
 UnrollError
-├── InvalidArgument (ValueError)         what was sent can't be used; `fields` says which part
+├── InvalidArgument (ValueError)         the request is invalid; `fields` names the parts
 ├── NotFound (LookupError)               no such model or version
 ├── FailedPrecondition                   not in this state: a snapshot of another model, a gap in the steps
 ├── Aborted                              another writer has moved the session on
-├── ResourceExhausted                    over a limit or no room now; `retry_after` says when to come again
+├── ResourceExhausted                    over a limit, or no room now; `retry_after` has the pause
 ├── DeadlineExceeded (TimeoutError)      no answer within the timeout
 ├── PermissionDenied, Unauthenticated    not allowed, or not known
 ├── Internal                             the server's fault
@@ -46,10 +46,10 @@ class UnrollError(Exception):
         code: gRPC status code.
         message: One line.
         fields: The parts of the request at fault, where known.
-        retry_after: Seconds after which the server wants to be asked again, where it said so.
-        reason: What tells errors of one code apart, as "SESSION_EXPIRED"; empty where the code says it all.
+        retry_after: Seconds after which the server asks to retry, if it gave them.
+        reason: Machine-readable cause, such as "SESSION_EXPIRED"; may be empty.
         snapshot: The last state that is known of the sequence that failed with its server, where one is:
-            `unroll(snapshot=...)` goes on from its step. None otherwise, also where that is the beginning.
+            `unroll(snapshot=...)` resumes from its step. None otherwise, also where that is the beginning.
         advanced: The answer to those steps of an `advance` over the server's limits that were applied before it failed;
             None if none were.
     """
@@ -76,7 +76,7 @@ class UnrollError(Exception):
 
 
 class InvalidArgument(UnrollError, ValueError):
-    """What was sent can't be used; `fields` names the parts."""
+    """The request is invalid; `fields` names the parts at fault."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -139,7 +139,7 @@ class ServerDraining(Unavailable):
     """The server is shutting down and gave the sequence back.
 
     Attributes:
-        snapshot: The sequence after its last answered step: `unroll(snapshot=...)` goes on from it anywhere.
+        snapshot: The sequence after its last answered step: `unroll(snapshot=...)` resumes from it anywhere.
     """
 
     snapshot: Snapshot
@@ -173,7 +173,7 @@ _SEQUENCE = re.compile(r"^((?:lengths|initial_states)\[|(?:values: )?values of s
 _DETAILS = "grpc-status-details-bin"
 # What grpc.aio makes of a stream's status, for good, when a write fails before the true status has come.
 _WRITE_FAILED = "Internal error from Core"
-# Why no connection was made, by a part of what gRPC's core has to say of it.
+# Causes of a failed connection, by a part of gRPC's message.
 _HINTS = (
     ("WRONG_VERSION_NUMBER", "the server does not speak TLS there: connect without it, or start it with --tls-cert"),
     ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted: give the authority that issued it"),
@@ -188,7 +188,7 @@ _HINTS = (
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> UnrollError:
-    """Makes an exception of a failed RPC, with what its trailing metadata says in detail."""
+    """Makes an exception of a failed RPC, with the details of its trailing metadata."""
     if error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
         return Unavailable("the connection broke off")
     status = status_pb2.Status()

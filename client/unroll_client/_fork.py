@@ -41,7 +41,7 @@ class Resting(Protocol):
     """A user of gRPC that starts again by itself."""
 
     def rest(self) -> None:
-        """Closes its channels if nothing is under way."""
+        """Closes its channels if no call is in flight."""
 
     def abandon(self) -> None:
         """Leaves to the parent process what is the parent's, without touching it."""
@@ -55,7 +55,7 @@ _stranded = False
 
 
 def register(user: Resting) -> None:
-    """Has a user of gRPC close its channels before a fork if nothing is under way."""
+    """Has a user of gRPC close its channels before a fork if no call is in flight."""
     _resting[id(user)] = user
 
 

@@ -34,7 +34,7 @@ class LoopThread:
 
     @property
     def busy(self) -> bool:
-        """Whether a caller waits in `run`, or asks on the thread itself."""
+        """True if a caller waits in `run`, or the thread itself asks."""
         return self._running > 0 or threading.current_thread() is self._thread
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

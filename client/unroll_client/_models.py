@@ -29,7 +29,7 @@ class Models:
         self._lookups: dict[tuple[str, int], asyncio.Task[ModelInfo]] = {}
 
     def get(self, name: str, version: int) -> ModelInfo | None:
-        """What is remembered."""
+        """Returns a remembered version."""
         return self._known.get((name, version))
 
     def any(self) -> ModelInfo | None:

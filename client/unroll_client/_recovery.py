@@ -1,4 +1,4 @@
-"""Recovery: when a sequence that lost its server looks for another, and how long."""
+"""Recovery: the attempts of a sequence to resume on another server after it lost its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 
 from unroll_client._backoff import backoff
+from unroll_client._client_api import ClientApi
 from unroll_client._errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -18,35 +19,34 @@ from unroll_client._errors import (
     Unavailable,
     UnrollError,
 )
-from unroll_client._host import Host
 
 _HOPELESS = (InvalidArgument, FailedPrecondition, PermissionDenied, Unauthenticated)
 
 
 class Recovery:
-    """Tries to go on elsewhere, with growing pauses, until that succeeds or has brought nothing new for too long.
+    """Tries to resume elsewhere, with growing pauses, until that succeeds or there was no progress for too long.
 
     Args:
-        host: The client.
-        patience: Seconds after a loss in which nothing new has come, and it gives up; 0: at once.
-        go_on: Goes on elsewhere, or raises an UnrollError where that fails.
-        give_up: Told why there will be no further try.
-        stopped: Called when it has come to its end, whichever, but by `cancel`.
+        api: The client.
+        patience: Seconds without progress after a loss until it gives up; 0: at once.
+        go_on: Resumes elsewhere; raises UnrollError if that fails.
+        give_up: Called with the error after which there is no further attempt.
+        stopped: Called at the end, unless it ended by `cancel`.
 
     Attributes:
-        lost: Why the sequence lost its server, or could not go on at another.
+        lost: The error that the sequence lost its server by, or that the last attempt failed with.
     """
 
     def __init__(
         self,
-        host: Host,
+        api: ClientApi,
         patience: float,
         go_on: Callable[[], Awaitable[None]],
         give_up: Callable[[UnrollError], None],
         stopped: Callable[[], None],
     ) -> None:
         self.lost: UnrollError = Unavailable("the stream was lost")
-        self._host = host
+        self._api = api
         self._patience = patience
         self._go_on = go_on
         self._give_up = give_up
@@ -56,25 +56,25 @@ class Recovery:
         self._failures = 0
 
     def can_help(self, error: UnrollError) -> bool:
-        """Whether another server, or another time, can help."""
-        if self._patience <= 0 or self._host.closed:
+        """True if another server or a later attempt can help."""
+        if self._patience <= 0 or self._api.closed:
             return False
         if isinstance(error, ResourceExhausted):
             return error.retry_after is not None
         return not isinstance(error, _HOPELESS) and error.code is not grpc.StatusCode.UNIMPLEMENTED
 
     def begin(self) -> None:
-        """Begins, where it has not."""
+        """Starts the attempts, unless they run."""
         if self._task is None:
-            self._task = self._host.spawn(self._run())
+            self._task = self._api.spawn(self._run())
             self._task.add_done_callback(self._done)
 
     def got_on(self) -> None:
-        """Takes note that the caller got on, or that nothing is missing any more: a loss after this is another one."""
+        """Records progress: the caller got a new answer, or no answer is due. A later loss counts from its own time."""
         self._give_up_at, self._failures = None, 0
 
     def cancel(self) -> None:
-        """Ends it, unless it is what asks."""
+        """Ends the attempts, unless called by one."""
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from unroll_client._answers import Answer, Message, decode_steps, joined, since
 from unroll_client._arrays import cut, pack_chunk
+from unroll_client._client_api import ClientApi
 from unroll_client._errors import FailedPrecondition, UnrollError
-from unroll_client._host import Host
-from unroll_client._line import CLOSED, Line
+from unroll_client._resumable import CLOSED, ResumableSequence
 from unroll_client._types import Steps
 from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
@@ -36,7 +36,7 @@ class AsyncSequence(Uncopied):
     same error from then on; its `snapshot` is the last state that is known.
 
     Args:
-        host: The client.
+        api: The client.
         opening: How it is opened.
         timeout: Seconds to wait for one answer; None for no limit.
         patience: Seconds to try to go on elsewhere; 0 to fail at once.
@@ -44,8 +44,8 @@ class AsyncSequence(Uncopied):
 
     _instead = "send its snapshot(), and open another sequence from it"
 
-    def __init__(self, host: Host, opening: pb.OpenSequence, timeout: float | None, patience: float) -> None:
-        self._line = Line(host, opening, timeout, patience)
+    def __init__(self, api: ClientApi, opening: pb.OpenSequence, timeout: float | None, patience: float) -> None:
+        self._sequence = ResumableSequence(api, opening, timeout, patience)
         self._opening = opening
         self._timeout = timeout
         self._every = max(opening.every, 1)
@@ -55,22 +55,22 @@ class AsyncSequence(Uncopied):
     @property
     def step(self) -> int:
         """Number of the next timestep to send: those sent before it and not refused, answered or not."""
-        return self._line.step
+        return self._sequence.step
 
     @property
     def model(self) -> str:
         """Name of the model; the one asked for, until the sequence is open."""
-        return self._line.info.name if self._line.info else self._opening.model
+        return self._sequence.info.name if self._sequence.info else self._opening.model
 
     @property
     def version(self) -> int:
         """Version that the sequence stays on until it ends; the one asked for, until it is open."""
-        return self._line.info.version if self._line.info else self._opening.version
+        return self._sequence.info.version if self._sequence.info else self._opening.version
 
     @property
     def over(self) -> bool:
-        """Whether it is not open: not yet, or no longer."""
-        return self._line.over
+        """True if the sequence is not open, not yet or no longer."""
+        return self._sequence.over
 
     async def open(self) -> Self:
         """Opens the sequence on the server; the other methods do so where it hasn't been done.
@@ -81,7 +81,7 @@ class AsyncSequence(Uncopied):
             UnrollError: anything else.
         """
         async with self._order:
-            await self._line.open()
+            await self._sequence.open()
         return self
 
     async def send(self, chunk: ArrayLike) -> Steps:
@@ -123,11 +123,11 @@ class AsyncSequence(Uncopied):
             UnrollError: as in `send`.
         """
         for answer in await self._send_chunk(chunk):
-            assert self._line.info is not None
+            assert self._sequence.info is not None
             due = answer.first_step
             while not answer.drained:
                 response = await answer.next(self._timeout)
-                steps = decode_steps(response.steps, self._opening, self._every, self._line.info)
+                steps = decode_steps(response.steps, self._opening, self._every, self._sequence.info)
                 # What was sent again may be cut otherwise, and begin with what was answered before.
                 yield since(steps, due)
                 due = steps.first_step + steps.count
@@ -139,7 +139,7 @@ class AsyncSequence(Uncopied):
             UnrollError: the stream ended.
         """
         response = await self._ask(Message.SNAPSHOT)
-        return self._line.read_snapshot(response.snapshot)
+        return self._sequence.read_snapshot(response.snapshot)
 
     async def close(self) -> Snapshot:
         """Ends the sequence after every chunk sent before, and returns its last state; again if called again.
@@ -149,7 +149,7 @@ class AsyncSequence(Uncopied):
         """
         if self._closed is None:
             response = await self._ask(Message.CLOSE)
-            self._closed = self._line.read_snapshot(response.closed.snapshot)
+            self._closed = self._sequence.read_snapshot(response.closed.snapshot)
         return self._closed
 
     async def __aenter__(self) -> Self:
@@ -158,35 +158,35 @@ class AsyncSequence(Uncopied):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._line.over or self._closed is not None:
+        if self._sequence.over or self._closed is not None:
             return
         if error is not None:
             # What went wrong matters more than the answer to this, and waiting for it could take long.
-            self._line.abandon()
+            self._sequence.abandon()
             return
         try:
             await self.close()
         except UnrollError:
             # Whoever waited for an answer has got it, or an exception. A close that fails takes nothing away.
-            self._line.end(FailedPrecondition(CLOSED))
+            self._sequence.end(FailedPrecondition(CLOSED))
 
     async def _send_chunk(self, chunk: ArrayLike) -> list[Answer]:
         async with self._order:
-            await self._line.open()
-            assert self._line.info is not None
-            values = pack_chunk(chunk, self._line.info.input_size)
+            await self._sequence.open()
+            assert self._sequence.info is not None
+            values = pack_chunk(chunk, self._sequence.info.input_size)
             answers: list[Answer] = []
-            limits = self._line.info.limits
+            limits = self._sequence.info.limits
             for part in cut(values, limits.max_steps, limits.max_message_bytes, _ENVELOPE_BYTES):
-                await self._line.ready()
+                await self._sequence.ready()
                 if any(answer.refused or answer.doomed for answer in answers):
                     break  # The rest would take the place of the part that was refused.
-                answers.append(self._line.send(Message.CHUNK, part.tobytes(), len(part)))
+                answers.append(self._sequence.send(Message.CHUNK, part.tobytes(), len(part)))
             return answers
 
     async def _ask(self, message: Message) -> pb.UnrollResponse:
         async with self._order:
-            await self._line.open()
-            await self._line.ready()
-            answer = self._line.send(message)
+            await self._sequence.open()
+            await self._sequence.ready()
+            answer = self._sequence.send(message)
         return await answer.next(self._timeout)

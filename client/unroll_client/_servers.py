@@ -39,7 +39,7 @@ class Servers:
         return len(self._channels)
 
     def next(self) -> UnrollServiceStub:
-        """The one whose turn it is, of those that seem alive; others are tried where none does."""
+        """Returns the next server of those that seem alive; of all if none does."""
         count = len(self._channels)
         if count == 1:
             return self._stubs[0]

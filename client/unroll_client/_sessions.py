@@ -18,7 +18,7 @@ _ENVELOPE_BYTES = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionSteps:
-    """What was computed for the timesteps `first_step` to `first_step + count - 1` of a session.
+    """Results of the timesteps `first_step` to `first_step + count - 1` of a session.
 
     Attributes:
         model: Name of the model.
@@ -27,9 +27,9 @@ class SessionSteps:
         count: Timesteps that were computed.
         states: float32 [count, hidden_size], the last layer's hidden state after each; None if not asked for.
         logits: float32 [count, output_size]; None if not asked for.
-        label: Most probable class after the last step; empty where there was no step.
+        label: Most probable class after the last step; empty if there was no step.
         label_index: Its index in the model's `class_labels`.
-        probabilities: float32 [classes], after the last step; [0] where there was no step.
+        probabilities: float32 [classes], after the last step; [0] if there was no step.
         step: Timesteps that the session has consumed: the `first_step` of the next chunk.
         snapshot: The state after these steps where asked for, else None.
     """
@@ -130,7 +130,7 @@ def _joined(arrays: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | N
 
 
 def session_steps(answer: pb.AdvanceResponse, request: pb.AdvanceRequest) -> SessionSteps:
-    """What the server answered."""
+    """Decodes an answer of the server."""
     return SessionSteps(
         model=answer.model,
         version=answer.version,

@@ -1,4 +1,4 @@
-"""The one bidirectional RPC that carries all sequences of a client: one task writes, one reads and hands out."""
+"""The bidirectional RPC that carries the sequences of a client: one task writes, one reads and distributes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 Call = grpc.aio.StreamStreamCall[pb.UnrollRequest, pb.UnrollResponse]
 
-# Messages that wait to be written; who has more to send waits.
+# Messages that wait to be written; senders wait while there are more.
 OUTBOX = 64
 
 
@@ -23,10 +23,10 @@ class Route(Protocol):
     """A sequence of the stream, as the stream sees it."""
 
     def receive(self, response: pb.UnrollResponse) -> None:
-        """Takes one answer."""
+        """Processes one answer."""
 
     def lose(self, error: UnrollError) -> None:
-        """Takes note that there will be no more answers."""
+        """Records that there will be no more answers."""
 
 
 class SharedStream:
@@ -51,16 +51,16 @@ class SharedStream:
 
     @property
     def usable(self) -> bool:
-        """Whether new sequences can be opened on it."""
+        """True if new sequences can be opened on the stream."""
         return self._ended is None and not self._retired
 
     @property
     def ended(self) -> bool:
-        """Whether the RPC is over."""
+        """True if the RPC has ended."""
         return self._ended is not None
 
     def retire(self) -> None:
-        """Takes no new sequences, since the server is leaving or hangs; those that are open go on."""
+        """Refuses new sequences, since the server drains or hangs; open ones continue."""
         self._retired = True
         self._end_if_deserted()
 
@@ -72,7 +72,7 @@ class SharedStream:
         return key
 
     def release(self, key: str) -> None:
-        """Takes a sequence out; answers that still come for it are dropped."""
+        """Removes a sequence; later answers to it are dropped."""
         self._routes.pop(key, None)
         self._end_if_deserted()
 

@@ -107,7 +107,7 @@ def _code_of(call: Any) -> grpc.StatusCode:
 
 
 def tracing() -> Tracing | None:
-    """What makes spans; None where nobody asks, or OpenTelemetry is not installed."""
+    """Returns the tracer; None if tracing is off or OpenTelemetry is not installed."""
     asked = any(map(os.environ.get, _ENDPOINTS)) and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
     if not asked and "opentelemetry.trace" not in sys.modules:
         return None

@@ -13,7 +13,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one RPC may carry; the client sends as several what is more.
+    """Limits of one RPC; the client splits larger input.
 
     Attributes:
         max_sequences: Sequences of one Classify RPC.
@@ -40,7 +40,7 @@ class ModelInfo:
         hidden_size: Width of the hidden state of one layer.
         output_size: Logits of one timestep; 1 for a binary model.
         num_layers: Stacked layers.
-        class_labels: Class names by index: `output_size` of them, or 2 where that is 1.
+        class_labels: Class names by index: `output_size` of them, or 2 if that is 1.
         feature_names: Names of the input features.
         runtime: "kernel", "onnx" or "torchscript". Bits are promised of one runtime, not between two.
         runtime_variant: Instruction set that the step kernel uses; empty for other runtimes.
@@ -50,7 +50,7 @@ class ModelInfo:
         max_abs_diff: Largest absolute difference from eager PyTorch that the bundle's proof measured.
         bitwise: Whether the same bits are promised alone, batched, chunked, streamed and resumed.
         limits: What one RPC may carry.
-        test_accuracy: Share of the test split classified correctly, 0 to 1; None where there was none.
+        test_accuracy: Share of the test split classified correctly, 0 to 1; None without one.
     """
 
     name: str
@@ -74,7 +74,7 @@ class ModelInfo:
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> ModelInfo:
-        """Takes a message of the wire over."""
+        """Decodes a message of the wire."""
         return cls(
             name=model.name,
             version=model.version,
@@ -130,7 +130,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
-    """What was computed for the timesteps `first_step` to `first_step + count - 1` of a sequence.
+    """Results of the timesteps `first_step` to `first_step + count - 1` of a sequence.
 
     Attributes:
         first_step: Number of the first timestep, counted from 0 at the beginning of the sequence.

@@ -1,4 +1,4 @@
-"""`unroll admin`: what operators tell a server, over its admin listener."""
+"""`unroll admin`: commands for operators, over a server's admin listener."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ _FILE = click.Path(path_type=Path)
 def admin_command(
     context: click.Context, server: str, timeout: float, tls: bool, ca: Path | None, cert: Path | None, key: Path | None
 ) -> None:
-    """Tells a server's admin listener what to do. With several workers all of them do it."""
+    """Sends commands to a server's admin listener, which passes them on to all workers."""
     if (cert is None) != (key is None):
         raise InputError("--cert, --key: one is of no use without the other")
     certificate = (_read("--cert", cert), _read("--key", key)) if cert and key else None
@@ -60,46 +60,46 @@ def admin_command(
     except ValueError as error:
         raise InputError(str(error)) from None
     if len(connection.targets) != 1:
-        raise InputError("--server: one server is told at a time")
+        raise InputError("--server: one address expected")
     context.obj = (connection, timeout)
 
 
 @admin_command.command()
 @click.pass_obj
-def index(told: tuple[Connection, float]) -> None:
+def index(target: tuple[Connection, float]) -> None:
     """Lists every version that is served, leaves, is being loaded or was refused, and why."""
-    _print_versions(_ask(told, lambda stub: stub.ListVersions, pb.ListVersionsRequest()))
+    _print_versions(_ask(target, lambda stub: stub.ListVersions, pb.ListVersionsRequest()))
 
 
 @admin_command.command()
 @click.pass_obj
-def refresh(told: tuple[Connection, float]) -> None:
+def refresh(target: tuple[Connection, float]) -> None:
     """Looks for new and removed versions now, and lists all."""
-    _print_versions(_ask(told, lambda stub: stub.RefreshRepository, pb.RefreshRepositoryRequest()))
+    _print_versions(_ask(target, lambda stub: stub.RefreshRepository, pb.RefreshRepositoryRequest()))
 
 
 @admin_command.command()
 @click.argument("model")
 @click.pass_obj
-def load(told: tuple[Connection, float], model: str) -> None:
+def load(target: tuple[Connection, float], model: str) -> None:
     """Loads the versions of MODEL from the repository."""
-    _ask(told, lambda stub: stub.LoadModel, pb.LoadModelRequest(model=model))
+    _ask(target, lambda stub: stub.LoadModel, pb.LoadModelRequest(model=model))
 
 
 @admin_command.command()
 @click.argument("model")
 @click.pass_obj
-def unload(told: tuple[Connection, float], model: str) -> None:
-    """Takes no new work for MODEL; what it has open goes on until it ends."""
-    _ask(told, lambda stub: stub.UnloadModel, pb.UnloadModelRequest(model=model))
+def unload(target: tuple[Connection, float], model: str) -> None:
+    """Stops new work for MODEL; open sequences continue until they end."""
+    _ask(target, lambda stub: stub.UnloadModel, pb.UnloadModelRequest(model=model))
 
 
 @admin_command.command()
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Sessions at most.")
 @click.pass_obj
-def sessions(told: tuple[Connection, float], limit: int) -> None:
+def sessions(target: tuple[Connection, float], limit: int) -> None:
     """Lists the sessions that the server keeps, those used last first."""
-    response = _ask(told, lambda stub: stub.ListSessions, pb.ListSessionsRequest(limit=limit))
+    response = _ask(target, lambda stub: stub.ListSessions, pb.ListSessionsRequest(limit=limit))
     _print_table(
         ("owner", "session", "model", "version", "step", "expires in"),
         [
@@ -120,9 +120,9 @@ def sessions(told: tuple[Connection, float], limit: int) -> None:
 @click.argument("session")
 @click.option("--owner", default="", help="The identity whose session it is.")
 @click.pass_obj
-def end_session(told: tuple[Connection, float], session: str, owner: str) -> None:
+def end_session(target: tuple[Connection, float], session: str, owner: str) -> None:
     """Ends SESSION, whatever it is doing."""
-    _ask(told, lambda stub: stub.EndSession, pb.EndSessionRequest(owner=owner, session_id=session))
+    _ask(target, lambda stub: stub.EndSession, pb.EndSessionRequest(owner=owner, session_id=session))
 
 
 def _read(option: str, path: Path) -> bytes:
@@ -132,8 +132,8 @@ def _read(option: str, path: Path) -> bytes:
         raise InputError(f"{option}: {path}: {(error.strerror or '').lower()}") from None
 
 
-def _ask(told: tuple[Connection, float], method: Callable[[AdminServiceStub], Any], request: Any) -> Any:
-    connection, timeout = told
+def _ask(target: tuple[Connection, float], method: Callable[[AdminServiceStub], Any], request: Any) -> Any:
+    connection, timeout = target
     try:
         return asyncio.run(_call(connection, timeout, method, request))
     except grpc.aio.AioRpcError as error:

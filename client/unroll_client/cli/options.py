@@ -1,4 +1,4 @@
-"""What every subcommand shares: how to reach the server, and one line for whatever goes wrong."""
+"""Options and error handling of every subcommand."""
 
 import os
 import re
@@ -22,7 +22,7 @@ TOKEN_VARIABLE = "UNROLL_TOKEN"  # noqa: S105 (the variable's name)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How to reach the servers, from the options of a subcommand."""
+    """Connection settings from the options of a subcommand."""
 
     target: str
     timeout: float
@@ -39,12 +39,12 @@ class Server:
 
     @property
     def encrypts(self) -> bool:
-        """Whether TLS is spoken."""
+        """True if TLS is used."""
         return self.tls or self.ca is not None or self.cert is not None
 
     @property
     def token(self) -> str | None:
-        """The bearer token, where there is one.
+        """The bearer token; None without one.
 
         Raises:
             InputError: its file can't be read or holds none.
@@ -125,9 +125,7 @@ def server_options(function: F) -> F:
         click.option(
             "--key", type=click.Path(path_type=Path), metavar="FILE", help="PEM file of the certificate's private key."
         ),
-        click.option(
-            "--server-name", metavar="NAME", help="Name in the server's certificate, where it is not its host."
-        ),
+        click.option("--server-name", metavar="NAME", help="Name in the server's certificate, if it is not its host."),
         click.option(
             "--token-file",
             type=click.Path(path_type=Path),

@@ -27,7 +27,7 @@ PARQUET: Final = ".parquet"
 
 
 class Output(Protocol):
-    """Takes batches in order."""
+    """Writer of batches, in their order."""
 
     def write(self, ids: list[str], result: Classification) -> None:
         """Writes one batch: ids [n] and what was computed for them."""

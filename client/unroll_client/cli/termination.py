@@ -1,4 +1,4 @@
-"""How SIGTERM ends a command that is writing a file: like any failure, so that nothing half done stays behind."""
+"""SIGTERM as an exception, so that a command removes a half-written file."""
 
 import asyncio
 import signal
@@ -14,11 +14,11 @@ EXIT_CODE = 128 + signal.SIGTERM
 @contextmanager
 def terminable() -> Iterator[None]:
     """Within it, SIGTERM raises SystemExit with EXIT_CODE where the work stands. For the main thread only."""
-    told = False
+    terminated = False
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        told = True
+        nonlocal terminated
+        terminated = True
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -30,7 +30,7 @@ def terminable() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if told:
+        if terminated:
             click.echo("unroll: terminated", err=True)
             raise SystemExit(EXIT_CODE) from None
         raise

@@ -175,17 +175,17 @@ async def test_a_chunk_that_the_server_refuses_can_be_sent_again(address: str) -
     _, expected, _ = alone(MODEL, values, None)
     async with AsyncClient(address, model="m") as client, client.unroll() as sequence:
         first = await sequence.send(values[:8])
-        info = sequence._line.info
+        info = sequence._sequence.info
         assert info is not None
         # The client believes in other limits than the server's, and sends a chunk that is refused; the two behind
         # it leave a gap.
-        sequence._line.info = dataclasses.replace(info, limits=Limits(1, 1000, 1, 100_000))
+        sequence._sequence.info = dataclasses.replace(info, limits=Limits(1, 1000, 1, 100_000))
         pipelined = (values[8:90], values[90:95], values[95:])
         refused = await asyncio.gather(*map(sequence.send, pipelined), return_exceptions=True)
         kinds = [InvalidArgument, FailedPrecondition, FailedPrecondition]
         assert [type(error) for error in refused] == kinds
         assert sequence.step == 8
-        sequence._line.info = info
+        sequence._sequence.info = info
         rest = [await sequence.send(values[start : start + 23]) for start in range(8, 100, 23)]
     assert np.concatenate([states_of(part) for part in [first, *rest]]).tobytes() == expected.tobytes()
 

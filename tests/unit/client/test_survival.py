@@ -26,7 +26,7 @@ from unroll_client import (
     Snapshot,
     Steps,
     Unavailable,
-    _ledger,
+    _replay_buffer,
 )
 from unroll_client._answers import Answer
 
@@ -82,7 +82,7 @@ async def test_connections_that_break_lose_double_and_change_nothing(
 ) -> None:
     values = random_values(sum(sizes))
     chunks = cut(values, sizes)
-    with patch.object(_ledger, "SNAPSHOT_STEPS", snapshot_steps):
+    with patch.object(_replay_buffer, "SNAPSHOT_STEPS", snapshot_steps):
         async with CuttingProxy(address, cuts) as proxy, AsyncClient(proxy.address, wait_for_ready=True) as client:
             sequence = client.unroll(model.spec.key.name, logits=True, every=every)
             waiting = []
@@ -213,7 +213,7 @@ async def test_a_loss_that_is_not_to_be_survived_is_told_with_the_last_snapshot(
         with pytest.raises(Unavailable) as caught:
             await sequence.send(random_values(5))
         assert caught.value.snapshot == snapshot
-        assert not sequence._line._ledger._answered
+        assert not sequence._sequence._replay._answered
 
 
 async def test_a_client_that_is_closed_ends_sequences_that_look_for_a_server(start: Start) -> None:
@@ -236,9 +236,9 @@ async def test_a_client_that_is_closed_ends_sequences_that_look_for_a_server(sta
 
 async def test_what_is_kept_to_be_sent_again_is_bounded(address: str) -> None:
     values = random_values(2000)
-    with patch.object(_ledger, "KEPT_BYTES", 1500), patch.object(_ledger, "SNAPSHOT_BYTES", 1000):
+    with patch.object(_replay_buffer, "KEPT_BYTES", 1500), patch.object(_replay_buffer, "SNAPSHOT_BYTES", 1000):
         async with AsyncClient(address) as client, client.unroll("m", logits=True) as sequence:
-            ledger = sequence._line._ledger
+            ledger = sequence._sequence._replay
             kept: list[int] = []
             add = ledger.add
 
@@ -257,13 +257,13 @@ async def test_what_follows_a_refused_part_of_a_chunk_does_not_take_its_place(ad
     values = random_values(4000)
     async with AsyncClient(address, model="m") as client, client.unroll(logits=True) as sequence:
         parts = await collected(sequence, values[:8])
-        info = sequence._line.info
+        info = sequence._sequence.info
         assert info is not None
         # The client believes in other limits than the server's: of many parts, the first is refused.
-        sequence._line.info = dataclasses.replace(info, limits=Limits(1, 65, 1, 100_000))
+        sequence._sequence.info = dataclasses.replace(info, limits=Limits(1, 65, 1, 100_000))
         with pytest.raises(InvalidArgument):
             await sequence.send(values[8:])
-        sequence._line.info = info
+        sequence._sequence.info = info
         assert sequence.step == 8
         parts += await collected(sequence, values[8:])
     check(parts, MODEL, values)

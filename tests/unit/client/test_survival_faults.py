@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from unit.client.test_stream_faults import Scripted, ones, steps
 
-from unroll_client import AsyncClient, Internal, PermissionDenied, ResourceExhausted, Unavailable, _line
+from unroll_client import AsyncClient, Internal, PermissionDenied, ResourceExhausted, Unavailable, _resumable
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 
@@ -162,7 +162,7 @@ async def test_a_server_that_hangs_is_left_for_another(script: Script) -> None:
                 yield response
 
     servicer = Hanging([[steps(0, 1, 1)], None], [], [[steps(0, 1, 1)], [steps(1, 2, 2)]])
-    with patch.object(_line, "REOPEN_TIMEOUT", 0.1):
+    with patch.object(_resumable, "REOPEN_TIMEOUT", 0.1):
         async with AsyncClient(script(servicer)) as client:
             sequence = client.unroll()
             await sequence.send(ones(1))

@@ -1,4 +1,4 @@
-"""Ledger: what was sent of a sequence and is not settled, and what another server needs to compute it again."""
+"""ReplayBuffer: the messages of a sequence that may have to be sent again to another server."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from unroll_client._answers import Answer, Message
 from unroll_client._errors import UnrollError
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# A snapshot is asked for when this much was sent since the last: so much at most is computed again after a loss.
+# A snapshot is requested once this much was sent since the last one, which bounds what is computed twice after a loss.
 # It costs a small message each way, and an answer of num_layers * hidden_size * 4 bytes.
 SNAPSHOT_STEPS = 128
 SNAPSHOT_BYTES = 1 << 16
-# Values of a sequence that are kept to be sent again; who has more to send waits for the next snapshot.
+# Values of a sequence that are kept; a caller with more to send waits for the next snapshot.
 KEPT_BYTES = 8 << 20
 
 
-class Ledger:
-    """The messages of one sequence, in their order: those that are answered since the last snapshot, then the rest.
+class ReplayBuffer:
+    """Messages of one sequence in their order: those answered since the last snapshot, then the pending ones.
 
     Args:
-        base: Where the sequence begins; None is the zero state.
-        keeps: Whether anything is to be sent again. If not, nothing is kept that was answered.
+        base: Snapshot that the sequence begins with; None for the zero state.
+        keeps: False if nothing will be sent again; then answered messages are dropped.
 
     Attributes:
-        base: The last snapshot that came, or where the sequence began.
-        pending: What was sent and is not fully answered; the server answers a sequence's messages in their order.
+        base: The latest snapshot, or the one that the sequence began with.
+        pending: Messages that are sent and not fully answered; the server answers in order.
     """
 
     def __init__(self, base: pb.Snapshot | None, *, keeps: bool) -> None:
@@ -41,16 +41,16 @@ class Ledger:
 
     @property
     def full(self) -> bool:
-        """Whether no more should be sent until a snapshot has come."""
+        """True if nothing more should be sent until a snapshot arrives."""
         return self._keeps and self._bytes > KEPT_BYTES
 
     @property
     def wants_snapshot(self) -> bool:
-        """Whether it is time to ask for one."""
+        """True if a snapshot should be requested."""
         return self._keeps and (self._new_steps >= SNAPSHOT_STEPS or self._new_bytes >= SNAPSHOT_BYTES)
 
     def add(self, answer: Answer) -> None:
-        """Takes note of a message that is sent."""
+        """Records a message that is being sent."""
         self.pending.append(answer)
         if answer.message is Message.CHUNK:
             self._bytes += len(answer.values)
@@ -60,7 +60,7 @@ class Ledger:
             self._new_steps = self._new_bytes = 0
 
     def settle(self) -> Answer:
-        """Takes note that the first pending message is answered, and returns it."""
+        """Records that the first pending message was answered, and returns it."""
         answer = self.pending.popleft()
         if answer.message is Message.CHUNK:
             self._reached = answer.end
@@ -71,13 +71,13 @@ class Ledger:
         return answer
 
     def refuse(self) -> Answer:
-        """Takes note that the first pending message was refused, and returns it."""
+        """Records that the first pending message was refused, and returns it."""
         answer = self.pending.popleft()
         self._bytes -= len(answer.values)
         return answer
 
     def rebase(self, snapshot: pb.Snapshot) -> bool:
-        """Takes over the state after all that is answered; False where the snapshot is of another step."""
+        """Replaces the answered messages by a snapshot; returns False if the snapshot is of another step."""
         if snapshot.step != self._reached:
             return False
         self.base = snapshot
@@ -86,7 +86,7 @@ class Ledger:
         return True
 
     def again(self) -> list[Answer]:
-        """Makes all of it pending, to be sent again in this order to a server that begins at `base`."""
+        """Makes every kept message pending, and returns them to be sent to a server that begins at `base`."""
         everything = [*self._answered, *self.pending]
         self._answered.clear()
         self.pending = deque(everything)
@@ -96,7 +96,7 @@ class Ledger:
         return everything
 
     def fail(self, error: UnrollError) -> None:
-        """Fails all that is pending, each with an exception of its own, and keeps nothing."""
+        """Fails every pending message with its own copy of an error, and drops all."""
         self._answered.clear()
         while self.pending:
             self.pending.popleft().fail(copy.copy(error))

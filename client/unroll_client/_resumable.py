@@ -1,4 +1,4 @@
-"""Line: a sequence's side of the shared stream, and its way to another server when the stream or the server is lost."""
+"""ResumableSequence: one sequence on the shared stream, which resumes on another server when its own is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 
 from unroll_client._answers import Answer, Message
 from unroll_client._backoff import backoff
+from unroll_client._client_api import ClientApi
 from unroll_client._errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -18,68 +19,67 @@ from unroll_client._errors import (
     UnrollError,
     from_status,
 )
-from unroll_client._host import Host
-from unroll_client._ledger import Ledger
 from unroll_client._recovery import Recovery
+from unroll_client._replay_buffer import ReplayBuffer
 from unroll_client._stream import SharedStream
 from unroll_client._types import ModelInfo
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# Tries to open a sequence that never was open, where the stream is lost over it.
+# Attempts to open a new sequence while streams are lost.
 OPEN_TRIES = 4
-# Seconds after which a server that has not opened a sequence again is given up for another.
+# Seconds that a server has to open a sequence again before another one is tried.
 REOPEN_TIMEOUT = 5.0
 
 CLOSED = "the sequence is closed"
 
 
-class Line:
-    """Carries the messages of one sequence to a server and their answers back, each answer once.
+class ResumableSequence:
+    """Carries the messages of one sequence to a server and each answer back once.
 
-    What was lost with a server is opened again from the last snapshot, on whichever server is there, and all that was
-    sent since goes once more: at once where an answer is due, or else when the next message is sent.
+    After the loss of its server the sequence is opened again from the last snapshot, on any server, and the messages
+    since then are sent again: at once if an answer is due, else with the next message.
 
     Args:
-        host: The client.
-        opening: How the sequence is opened.
+        api: The client.
+        opening: Message that opens the sequence.
         timeout: Seconds to wait for one answer; None for no limit.
-        patience: Seconds after a loss in which nothing new has come, and the sequence fails; 0: it fails at once.
+        patience: Seconds without progress after a loss until the sequence fails; 0: it fails at once.
 
     Attributes:
         info: The model, once the sequence is open.
         step: Number of the next timestep to send.
     """
 
-    def __init__(self, host: Host, opening: pb.OpenSequence, timeout: float | None, patience: float) -> None:
+    def __init__(self, api: ClientApi, opening: pb.OpenSequence, timeout: float | None, patience: float) -> None:
         self.info: ModelInfo | None = None
         self.step = opening.initial_state.step
-        self._host = host
+        self._api = api
         self._opening = opening
         self._timeout = timeout
         base = opening.initial_state if opening.HasField("initial_state") else None
-        self._ledger = Ledger(base, keeps=patience > 0)
+        self._replay = ReplayBuffer(base, keeps=patience > 0)
         self._stream: SharedStream | None = None
         self._key = ""
         self._bundle = b""
-        self._opened: Answer | None = None  # while an answer to the opening is due
-        self._ready = False  # new messages may follow those that were sent
+        self._opened: Answer | None = None  # not None while the sequence is being opened
+        self._ready = False  # True if all kept messages were sent
         self._changed = asyncio.Event()
-        self._recovery = Recovery(host, patience, self._reopen, self._fail, self._changed.set)
+        self._recovery = Recovery(api, patience, self._reopen, self._fail, self._changed.set)
         self._ended: UnrollError | None = None
 
     @property
     def over(self) -> bool:
-        """Whether the sequence was never opened, or has ended."""
+        """True if the sequence is not open yet or has ended."""
         return self.info is None or self._ended is not None
 
     def check(self) -> None:
-        """Raises what ended the sequence, if it has ended."""
+        """Raises the error that ended the sequence, if it has ended."""
         if self._ended is not None:
             raise copy.copy(self._ended)
 
     async def open(self) -> None:
-        """Opens the sequence where it never was; where the stream is lost over it, on another, some times."""
+        """Opens the sequence unless it was opened before; tries other streams if some are lost meanwhile."""
         self.check()
         deadline = time.monotonic() + (math.inf if self._timeout is None else self._timeout)
         tries = 0
@@ -87,20 +87,20 @@ class Line:
             try:
                 await self._open_first()
             except DeadlineExceeded as error:
-                raise self._host.explained(error) from None
+                raise self._api.explained(error) from None
             except Unavailable as error:
                 tries += 1
                 pause = backoff(tries)
-                more = tries < OPEN_TRIES or (self._host.waits and time.monotonic() + pause < deadline)
-                if self._host.closed or not more:
-                    raise self._host.explained(error) from error.__cause__
+                more = tries < OPEN_TRIES or (self._api.waits and time.monotonic() + pause < deadline)
+                if self._api.closed or not more:
+                    raise self._api.explained(error) from error.__cause__
                 await asyncio.sleep(pause)
 
     async def ready(self) -> None:
-        """Waits until one more message can be sent; one task at a time.
+        """Waits until one more message can be sent; for one task at a time.
 
         Raises:
-            DeadlineExceeded: that is not so within the timeout.
+            DeadlineExceeded: nothing could be sent within the timeout.
             UnrollError: the sequence ended.
         """
         try:
@@ -110,63 +110,63 @@ class Line:
             raise DeadlineExceeded(f"nothing could be sent within {self._timeout:g} s") from None
 
     def send(self, message: Message, values: bytes = b"", count: int = 0) -> Answer:
-        """Sends a message, when `ready` has returned and nothing was awaited since."""
+        """Sends a message. Call it after `ready`, without an await in between."""
         answer = Answer(message, self.step, count, values)
         self.step += count
         self._put(answer)
-        if self._ledger.wants_snapshot and message is Message.CHUNK:
+        if self._replay.wants_snapshot and message is Message.CHUNK:
             self._put(Answer(Message.SNAPSHOT, self.step))
         return answer
 
     def abandon(self) -> None:
-        """Ends the sequence and lets the server forget it, without waiting for its answer."""
+        """Ends the sequence here and on the server, without waiting for an answer."""
         self._leave(close=True)
         self.end(FailedPrecondition(CLOSED))
 
     def end(self, error: UnrollError) -> None:
-        """Ends the sequence, where it hasn't ended; what waits fails."""
+        """Ends the sequence unless it has ended; pending messages fail."""
         if self._ended is not None:
             return
         self._ended = error
         self._leave()
-        self._ledger.fail(error)
+        self._replay.fail(error)
         self._recovery.cancel()
         self._changed.set()
 
     def read_snapshot(self, message: pb.Snapshot) -> Snapshot:
-        """Takes a snapshot of the wire over.
+        """Decodes a snapshot of the wire.
 
         Raises:
-            Internal: it is none.
+            Internal: the message is not a valid snapshot.
         """
         try:
             return Snapshot.from_proto(message, self.info.num_layers if self.info else 0)
         except ValueError as error:
             raise Internal(f"the server's answer can't be read: {error}") from None
 
-    # What the shared stream calls.
+    # Called by the shared stream.
 
     def receive(self, response: pb.UnrollResponse) -> None:
-        """Takes one answer of the server."""
+        """Processes one answer of the server."""
         try:
             self._receive(response)
         except UnrollError as error:
             self.end(error)
 
     def lose(self, error: UnrollError) -> None:
-        """Takes note that there will be no more answers on this stream."""
+        """Records that the stream is lost."""
         self._stream, self._ready, self._recovery.lost = None, False, error
         if self._opened is not None:
             self._opened.fail(error)
         elif self.info is not None and not self._recovery.can_help(error):
             self._fail(error)
-        elif self._ledger.pending:
+        elif self._replay.pending:
             self._recovery.begin()
         self._changed.set()
 
     def _receive(self, response: pb.UnrollResponse) -> None:
         event = response.WhichOneof("event")
-        pending = self._ledger.pending
+        pending = self._replay.pending
         if event == "closed" and response.closed.reason == pb.SequenceClosed.REASON_DRAINING:
             self._drained(response.closed.snapshot)
         elif self._opened is not None:
@@ -189,11 +189,11 @@ class Line:
                 self._recovery.got_on()
 
     def _settle(self, response: pb.UnrollResponse) -> None:
-        answer = self._ledger.settle()
+        answer = self._replay.settle()
         if answer.message is Message.CLOSE:
             self.end(FailedPrecondition(CLOSED))
         elif answer.message is Message.SNAPSHOT:
-            if not self._ledger.rebase(response.snapshot):
+            if not self._replay.rebase(response.snapshot):
                 raise Internal(f"the server sent a snapshot of step {response.snapshot.step}, which was not asked for")
             self._changed.set()
 
@@ -203,31 +203,31 @@ class Line:
         snapshot = self.read_snapshot(message)
         error = ServerDraining(f"the server is shutting down, at step {snapshot.step}", snapshot)
         self._leave()
-        self._ledger.rebase(message)
+        self._replay.rebase(message)
         self.lose(error)
 
     def _refused(self, error: UnrollError) -> None:
-        answer = self._ledger.pending[0]
-        # What one server has taken, another must not refuse for lack of room.
+        answer = self._replay.pending[0]
+        # A message that one server accepted may meet another one that lacks room: that is a reason to try elsewhere.
         if answer.repeated and (answer.known or self._recovery.can_help(error)):
             self._leave(close=True)
             self.lose(error)
             return
-        self._ledger.refuse()
+        self._replay.refuse()
         if answer.message is Message.CHUNK and not answer.doomed:
-            # The server stands where the chunk began, and refuses what was sent behind it as well.
+            # The server is still where the chunk began, and refuses the messages behind it as well.
             self.step = answer.first_step
-            for behind in self._ledger.pending:
+            for behind in self._replay.pending:
                 behind.doomed = True
         answer.fail(error)
 
     def _put(self, answer: Answer) -> None:
         assert self._stream is not None
-        self._ledger.add(answer)
+        self._replay.add(answer)
         self._stream.put(answer.request(self._key))
 
     def _leave(self, *, close: bool = False) -> None:
-        """Hears no more of the stream; with `close`, the server need not wait for more of the sequence."""
+        """Leaves the stream; with `close`, also closes the sequence on the server."""
         if self._stream is not None:
             if close:
                 self._stream.put(pb.UnrollRequest(key=self._key, close=pb.CloseSequence()))
@@ -235,11 +235,11 @@ class Line:
         self._stream, self._ready = None, False
 
     async def _open_first(self) -> None:
-        opened = await self._open_on(self._host.shared_stream(), self._timeout)
-        info = await self._host.known_model(opened.model, opened.version)
+        opened = await self._open_on(self._api.shared_stream(), self._timeout)
+        info = await self._api.known_model(opened.model, opened.version)
         self.check()
         self.info, self.step, self._bundle = info, opened.step, opened.bundle
-        # Wherever it goes on, it stays on this version.
+        # On every server it stays on this version.
         self._opening.model, self._opening.version = info.name, info.version
         self._ready = self._stream is not None
 
@@ -267,27 +267,27 @@ class Line:
             if stream is None or not self._ready:
                 self._recovery.begin()
                 await self._changed.wait()
-            elif self._ledger.full:
+            elif self._replay.full:
                 await self._changed.wait()
             else:
                 try:
                     await stream.room()
                 except UnrollError:
-                    continue  # It is lost, and says so itself.
+                    continue  # The stream is lost, and calls `lose`.
                 if self._stream is stream and self._ready:
                     return
 
-    # How it goes on elsewhere.
+    # Resuming on another server.
 
     async def _reopen(self) -> None:
-        """Opens the sequence again, and sends what is to be sent again."""
-        stream = self._host.shared_stream()
-        if self._ledger.base is not None:
-            self._opening.initial_state.CopyFrom(self._ledger.base)
+        """Opens the sequence again and sends the kept messages."""
+        stream = self._api.shared_stream()
+        if self._replay.base is not None:
+            self._opening.initial_state.CopyFrom(self._replay.base)
         try:
             opened = await self._open_on(stream, REOPEN_TIMEOUT)
         except DeadlineExceeded:
-            # It may hang: the next try is another server's.
+            # The server may hang: the next attempt goes to another one.
             stream.retire()
             raise
         if opened.bundle != self._bundle and opened.bundle and self._bundle:
@@ -301,20 +301,20 @@ class Line:
         if (opened.model, opened.version, opened.step) != expected:
             self.end(Internal("the server opened another sequence than was asked for"))
             return
-        for answer in self._ledger.again():
+        for answer in self._replay.again():
             await stream.room()
             if self._stream is not stream:
                 raise copy.copy(self._recovery.lost)
             stream.put(answer.request(self._key))
         self._ready = True
-        if not self._ledger.pending:
+        if not self._replay.pending:
             self._recovery.got_on()
 
     def _fail(self, error: UnrollError) -> None:
-        """Ends the sequence, with the last that is known of it."""
-        if self._host.closed:
+        """Ends the sequence with an error that has its latest snapshot."""
+        if self._api.closed:
             error = Unavailable("the client was closed")
-        error = copy.copy(self._host.explained(error))
-        if error.snapshot is None and self._ledger.base is not None:
-            error.snapshot = self.read_snapshot(self._ledger.base)
+        error = copy.copy(self._api.explained(error))
+        if error.snapshot is None and self._replay.base is not None:
+            error.snapshot = self.read_snapshot(self._replay.base)
         self.end(error)

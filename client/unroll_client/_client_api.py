@@ -1,4 +1,4 @@
-"""Host: what a sequence needs of the client that it belongs to."""
+"""ClientApi: the part of a client that its sequences use."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from unroll_client._stream import SharedStream
 from unroll_client._types import ModelInfo
 
 
-class Host(Protocol):
-    """A client."""
+class ClientApi(Protocol):
+    """A client, as its sequences see it."""
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """True if the client is closed."""
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for a server within the timeout, rather than fail while there is none."""
+        """True if calls wait for a server within their timeout instead of failing while there is none."""
 
     def explained(self, error: UnrollError) -> UnrollError:
-        """Adds to an error of no answer which proxy is in between, if one is."""
+        """Adds the proxy of the environment, if there is one, to an error without an answer."""
 
     def shared_stream(self) -> SharedStream:
-        """The RPC on which new sequences are opened."""
+        """Returns the stream for new sequences."""
 
     async def known_model(self, name: str, version: int) -> ModelInfo:
-        """Looks a model version up, at best in memory."""
+        """Returns a model version, from memory if it is known."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Runs something until the client is closed."""
+        """Starts a task that is cancelled when the client closes."""
