@@ -1,4 +1,4 @@
-"""The status of each domain error, with its details."""
+"""gRPC statuses of the domain errors, with their details."""
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -45,18 +45,18 @@ STATUS = {
     SessionRoomError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SessionStoreError: grpc.StatusCode.UNAVAILABLE,
 }
-"""The status of each domain error; docs/api.md explains them."""
+"""Status code of each domain error; docs/api.md explains them."""
 
 DOMAIN = "unroll"
-"""The domain of the reasons in google.rpc.ErrorInfo."""
+"""Domain of the reasons in google.rpc.ErrorInfo."""
 DETAILS = "grpc-status-details-bin"
-"""The trailer that carries the google.rpc.Status of a call."""
+"""Trailer that carries the google.rpc.Status of a call."""
 PUSHBACK = "grpc-retry-pushback-ms"
-"""The trailer that tells a retrying client when to come again."""
+"""Trailer that tells a client when to retry."""
 
 
 def status_of(error: RequestError) -> status_pb2.Status:
-    """The status of an error, with the field at fault (BadRequest) and when to try again (RetryInfo) as details."""
+    """Returns the status of an error. Its details name the field at fault, the reason, and when to retry."""
     details: list[Message] = []
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)

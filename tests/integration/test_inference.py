@@ -200,7 +200,7 @@ async def test_a_sequence_that_has_not_begun_is_an_invalid_argument(infer: Any, 
     request = request_of(vowels[0].values[np.newaxis], sequence_id="never")
     code, details = await refusal(infer.ModelInfer(request))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "no sequence 'never' has begun" in details
+    assert "sequence 'never' has not begun" in details
 
 
 async def test_a_sequence_begins_from_a_state_and_its_end_may_hold_no_step(infer: Any, vowels: list[Vowel]) -> None:
@@ -216,8 +216,8 @@ async def test_a_sequence_begins_from_a_state_and_its_end_may_hold_no_step(infer
     # What is refused leaves the sequence as it was.
     for wrong, part in (
         (request_of(values[:, :0], "final_state", sequence_id=5), "holds 0 timesteps"),
-        (request_of(values[:, :0], "logits", sequence_id=5, sequence_end=True), "no timestep to give `logits` of"),
-        (request_of(np.concatenate([values, values]), sequence_id=5), "for one"),
+        (request_of(values[:, :0], "logits", sequence_id=5, sequence_end=True), "`logits` needs a timestep"),
+        (request_of(np.concatenate([values, values]), sequence_id=5), "1 allowed"),
         (request_of(values[:, :, :4], sequence_id=5), "has 4 features"),
     ):
         code, details = await refusal(infer.ModelInfer(wrong))
@@ -225,7 +225,7 @@ async def test_a_sequence_begins_from_a_state_and_its_end_may_hold_no_step(infer
         assert part in details
     opening.parameters["sequence_start"].bool_param = False
     _, details = await refusal(infer.ModelInfer(opening))
-    assert "does not begin here" in details
+    assert "only for the request that begins" in details
     end = await infer.ModelInfer(request_of(values[:, :0], "final_state", sequence_id=5, sequence_end=True))
     np.testing.assert_array_equal(outputs_of(end)["final_state"], whole["final_state"])
     code, _ = await refusal(infer.ModelInfer(request_of(values, sequence_id=5)))
@@ -277,7 +277,7 @@ async def test_errors_on_a_stream_name_the_request_and_the_others_are_answered(i
     assert {name for name, response in by_id.items() if response.error_message} == set("bce")
     for name in "bce":
         assert not by_id[name].infer_response.outputs
-    assert "no sequence 'nobody' has begun" in by_id["b"].error_message
+    assert "sequence 'nobody' has not begun" in by_id["b"].error_message
     assert "'nothing' is not served" in by_id["e"].error_message
     # Requests of no sequence are answered in their order, however long each takes.
     assert [name for name in (each.infer_response.id for each in responses) if name in "acef"] == list("acef")

@@ -120,16 +120,16 @@ async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
     for path, content, says in (
         (files.chain, other_chain, "is not the key of the certificate"),
         (files.chain, b"no certificate", "--tls-cert: "),
-        (files.key, b"no key", "the old certificates stay"),
+        (files.key, b"no key", "still using the old certificates"),
     ):
-        was, seen = path.read_bytes(), process.log.count("the old certificates stay")
+        was, seen = path.read_bytes(), process.log.count("still using the old certificates")
         replace(path, content)
 
         def noticed(says: str = says, seen: int = seen) -> bool:
             # grpcio looks when somebody connects.
             assert shown_by(process.address) == good
             log = process.log
-            return log.count("the old certificates stay") > seen and says in log
+            return log.count("still using the old certificates") > seen and says in log
 
         until(noticed, process)
         assert "PRIVATE" not in process.log
@@ -184,12 +184,12 @@ def test_a_bad_certificate_ends_the_start_with_one_line(
         (["--tls-cert", chain], "--tls-cert: needs --tls-key too"),
         (["--tls-client-ca", chain], "--tls-client-ca: needs --tls-cert and --tls-key"),
         (["--tls-cert", chain, "--tls-key", str(other)], f"--tls-key: {other} is not the key of the certificate"),
-        (["--tls-cert", chain, "--tls-key", chain], f"--tls-key: {chain} holds no private key"),
-        (["--tls-cert", key, "--tls-key", key], f"--tls-cert: {key} holds no certificates"),
-        (["--tls-cert", str(strange), "--tls-key", key], f"--tls-cert: {strange} holds no certificates"),
+        (["--tls-cert", chain, "--tls-key", chain], f"--tls-key: {chain} has no private key"),
+        (["--tls-cert", key, "--tls-key", key], f"--tls-cert: {key} must be certificates"),
+        (["--tls-cert", str(strange), "--tls-key", key], f"--tls-cert: {strange} must be certificates"),
         (["--tls-cert", str(curious), "--tls-key", str(curious_key)], f"--tls-cert: {curious} is for a key that"),
         (["--tls-cert", chain, "--tls-key", "/nowhere"], "/nowhere: No such file or directory"),
-        ([*files.options, "--tls-client-ca", str(nothing)], f"--tls-client-ca: {nothing} holds no certificates"),
+        ([*files.options, "--tls-client-ca", str(nothing)], f"--tls-client-ca: {nothing} must be certificates"),
     ):
         done = run("unroll-serve", "--models", bundle_root, *options, check=False)
         assert done.returncode == 2

@@ -226,7 +226,7 @@ def test_a_sequence_is_its_id_s_not_its_stream_s(answers: Answers, classified: C
 def test_a_refused_request_is_an_answer_and_the_stream_lives_on(answers: Answers, classified: Classified) -> None:
     facts = answers.facts["stream_errors"]
     assert len(facts["errors"]) == 3
-    for part in ("no sequence 99 has begun", "has 5 features", "no output 'nothing'"):
+    for part in ("sequence 99 has not begun", "has 5 features", "no output 'nothing'"):
         assert any(part in message for message in facts["errors"])
     np.testing.assert_array_equal(answers.array("stream_errors", "logits"), classified[0][[0, 0]])
     assert facts["final"] == [["good", True], ["empty", True]]
@@ -237,7 +237,7 @@ def test_a_stream_that_asks_for_it_ends_with_the_code_of_its_first_error(
 ) -> None:
     code, message = answers.facts["stream_status"]["error"]
     assert code == "StatusCode.INVALID_ARGUMENT"
-    assert "no sequence 99 has begun" in message
+    assert "sequence 99 has not begun" in message
     for name in ("logits", "int32"):
         np.testing.assert_array_equal(answers.array("stream_status", name), classified[0][:1])
 
@@ -248,7 +248,7 @@ def test_a_stream_that_asks_for_it_ends_with_the_code_of_its_first_error(
         ("model", "NOT_FOUND", "'nothing' is not served"),
         ("version", "NOT_FOUND", "/7 is not served"),
         ("metadata", "NOT_FOUND", "'nothing' is not served"),
-        ("no version", "INVALID_ARGUMENT", "'x' is no version"),
+        ("no version", "INVALID_ARGUMENT", "'x' is not a version"),
         ("input", "INVALID_ARGUMENT", "no input 'nothing'"),
         ("missing", "INVALID_ARGUMENT", "`input` is missing"),
         ("type", "INVALID_ARGUMENT", "`input` is FP32, not 'INT64'"),
@@ -262,7 +262,7 @@ def test_a_stream_that_asks_for_it_ends_with_the_code_of_its_first_error(
         ("output", "INVALID_ARGUMENT", "no output 'nothing'"),
         ("twice", "INVALID_ARGUMENT", "named twice"),
         ("parameter", "INVALID_ARGUMENT", "parameters[mode]: unknown"),
-        ("shared memory", "INVALID_ARGUMENT", "shared memory is not offered"),
+        ("shared memory", "INVALID_ARGUMENT", "shared memory is not supported"),
         ("states have no classes", "INVALID_ARGUMENT", "`states` has no classes"),
     ],
 )

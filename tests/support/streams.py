@@ -1,17 +1,13 @@
 """Streams of the server without a transport: their answers as a caller takes them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from unroll_server.api.streams import RequestStream
 
 
-class Stream(Protocol):
-    """A stream of the server, of any API."""
-
-    async def run(self, requests: AsyncIterator[Any], write: Callable[[Any], Awaitable[None]]) -> None: ...
-
-
-async def answers_of(stream: Stream, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+async def answers_of(stream: RequestStream, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
     """Yields the answers of a stream: the next one is written when the caller asks for it."""
     written: asyncio.Queue[Any] = asyncio.Queue(1)
 

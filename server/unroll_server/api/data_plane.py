@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,43 +152,3 @@ def deadline_of(context: CallContext) -> float:
     """Returns the deadline of a call on the engine's clock, in seconds; infinite if it has none."""
     remaining = context.time_remaining()
     return math.inf if remaining is None else time.monotonic() + remaining
-
-
-class _Stream(Protocol):
-    def drain(self, half_close_timeout: float) -> None: ...
-
-    async def run(self, requests: Any, write: Any) -> None: ...
-
-
-class OpenStreams:
-    """The open streams of a service, which drain together.
-
-    Attributes:
-        draining: True once they drain.
-    """
-
-    def __init__(self) -> None:
-        self._streams: set[_Stream] = set()
-        self._half_close_timeout = 0.0
-        self.draining = False
-
-    def drain(self, half_close_timeout: float) -> None:
-        """Ends every stream after what it has read, and those that come later at once.
-
-        Args:
-            half_close_timeout: Seconds that callers then have to half-close their streams.
-        """
-        self.draining = True
-        self._half_close_timeout = half_close_timeout
-        for stream in self._streams:
-            stream.drain(half_close_timeout)
-
-    async def run(self, stream: _Stream, requests: AsyncIterator[Any], write: Callable[[Any], Awaitable[None]]) -> None:
-        """Runs a stream to its end."""
-        if self.draining:
-            stream.drain(self._half_close_timeout)
-        self._streams.add(stream)
-        try:
-            await stream.run(requests, write)
-        finally:
-            self._streams.remove(stream)

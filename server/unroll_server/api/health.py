@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: what is served, by name, asked once or watched."""
+"""grpc.health.v1.Health: whether the server and its models serve, by name."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Health:
-    """The service. The one that grpcio-health-checking ships has no `List`, and waits for its watchers to read.
+    """The service. That of grpcio-health-checking has no `List`, and waits for its watchers to read.
 
     The name "" stands for the whole server, which does not serve until it is set.
     """
 
     def __init__(self) -> None:
         self._serving = {"": False}
-        # Replaced whenever something has changed, so that each watcher waits for the change after what it has seen.
+        # Replaced at each change, so that a watcher waits for the change after the one that it reported.
         self._changed = asyncio.Event()
         self._ended = False
 
     def set(self, serving: Mapping[str, bool]) -> None:
-        """Says of each name whether it serves; after `end` nothing does any more."""
+        """Sets whether each name serves; without effect after `end`."""
         if not self._ended:
             self._set(serving)
 
     def end(self) -> None:
-        """Says that nothing serves, whatever is set later."""
+        """Sets all names to not serving, for good."""
         self._ended = True
         self._set(dict.fromkeys(self._serving, False))
 
@@ -46,12 +46,12 @@ class Health:
 
     async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:
         """See health.proto."""
-        told = None
+        reported = None
         while True:
             changed, status = self._changed, self._status_of(request.service)
-            if status != told:
+            if status != reported:
                 await context.write(pb.HealthCheckResponse(status=status))
-                told = status
+                reported = status
             else:
                 await changed.wait()
 

@@ -1,4 +1,4 @@
-"""Server reflection: what services there are and what their messages are, for tools that have no .proto file."""
+"""Server reflection: the services and their messages, for tools without the .proto files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,13 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 SERVICE = reflection.SERVICE_NAME
 NAMES = (SERVICE, "grpc.reflection.v1.ServerReflection")
-"""Its own name, and that of the newer version, whose messages have the same fields: tools ask for that one first.
-Listed is the first alone, since only it is described by grpcio-reflection."""
+"""Names of the service: v1alpha, and v1, whose messages have the same fields and which tools try first.
+
+Only v1alpha is listed, since grpcio-reflection describes no other."""
 
 
 class _Pool:
-    """The pool of all descriptors, which finds the file of a method too: protobuf's own knows no methods."""
+    """All descriptors. Unlike protobuf's own pool it finds the file of a method too."""
 
     def __init__(self) -> None:
         self._pool = descriptor_pool.Default()
@@ -24,7 +25,7 @@ class _Pool:
         return getattr(self._pool, name)
 
     def FindFileContainingSymbol(self, symbol: str) -> Any:
-        """See DescriptorPool; `symbol` may be PACKAGE.SERVICE.METHOD, as the protocol says."""
+        """See DescriptorPool; `symbol` may also be PACKAGE.SERVICE.METHOD."""
         try:
             return self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
@@ -34,11 +35,11 @@ class _Pool:
 
 
 def add_reflection(services: Sequence[str], registry: Any) -> None:
-    """Offers reflection.
+    """Registers reflection.
 
     Args:
-        services: Full names of the services that are listed beside it.
-        registry: What the generated `add_...Servicer_to_server` functions take.
+        services: Full names of the services to list, beside reflection itself.
+        registry: Takes the methods; see transport/registry.py.
     """
     servicer = reflection.aio.ReflectionServicer([*services, SERVICE], _Pool())
     handler = grpc.stream_stream_rpc_method_handler(

@@ -53,7 +53,7 @@ class CallObserver:
     def method(self, path: str, request_streaming: bool = False, response_streaming: bool = False) -> "MethodObserver":
         """Returns the observer of a method, `/package.Service/Method`."""
         counts = self._metrics.method(path, _KINDS[request_streaming, response_streaming])
-        # Probes ask every few seconds, and have nothing to tell.
+        # Probes come every few seconds, and are not worth a span.
         tracer = None if path.startswith("/grpc.") else self.tracer
         return MethodObserver(path, counts, self.access_log, tracer)
 

@@ -1,4 +1,4 @@
-"""Transports: what carries the servicers to the wire."""
+"""Transports: they carry the registered methods to the wire."""
 
 from typing import Protocol
 

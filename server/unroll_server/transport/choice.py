@@ -1,4 +1,4 @@
-"""The transport that `--transport` asks for."""
+"""Choice of the transport, by `--transport`."""
 
 from unroll_server.config import Settings
 from unroll_server.errors import StartupError
@@ -17,7 +17,7 @@ def make_transport(settings: Settings, registry: Registry, share_port: bool) -> 
         share_port: True if other processes listen on the same port.
 
     Raises:
-        StartupError: the certificates are no good, or the native transport is asked for and was not compiled.
+        StartupError: a certificate is bad, or the native transport was chosen and is not compiled.
     """
     name = settings.transport
     if name == "auto":

@@ -1,4 +1,4 @@
-"""The transport of grpcio: grpc.aio's own server."""
+"""Transport by grpcio, with the server of grpc.aio."""
 
 import asyncio
 import os
@@ -15,11 +15,11 @@ from unroll_server.transport.registry import Registry
 from unroll_server.transport.tls import Certificates, Pem
 
 PENDING = 50_000
-"""Most calls that have arrived and wait for Python, over all connections, cancelled ones included."""
+"""Calls that wait for Python, at most, over all connections; cancelled ones count."""
 LAST_CALLS = 1.0
-"""Most seconds for which a draining server answers new calls with UNAVAILABLE."""
+"""Seconds for which a draining server answers new calls with UNAVAILABLE, at most."""
 QUIET = 0.1
-"""Seconds without a call after which it stops to answer them."""
+"""Seconds without a new call after which it stops answering them."""
 GOAWAY = 1.0
 """Seconds that a draining server gives clients without calls in flight to close their connections."""
 
@@ -31,7 +31,7 @@ class GrpcioTransport:
         address: The address to listen on.
         registry: The methods to serve.
         max_message_bytes: Size of the largest request message; a larger one is RESOURCE_EXHAUSTED.
-        share_port: Whether other processes listen on the same port, each with a share of the connections.
+        share_port: True if other processes listen on the same port, each with a share of the connections.
         connections: Limits of connections; the defaults if absent.
         certificates: Certificates for TLS; None for plaintext.
     """
@@ -96,14 +96,14 @@ class GrpcioTransport:
                 return self._server.add_insecure_port(target)
             return self._server.add_secure_port(target, _credentials(self._certificates))
         except RuntimeError as error:
-            # It was free a moment ago, and the certificates are good: the core alone knows more.
+            # The address was free a moment ago, and the certificates are good: only the core knows the reason.
             raise self._address.problem(" ".join(str(error).split())) from None
 
     async def stop(self, grace: float) -> bool:
         """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
 
-        Once it is stopped, the core ends calls that have arrived, or are on their way, with CANCELLED: the status of a
-        caller who gave up. So new calls are answered with UNAVAILABLE until none comes, and then the core is stopped.
+        Once stopped, the core ends new calls with CANCELLED, the status of a caller who gave up. So they are answered
+        with UNAVAILABLE until none arrives, and then the core is stopped.
 
         Returns:
             False if calls in flight were cancelled.

@@ -60,13 +60,13 @@ class Registry(grpc.GenericRpcHandler):
     messages. Every behavior is a coroutine function: a handler that is an asynchronous generator is made one.
 
     Args:
-        observer: Told of every call.
+        observer: Reports every call.
         middleware: Middleware of every method, outermost first.
         slow_readers: Bounds the unread answers; None for no bound.
         guard: Refuses calls unread; None for no refusals.
 
     Attributes:
-        in_flight: Tasks of the calls that have arrived and whose answers have not been sent.
+        in_flight: Tasks of the calls whose answers are not yet sent.
         turned_away: Calls refused since `turn_away`.
     """
 
@@ -116,7 +116,7 @@ class Registry(grpc.GenericRpcHandler):
 
         Args:
             handler_call_details: Path and metadata of the call.
-            admitted: True if the guard is not to be asked: the call began before the server drained.
+            admitted: True to skip the guard, for a call that began before the server drained.
         """
         call = caller.Call()
         caller.current.set(call)

@@ -1,4 +1,4 @@
-"""The certificates of TLS: read from their files, checked, and read again when the files change."""
+"""Certificates for TLS, read from files, and read again when the files change."""
 
 import logging
 import re
@@ -17,12 +17,12 @@ _BEGIN = re.compile(rb"^-----BEGIN (?:X509 )?CERTIFICATE-----", re.MULTILINE)
 
 
 class Pem(NamedTuple):
-    """What TLS is spoken with, as PEM.
+    """Certificates and key, as PEM.
 
     Attributes:
-        chain: The server's certificate, and those between it and its authority.
-        key: The private key of the certificate.
-        client_ca: What callers' certificates must descend from; None where callers need none.
+        chain: The server's certificate, and the certificates between it and its authority.
+        key: Private key of the certificate.
+        client_ca: Authorities of the callers' certificates; None if callers need no certificate.
     """
 
     chain: bytes
@@ -31,17 +31,15 @@ class Pem(NamedTuple):
 
 
 class Certificates:
-    """The certificates in the files, for as long as what is there is good; else the last good ones.
-
-    Any thread may use it.
+    """The last good certificates that the files held. Any thread may use it.
 
     Args:
         chain: File of the server's certificate chain.
         key: File of its private key.
-        client_ca: File of the authorities of callers' certificates; None where callers need none.
+        client_ca: File of the authorities of callers' certificates; None if callers need no certificate.
 
     Raises:
-        StartupError: a file can't be read, holds no such thing, or the key is not the certificate's.
+        StartupError: a file can't be read or used, or the key does not fit the certificate.
     """
 
     def __init__(self, chain: Path, key: Path, client_ca: Path | None) -> None:
@@ -55,10 +53,10 @@ class Certificates:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Those of the settings; None where they ask for no TLS.
+        """Returns the certificates that the settings name; None without TLS.
 
         Raises:
-            StartupError: see above.
+            StartupError: see the class.
         """
         if settings.tls_cert is None or settings.tls_key is None:
             return None
@@ -66,16 +64,16 @@ class Certificates:
 
     @property
     def current(self) -> Pem:
-        """The last good ones."""
+        """Certificates to use."""
         return self._current
 
     @property
     def asks_callers(self) -> bool:
-        """Whether callers need a certificate."""
+        """True if callers need a certificate."""
         return self._paths[2] is not None
 
     def renewed(self) -> Pem | None:
-        """Looks at the files; what they hold, if that is new and good. What is not good is logged, once."""
+        """Reads the files if they changed; returns new certificates that are good. Logs bad ones once."""
         with self._lock:
             signature = self._signature()
             if signature == self._seen:
@@ -86,20 +84,20 @@ class Certificates:
             except (ValueError, OSError) as error:
                 fresh = error
             if self._signature() != signature:
-                # Written while it was read: the next look sees the whole.
+                # Written while it was read: the next call reads the whole.
                 return None
             self._seen = signature
             if isinstance(fresh, Exception):
-                _log.error("the old certificates stay: %s", _line(fresh))
+                _log.error("still using the old certificates: %s", _line(fresh))
                 return None
             if fresh == self._current:
                 return None
             self._current = fresh
-            _log.info("new certificates are in use")
+            _log.info("using new certificates")
             return fresh
 
     def _signature(self) -> tuple[tuple[int, ...], ...]:
-        """What changes when a file does, through links too: secrets are often replaced by moving a link."""
+        """Returns a value that changes with the files. Follows links: secrets are often replaced by moving one."""
         return tuple(_stat(path) for path in self._paths if path)
 
     def _read(self) -> Pem:
@@ -111,12 +109,12 @@ class Certificates:
         if client_ca and pem.client_ca is not None:
             _check_certificates("--tls-client-ca", client_ca, pem.client_ca)
         try:
-            # An empty password, so that a key that needs one is refused and nobody is asked for it.
+            # An empty password: a key that needs one is refused, without a prompt.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key, password="")
         except ssl.SSLError as error:
             if error.reason and "MISMATCH" in error.reason:
                 raise ValueError(f"--tls-key: {key} is not the key of the certificate {chain}") from None
-            raise ValueError(f"--tls-key: {key} holds no private key that can be used without a password") from None
+            raise ValueError(f"--tls-key: {key} has no private key that is usable without a password") from None
         return pem
 
 
@@ -125,9 +123,9 @@ def _check_certificates(option: str, path: Path, pem: bytes) -> None:
         found = len(certificates(pem))
     except ValueError:
         found = 0
-    # gRPC's core passes over one that does not begin its line, after a byte order mark say.
+    # gRPC's core skips a certificate that does not begin its line, such as one after a byte order mark.
     if not found or found != len(_BEGIN.findall(pem)):
-        raise ValueError(f"{option}: {path} holds no certificates in PEM, or one that does not begin its line")
+        raise ValueError(f"{option}: {path} must be certificates in PEM, each at the beginning of a line")
 
 
 def _stat(path: Path) -> tuple[int, ...]:
@@ -139,7 +137,7 @@ def _stat(path: Path) -> tuple[int, ...]:
 
 
 def _line(error: Exception) -> str:
-    """What went wrong in one line that never quotes a file."""
+    """Returns one line about an error, without content of a file."""
     if isinstance(error, OSError):
         return f"--tls-cert, --tls-key, --tls-client-ca: {error.filename}: {error.strerror}"
     return str(error)

@@ -17,7 +17,6 @@ from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 from unroll_server.api.data_plane import (
     DataPlane,
-    OpenStreams,
     check_answer,
     check_finite,
     deadline_of,
@@ -27,6 +26,7 @@ from unroll_server.api.data_plane import (
 from unroll_server.api.native.advance import advance
 from unroll_server.api.native.description import describe
 from unroll_server.api.native.stream import Stream
+from unroll_server.api.streams import OpenStreams
 from unroll_server.config import Limits
 from unroll_server.identity.quotas import Quotas
 

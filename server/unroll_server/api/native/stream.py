@@ -12,8 +12,8 @@ from unroll_server import caller
 from unroll_server.api.data_plane import DataPlane, decode_chunk, resolve_model
 from unroll_server.api.native.answers import AnswerQueue, Write
 from unroll_server.api.native.sequence import StreamSequence
+from unroll_server.api.streams import RequestStream
 from unroll_server.config import MAX_KEY_BYTES
-from unroll_server.errors import DrainingError
 from unroll_server.identity.quotas import Quotas
 from unroll_server.sequence import ReplayWindow
 from unroll_server.status import status_of
@@ -25,7 +25,7 @@ MAX_UNANSWERED_BYTES = 2**25
 _ACTIONS = "one of open, chunk, take_snapshot, close expected"
 
 
-class Stream:
+class Stream(RequestStream):
     """Answers the requests of one call.
 
     There is no task for a sequence or a message: the engine calls the sequence back, which goes on from there.
@@ -36,6 +36,7 @@ class Stream:
     """
 
     def __init__(self, plane: DataPlane, quotas: Quotas) -> None:
+        super().__init__()
         self._plane = plane
         self._quotas = quotas
         self._identity = caller.current.get().identity
@@ -48,31 +49,12 @@ class Stream:
         # Set whenever fewer messages are unanswered, or there is room for answers again.
         self._progress = asyncio.Event()
         self._answers = AnswerQueue(self._progress.set)
-        self._draining = asyncio.Event()
-        self._half_close_timeout = 0.0
         # True if the server drained before it read the `open` of some sequence.
         self._unopened = False
 
-    def drain(self, half_close_timeout: float) -> None:
-        """Takes no more messages. What was read is answered, then every open sequence ends with its snapshot.
-
-        Args:
-            half_close_timeout: Seconds that the caller then has to half-close the stream, before the call ends.
-        """
-        self._half_close_timeout = half_close_timeout
-        self._draining.set()
-
     async def run(self, requests: AsyncIterator[pb.UnrollRequest], write: Write) -> None:
-        """Answers until the caller has half-closed and all that it sent is answered, or until the stream drains.
-
-        Args:
-            requests: The messages of the caller.
-            write: Writes an answer; returns when the transport has taken it.
-
-        Raises:
-            DrainingError: the stream drained before it opened every sequence, and has answered all that it read.
-        """
-        serving = asyncio.create_task(self._serve(requests))
+        """See RequestStream."""
+        serving = asyncio.create_task(self.serve(requests))
         try:
             await self._answers.write_until(serving, write)
             serving.result()
@@ -85,34 +67,27 @@ class Stream:
                     self._close(sequence)
                 self._sequences.clear()
 
-    async def _serve(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
-        # A stream that begins while the server drains opens nothing.
-        self._unopened = self._draining.is_set()
-        reading = asyncio.create_task(self._read(requests))
-        draining = asyncio.create_task(self._draining.wait())
-        try:
-            await asyncio.wait({reading, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            while self._unanswered:
-                self._progress.clear()
-                await self._progress.wait()
-            if self._draining.is_set():
-                for sequence in self._sequences.values():
-                    self._answers.put(sequence.closing(pb.SequenceClosed.REASON_DRAINING))
-                # A caller whose write fails because the call has ended may never see the answers, nor the status, that
-                # are under way to it (grpc.aio drops them), so its messages are still read.
-                await asyncio.wait({reading}, timeout=self._half_close_timeout)
-                if self._unopened:
-                    raise DrainingError("all of this stream")
-        finally:
-            reading.cancel()
-            draining.cancel()
-            await asyncio.gather(reading, draining, return_exceptions=True)
+    async def all_answered(self) -> None:
+        """See RequestStream."""
+        while self._unanswered:
+            self._progress.clear()
+            await self._progress.wait()
 
-    async def _read(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
+    def close_sequences(self) -> None:
+        """See RequestStream: every open sequence ends with its snapshot."""
+        for sequence in self._sequences.values():
+            self._answers.put(sequence.closing(pb.SequenceClosed.REASON_DRAINING))
+
+    def is_complete(self, half_closed: bool) -> bool:
+        """See RequestStream; a caller that has not half-closed has the snapshots of all its sequences."""
+        return not self._unopened
+
+    async def read(self, requests: AsyncIterator[pb.UnrollRequest]) -> None:
+        """See RequestStream."""
+        # A stream that begins while the server drains opens nothing.
+        self._unopened = self.draining.is_set()
         async for request in requests:
-            if self._draining.is_set():
+            if self.draining.is_set():
                 self._unopened |= request.HasField("open")
                 continue
             size = request.ByteSize()

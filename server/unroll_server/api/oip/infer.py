@@ -1,4 +1,4 @@
-"""One request of the Open Inference Protocol: decode -> engine or session -> encode."""
+"""Requests of the Open Inference Protocol: decode, run in the engine or a session, encode."""
 
 import asyncio
 import time
@@ -73,7 +73,7 @@ class Inference:
             deadline: On the engine's clock, in seconds.
 
         Raises:
-            RequestError: it can't be answered.
+            RequestError: the request is refused, or failed.
         """
         stages = Stages()
         try:
@@ -102,13 +102,13 @@ class Inference:
         return response
 
     def expected_bytes(self, request: pb.ModelInferRequest) -> int:
-        """How many bytes the states in the response to a request will have, at most; 0 where it can't have any."""
+        """Returns the bytes of the states in the response to a request, at most; 0 if it asks for none."""
         names = {output.name for output in request.outputs}
         shapes = [list(each.shape) for each in request.inputs if each.name == "input"]
         specs = [model.spec for model in self._plane.catalog.models if request.model_name in ("", model.spec.key.name)]
         if not names & {"states", "final_state"} or not specs or [len(shape) for shape in shapes] != [3]:
             return 0
-        # Nothing is checked yet: what can't be will be refused.
+        # Nothing is checked yet: a wrong shape will be refused.
         batch, steps = min(max(shapes[0][0], 0), self._plane.limits.max_sequences), max(shapes[0][1], 0)
         width = 4 * max(spec.hidden_size for spec in specs)
         states = min(batch * steps * width, MAX_STATES_BYTES) if "states" in names else 0
@@ -123,7 +123,7 @@ class Inference:
         deadline: float,
         stages: Stages,
     ) -> _Results:
-        """A batch of whole sequences."""
+        """Runs a batch of whole sequences."""
         model, spec = version.model, version.spec
         _check_outputs(wanted, inputs, spec)
         rows, offsets = tensors.ragged(inputs, spec)
@@ -149,7 +149,7 @@ class Inference:
         state: State | None,
         deadline: float,
     ) -> dict[str, Float32Array]:
-        """As a batch has no states but the last, each sequence is run as one whose every step is reported."""
+        """Runs each sequence as a chunk, which reports the states of all steps; a batch reports the last ones."""
         spec, engine = model.spec, self._plane.engine
         logits = np.empty((inputs.batch, spec.output_size), np.float32)
         states = np.zeros((inputs.batch, inputs.longest, spec.hidden_size), np.float32)
@@ -169,7 +169,7 @@ class Inference:
                 for index in range(inputs.batch):
                     group.create_task(run(index, offsets[index], offsets[index + 1]))
         except ExceptionGroup as errors:
-            # They were refused for the same reason, or one was and the others were cancelled for it.
+            # All were refused for the same reason, or one failed and the others were cancelled.
             raise errors.exceptions[0] from None
         return _arrays(logits, classify(logits)[0], final) | {"states": states}
 
@@ -183,22 +183,22 @@ class Inference:
         deadline: float,
         stages: Stages,
     ) -> _Results:
-        """The next steps of a sequence."""
+        """Advances a sequence whose state a session keeps."""
         if inputs.batch != 1:
-            problem = f"`input` holds {inputs.batch} sequences, a request with a sequence_id is for one"
+            problem = f"`input` has {inputs.batch} sequences, 1 allowed with a sequence_id"
             raise InvalidRequestError(problem, "inputs")
         state: State | None = None
         if options.start:
-            # The version is settled here, so that what is checked now is what runs.
+            # Chosen here, so that the version that is checked is the one that runs.
             spec = self._plane.catalog.find(name, version).spec
             version = spec.key.version
             state = tensors.initial_state(inputs, spec)
         elif inputs.initial_state is not None:
-            raise InvalidRequestError("`initial_state` is given, and the sequence does not begin here", "inputs")
+            raise InvalidRequestError("`initial_state` is only for the request that begins the sequence", "inputs")
         keep_states = any(each.name == "states" for each in wanted)
 
         def values(spec: ModelSpec) -> Float32Array:
-            # What can be refused is refused here: later the sequence has moved on.
+            # All refusals are here: later the sequence has advanced.
             stages.model = spec.key
             _check_outputs(wanted, inputs, spec)
             return tensors.ragged(inputs, spec)[0]
@@ -219,7 +219,7 @@ class Inference:
         try:
             done = await self._plane.sessions.advance(advance)
         except SessionNotFoundError:
-            problem = f"no sequence {options.sequence!r} has begun; its first request has sequence_start"
+            problem = f"sequence {options.sequence!r} has not begun; its first request needs sequence_start"
             raise InvalidRequestError(problem, "parameters[sequence_id]") from None
         last = done.logits[-1:]
         final = tuple(array[:, np.newaxis] for array in done.state)
@@ -238,14 +238,14 @@ def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: Mod
             problem = f"`states` would take {size} bytes, at most {MAX_STATES_BYTES} allowed"
             raise InvalidRequestError(problem, "outputs")
         if name in DEFAULT_OUTPUTS and not inputs.shortest:
-            raise InvalidRequestError(f"there is no timestep to give `{name}` of", "outputs")
+            raise InvalidRequestError(f"`{name}` needs a timestep, and a sequence has none", "outputs")
         if name == "logits" and classes and spec.output_size == 1:
             problem = "`logits` of a binary model is one value; ask for the classification of `probabilities`"
             raise InvalidRequestError(problem, "outputs")
 
 
 def _arrays(logits: Float32Array, probabilities: Float32Array, final: State | None) -> dict[str, Float32Array]:
-    """The outputs, of which the state is [num_layers, batch, hidden_size] each."""
+    """Returns outputs by name; the state is given as [num_layers, batch, hidden_size] each."""
     arrays = {"logits": logits, "probabilities": probabilities}
     return arrays if final is None else arrays | _final(final)
 

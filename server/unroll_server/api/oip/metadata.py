@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol says of a model: its metadata and its configuration."""
+"""Metadata and configuration of a model, as the Open Inference Protocol defines them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from unroll_proto.inference import model_config_pb2 as config_pb
 from unroll_proto.inference import service_pb2 as pb
 
 PLATFORMS = {"kernel": "unroll_kernel", "onnx": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
-"""Runtimes by the names that Triton gives them."""
+"""Triton's names of the runtimes."""
 BACKENDS = {"kernel": "unroll", "onnx": "onnxruntime", "torchscript": "pytorch"}
 
 
@@ -38,11 +38,11 @@ def _outputs(spec: ModelSpec) -> list[_Tensor]:
 
 
 def metadata(model: Model, versions: Sequence[int]) -> pb.ModelMetadataResponse:
-    """What a model takes and gives.
+    """Returns the inputs and outputs of a model.
 
     Args:
         model: The model.
-        versions: Those of its name that are served.
+        versions: Served versions of its name.
     """
     spec = model.spec
     return pb.ModelMetadataResponse(
@@ -59,15 +59,15 @@ def _metadata(tensor: _Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
 
 
 def config(model: Model, versions: Sequence[int]) -> config_pb.ModelConfig:
-    """A model's configuration in Triton's terms.
+    """Returns the configuration of a model, as Triton defines it.
 
-    `max_batch_size` is 0, which says that the shapes are whole, the batch among them: in a shape without it `lengths`
-    would have no dimension, which perf_analyzer can't send. There is no `sequence_batching`: by that Triton's clients
-    take it that every request must be of a sequence.
+    `max_batch_size` is 0: the shapes include the batch. Without the batch `lengths` would have no dimension, which
+    perf_analyzer can't send. There is no `sequence_batching`: with it, Triton's clients assume that every request
+    belongs to a sequence.
 
     Args:
         model: The model.
-        versions: Those of its name that are served.
+        versions: Served versions of its name.
     """
     spec, runtime = model.spec, model.runtime
     kind = config_pb.ModelInstanceGroup

@@ -1,4 +1,4 @@
-"""What a request of the Open Inference Protocol asks for beside its tensors: its parameters, outputs and version."""
+"""Parameters, outputs and version of a request of the Open Inference Protocol."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from unroll_server.config import MAX_KEY_BYTES
 OUTPUTS = ("logits", "probabilities", "states", "final_state")
 DEFAULT_OUTPUTS = ("logits", "probabilities")
 CLASSIFIED = ("logits", "probabilities")
-"""Outputs that `classification` can be asked of."""
+"""Outputs that `classification` applies to."""
 
 _KINDS = {
     "sequence_id": ("int64_param", "uint64_param", "string_param"),
@@ -29,10 +29,10 @@ class Options(NamedTuple):
     """The parameters of a request.
 
     Attributes:
-        sequence: The id of the sequence that it goes on with; None where it is of none.
-        start: Whether the sequence begins here.
-        end: Whether it ends here.
-        timeout: Seconds until the caller needs no answer any more.
+        sequence: Id of the sequence that the request advances; None for whole sequences.
+        start: True if the sequence begins here.
+        end: True if it ends here.
+        timeout: Seconds after which the caller no longer needs the answer.
     """
 
     sequence: int | str | None
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     timeout: float
 
     def session_id(self, model: str) -> str:
-        """The id of the session that keeps the sequence's state: ids are a model's own, and 7 is not "7".
+        """Returns the id of the session of the sequence. Each model has ids of its own, and 7 is not "7".
 
         Raises:
             InvalidRequestError: it is too long.
@@ -55,11 +55,11 @@ class Options(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """An output that is asked for.
+    """A requested output.
 
     Attributes:
         name: One of `OUTPUTS`.
-        classes: How many of the largest values to name; 0 means all values as they are.
+        classes: Number of classes to return, those of the largest values; 0 for all values as float32.
     """
 
     name: str
@@ -67,15 +67,15 @@ class Wanted(NamedTuple):
 
 
 def options_of(request: pb.ModelInferRequest) -> Options:
-    """The parameters of a request, checked.
+    """Returns the parameters of a request.
 
     Raises:
-        InvalidRequestError: one is unknown, or of another type, or does not go with the others.
+        InvalidRequestError: a parameter is unknown, of a wrong type, or does not fit the others.
     """
     values = {name: _value(name, parameter) for name, parameter in request.parameters.items()}
     if "content_type" in values:
         check_content_type(request.parameters["content_type"], "parameters[content_type]")
-    # Triton's convention: an id of 0 or of no characters is none.
+    # Triton's convention: an id of 0 or "" stands for no sequence.
     sequence = values.get("sequence_id") or None
     start, end = bool(values.get("sequence_start")), bool(values.get("sequence_end"))
     if sequence is None and (start or end):
@@ -90,10 +90,10 @@ def options_of(request: pb.ModelInferRequest) -> Options:
 
 
 def outputs_of(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
-    """The outputs that a request names; empty where it names none.
+    """Returns the outputs that a request names; empty if it names none.
 
     Raises:
-        InvalidRequestError: one is unknown or named twice, or has a parameter that it can't have.
+        InvalidRequestError: an output is unknown, named twice, or has a parameter that it can't have.
     """
     wanted: list[Wanted] = []
     for index, output in enumerate(request.outputs):
@@ -106,15 +106,15 @@ def outputs_of(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
         for parameter, value in output.parameters.items():
             where = f"{field}.parameters[{parameter}]"
             if parameter.startswith("shared_memory"):
-                raise InvalidRequestError("shared memory is not offered", where)
+                raise InvalidRequestError("shared memory is not supported", where)
             if parameter == "content_type":
                 check_content_type(value, where)
                 continue
             if parameter == "binary_data" and value.WhichOneof("parameter_choice") == "bool_param":
-                # KServe's, out of the protocol over HTTP: over gRPC all outputs are raw.
+                # Of KServe's protocol over HTTP; over gRPC all outputs are raw.
                 continue
             if parameter != "classification":
-                problem = "an output takes `classification`, `content_type` and, as bool_param, `binary_data` alone"
+                problem = "unknown; an output takes `classification`, `content_type` and, as bool_param, `binary_data`"
                 raise InvalidRequestError(problem, where)
             if name not in CLASSIFIED:
                 raise InvalidRequestError(f"`{name}` has no classes; {' and '.join(CLASSIFIED)} have", where)
@@ -128,15 +128,15 @@ def outputs_of(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
 
 
 def version_of(text: str, field: str) -> int:
-    """The number of a version; 0, which means the newest, where `text` is empty.
+    """Returns the number of a version; 0, the newest, if `text` is empty.
 
     Raises:
-        InvalidRequestError: it is no version.
+        InvalidRequestError: it is not the number of a version.
     """
     if not text:
         return 0
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text)):
-        raise InvalidRequestError(f"{text[:32]!r} is no version: a positive whole number expected", field)
+        raise InvalidRequestError(f"{text[:32]!r} is not a version; a positive whole number is expected", field)
     return int(text)
 
 

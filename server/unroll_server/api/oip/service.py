@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService: the Open Inference Protocol; docs/open-inference.md says how it is answered."""
+"""inference.GRPCInferenceService: the Open Inference Protocol; see docs/open-inference.md."""
 
 import logging
 import math
@@ -10,11 +10,12 @@ from unroll_engine.errors import ModelNotFoundError, RequestError
 from unroll_engine.models.loader import Model
 from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceServicer
-from unroll_server.api.data_plane import OpenStreams, deadline_of
+from unroll_server.api.data_plane import deadline_of
 from unroll_server.api.oip.infer import Inference
 from unroll_server.api.oip.metadata import config, metadata
 from unroll_server.api.oip.request import version_of
 from unroll_server.api.oip.stream import STATUS_FLAG, InferenceStream
+from unroll_server.api.streams import OpenStreams
 from unroll_server.errors import NotOfferedError
 from unroll_server.repository.catalog import Catalog
 
@@ -24,7 +25,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 _STATES = {"READY": "READY", "LOADING": "LOADING", "LEAVING": "UNLOADING", "REFUSED": "UNAVAILABLE"}
-"""The repository's states of a version by the names that Triton gives them."""
+"""Triton's names of the repository's states of a version."""
 
 Index = Callable[[], Iterable[tuple[str, int, str, str]]]
 """Name, version, state and reason of every version in the repository; see repository.Repository.index."""
@@ -61,7 +62,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         return pb.ServerReadyResponse(ready=not self._streams.draining and bool(self._catalog.models))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:
-        """See service.proto; a model that is not there is not ready, which is no error."""
+        """See service.proto; a model that does not exist is not ready, without an error."""
         try:
             self._find(request)
         except ModelNotFoundError:
@@ -133,13 +134,13 @@ class InferenceService(GRPCInferenceServiceServicer):
         self, request: pb.RepositoryModelLoadRequest, context: Any
     ) -> pb.RepositoryModelLoadResponse:
         """See service.proto."""
-        raise NotOfferedError("models are loaded on the admin listener (--admin) alone")
+        raise NotOfferedError("models are loaded only on the admin listener (--admin)")
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Any
     ) -> pb.RepositoryModelUnloadResponse:
         """See service.proto."""
-        raise NotOfferedError("models are unloaded on the admin listener (--admin) alone")
+        raise NotOfferedError("models are unloaded only on the admin listener (--admin)")
 
     def _find(
         self,

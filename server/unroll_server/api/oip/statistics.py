@@ -1,4 +1,4 @@
-"""What ModelStatistics tells: counts and durations of a model's requests, summed over all workers."""
+"""ModelStatistics: counts and durations of each model's requests, summed over all workers."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from unroll_server.telemetry.metrics import figures as place
 from unroll_server.telemetry.metrics.memory import Figures, Memory
 
 _KIND, _LATEST = "inference", "inference-latest"
-# Places of a model's numbers: counts, and nanoseconds all in all.
+# Places of a model's numbers: counts, and sums of nanoseconds.
 _ANSWERED, _ANSWERING, _FAILED, _FAILING, _SEQUENCES, _DECODING, _WAITING, _RUNNING, _ENCODING = range(9)
 _SIZE = 9
 
@@ -19,14 +19,14 @@ _Own = tuple["memoryview[float]", "memoryview[float]"]
 
 
 class Stages:
-    """When a request got how far, by time.perf_counter_ns.
+    """Times of a request's stages, by time.perf_counter_ns.
 
     Attributes:
-        begin: It came.
-        decoded: It was decoded.
-        computed: Its results were there.
-        waited: Nanoseconds of the time in between that it waited to be run, where that is told apart.
-        model: What runs it, once that is known.
+        begin: Time of its arrival.
+        decoded: Time when it was decoded.
+        computed: Time when its results were computed.
+        waited: Nanoseconds in the queue between the two, if measured.
+        model: The model, once known.
     """
 
     __slots__ = ("begin", "computed", "decoded", "model", "waited")
@@ -41,7 +41,7 @@ class Statistics:
     """Counts the requests of the Open Inference Protocol by model.
 
     Args:
-        memory: Where all workers count.
+        memory: The counters of all workers.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -49,12 +49,12 @@ class Statistics:
         self._figures: dict[ModelKey, _Own] = {}
 
     def answered(self, model: ModelKey, sequences: int, stages: Stages) -> None:
-        """Counts a request that has been answered.
+        """Counts an answered request.
 
         Args:
-            model: What ran it.
-            sequences: In the request.
-            stages: When it got how far.
+            model: The model that ran it.
+            sequences: Sequences in the request.
+            stages: Times of its stages.
         """
         figures, latest = self._of(model)
         now = time.perf_counter_ns()
@@ -74,7 +74,7 @@ class Statistics:
         figures[_FAILING] += time.perf_counter_ns() - begin
 
     def of(self, models: list[ModelKey]) -> pb.ModelStatisticsResponse:
-        """The statistics of models, in their order."""
+        """Returns the statistics of models, in their order."""
         requests = self._memory.sums(_KIND, _SIZE)
         engine = self._memory.sums("model", place.MODEL_SIZE)
         latest: dict[str, float] = {}
@@ -93,7 +93,7 @@ class Statistics:
 
     def _of(self, model: ModelKey) -> _Own:
         if model not in self._figures:
-            # The latest time is no sum: each process has one of its own.
+            # The latest time can't be summed: each process has its own.
             own = self._memory.of(_LATEST, f"{os.getpid()} {model}", 1)
             self._figures[model] = self._memory.of(_KIND, str(model), _SIZE), own
         return self._figures[model]

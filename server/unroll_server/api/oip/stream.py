@@ -7,48 +7,49 @@ from typing import NamedTuple
 
 from unroll_engine.errors import InternalError, RequestError
 from unroll_proto.inference import service_pb2 as pb
-from unroll_server.errors import DrainingError
+from unroll_server.api.streams import RequestStream
 from unroll_server.status import status_of
 
 MAX_UNANSWERED = 256
-"""Requests of one stream that are read and whose answers the caller has not yet taken; no more are read beyond it."""
+"""Requests of one stream that are read and whose answers are not yet written; past it the stream is not read."""
 MAX_BYTES = 2**26
-"""Bytes of those requests and of their answers, ready or expected; one request and its answer come on top."""
+"""Bytes of those requests and of their answers, computed or expected; one request and its answer come on top."""
 FINAL = "triton_final_response"
-"""The parameter that marks the last response to a request: every response is the last one here."""
+"""Parameter that marks the last response to a request; here every response is the last one."""
 STATUS_FLAG = "triton_grpc_error"
-"""Request metadata: `true` ends the stream at its first error, with that error's status. Triton's name."""
+"""Metadata of a call, by Triton's name: `true` ends the stream at its first error, with that error's status."""
 
 Expected = Callable[[pb.ModelInferRequest], int]
 Answer = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelInferResponse]]
 
 
 class _Key(NamedTuple):
-    """Requests with the same key are answered in order: those of one sequence, and those of none."""
+    """Key of requests that are answered in order: those of one sequence, or those of none."""
 
     model: str
     sequence: int | str
 
 
-class InferenceStream:
+class InferenceStream(RequestStream):
     """Answers the requests of one call.
 
     Args:
         answer: Answers a request.
-        unforeseen: Called with an error that is not a RequestError.
+        on_failure: Called with an error that is not a RequestError, a fault of the server.
         expected: Returns the bytes that the answer to a request will have, if they may be many.
-        first_error_ends: Whether an error ends the stream, instead of being the answer to its request.
+        first_error_ends: True if an error ends the stream, instead of being the answer to its request.
     """
 
     def __init__(
         self,
         answer: Answer,
-        unforeseen: Callable[[Exception], None],
+        on_failure: Callable[[Exception], None],
         expected: Expected = lambda _: 0,
         first_error_ends: bool = False,
     ) -> None:
+        super().__init__()
         self._answer = answer
-        self._unforeseen = unforeseen
+        self._on_failure = on_failure
         self._expected = expected
         self._first_error_ends = first_error_ends
         # Ends the stream once the answers before it are taken.
@@ -60,38 +61,23 @@ class InferenceStream:
         # Each is set whenever its condition may have changed.
         self._written = asyncio.Event()
         self._taken = asyncio.Event()
-        self._draining = asyncio.Event()
-        self._half_close_timeout = 0.0
         # True if the server drained before it ran some request.
         self._skipped = False
         self._bytes = 0
-
-    def drain(self, half_close_timeout: float) -> None:
-        """Runs no more requests. The call ends once those that were read are answered.
-
-        Args:
-            half_close_timeout: Seconds that the caller then has to half-close the stream, before the call ends.
-        """
-        self._half_close_timeout = half_close_timeout
-        self._draining.set()
 
     async def run(
         self,
         requests: AsyncIterator[pb.ModelInferRequest],
         write: Callable[[pb.ModelStreamInferResponse], Awaitable[None]],
     ) -> None:
-        """Answers until the caller has half-closed and all that it sent is answered.
-
-        Args:
-            requests: The messages of the caller.
-            write: Writes an answer; returns when the transport has taken it.
+        """See RequestStream.
 
         Raises:
-            DrainingError: the server drains; all that was read before is answered.
+            DrainingError: the stream drained, and has answered all that it took.
             RequestError: a request failed, and the first error ends the stream.
         """
-        runner = asyncio.create_task(self._run(requests))
-        runner.add_done_callback(lambda _: self._written.set())
+        serving = asyncio.create_task(self.serve(requests))
+        serving.add_done_callback(lambda _: self._written.set())
         try:
             while True:
                 while self._out:
@@ -102,39 +88,30 @@ class InferenceStream:
                     self._taken.set()
                 if self._error:
                     raise self._error
-                if runner.done():
+                if serving.done():
                     break
                 self._written.clear()
                 await self._written.wait()
-            runner.result()
+            serving.result()
         finally:
-            runner.cancel()
+            serving.cancel()
             for task in self._running:
                 task.cancel()
-            await asyncio.gather(runner, *self._running, return_exceptions=True)
+            await asyncio.gather(serving, *self._running, return_exceptions=True)
 
-    async def _run(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
-        reader = asyncio.create_task(self._read(requests))
-        draining = asyncio.create_task(self._draining.wait())
-        try:
-            await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if reader.done():
-                reader.result()
-            while self._running:
-                await asyncio.wait(self._running)
-            if self._draining.is_set():
-                # As in Unroll: a caller that writes while the call ends may never see the answers under way to it.
-                _, open_ended = await asyncio.wait({reader}, timeout=self._half_close_timeout)
-                if open_ended or self._skipped:
-                    raise DrainingError("all of this stream")
-        finally:
-            reader.cancel()
-            draining.cancel()
-            await asyncio.gather(reader, draining, return_exceptions=True)
+    async def all_answered(self) -> None:
+        """See RequestStream."""
+        while self._running:
+            await asyncio.wait(self._running)
 
-    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+    def is_complete(self, half_closed: bool) -> bool:
+        """See RequestStream."""
+        return half_closed and not self._skipped
+
+    async def read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        """See RequestStream."""
         async for request in requests:
-            if self._draining.is_set() or self._error:
+            if self.draining.is_set() or self._error:
                 self._skipped = True
                 continue
             self._begin(request)
@@ -172,7 +149,7 @@ class InferenceStream:
         except RequestError as error:
             failure = error
         except Exception as error:
-            self._unforeseen(error)
+            self._on_failure(error)
             failure = InternalError("the server failed; its log has the cause")
         if failure:
             response = _failure(request, failure)

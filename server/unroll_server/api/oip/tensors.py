@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol <-> numpy: every check of name, type, shape, size, limit and finiteness."""
+"""Tensors of the Open Inference Protocol to and from numpy, with checks of names, types, shapes, sizes and limits."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ TYPED = {
     "UINT32": "uint_contents",
     "UINT64": "uint64_contents",
 }
-"""The field of InferTensorContents that holds each data type."""
+"""Field of InferTensorContents for each data type."""
 
 _WIRE: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
@@ -45,7 +45,7 @@ class Inputs:
 
     Attributes:
         values: [batch, time, features].
-        lengths: int64 [batch], the timesteps of each sequence; None where all have `time`.
+        lengths: int64 [batch], timesteps of each sequence; None if all have `time`.
         initial_state: [batch, num_layers, hidden_size]; None is the zero state.
     """
 
@@ -55,25 +55,25 @@ class Inputs:
 
     @property
     def batch(self) -> int:
-        """Sequences."""
+        """Number of sequences."""
         return len(self.values)
 
     @property
     def longest(self) -> int:
-        """Timesteps, with the padding."""
+        """Timesteps of each sequence, with its padding."""
         return int(self.values.shape[1])
 
     @property
     def shortest(self) -> int:
-        """Timesteps of the shortest sequence."""
+        """Timesteps of the shortest sequence, without padding."""
         return self.longest if self.lengths is None else int(self.lengths.min())
 
 
 def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> Inputs:
-    """Returns views of a request's tensors, and checks what needs no model.
+    """Returns views of a request's tensors, after the checks that need no model.
 
     Args:
-        request: As a caller sent it.
+        request: As the caller sent it.
         limits: Limits of one request.
         shortest: Least number of timesteps of a sequence.
 
@@ -105,9 +105,9 @@ def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> 
 
 
 def ragged(inputs: Inputs, spec: ModelSpec) -> tuple[Float32Array, NDArray[np.int64]]:
-    """The timesteps of all sequences end to end, [total_steps, input_size], and where each begins, int64 [batch + 1].
+    """Packs the sequences end to end: [total_steps, input_size], and where each begins, int64 [batch + 1].
 
-    What stands past a sequence's length is not looked at, whatever it is.
+    Values past a sequence's length are ignored.
 
     Raises:
         InvalidRequestError: the number of features is wrong, or a value is not finite.
@@ -129,7 +129,7 @@ def ragged(inputs: Inputs, spec: ModelSpec) -> tuple[Float32Array, NDArray[np.in
 
 
 def initial_state(inputs: Inputs, spec: ModelSpec) -> State | None:
-    """The states before the first steps, [num_layers, batch, hidden_size] each; None is the zero state.
+    """Returns the states before the first steps, [num_layers, batch, hidden_size] each; None is the zero state.
 
     Raises:
         InvalidRequestError: the shape is not the model's, or a value is not finite.
@@ -147,7 +147,7 @@ def initial_state(inputs: Inputs, spec: ModelSpec) -> State | None:
 
 
 def encode(response: pb.ModelInferResponse, name: str, array: Float32Array) -> None:
-    """Adds an output of float32 to a response."""
+    """Adds a float32 output to a response."""
     response.outputs.add(name=name, datatype="FP32", shape=array.shape)
     response.raw_output_contents.append(array.astype(_WIRE["FP32"], copy=False).tobytes())
 
@@ -155,16 +155,16 @@ def encode(response: pb.ModelInferResponse, name: str, array: Float32Array) -> N
 def encode_classes(
     response: pb.ModelInferResponse, name: str, array: Float32Array, count: int, labels: Sequence[str]
 ) -> None:
-    """Adds an output [batch, count] of BYTES "value:index:label": each row's largest values, the largest first.
+    """Adds an output of BYTES "value:index:label", [batch, count]: the largest values of each row, in falling order.
 
     Args:
         response: Takes the output.
-        name: Its name.
+        name: Name of the output.
         array: [batch, classes].
-        count: Classes of a row, at most.
-        labels: Of the classes.
+        count: Classes of each row, at most.
+        labels: Labels of the classes.
     """
-    # Of equal values the lower index comes first.
+    # Equal values: the lower index first.
     order = np.argsort(-array, axis=1, kind="stable")[:, :count]
     texts = [
         f"{row[index]:f}:{index}:{labels[index]}".encode()
@@ -176,7 +176,7 @@ def encode_classes(
 
 
 def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
-    """The inputs by name, each of its own type and number of dimensions, with as many elements as its shape says."""
+    """Returns the inputs by name, with checked type, number of dimensions and number of elements."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         problem = f"{len(raw)} given, one for each of the {len(request.inputs)} inputs expected"
@@ -201,9 +201,9 @@ def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
             problem = f"`{name}` is {shape[:8]}, {rank} dimensions expected, none below 0 and less than 2^31 elements"
             raise InvalidRequestError(problem, f"{field}.shape")
         if raw:
-            # One that is there and empty, as MLServer's client sends beside raw ones, holds nothing.
+            # MLServer's client sends empty contents beside raw ones.
             if tensor.HasField("contents") and tensor.contents.ListFields():
-                problem = "given beside raw_input_contents: all inputs are raw, or none is"
+                problem = "given beside raw_input_contents; give either, for all inputs"
                 raise InvalidRequestError(problem, f"{field}.contents")
             arrays[name] = _raw(raw[index], datatype, shape, f"raw_input_contents[{index}]")
         else:
@@ -212,28 +212,28 @@ def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
 
 
 def check_content_type(value: pb.InferParameter, field: str) -> None:
-    """Checks the parameter by which MLServer's clients say what a tensor is made of: here all are arrays.
+    """Checks the parameter in which MLServer's clients give the content type of a tensor; only arrays are known.
 
     Raises:
-        InvalidRequestError: it is another one.
+        InvalidRequestError: it is another content type.
     """
     if value.string_param != "np":
         raise InvalidRequestError(f"{value.string_param[:64]!r}, 'np' in string_param expected", field)
 
 
 def _check_parameter(name: str, value: pb.InferParameter, raw: bytes | None, field: str) -> None:
-    """Lets pass what clients of other servers always add to an input; it says nothing that is not known."""
+    """Accepts the parameters that clients of other servers always add to an input, and refuses others."""
     if name == "content_type":
         check_content_type(value, field)
     elif name == "binary_data_size" and raw is not None:
-        # KServe's, out of the protocol over HTTP.
+        # Of KServe's protocol over HTTP.
         size = value.int64_param or value.uint64_param
         if size != len(raw):
             raise InvalidRequestError(f"{size}, and raw_input_contents has {len(raw)} bytes", field)
     elif name.startswith("shared_memory"):
-        raise InvalidRequestError("shared memory is not offered", field)
+        raise InvalidRequestError("shared memory is not supported", field)
     else:
-        raise InvalidRequestError("an input takes `content_type`, and a raw one `binary_data_size`, alone", field)
+        raise InvalidRequestError("unknown; an input takes `content_type`, and `binary_data_size` if it is raw", field)
 
 
 def _raw(raw: bytes, datatype: str, shape: list[int], field: str) -> NDArray[Any]:
