@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from unroll_engine.models.spec import ModelKey, ModelSpec
+from unroll_engine.models.spec import STATES, ModelKey, ModelSpec
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2
-
-ARCHITECTURES = ("simple_rnn",)
-
 
 Fingerprint = tuple[tuple[int, ...] | None, ...]
 """Identity, size and times of a bundle's files; differs after a change. None stands for a missing file."""
@@ -159,8 +156,8 @@ def verify_folder(path: Path) -> VerifiedBundle:
         manifest, report = bundle.verify_bundle(path)
     except OSError as error:
         raise bundle.BundleError(f"{path}: {error}") from None
-    if manifest.architecture not in ARCHITECTURES:
-        raise bundle.BundleError(f"{path}: architecture {manifest.architecture!r} is not one of {ARCHITECTURES}")
+    if manifest.architecture not in STATES:
+        raise bundle.BundleError(f"{path}: architecture {manifest.architecture!r} is not one of {', '.join(STATES)}")
     spec = ModelSpec(
         key=ModelKey(manifest.name, manifest.version),
         architecture=manifest.architecture,

@@ -55,7 +55,7 @@ class Lanes:
         self._input = _aligned((max_steps * capacity, features))
         self._steps = np.arange(self._region)[:, np.newaxis]
         self._zero_state = model.spec.zero_state(1)
-        self._state = tuple(_aligned((layers, capacity, size)) for layers, size in model.spec.state_shapes)
+        self._state = tuple(_aligned((layers, capacity, size)) for _, (layers, size) in model.spec.states)
         self._table = np.zeros((6, capacity), np.int64)
         self._table[_REGION] = np.arange(capacity) * self._region
         self._jobs: list[Job | None] = []  # by column; None where a lane left

@@ -182,7 +182,7 @@ class _Chunk:
         self.job = job
         self.left = job.steps
         self.initial = _only(job.initial_state)
-        self.final: State = tuple(np.empty(shape, np.float32) for shape in spec.state_shapes)
+        self.final: State = tuple([np.empty(shape, np.float32) for _, shape in spec.states])
         self.states = np.empty((job.steps, spec.hidden_size), np.float32)
         self.logits = np.empty((job.steps, spec.output_size), np.float32)
 

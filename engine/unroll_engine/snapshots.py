@@ -4,7 +4,7 @@ import numpy as np
 
 from unroll_engine.arrays import FLOAT32, first_not_finite, matrix, to_bytes
 from unroll_engine.errors import InvalidRequestError, SequenceStateError
-from unroll_engine.models.spec import ModelSpec, State
+from unroll_engine.models.spec import STATES, ModelSpec, State
 from unroll_proto.snapshot import FORMAT
 from unroll_proto.v1 import unroll_pb2 as pb
 
@@ -33,11 +33,14 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
     if theirs != ours:
         raise SequenceStateError(f"the snapshot is of {theirs}, the request is for {ours}", field)
     check_bundle(snapshot, spec, "snapshot", field)
-    shapes = spec.state_shapes
-    if len(snapshot.state) != len(shapes):
-        raise InvalidRequestError(f"{len(snapshot.state)} state tensors, {len(shapes)} expected", f"{field}.state")
+    tensors = spec.states
+    if len(snapshot.state) != len(tensors):
+        problem = (
+            f"{len(snapshot.state)} state tensors, {len(tensors)} expected: {', '.join(STATES[spec.architecture])}"
+        )
+        raise InvalidRequestError(problem, f"{field}.state")
     state = []
-    for index, (raw, shape) in enumerate(zip(snapshot.state, shapes, strict=True)):
+    for index, (raw, (_, shape)) in enumerate(zip(snapshot.state, tensors, strict=True)):
         expected = shape[0] * shape[1] * FLOAT32.itemsize
         where = f"{field}.state[{index}]"
         if len(raw) != expected:
@@ -64,7 +67,7 @@ def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) 
 def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snapshot:
     """The snapshot of a sequence after `step` timesteps; None is the zero state."""
     if state is None:
-        state = tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes)
+        state = tuple([np.zeros(shape, np.float32) for _, shape in spec.states])
     return pb.Snapshot(
         format=FORMAT,
         model=spec.key.name,

@@ -13,7 +13,7 @@ from unroll_export.bundle_writer import Draft, VersionTaken
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.tensors import input_shapes, output_shapes, specs
 from unroll_export.graphs.torchscript import build_torchscript
-from unroll_export.model import SimpleRNN
+from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.gate import Proven, prove
 from unroll_export.runs import SUMMARY, RunError, TrainedRun
 from unroll_proto import bundle
@@ -21,11 +21,10 @@ from unroll_proto.v1 import bundle_pb2 as pb
 
 Kind: TypeAlias = "pb.ArtifactKind.ValueType"
 
-ARCHITECTURE = "simple_rnn"
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "protobuf", "safetensors", "torch")
 PACKAGES = ("unroll-engine", "unroll-export", "unroll-proto")
 
-BUILDERS: dict[Kind, Callable[[SimpleRNN], bytes]] = {
+BUILDERS: dict[Kind, Callable[[RecurrentClassifier[Any]], bytes]] = {
     pb.ARTIFACT_KIND_ONNX_RNN: build_onnx_rnn,
     pb.ARTIFACT_KIND_TORCHSCRIPT: build_torchscript,
 }
@@ -59,8 +58,6 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
         raise bundle.BundleError(f"{out}: is a version of a bundle; the folder above it is the model's")
     training = _training_summary(run.summary)
     model = run.model.eval()
-    if not isinstance(model, SimpleRNN) or model.rnn.nonlinearity != "tanh":
-        raise RunError(f"{SUMMARY}: only a simple_rnn with tanh can be exported, not {model.architecture}")
     with Draft(out) as draft:
         draft.write(bundle.WEIGHTS, save({key: value.contiguous() for key, value in model.state_dict().items()}))
         for kind, build in BUILDERS.items():
@@ -86,7 +83,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def artifact_shapes(model: SimpleRNN) -> tuple[list[pb.TensorSpec], list[pb.TensorSpec]]:
+def artifact_shapes(model: RecurrentClassifier[Any]) -> tuple[list[pb.TensorSpec], list[pb.TensorSpec]]:
     """Inputs and outputs of every model artifact as the manifest states them."""
     return specs(input_shapes(model)), specs(output_shapes(model))
 
@@ -113,7 +110,7 @@ def _describe(draft: Draft, manifest: pb.BundleManifest, proven: Proven) -> None
 
 
 def _manifest(
-    run: TrainedRun, model: SimpleRNN, name: str, version: int, training: pb.TrainingSummary
+    run: TrainedRun, model: RecurrentClassifier[Any], name: str, version: int, training: pb.TrainingSummary
 ) -> pb.BundleManifest:
     """Everything but the artifacts' checksums and sizes."""
     rnn = model.rnn
@@ -127,7 +124,7 @@ def _manifest(
         format=bundle.FORMAT,
         name=name,
         version=version,
-        architecture=ARCHITECTURE,
+        architecture=model.architecture,
         input_size=rnn.input_size,
         hidden_size=rnn.hidden_size,
         output_size=model.fc.out_features,

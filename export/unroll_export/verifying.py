@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from unroll_export.exporting import ARCHITECTURE, artifact_shapes
-from unroll_export.model import SimpleRNN
+from unroll_engine.kernel import UnsupportedNetworkError, read_onnx
+from unroll_export.exporting import artifact_shapes
+from unroll_export.model import CELLS, Nonlinearity, RecurrentClassifier, build
 from unroll_export.parity.gate import Proven, prove
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
@@ -32,10 +34,11 @@ def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> Prove
     return prove(model, contents, on_case)
 
 
-def _eager_model(path: Path, manifest: pb.BundleManifest) -> SimpleRNN:
+def _eager_model(path: Path, manifest: pb.BundleManifest) -> RecurrentClassifier[Any]:
     """The network of `weights.safetensors`, in eval mode."""
     file = path / bundle.WEIGHTS
-    if manifest.architecture != ARCHITECTURE:
+    cell = CELLS.get(manifest.architecture)
+    if cell is None:
         raise bundle.BundleError(f"{path / bundle.MANIFEST}: architecture {manifest.architecture!r} is not known")
     sizes = (manifest.input_size, manifest.hidden_size, manifest.output_size, manifest.num_layers)
     content = bundle.read_artifact(path, bundle.artifact_of(manifest, pb.ARTIFACT_KIND_WEIGHTS))
@@ -43,12 +46,21 @@ def _eager_model(path: Path, manifest: pb.BundleManifest) -> SimpleRNN:
         weights = load(content)
     except SafetensorError as error:
         raise bundle.BundleError(f"{file}: not readable as safetensors: {error}") from error
-    if len(weights) != len(SimpleRNN(1, 1, 1).state_dict()) + 4 * (manifest.num_layers - 1):
+    if len(weights) != len(build(cell, 1, 1, 1).state_dict()) + 4 * (manifest.num_layers - 1):
         raise bundle.BundleError(f"{file}: {len(weights)} tensors don't make {manifest.num_layers} layers")
     with torch.device("meta"):  # sizes out of a file: nothing is allocated before they are found right
-        expected = {name: (value.dtype, value.shape) for name, value in SimpleRNN(*sizes).state_dict().items()}
+        expected = {name: (value.dtype, value.shape) for name, value in build(cell, *sizes).state_dict().items()}
     if {name: (value.dtype, value.shape) for name, value in weights.items()} != expected:
         raise bundle.BundleError(f"{file}: names, types or shapes are not those of the manifest's sizes")
-    model = SimpleRNN(*sizes)
+    model = build(cell, *sizes, nonlinearity=_nonlinearity(path, manifest))
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _nonlinearity(path: Path, manifest: pb.BundleManifest) -> Nonlinearity:
+    """The nonlinearity of `model.onnx`, since weights do not show it; "tanh" if the proof is to find what is wrong."""
+    content = bundle.read_artifact(path, bundle.artifact_of(manifest, pb.ARTIFACT_KIND_ONNX_RNN))
+    try:
+        return "relu" if read_onnx(content).cell == "rnn_relu" else "tanh"
+    except UnsupportedNetworkError:
+        return "tanh"

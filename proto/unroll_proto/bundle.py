@@ -57,6 +57,9 @@ MAX_SIZES = {"input_size": 2**14, "hidden_size": 2**14, "output_size": 2**16, "n
 _BESIDE_WEIGHTS = 2**20
 _BESIDE_LAYER = 2**14
 
+_GATES = {"simple_lstm": 4, "simple_gru": 3}
+"""Matrices of a layer, by architecture; others have one."""
+
 MOST_TEXT_BYTES = 1024
 """Of a class label, which goes with every answer, or of a feature's name, in UTF-8."""
 MOST_SAID = 800
@@ -109,7 +112,8 @@ def artifact_of(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") 
 def weights_bytes(manifest: pb.BundleManifest) -> int:
     """Bytes of all float32 parameters of the network that the manifest describes, standardization included."""
     features, hidden, layers = manifest.input_size, manifest.hidden_size, manifest.num_layers
-    recurrent = (features + hidden + 2) * hidden + (layers - 1) * (2 * hidden + 2) * hidden
+    gates = _GATES.get(manifest.architecture, 1)
+    recurrent = gates * ((features + hidden + 2) * hidden + (layers - 1) * (2 * hidden + 2) * hidden)
     return 4 * (2 * features + recurrent + (hidden + 1) * manifest.output_size)
 
 

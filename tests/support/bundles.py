@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from support.exports import run_of
-from unroll_export import SimpleRNN
 from unroll_export.exporting import export_run
+from unroll_export.model import RecurrentClassifier
 from unroll_proto.bundle import sha256_of
 
 
-def export(network: SimpleRNN, root: Path, name: str = "m") -> Path:
+def export(network: RecurrentClassifier[Any], root: Path, name: str = "m") -> Path:
     """Exports a network as the next version of a model; returns the version's folder."""
     return export_run(run_of(network), root / name).path
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unroll_export import SimpleRNN
+from unroll_export.model import RecurrentClassifier
 from unroll_export.runs import FORMAT, SUMMARY, WEIGHTS, TrainedRun, save_weights
 
 
-def run_of(network: SimpleRNN, longest_sequence: int = 20, **changes: Any) -> TrainedRun:
+def run_of(network: RecurrentClassifier[Any], longest_sequence: int = 20, **changes: Any) -> TrainedRun:
     """A finished run that left `network`."""
     outputs, features = network.fc.out_features, network.rnn.input_size
     summary: dict[str, Any] = {

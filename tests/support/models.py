@@ -1,5 +1,7 @@
 """Models for tests of the server's rooms: random weights, in the runtime that serves them."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -12,13 +14,29 @@ from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_engine.scheduler import TickCost
 from unroll_export import SimpleRNN
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
+from unroll_export.model import Cell, Nonlinearity, RecurrentClassifier, build
 
 
 def random_network(features: int = 3, hidden: int = 8, outputs: int = 4, layers: int = 1, seed: int = 0) -> SimpleRNN:
     """A network whose weights depend on nothing but the arguments."""
+    network = random_classifier("rnn", features, hidden, outputs, layers, seed)
+    assert isinstance(network, SimpleRNN)
+    return network
+
+
+def random_classifier(
+    cell: Cell,
+    features: int = 3,
+    hidden: int = 8,
+    outputs: int = 4,
+    layers: int = 1,
+    seed: int = 0,
+    nonlinearity: Nonlinearity = "tanh",
+) -> RecurrentClassifier[Any]:
+    """A network of any cell, likewise."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = SimpleRNN(features, hidden, outputs, num_layers=layers).eval()
+        network = build(cell, features, hidden, outputs, layers, nonlinearity=nonlinearity).eval()
         network.mean.uniform_(-1, 1)
         network.std.uniform_(0.5, 2)
     return network
@@ -29,12 +47,14 @@ def default_runtime(content: bytes) -> Runtime:
     return OnnxCpuRuntime(content) if unavailable_reason() else KernelRuntime(content)
 
 
-def served(network: SimpleRNN, name: str = "m", version: int = 1, runtime: Runtime | None = None) -> Model:
+def served(
+    network: RecurrentClassifier[Any], name: str = "m", version: int = 1, runtime: Runtime | None = None
+) -> Model:
     """The network as the server runs it."""
     outputs = network.fc.out_features
     spec = ModelSpec(
         key=ModelKey(name, version),
-        architecture="simple_rnn",
+        architecture=network.architecture,
         input_size=network.rnn.input_size,
         hidden_size=network.rnn.hidden_size,
         output_size=outputs,

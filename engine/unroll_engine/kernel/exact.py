@@ -132,6 +132,7 @@ class ExactNetwork:
         readout: Weights of the logits.
 
     Attributes:
+        cell: As given.
         layers: As given.
         readout: As given.
     """
@@ -145,6 +146,7 @@ class ExactNetwork:
     ) -> None:
         self.layers = tuple(layers)
         self.readout = readout
+        self.cell = cell
         self._cell = _CELLS[cell]
         self._scale = None if scale is None else tuple(array.astype(np.float64) for array in scale)
 

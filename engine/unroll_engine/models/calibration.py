@@ -63,8 +63,8 @@ def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
         ("logits", result.logits, (steps, lanes, spec.output_size)),
         ("states", result.states, (steps, lanes, spec.hidden_size)),
         *(
-            ("final_state", array, (layers, lanes, size))
-            for array, (layers, size) in zip(result.final_state, spec.state_shapes, strict=True)
+            (f"final_{name}", array, (layers, lanes, size))
+            for array, (name, (layers, size)) in zip(result.final_state, spec.states, strict=True)
         ),
     ):
         if array.shape != shape or array.dtype != np.float32:

@@ -16,7 +16,11 @@ from unroll_proto.v1 import bundle_pb2
 
 _log = logging.getLogger(__name__)
 
-_CELLS = {"simple_rnn": ("rnn_tanh",)}
+_CELLS: dict[str, tuple[str, ...]] = {
+    "simple_rnn": ("rnn_tanh", "rnn_relu"),
+    "simple_lstm": ("lstm",),
+    "simple_gru": ("gru", "gru_reset_before"),
+}
 """The cells of each architecture."""
 
 
@@ -51,7 +55,7 @@ class Model:
     @property
     def states_are_state(self) -> bool:
         """Whether the last layer's hidden state at a step is the whole state of the sequence after it."""
-        return self.spec.state_shapes == ((1, self.spec.hidden_size),)
+        return len(self.spec.states) == self.spec.num_layers == 1
 
 
 class Loader:

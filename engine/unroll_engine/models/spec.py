@@ -15,6 +15,23 @@ Of one sequence each array is [num_layers, hidden_size]; of a tick, [num_layers,
 """
 
 
+STATES: dict[str, tuple[str, ...]] = {
+    "simple_rnn": ("state",),
+    "simple_lstm": ("state", "cell"),
+    "simple_gru": ("state",),
+}
+"""Names of the state tensors of each architecture: the hidden state, and the cell state of an LSTM."""
+
+
+class StateTensor(NamedTuple):
+    """A tensor of a model's state: float32, zeros at the beginning of a sequence."""
+
+    name: str
+    """Unique in the model; graphs take `initial_NAME` and give `final_NAME`."""
+    shape: tuple[int, int]
+    """Of one sequence, [num_layers, hidden_size]. The lanes of a tick are an axis between them."""
+
+
 class ModelKey(NamedTuple):
     """Name and version of a model."""
 
@@ -44,10 +61,10 @@ class ModelSpec:
     bundle: bytes = b""
 
     @property
-    def state_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Shape of each state tensor of one sequence; an RNN has one, [num_layers, hidden_size]."""
-        return ((self.num_layers, self.hidden_size),)
+    def states(self) -> tuple[StateTensor, ...]:
+        """The state: one tensor, or two of an LSTM."""
+        return tuple([StateTensor(name, (self.num_layers, self.hidden_size)) for name in STATES[self.architecture]])
 
     def zero_state(self, lanes: int) -> State:
         """The initial state of `lanes` sequences, [num_layers, lanes, hidden_size] each."""
-        return tuple(np.zeros((layers, lanes, size), np.float32) for layers, size in self.state_shapes)
+        return tuple([np.zeros((layers, lanes, size), np.float32) for _, (layers, size) in self.states])

@@ -18,6 +18,8 @@ from unroll_engine.runtimes.base import TickResult
 from unroll_proto import bundle
 
 _GROWTH = 2**20
+_MOST_TENSORS = 4
+"""Tensors that a network gives: logits, states, and up to two of the state."""
 _LAYER_GROWTH = 2**14
 """Bytes that the archive may grow by when it is unpacked, and for each layer: the exporter compresses code only."""
 
@@ -63,23 +65,22 @@ class TorchScriptRuntime:
             self._module = torch.jit.load(io.BytesIO(model), map_location=device)  # type: ignore[no-untyped-call]
         self._module.eval()
         on_device = device == "cuda"
-        self._input, self._state = _Buffer(on_device), _Buffer(on_device)
-        self._results = [_Buffer(on_device) for _ in range(3)]
+        self._inputs, self._results = ([_Buffer(on_device) for _ in range(_MOST_TENSORS)] for _ in range(2))
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run."""
         with torch.inference_mode():
             # Copied: torch needs writable memory, and a request's is not.
-            batch_major = self._input.filled(x.transpose(1, 0, 2)).to(self.device, non_blocking=True)
-            initial = self._state.filled(state[0]).to(self.device, non_blocking=True)
-            logits, states, final = self._outputs(self._module(batch_major, initial))
-        return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), (final,))
+            given = zip(self._inputs, (x.transpose(1, 0, 2), *state), strict=False)
+            arguments = [buffer.filled(values).to(self.device, non_blocking=True) for buffer, values in given]
+            logits, states, *final = self._outputs(self._module(*arguments))
+        return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), tuple(final))
 
     def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[Float32Array]:
         """The results in their own memory: callers keep them, and the next run overwrites the buffers."""
         if self.device == "cpu":
             return [tensor.numpy() for tensor in tensors]
-        copies = [buffer.received(tensor) for buffer, tensor in zip(self._results, tensors, strict=True)]
+        copies = [buffer.received(tensor) for buffer, tensor in zip(self._results, tensors, strict=False)]
         torch.cuda.current_stream().synchronize()
         return [copy.numpy().copy() for copy in copies]
 

@@ -1,1 +1,1 @@
-"""The model artifacts of a bundle, each made from a SimpleRNN: ONNX and TorchScript."""
+"""The model artifacts of a bundle, each made from a recurrent classifier: ONNX and TorchScript."""

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 from unroll_export.graphs.tensors import Shape
-from unroll_export.model import SimpleRNN
+from unroll_export.model import RecurrentClassifier
 
 # Old enough for every runtime of the last years; nothing here gains from a newer one.
 OPSET = 17
@@ -48,7 +48,7 @@ class GraphBuilder:
         )
 
 
-def serialize(graph: onnx.GraphProto, model: SimpleRNN, layout: str) -> bytes:
+def serialize(graph: onnx.GraphProto, model: RecurrentClassifier[Any], layout: str) -> bytes:
     """Makes a model of `graph`, checks it in full, and serializes it; equal graphs give equal bytes.
 
     Raises:
@@ -68,7 +68,7 @@ def serialize(graph: onnx.GraphProto, model: SimpleRNN, layout: str) -> bytes:
         "output_size": model.fc.out_features,
         "num_layers": rnn.num_layers,
     }
-    properties = {"architecture": "simple_rnn", "layout": layout}
+    properties = {"architecture": model.architecture, "layout": layout}
     helper.set_model_props(proto, properties | {name: str(size) for name, size in sizes.items()})
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString(deterministic=True)

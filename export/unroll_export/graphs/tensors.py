@@ -1,18 +1,15 @@
 """Names and shapes of what goes into a model artifact and what comes out."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from unroll_export.model import SimpleRNN
+from unroll_engine.models.spec import STATES as STATE_NAMES
+from unroll_export.model import RecurrentClassifier
 from unroll_proto.v1 import bundle_pb2 as pb
 
 INPUT = "input"
-INITIAL_STATE = "initial_state"
 LOGITS = "logits"
 STATES = "states"
-FINAL_STATE = "final_state"
-
-INPUTS = (INPUT, INITIAL_STATE)
-OUTPUTS = (LOGITS, STATES, FINAL_STATE)
 
 BATCH = "batch"
 TIME = "time"
@@ -20,20 +17,28 @@ TIME = "time"
 Shape = tuple[str | int, ...]
 
 
-def input_shapes(model: SimpleRNN) -> dict[str, Shape]:
+def state_names(model: RecurrentClassifier[Any]) -> tuple[str, ...]:
+    """Names of the state tensors: `initial_NAME` goes in, `final_NAME` comes out."""
+    return STATE_NAMES[model.architecture]
+
+
+def input_shapes(model: RecurrentClassifier[Any]) -> dict[str, Shape]:
     """Shapes of the inputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
-    rnn = model.rnn
-    return {INPUT: (BATCH, TIME, rnn.input_size), INITIAL_STATE: (rnn.num_layers, BATCH, rnn.hidden_size)}
+    return {INPUT: (BATCH, TIME, model.rnn.input_size)} | _state_shapes(model, "initial")
 
 
-def output_shapes(model: SimpleRNN) -> dict[str, Shape]:
+def output_shapes(model: RecurrentClassifier[Any]) -> dict[str, Shape]:
     """Shapes of the outputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
-    rnn = model.rnn
-    return {
+    shapes: dict[str, Shape] = {
         LOGITS: (BATCH, TIME, model.fc.out_features),
-        STATES: (BATCH, TIME, rnn.hidden_size),
-        FINAL_STATE: (rnn.num_layers, BATCH, rnn.hidden_size),
+        STATES: (BATCH, TIME, model.rnn.hidden_size),
     }
+    return shapes | _state_shapes(model, "final")
+
+
+def _state_shapes(model: RecurrentClassifier[Any], when: str) -> dict[str, Shape]:
+    rnn = model.rnn
+    return {f"{when}_{name}": (rnn.num_layers, BATCH, rnn.hidden_size) for name in state_names(model)}
 
 
 def specs(shapes: Mapping[str, Shape]) -> list[pb.TensorSpec]:

@@ -1,4 +1,4 @@
-"""`model.ts`: a SimpleRNN as TorchScript, batch-major.
+"""`model.ts`: a recurrent classifier as TorchScript, batch-major.
 
 TorchScript is deprecated upstream since torch 2.11, and says so at every call. It stays supported here for programs
 that load it; the one place that silences the notice is `quiet`.
@@ -9,12 +9,14 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
-from unroll_export.model import SimpleRNN
+from unroll_export.graphs.tensors import state_names
+from unroll_export.model import RecurrentClassifier
 
 
 @contextmanager
@@ -26,12 +28,12 @@ def quiet() -> Iterator[None]:
 
 
 class Unrolled(nn.Module):
-    """SimpleRNN.unroll as a module's `forward`, under the tensor names of the artifacts."""
+    """The `unroll` of a classifier with one state tensor as a module's `forward`, under the artifacts' names."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: SimpleRNN) -> None:
+    def __init__(self, model: RecurrentClassifier[Any]) -> None:
         super().__init__()
         self.rnn = model.rnn
         self.fc = model.fc
@@ -39,12 +41,26 @@ class Unrolled(nn.Module):
         self.register_buffer("std", model.std)
 
     def forward(self, input: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: A002
-        """Gives `logits`, `states`, `final_state`; shapes as SimpleRNN.unroll has them."""
+        """Gives `logits`, `states`, `final_state`; shapes as RecurrentClassifier.unroll has them."""
         states, final_state = self.rnn((input - self.mean) / self.std, initial_state)
         return self.fc(states), states, final_state
 
 
-def build_torchscript(model: SimpleRNN) -> bytes:
+class UnrolledLSTM(Unrolled):
+    """As Unrolled, of an LSTM."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,  # noqa: A002
+        initial_state: Tensor,
+        initial_cell: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gives `logits`, `states`, `final_state`, `final_cell`."""
+        states, (final_state, final_cell) = self.rnn((input - self.mean) / self.std, (initial_state, initial_cell))
+        return self.fc(states), states, final_state, final_cell
+
+
+def build_torchscript(model: RecurrentClassifier[Any]) -> bytes:
     """Serializes `model` as TorchScript, in eval mode and without gradients.
 
     Traced, since what torch.jit.script writes depends on Python's hash seed. Nothing is lost: there is no control flow
@@ -53,10 +69,12 @@ def build_torchscript(model: SimpleRNN) -> bytes:
     """
     detached = copy.deepcopy(model).eval().requires_grad_(False)
     rnn = detached.rnn
-    example = (torch.zeros(2, 3, rnn.input_size), torch.zeros(rnn.num_layers, 2, rnn.hidden_size))
+    state = torch.zeros(rnn.num_layers, 2, rnn.hidden_size)
+    example = (torch.zeros(2, 3, rnn.input_size), *[state] * len(state_names(model)))
+    unrolled = UnrolledLSTM if isinstance(rnn, nn.LSTM) else Unrolled
     buffer = io.BytesIO()
     with quiet():
         warnings.simplefilter("ignore", TracerWarning)  # of those checks
-        traced = torch.jit.trace(Unrolled(detached), example, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(unrolled(detached), example, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, buffer)
     return buffer.getvalue()

@@ -4,11 +4,12 @@ import math
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from unroll_export.model import SimpleRNN
+from unroll_export.graphs.tensors import state_names
+from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.runners import Float32Array
 
 LENGTHS = (1, 2, 3, 5, 17, 31, 101, 512)
@@ -63,10 +64,10 @@ class Drawn(NamedTuple):
     x: Float32Array
     """[batch, time, features], raw features."""
     initial_state: Float32Array
-    """[layers, batch, hidden]."""
+    """See runners: hidden states, then cells of an LSTM."""
 
 
-def draw(values: Values, model: SimpleRNN) -> Drawn:
+def draw(values: Values, model: RecurrentClassifier[Any]) -> Drawn:
     """Draws values that depend on the arguments alone."""
     rng = np.random.default_rng(zlib.crc32(repr(values).encode()))
     weights = model.state_dict()
@@ -81,9 +82,10 @@ def draw(values: Values, model: SimpleRNN) -> Drawn:
         chosen = rng.integers(mean.size, size=(*shape[:2], 1))
         driven = np.take(gains, chosen) * rng.choice([-1.0, 1.0], size=chosen.shape)
         np.put_along_axis(x, chosen, driven, axis=2)
-    # States of a tanh network lie in (-1, 1).
+    # States lie in (-1, 1), but for the cells of an LSTM and under relu.
     limit = 0.0 if values.zero_state else 1.0
-    state = rng.uniform(-limit, limit, (model.rnn.num_layers, values.batch, model.rnn.hidden_size))
+    layers = model.rnn.num_layers * len(state_names(model))
+    state = rng.uniform(-limit, limit, (layers, values.batch, model.rnn.hidden_size))
     x *= std
     x += mean
     return Drawn(x, state.astype(np.float32))

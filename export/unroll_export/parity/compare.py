@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_export.graphs.tensors import OUTPUTS
 from unroll_export.parity.cases import Drawn, Plan
 from unroll_export.parity.runners import Float32Array, Outputs, ParityError, Runner
 
@@ -20,7 +19,7 @@ def differing_values(got: Outputs, expected: Outputs) -> int:
 
 def check_alike(got: Outputs, expected: Outputs) -> None:
     """Raises ParityError where an output has another shape or dtype than is expected."""
-    for name, a, b in zip(OUTPUTS, got, expected, strict=True):
+    for name, a, b in zip(Outputs._fields, got, expected, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise ParityError(f"{name} is {a.dtype} {a.shape}, expected {b.dtype} {b.shape}")
 

@@ -9,7 +9,7 @@ import numpy as np
 from unroll_engine.kernel.exact import UNIT, ExactNetwork, Float64Array, Near
 from unroll_export.parity.cases import Drawn
 from unroll_export.parity.judging import Judged, judge, worst
-from unroll_export.parity.runners import Outputs, Runner
+from unroll_export.parity.runners import Outputs, Runner, exact_step
 
 FACTOR = 128
 """A free run may be so many times as far from float64 as eager PyTorch is."""
@@ -32,9 +32,10 @@ class FreeRun:
         inputs, state = exact.inputs(drawn.x), drawn.initial_state.astype(np.float64)
         steps: list[Near] = []
         for time in range(drawn.x.shape[1]):
-            steps += exact.step(inputs.at((slice(None), time)), (state,))
+            steps.append(exact_step(exact, inputs.at((slice(None), time)), state))
             state = steps[-1].value
-        states = Near(*(np.stack([step[field][-1] for step in steps], axis=1) for field in range(2)))
+        last = len(exact.layers) - 1
+        states = Near(*(np.stack([step[field][last] for step in steps], axis=1) for field in range(2)))
         self._right = exact.logits(states), states, steps[-1]
         self._distances: list[Float64Array] = [np.zeros((1, 1, 1))] * 3
         self.expected = eager.run(*drawn)

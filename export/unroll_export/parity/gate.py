@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.kernel.exact import ExactNetwork, Near
-from unroll_export.model import SimpleRNN
+from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.cases import PLANS, Drawn, Plan, draw
 from unroll_export.parity.compare import check_alike, differing_values, run_cut
 from unroll_export.parity.free_runs import FreeRun
@@ -33,6 +33,7 @@ from unroll_export.parity.runners import (
     Runner,
     RuntimeRunner,
     exact_network,
+    exact_step,
 )
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
@@ -64,7 +65,7 @@ class _Candidate(NamedTuple):
 
 
 def prove(
-    model: SimpleRNN,
+    model: RecurrentClassifier[Any],
     artifacts: Mapping[Kind, bytes],
     on_case: Callable[[str], None] = lambda _: None,
 ) -> Proven:
@@ -81,7 +82,7 @@ def prove(
     """
     eager, exact = EagerRunner(model), exact_network(model)
     with _one_thread():
-        candidates, left_out = _open(artifacts)
+        candidates, left_out = _open(artifacts, model.rnn.num_layers)
         for name, parts in probes(model):
             on_case(name)
             for candidate, case in zip(candidates, _run_probes(name, parts, eager, exact, candidates), strict=True):
@@ -97,7 +98,7 @@ def prove(
     return Proven([candidate.proof for candidate in candidates], left_out)
 
 
-def _open(artifacts: Mapping[Kind, bytes]) -> tuple[list[_Candidate], dict[str, str]]:
+def _open(artifacts: Mapping[Kind, bytes], layers: int) -> tuple[list[_Candidate], dict[str, str]]:
     """Loads each artifact into the runtimes that serve it."""
     candidates: list[_Candidate] = []
     left_out = {}
@@ -112,7 +113,7 @@ def _open(artifacts: Mapping[Kind, bytes]) -> tuple[list[_Candidate], dict[str, 
             except Exception as error:  # the runtimes raise classes of their own, without a common base
                 raise ParityError(f"{file}: can't be loaded: {_one_line(error)}") from error
             proof = pb.ArtifactProof(kind=kind, file=file, sha256=digest, bitwise=opened.bitwise, runtime=name)
-            candidates.append(_Candidate(proof, RuntimeRunner(opened)))
+            candidates.append(_Candidate(proof, RuntimeRunner(opened, layers)))
     return candidates, left_out
 
 
@@ -135,7 +136,7 @@ def _run_probes(
     cases = [pb.ParityCase(name=name, time=1) for _ in candidates]
     for part in parts:
         expected = eager.run(part.x[:, None], part.state)
-        (state,) = exact.step(exact.inputs(part.x), (part.state,))
+        state = exact_step(exact, exact.inputs(part.x), part.state)
         weights = _Weights(part, state, exact) if part.identifies else None
         for candidate, case in zip(candidates, cases, strict=True):
             with _named(candidate, name):
@@ -152,7 +153,8 @@ def _run_probes(
 def _judge_step(got: Outputs, state: Near, exact: ExactNetwork) -> Iterator[Judged]:
     """Judges all states, the logits, and the readout by itself: from the very states that the artifact computed."""
     states, logits = got.states[:, 0], got.logits[:, 0]
-    last = Near(state.value[-1], state.off[-1])
+    top = len(exact.layers) - 1
+    last = Near(state.value[top], state.off[top])
     yield judge(got.final_state, state)
     yield judge(states, last)
     yield judge(logits, exact.logits(last))
@@ -160,11 +162,17 @@ def _judge_step(got: Outputs, state: Near, exact: ExactNetwork) -> Iterator[Judg
 
 
 class _Weights:
-    """Finds all weights again but those of the features, from the answers to a probe."""
+    """Finds weights again from the answers to a probe: the readout's, and all but the features' under tanh.
+
+    Only there a state tells the argument of its one activation.
+    """
 
     def __init__(self, part: Probe, state: Near, exact: ExactNetwork) -> None:
         self._exact, self._right = exact, state.value
-        self._readout = WeightFinder(state.value[-1])
+        self._readout = WeightFinder(state.value[len(exact.layers) - 1])
+        self._layers: list[WeightFinder] = []
+        if exact.cell != "rnn_tanh":
+            return
         # The first layer's inputs are all 0, or too many.
         self._layers = [WeightFinder(part.state[0])]
         self._layers += [WeightFinder(*each) for each in zip(part.state[1:], state.value[:-1], strict=True)]
@@ -173,12 +181,12 @@ class _Weights:
         """Judges the weights of the readout, and of the states of every layer."""
         states, readout = got.states[:, 0], self._exact.readout
         yield self._readout.judge(got.logits[:, 0] - self._exact.logits(states).value, readout.weight)
-        for layer, (of_input, of_state) in enumerate(self._exact.layers):
+        for layer, (finder, (of_input, of_state)) in enumerate(zip(self._layers, self._exact.layers, strict=False)):
             # Off the tanh's steep part its argument can't be told from its value.
             slope = 1 - self._right[layer] ** 2
             off = got.final_state[layer] - self._right[layer]
             residuals = np.where(slope > STEEP, off / np.maximum(slope, STEEP), 0)
-            yield self._layers[layer].judge(residuals, of_state.weight, *([of_input.weight] if layer else []))
+            yield finder.judge(residuals, of_state.weight, *([of_input.weight] if layer else []))
 
 
 def _run_case(

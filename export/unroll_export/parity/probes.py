@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unroll_engine.kernel.exact import Float64Array
-from unroll_export.model import SimpleRNN
+from unroll_export.graphs.tensors import state_names
+from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.cases import MOST_GAIN
 from unroll_export.parity.judging import Judged, worst_ratio
 from unroll_export.parity.runners import Float32Array
@@ -18,6 +19,8 @@ VALUES_AT_ONCE = 2**21
 """Features of one call, at most; bounds the memory of wide networks."""
 GAINS = (1.0, 16.0)
 """Largest arguments of tanh that one feature makes: small weights show beside saturated ones."""
+RESTING_CELL = 0.5
+"""Cell state of an LSTM in which one feature, or one unit, is tried."""
 RANDOM_ROWS = 4096
 SLACK = 2.0**-16
 """Relative error of a weight that roundings may seem to make."""
@@ -31,18 +34,25 @@ class Probe(NamedTuple):
     x: Float32Array
     """Raw features, [rows, features]."""
     state: Float32Array
-    """[layers, rows, hidden]."""
+    """See runners: hidden states, then cells of an LSTM."""
     identifies: bool = False
     """Whether the rows are many and various enough for a WeightFinder."""
 
 
-def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
+def probes(model: RecurrentClassifier[Any]) -> Iterator[tuple[str, Iterator[Probe]]]:
     """Probes by the name of their case."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
     mean, std = weights["mean"], weights["std"]
     features = mean.size
     at_once = max(VALUES_AT_ONCE // max(features, hidden), 1)
+    tensors = len(state_names(model))
+
+    def resting(rows: int) -> Float32Array:
+        # A forget gate shows only where there is something to forget.
+        state = np.zeros((tensors * layers, rows, hidden), np.float32)
+        state[layers:] = RESTING_CELL
+        return state
 
     def by_feature() -> Iterator[Probe]:
         largest = np.abs(weights["rnn.weight_ih_l0"]).max(axis=0)
@@ -51,13 +61,13 @@ def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
             rows = np.arange(start, min(start + at_once, features))
             x = np.tile(mean, (len(rows), 1))
             x[np.arange(len(rows)), rows] += (std * gain * gains)[rows].astype(np.float32)
-            yield Probe(x, np.zeros((layers, len(rows), hidden), np.float32))
+            yield Probe(x, resting(len(rows)))
 
     def by_unit() -> Iterator[Probe]:
         for layer in range(layers):
             for start in range(0, hidden, at_once):
                 rows = np.arange(start, min(start + at_once, hidden))
-                state = np.zeros((layers, len(rows), hidden), np.float32)
+                state = resting(len(rows))
                 largest = np.abs(weights[f"rnn.weight_hh_l{layer}"]).max(axis=0)
                 state[layer, np.arange(len(rows)), rows] = (1 / np.maximum(largest, 1 / MOST_GAIN))[rows]
                 yield Probe(np.tile(mean, (len(rows), 1)), state)
@@ -68,7 +78,7 @@ def probes(model: SimpleRNN) -> Iterator[tuple[str, Iterator[Probe]]]:
         count = min(rows, max(at_once, 4 * hidden))
         for _ in range(0, rows, count):
             x = (mean + spread * std * rng.standard_normal((count, features), np.float32)).astype(np.float32)
-            state = rng.uniform(-1, 1, (layers, count, hidden)).astype(np.float32)
+            state = rng.uniform(-1, 1, (tensors * layers, count, hidden)).astype(np.float32)
             yield Probe(x, state, identifies=True)
 
     yield from zip(PROBES, (by_feature(), by_unit(), at_random(0), at_random(1)), strict=True)

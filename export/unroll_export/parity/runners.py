@@ -1,18 +1,23 @@
-"""One way to run eager PyTorch and each artifact: batch-major arrays in, batch-major arrays out."""
+"""One way to run eager PyTorch and each artifact: batch-major arrays in, batch-major arrays out.
+
+The state is one array here, [layers, batch, hidden_size], or [2 * layers, ...] of an LSTM: hidden states, then cells.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unroll_engine.kernel.exact import ExactNetwork, Matrix
+from unroll_engine.kernel.exact import ExactNetwork, Float64Array, Matrix, Near, Sums
+from unroll_engine.kernel.weights import Cell
+from unroll_engine.models.spec import State
 from unroll_engine.runtimes.base import Runtime
 from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
 from unroll_engine.runtimes.torchscript import TorchScriptRuntime
-from unroll_export.model import SimpleRNN
+from unroll_export.model import RecurrentClassifier
 from unroll_proto.v1 import bundle_pb2 as pb
 
 Float32Array = NDArray[np.float32]
@@ -37,44 +42,54 @@ class Outputs(NamedTuple):
     states: Float32Array
     """State of the last layer, [batch, time, hidden_size]."""
     final_state: Float32Array
-    """State of every layer after the last step, [num_layers, batch, hidden_size]."""
+    """State of every layer after the last step."""
 
 
 class Runner(Protocol):
     """Runs one form of a model."""
 
     def run(self, x: Float32Array, initial_state: Float32Array) -> Outputs:
-        """Computes every step of `x` [batch, time, features] from `initial_state` [layers, batch, hidden]."""
+        """Computes every step of `x` [batch, time, features] from `initial_state`."""
         ...
 
 
 class EagerRunner:
-    """SimpleRNN.unroll itself."""
+    """RecurrentClassifier.unroll itself."""
 
-    def __init__(self, model: SimpleRNN) -> None:
+    def __init__(self, model: RecurrentClassifier[Any]) -> None:
         self._model = model
+        self._layers = model.rnn.num_layers
 
     def run(self, x: Float32Array, initial_state: Float32Array) -> Outputs:
         """See Runner.run."""
         with torch.inference_mode():
-            outputs = self._model.unroll(torch.from_numpy(x), torch.from_numpy(initial_state))
-        return Outputs(*(output.numpy() for output in outputs))
+            state = [torch.from_numpy(part) for part in tensors_of(initial_state, self._layers)]
+            given = state[0] if len(state) == 1 else tuple(state)
+            logits, states, final = self._model.unroll(torch.from_numpy(x), given)
+            final = final if isinstance(final, torch.Tensor) else torch.cat(final)
+        return Outputs(logits.numpy(), states.numpy(), final.numpy())
 
 
 class RuntimeRunner:
     """An artifact in a runtime of the engine, as it is served."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, layers: int) -> None:
+        self._runtime, self._layers = runtime, layers
 
     def run(self, x: Float32Array, initial_state: Float32Array) -> Outputs:
         """See Runner.run."""
-        logits, states, (final,) = self._runtime.run(_swapped(x), (np.ascontiguousarray(initial_state),))
-        return Outputs(_swapped(logits), _swapped(states), final)
+        logits, states, final = self._runtime.run(_swapped(x), tensors_of(initial_state, self._layers))
+        return Outputs(_swapped(logits), _swapped(states), np.concatenate(final))
 
 
-def exact_network(model: SimpleRNN) -> ExactNetwork:
+def tensors_of(state: Float32Array, layers: int) -> State:
+    """The tensors of a state, [layers, batch, hidden_size] each."""
+    return tuple([np.ascontiguousarray(state[start : start + layers]) for start in range(0, len(state), layers)])
+
+
+def exact_network(model: RecurrentClassifier[Any]) -> ExactNetwork:
     """The network in float64."""
+    cell = cast("Cell", model.rnn.mode.lower())
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
 
     def matrix(of: str, layer: int) -> Matrix:
@@ -82,7 +97,14 @@ def exact_network(model: SimpleRNN) -> ExactNetwork:
 
     layers = [(matrix("ih", layer), matrix("hh", layer)) for layer in range(model.rnn.num_layers)]
     readout = Matrix(weights["fc.weight"], weights["fc.bias"])
-    return ExactNetwork("rnn_tanh", (weights["mean"], weights["std"]), layers, readout)
+    return ExactNetwork(cell, (weights["mean"], weights["std"]), layers, readout)
+
+
+def exact_step(exact: ExactNetwork, inputs: Sums, state: Float32Array | Float64Array) -> Near:
+    """One step in float64, from a state to a state."""
+    layers = len(exact.layers)
+    parts = exact.step(inputs, [state[start : start + layers] for start in range(0, len(state), layers)])
+    return Near(np.concatenate([part.value for part in parts]), np.concatenate([part.off for part in parts]))
 
 
 def _swapped(array: Float32Array) -> Float32Array:

@@ -100,7 +100,7 @@ class BundleManifest(_message.Message):
     version: _builtins.int
     """Model version, 1 or more; the folder's name."""
     architecture: _builtins.str
-    """Cell and depth-independent kind of network; "simple_rnn"."""
+    """Kind of network, whatever its depth: "simple_rnn", "simple_lstm" or "simple_gru"."""
     input_size: _builtins.int
     """Features of one timestep."""
     hidden_size: _builtins.int

@@ -50,7 +50,7 @@ class Snapshot(_message.Message):
     """
     @_builtins.property
     def state(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One entry a state tensor of the cell (an RNN has one): float32 [num_layers, hidden_size]."""
+        """One entry a state tensor, float32 [num_layers, hidden_size]: the hidden state, and the cell state of an LSTM."""
 
     def __init__(
         self,

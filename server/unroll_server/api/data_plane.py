@@ -141,7 +141,7 @@ def check_answer(spec: ModelSpec, sequences: int, keeps_states: bool, field: str
     Raises:
         InvalidRequestError: the answer would be too large.
     """
-    state = sum(layers * size for layers, size in spec.state_shapes) if keeps_states else 0
+    state = sum(layers * size for _, (layers, size) in spec.states) if keeps_states else 0
     size = sequences * (2 * spec.output_size + state) * FLOAT32.itemsize
     if size > MAX_ANSWER_BYTES:
         problem = f"{sequences} sequences make an answer of {size} bytes, at most {MAX_ANSWER_BYTES} allowed"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.counting import Counting
-from support.models import alone, random_network, served
+from support.models import alone, random_classifier, random_network, served
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.core import INITIAL_OVERHEAD
@@ -24,10 +24,14 @@ from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import TickResult
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
+from unroll_export.model import Cell
 
 ONE_LAYER = served(random_network(), "one")
 TWO_LAYERS = served(random_network(layers=2), "two")
 BINARY = served(random_network(outputs=1), "binary")
+LSTM = served(random_classifier("lstm", layers=2), "lstm")
+GRU = served(random_classifier("gru"), "gru")
+GATED: tuple[tuple[Cell, int], ...] = (("lstm", 1), ("lstm", 2), ("gru", 1))
 # The others run in the slots of the step kernel, where that is compiled.
 ON_LANES = [
     served(
@@ -36,6 +40,13 @@ ON_LANES = [
         runtime=OnnxCpuRuntime(build_onnx_rnn(random_network(layers=layers))),
     )
     for layers in (1, 2)
+] + [
+    served(
+        random_classifier(cell, layers=layers),
+        f"lanes-{cell}",
+        runtime=OnnxCpuRuntime(build_onnx_rnn(random_classifier(cell, layers=layers))),
+    )
+    for cell, layers in GATED
 ]
 
 
@@ -63,7 +74,7 @@ def random_values(model: Model, steps: int, seed: int) -> Float32Array:
 
 def random_state(model: Model, seed: int) -> State:
     rng = np.random.default_rng(seed)
-    return tuple(rng.uniform(-1, 1, shape).astype(np.float32) for shape in model.spec.state_shapes)
+    return tuple(rng.uniform(-1, 1, shape).astype(np.float32) for _, shape in model.spec.states)
 
 
 def stack(model: Model, states: Sequence[State | None]) -> State:
@@ -120,7 +131,7 @@ async def run_chunk(engine: AsyncEngine, model: Model, values: Float32Array, sta
 
 @settings(max_examples=40, deadline=None)
 @given(
-    model=st.sampled_from([ONE_LAYER, TWO_LAYERS, BINARY, *ON_LANES]),
+    model=st.sampled_from([ONE_LAYER, TWO_LAYERS, BINARY, LSTM, GRU, *ON_LANES]),
     requests=st.lists(st.lists(st.tuples(st.integers(1, 23), st.booleans()), min_size=1, max_size=5), max_size=4),
     streams=st.lists(st.lists(st.integers(1, 13), min_size=1, max_size=4), max_size=3),
     lanes=st.integers(1, 7),

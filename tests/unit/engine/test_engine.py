@@ -10,14 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from support import bundles
-from support.models import alone, random_network, served
+from support.models import alone, random_classifier, random_network, served
 
 from unroll_engine import BundleError, Engine, InternalError, InvalidRequestError, SequenceStateError, Snapshot
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import TickResult
 
-MODELS = [served(random_network(), "one"), served(random_network(layers=2), "two"), served(random_network(outputs=1))]
+MODELS = [
+    served(random_network(), "one"),
+    served(random_network(layers=2), "two"),
+    served(random_network(outputs=1)),
+    served(random_classifier("lstm", layers=2), "lstm"),
+    served(random_classifier("gru"), "gru"),
+    served(random_classifier("rnn", nonlinearity="relu"), "relu"),
+]
 MODEL = MODELS[0]
 
 

@@ -48,7 +48,7 @@ def test_the_same_model_gives_the_same_bytes() -> None:
 def test_computes_what_eager_does(sizes: tuple[int, int, int, int]) -> None:
     network = random_network(*sizes)
     rng = np.random.default_rng(1)
-    runner, eager = RuntimeRunner(OnnxOperatorRuntime(build_onnx_rnn(network))), EagerRunner(network)
+    runner, eager = RuntimeRunner(OnnxOperatorRuntime(build_onnx_rnn(network)), sizes[3]), EagerRunner(network)
     for batch, time in [(1, 1), (1, 9), (5, 1), (4, 13)]:
         x = rng.standard_normal((batch, time, sizes[0]), np.float32)
         state = rng.uniform(-1, 1, (sizes[3], batch, sizes[1])).astype(np.float32)
@@ -63,5 +63,5 @@ def test_standardizes_large_offsets_as_eager_does() -> None:
     network.std.copy_(torch.tensor([1e-2, 1e3, 5.0]))
     x = (network.mean + network.std * torch.randn(4, 6, 3, generator=torch.manual_seed(0))).numpy()
     state = np.zeros((1, 4, 8), np.float32)
-    got = RuntimeRunner(OnnxOperatorRuntime(build_onnx_rnn(network))).run(x, state)
+    got = RuntimeRunner(OnnxOperatorRuntime(build_onnx_rnn(network)), 1).run(x, state)
     np.testing.assert_allclose(got.states, EagerRunner(network).run(x, state).states, rtol=0, atol=2e-6)

@@ -106,13 +106,14 @@ class Inference:
         names = {output.name for output in request.outputs}
         shapes = [list(each.shape) for each in request.inputs if each.name == "input"]
         specs = [model.spec for model in self._plane.catalog.models if request.model_name in ("", model.spec.key.name)]
-        if not names & {"states", "final_state"} or not specs or [len(shape) for shape in shapes] != [3]:
+        finals = sum(name.startswith("final_") for name in names)
+        if not (finals or "states" in names) or not specs or [len(shape) for shape in shapes] != [3]:
             return 0
         # Nothing is checked yet: a wrong shape will be refused.
         batch, steps = min(max(shapes[0][0], 0), self._plane.limits.max_sequences), max(shapes[0][1], 0)
         width = 4 * max(spec.hidden_size for spec in specs)
         states = min(batch * steps * width, MAX_STATES_BYTES) if "states" in names else 0
-        final = batch * max(spec.num_layers for spec in specs) * width if "final_state" in names else 0
+        final = finals * batch * max(spec.num_layers for spec in specs) * width
         return states + final
 
     async def _run(
@@ -130,10 +131,10 @@ class Inference:
         state = tensors.initial_state(inputs, spec)
         names = {each.name for each in wanted}
         if "states" not in names:
-            batch = new_batch(model, rows, offsets, state, "final_state" in names, deadline)
+            batch = new_batch(model, rows, offsets, state, any(map(_is_final, names)), deadline)
             await self._plane.engine.run(batch)
             stages.waited = int(batch.waited * 1e9)
-            return _Results(model, _arrays(batch.logits, batch.probabilities, batch.final_state))
+            return _Results(model, _arrays(spec, batch.logits, batch.probabilities, batch.final_state))
         # Between two pieces of a sequence the engine may have no work of the model.
         with version.acquired():
             return _Results(
@@ -171,7 +172,7 @@ class Inference:
         except ExceptionGroup as errors:
             # All were refused for the same reason, or one failed and the others were cancelled.
             raise errors.exceptions[0] from None
-        return _arrays(logits, classify(logits)[0], final) | {"states": states}
+        return _arrays(spec, logits, classify(logits)[0], final) | {"states": states}
 
     async def _advance(
         self,
@@ -193,8 +194,9 @@ class Inference:
             spec = self._plane.catalog.find(name, version).spec
             version = spec.key.version
             state = tensors.initial_state(inputs, spec)
-        elif inputs.initial_state is not None:
-            raise InvalidRequestError("`initial_state` is only for the request that begins the sequence", "inputs")
+        elif inputs.initial:
+            problem = f"`{min(inputs.initial)}` is only for the request that begins the sequence"
+            raise InvalidRequestError(problem, "inputs")
         keep_states = any(each.name == "states" for each in wanted)
 
         def values(spec: ModelSpec) -> Float32Array:
@@ -223,7 +225,8 @@ class Inference:
             raise InvalidRequestError(problem, "parameters[sequence_id]") from None
         last = done.logits[-1:]
         final = tuple(array[:, np.newaxis] for array in done.state)
-        arrays = _arrays(last, classify(last)[0], final) if len(last) else _final(final)
+        own = done.model.spec
+        arrays = _arrays(own, last, classify(last)[0], final) if len(last) else _final(own, final)
         if keep_states:
             arrays["states"] = np.zeros((1, inputs.longest, done.model.spec.hidden_size), np.float32)
             arrays["states"][0, : len(done.states)] = done.states
@@ -231,9 +234,12 @@ class Inference:
 
 
 def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: ModelSpec) -> None:
-    check_answer(spec, inputs.batch, any(each.name == "final_state" for each in wanted), "inputs")
+    check_answer(spec, inputs.batch, any(_is_final(each.name) for each in wanted), "inputs")
     size = inputs.batch * inputs.longest * spec.hidden_size * 4
+    finals = {f"final_{name}" for name, _ in spec.states}
     for name, classes in wanted:
+        if _is_final(name) and name not in finals:
+            raise InvalidRequestError(f"{spec.key} has no `{name}`", "outputs")
         if name == "states" and size > MAX_STATES_BYTES:
             problem = f"`states` would take {size} bytes, at most {MAX_STATES_BYTES} allowed"
             raise InvalidRequestError(problem, "outputs")
@@ -244,15 +250,21 @@ def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: Mod
             raise InvalidRequestError(problem, "outputs")
 
 
-def _arrays(logits: Float32Array, probabilities: Float32Array, final: State | None) -> dict[str, Float32Array]:
+def _is_final(name: str) -> bool:
+    """Returns True if an output is a state tensor after the last steps."""
+    return name.startswith("final_")
+
+
+def _arrays(
+    spec: ModelSpec, logits: Float32Array, probabilities: Float32Array, final: State | None
+) -> dict[str, Float32Array]:
     """Returns outputs by name; the state is given as [num_layers, batch, hidden_size] each."""
     arrays = {"logits": logits, "probabilities": probabilities}
-    return arrays if final is None else arrays | _final(final)
+    return arrays if final is None else arrays | _final(spec, final)
 
 
-def _final(state: State) -> dict[str, Float32Array]:
-    (array,) = state
-    return {"final_state": array.transpose(1, 0, 2)}
+def _final(spec: ModelSpec, state: State) -> dict[str, Float32Array]:
+    return {f"final_{name}": array.transpose(1, 0, 2) for (name, _), array in zip(spec.states, state, strict=True)}
 
 
 def _encode(request: pb.ModelInferRequest, results: _Results, wanted: tuple[Wanted, ...]) -> pb.ModelInferResponse:

@@ -24,7 +24,7 @@ def _inputs(spec: ModelSpec) -> list[_Tensor]:
     return [
         _Tensor("input", "FP32", (-1, -1, spec.input_size)),
         _Tensor("lengths", "INT32", (-1,), optional=True),
-        *(_Tensor("initial_state", "FP32", (-1, *shape), optional=True) for shape in spec.state_shapes),
+        *(_Tensor(f"initial_{name}", "FP32", (-1, *shape), optional=True) for name, shape in spec.states),
     ]
 
 
@@ -33,7 +33,7 @@ def _outputs(spec: ModelSpec) -> list[_Tensor]:
         _Tensor("logits", "FP32", (-1, spec.output_size)),
         _Tensor("probabilities", "FP32", (-1, max(spec.output_size, 2))),
         _Tensor("states", "FP32", (-1, -1, spec.hidden_size)),
-        *(_Tensor("final_state", "FP32", (-1, *shape)) for shape in spec.state_shapes),
+        *(_Tensor(f"final_{name}", "FP32", (-1, *shape)) for name, shape in spec.states),
     ]
 
 

@@ -8,7 +8,7 @@ from unroll_proto.inference import service_pb2 as pb
 from unroll_server.api.oip.tensors import check_content_type
 from unroll_server.config import MAX_KEY_BYTES
 
-OUTPUTS = ("logits", "probabilities", "states", "final_state")
+OUTPUTS = ("logits", "probabilities", "states", "final_state", "final_cell")
 DEFAULT_OUTPUTS = ("logits", "probabilities")
 CLASSIFIED = ("logits", "probabilities")
 """Outputs that `classification` applies to."""

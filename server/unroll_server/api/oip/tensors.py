@@ -19,6 +19,7 @@ INPUTS = {
     "input": (("FP32",), 3),
     "lengths": (("INT32", "INT64", "UINT32", "UINT64"), 1),
     "initial_state": (("FP32",), 3),
+    "initial_cell": (("FP32",), 3),
 }
 """Data types and number of dimensions of each input; the first dimension is the batch."""
 TYPED = {
@@ -46,12 +47,12 @@ class Inputs:
     Attributes:
         values: [batch, time, features].
         lengths: int64 [batch], timesteps of each sequence; None if all have `time`.
-        initial_state: [batch, num_layers, hidden_size]; None is the zero state.
+        initial: [batch, num_layers, hidden_size] each, by input; empty is the zero state.
     """
 
     values: Float32Array
     lengths: NDArray[np.int64] | None
-    initial_state: Float32Array | None
+    initial: dict[str, Float32Array]
 
     @property
     def batch(self) -> int:
@@ -101,7 +102,8 @@ def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> 
             problem = f"`lengths` gives {lengths[wrong[0]]} for sequence {wrong[0]}, {shortest} to {longest} allowed"
             raise InvalidRequestError(problem, "inputs")
         lengths = lengths.astype(np.int64)
-    return Inputs(values, lengths, arrays.get("initial_state"))
+    initial = {name: array for name, array in arrays.items() if name.startswith("initial_")}
+    return Inputs(values, lengths, initial)
 
 
 def ragged(inputs: Inputs, spec: ModelSpec) -> tuple[Float32Array, NDArray[np.int64]]:
@@ -132,18 +134,23 @@ def initial_state(inputs: Inputs, spec: ModelSpec) -> State | None:
     """Returns the states before the first steps, [num_layers, batch, hidden_size] each; None is the zero state.
 
     Raises:
-        InvalidRequestError: the shape is not the model's, or a value is not finite.
+        InvalidRequestError: tensors or shapes are not the model's, or a value is not finite.
     """
-    given = inputs.initial_state
-    if given is None:
+    given = inputs.initial
+    if not given:
         return None
-    (shape,) = spec.state_shapes
-    if given.shape[1:] != shape:
-        problem = f"`initial_state` is {list(given.shape)}, {spec.key} takes {[inputs.batch, *shape]}"
+    shapes = {f"initial_{name}": shape for name, shape in spec.states}
+    if given.keys() != shapes.keys():
+        problem = f"{', '.join(sorted(given))} given, {spec.key} takes {' with '.join(shapes)}, or none"
         raise InvalidRequestError(problem, "inputs")
-    if not np.isfinite(given).all():
-        raise InvalidRequestError("`initial_state` holds a value that is not finite", "inputs")
-    return (np.ascontiguousarray(given.transpose(1, 0, 2)),)
+    for name, shape in shapes.items():
+        array = given[name]
+        if array.shape[1:] != shape:
+            problem = f"`{name}` is {list(array.shape)}, {spec.key} takes {[inputs.batch, *shape]}"
+            raise InvalidRequestError(problem, "inputs")
+        if not np.isfinite(array).all():
+            raise InvalidRequestError(f"`{name}` holds a value that is not finite", "inputs")
+    return tuple([np.ascontiguousarray(given[name].transpose(1, 0, 2)) for name in shapes])
 
 
 def encode(response: pb.ModelInferResponse, name: str, array: Float32Array) -> None:
