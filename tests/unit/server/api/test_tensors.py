@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: what is read from them, and that nothing else ever comes of bad ones."""
+"""Tensors of the Open Inference Protocol: good ones keep their values, bad ones are refused."""
 
 import math
 from typing import Any
@@ -62,7 +62,7 @@ def test_without_lengths_every_row_counts_and_nothing_is_copied() -> None:
     filler=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e38]),
     spare=st.integers(0, 3),
 )
-def test_what_stands_past_the_ends_changes_nothing(lengths: list[int], filler: float, spare: int) -> None:
+def test_padding_changes_nothing(lengths: list[int], filler: float, spare: int) -> None:
     sequences = [np.full((length, 2), index + 0.5, np.float32) for index, length in enumerate(lengths)]
     values = np.full((len(lengths), max(lengths) + spare, 2), filler, np.float32)
     for row, sequence in zip(values, sequences, strict=True):
@@ -145,7 +145,7 @@ def _with_parameter(name: str, raw: bool = True, **value: Any) -> pb.ModelInferR
         (_with_parameter("binary_data_size", raw=False, int64_param=96), "inputs[0].parameters[binary_data_size]"),
     ],
 )
-def test_what_is_wrong_is_said(request_: pb.ModelInferRequest, part: str) -> None:
+def test_the_error_names_the_problem(request_: pb.ModelInferRequest, part: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         decode(request_, LIMITS)
     assert part in str(caught.value)
@@ -159,11 +159,11 @@ def test_what_is_wrong_is_said(request_: pb.ModelInferRequest, part: str) -> Non
         _with_parameter("binary_data_size", int64_param=VALUES.nbytes),
     ],
 )
-def test_what_kserve_s_and_mlserver_s_clients_add_to_an_input_is_let_pass(request_: pb.ModelInferRequest) -> None:
+def test_parameters_that_kserve_and_mlserver_clients_add_are_accepted(request_: pb.ModelInferRequest) -> None:
     np.testing.assert_array_equal(decode(request_, LIMITS).values, VALUES)
 
 
-def test_empty_contents_beside_raw_ones_hold_nothing() -> None:
+def test_empty_contents_beside_raw_ones_are_ignored() -> None:
     request = request_of(input=VALUES)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")
@@ -190,7 +190,7 @@ def test_an_input_given_twice_is_refused() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_said(arrays: dict[str, Any], part: str) -> None:
+def test_the_error_names_what_does_not_fit_the_model(arrays: dict[str, Any], part: str) -> None:
     inputs = decode(request_of(**{name: array.astype(np.float32) for name, array in arrays.items()}), LIMITS)
     with pytest.raises(InvalidRequestError) as caught:
         _ = ragged(inputs, SPEC), initial_state(inputs, SPEC)
@@ -227,7 +227,7 @@ def _requests(draw: st.DrawFn) -> pb.ModelInferRequest:
 
 
 @given(request=_requests(), shortest=st.integers(0, 1))
-def test_nothing_but_a_refusal_comes_of_a_bad_request(request: pb.ModelInferRequest, shortest: int) -> None:
+def test_a_bad_request_is_refused_without_another_error(request: pb.ModelInferRequest, shortest: int) -> None:
     try:
         inputs = decode(request, LIMITS, shortest)
         rows, offsets = ragged(inputs, SPEC)

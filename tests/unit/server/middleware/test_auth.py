@@ -1,4 +1,4 @@
-"""Streams whose tokens are withdrawn, when they take their time to end."""
+"""Withdrawn tokens, and streams that are slow to end."""
 
 import asyncio
 from pathlib import Path
@@ -30,7 +30,7 @@ def write(file: Path, *tokens: str) -> None:
     draft.replace(file)
 
 
-async def test_a_stream_that_is_slow_to_end_keeps_no_change_from_the_others(tmp_path: Path) -> None:
+async def test_a_stream_that_is_slow_to_end_delays_no_other(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     write(file, "alice", "bob")
     identities = Identities(file)

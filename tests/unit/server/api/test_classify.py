@@ -1,4 +1,4 @@
-"""The codec: what passes keeps its values, what does not names the field and the limit."""
+"""Classify requests, chunks and snapshots: good ones keep their values, errors name the field and the limit."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,7 +31,7 @@ def request_of(lengths: list[int], values: Float32Array | None = None, **more: A
     return pb.ClassifyRequest(model="m", lengths=lengths, values=values.tobytes(), **more)
 
 
-async def test_a_good_request_becomes_work_with_the_same_values() -> None:
+async def test_a_good_request_becomes_a_job_with_the_same_values() -> None:
     batch = decode_batch(request_of([2, 3, 1], return_final_states=True), MODEL, LIMITS)
     assert batch.offsets.tolist() == [0, 2, 5, 6]
     assert batch.values.shape == (6, 3)
@@ -72,7 +72,7 @@ async def test_an_answer_that_would_be_too_large_is_refused_before_it_is_compute
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=5), st.data())
-def test_a_value_that_is_not_finite_is_found_where_it_is(lengths: list[int], data: st.DataObject) -> None:
+def test_the_error_locates_a_value_that_is_not_finite(lengths: list[int], data: st.DataObject) -> None:
     values = np.zeros((sum(lengths), SPEC.input_size), np.float32)
     sequence = data.draw(st.integers(0, len(lengths) - 1))
     step = data.draw(st.integers(0, lengths[sequence] - 1))
@@ -121,7 +121,9 @@ def test_a_snapshot_comes_back_with_its_bits(state: Float32Array, step: int) -> 
         ({"state": [np.full(16, np.nan, np.float32).tobytes()]}, InvalidRequestError, "not finite"),
     ],
 )
-def test_a_wrong_snapshot_says_what_is_wrong(change: dict[str, Any], error: type[Exception], says: str) -> None:
+def test_a_wrong_snapshot_is_refused_by_name(
+    change: dict[str, Any], error: type[Exception], says: str
+) -> None:
     spec = replace(SPEC, bundle=b"B")
     good = encode_snapshot(spec, 3, None)
     fields = {field.name: value for field, value in good.ListFields()}
@@ -130,7 +132,7 @@ def test_a_wrong_snapshot_says_what_is_wrong(change: dict[str, Any], error: type
         decode_snapshot(pb.Snapshot(**{**fields, **change}), spec, "s")
 
 
-def test_a_snapshot_that_does_not_tell_its_bundle_goes_on() -> None:
+def test_a_snapshot_without_a_bundle_is_accepted() -> None:
     old = encode_snapshot(SPEC, 3, None)
     assert not old.bundle
     assert len(decode_snapshot(old, replace(SPEC, bundle=b"B"), "s")) == 1

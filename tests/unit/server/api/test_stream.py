@@ -1,4 +1,4 @@
-"""One call of Unroll to a caller that does not read: how much is taken, computed and kept for it."""
+"""One call of Unroll: bounds of what is read, computed and kept for a slow reader, and drains."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator

@@ -1,4 +1,4 @@
-"""Which certificates TLS can be spoken with."""
+"""Certificates that TLS can use."""
 
 import datetime
 import ssl

@@ -1,4 +1,4 @@
-"""Handlers as they are composed: in the middleware of their method, outermost first, each layer made once."""
+"""Composed handlers: in the middleware of their method, outermost first, each layer made once."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator

@@ -1,4 +1,4 @@
-"""Whatever a message says: it is decoded or refused by the caller's fault, and a stream answers each one."""
+"""Any message is decoded or refused as the caller's fault, and a stream answers each one."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""Answers that nobody reads: what is refused for them, and what must not be any more."""
+"""Connections with unread answers: calls that are refused, and calls that must be answered."""
 
 import asyncio
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class Caller:
 
 
 async def test_a_session_that_has_moved_on_is_answered() -> None:
-    """Whoever is told that there is no room asks again, and the steps would count twice."""
+    """A refused caller tries again, and the steps would count twice."""
     engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=8, max_queued_steps=10**6)
     sessions = Sessions(MemoryStore(60.0, 10), Catalog([MODEL]), engine)
     values = np.zeros((5, 3), np.float32)
@@ -88,7 +88,7 @@ async def test_a_session_that_has_moved_on_is_answered() -> None:
         full = grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await asyncio.create_task(call("Classify", 2 * SMALL_BYTES)) is full
         assert step_of(await asyncio.create_task(call("Advance", 0))) == 10
-        # From here on it is known before anything is done.
+        # Now it is refused before anything is done.
         assert await asyncio.create_task(call("Advance", 0)) is full
         kept = await sessions.store.get("", "s")
         assert kept is not None

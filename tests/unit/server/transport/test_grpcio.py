@@ -1,4 +1,4 @@
-"""The end of a server of grpcio: what it waits for, and what it does not."""
+"""The end of a grpcio server: it waits for calls in flight, and for nothing else."""
 
 import asyncio
 import socket
@@ -37,7 +37,7 @@ def listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-async def test_a_connection_on_which_nobody_speaks_does_not_hold_up_the_end() -> None:
+async def test_a_silent_connection_does_not_delay_the_end() -> None:
     transport = Server().transport
     host, _, port = (await transport.start()).rpartition(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE):

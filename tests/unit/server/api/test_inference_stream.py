@@ -1,4 +1,4 @@
-"""One call of ModelStreamInfer: how far it reads ahead, and what becomes of errors and of a caller who leaves."""
+"""One call of ModelStreamInfer: reading ahead, errors, callers who leave, drains."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -84,7 +84,7 @@ async def test_the_first_error_ends_a_stream_that_asks_for_it_after_the_answers_
         assert begun == ["0", "1", "2"], "a sequence must not move on behind a chunk that failed"
 
 
-async def test_an_unforeseen_error_is_one_request_s_and_is_told() -> None:
+async def test_a_fault_of_the_server_fails_one_request_and_is_reported() -> None:
     told: list[Exception] = []
 
     async def answer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
@@ -106,7 +106,7 @@ async def test_an_unforeseen_error_is_one_request_s_and_is_told() -> None:
     assert [str(error) for error in told] == ["a bug"]
 
 
-async def test_a_caller_who_leaves_takes_its_requests_along() -> None:
+async def test_requests_of_a_caller_who_leaves_are_cancelled() -> None:
     cancelled = []
 
     async def answer(request: pb.ModelInferRequest) -> pb.ModelInferResponse:

@@ -1,4 +1,4 @@
-"""Which model goes on from a snapshot, by what the request names and what the snapshot says."""
+"""The model that resumes from a snapshot, by the names in the request and in the snapshot."""
 
 import pytest
 from support.models import random_network, served
@@ -23,7 +23,7 @@ CATALOG = Catalog([served(NETWORK, name, version) for name, version in (("a", 1)
         ("b", 0, ("a", 1), ("b", 1)),
     ],
 )
-def test_what_the_request_leaves_open_the_snapshot_says(
+def test_the_snapshot_names_what_the_request_leaves_open(
     name: str, version: int, snapshot: tuple[str, int], found: tuple[str, int]
 ) -> None:
     model = resolve_model(CATALOG, Snapshot(model=snapshot[0], version=snapshot[1]), name, version, "initial_state")

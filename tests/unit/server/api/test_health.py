@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: what it says, and that no watcher can hold it up."""
+"""grpc.health.v1.Health: its answers, and watchers that do not read."""
 
 import asyncio
 from typing import Any
@@ -28,7 +28,7 @@ class Caller:
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         raise grpc.aio.AbortError(code, details)
 
-    async def hears(self, status: Any) -> None:
+    async def expect(self, status: Any) -> None:
         async with asyncio.timeout(10):
             assert await self.statuses.get() == status
 
@@ -45,7 +45,7 @@ async def test_a_name_is_checked_and_listed_as_it_was_set() -> None:
         await health.Check(pb.HealthCheckRequest(service="other"), Caller())
 
 
-async def test_watchers_hear_each_change_though_another_does_not_read() -> None:
+async def test_watchers_get_each_change_though_another_does_not_read() -> None:
     health = Health()
     unread, watcher, early = Caller(room=0), Caller(), Caller()
     async with asyncio.TaskGroup() as calls:
@@ -53,15 +53,15 @@ async def test_watchers_hear_each_change_though_another_does_not_read() -> None:
             calls.create_task(health.Watch(pb.HealthCheckRequest(service=name), caller))
             for name, caller in (("", unread), ("", watcher), ("jv", early))
         ]
-        await watcher.hears(NOT_SERVING)
-        await early.hears(UNKNOWN)
+        await watcher.expect(NOT_SERVING)
+        await early.expect(UNKNOWN)
         health.set({"": True, "jv": True})
-        await watcher.hears(SERVING)
-        await early.hears(SERVING)
+        await watcher.expect(SERVING)
+        await early.expect(SERVING)
         health.end()
         health.set({"": True})
-        await watcher.hears(NOT_SERVING)
-        await early.hears(NOT_SERVING)
+        await watcher.expect(NOT_SERVING)
+        await early.expect(NOT_SERVING)
         assert unread.statuses.empty()
         for call in watching:
             call.cancel()
