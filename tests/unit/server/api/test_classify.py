@@ -121,9 +121,7 @@ def test_a_snapshot_comes_back_with_its_bits(state: Float32Array, step: int) -> 
         ({"state": [np.full(16, np.nan, np.float32).tobytes()]}, InvalidRequestError, "not finite"),
     ],
 )
-def test_a_wrong_snapshot_is_refused_by_name(
-    change: dict[str, Any], error: type[Exception], says: str
-) -> None:
+def test_a_wrong_snapshot_is_refused_by_name(change: dict[str, Any], error: type[Exception], says: str) -> None:
     spec = replace(SPEC, bundle=b"B")
     good = encode_snapshot(spec, 3, None)
     fields = {field.name: value for field, value in good.ListFields()}
