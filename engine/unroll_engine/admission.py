@@ -4,7 +4,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from unroll_engine.errors import IDENTITY_LIMIT, OverloadedError, over_quota
 from unroll_engine.observer import NoMetrics, QueueMetrics
@@ -57,6 +57,20 @@ class Admissible(Protocol):
     def interactive(self) -> bool:
         """Whether it goes before bulk jobs."""
         ...
+
+
+class Refusal(NamedTuple):
+    """Calls that an overloaded server refuses before it reads their message.
+
+    Attributes:
+        least: Seconds to their deadline, at least.
+        most: They have less than that; infinite: calls without a deadline are refused too.
+        error: The error that they end with.
+    """
+
+    least: float
+    most: float
+    error: OverloadedError
 
 
 class AdmissionController:
@@ -112,9 +126,9 @@ class AdmissionController:
         now, steps, size = self._clock(), job.steps, job.bytes
         if self.steps:
             if self.steps + steps > self._max_steps:
-                self._refuse_full(STEPS, now)
+                self._refuse(self._full(STEPS, now), now)
             if self.bytes + size > self._max_bytes:
-                self._refuse_full(BYTES, now)
+                self._refuse(self._full(BYTES, now), now)
             self._check_time(job.deadline, steps, now, job.interactive)
         else:
             self._rate.since = now
@@ -159,13 +173,43 @@ class AdmissionController:
             return
         now = self._clock()
         if self.steps > UNREAD * self._max_steps:
-            self._refuse_full(STEPS, now)
+            self._refuse(self._full(STEPS, now), now)
         if self.bytes > UNREAD * self._max_bytes:
-            self._refuse_full(BYTES, now)
+            self._refuse(self._full(BYTES, now), now)
         deadline = math.inf if remaining is None else now + remaining
         self._check_time(deadline, 1, now, interactive, UNREAD * MARGIN)
         if self._quota_of:
             self._check_quota(owner, 1, now)
+
+    def refusal(self, interactive: bool) -> Refusal | None:
+        """Returns calls that `check_unread` refuses at this moment, whatever their caller; None if there are none.
+
+        Args:
+            interactive: True for calls whose jobs go before bulk jobs.
+        """
+        now = self._clock()
+        if self.steps > UNREAD * self._max_steps:
+            return Refusal(-math.inf, math.inf, self._full(STEPS, now))
+        if self.bytes > UNREAD * self._max_bytes:
+            return Refusal(-math.inf, math.inf, self._full(BYTES, now))
+        rate = self._rate.of(now)
+        if rate is None or not self.steps:
+            return None
+        # Of deadlines from one that is queued to the next, those too near for all that is queued before are refused.
+        budget, before, refused = UNREAD * MARGIN * rate, 0, None
+        for due in sorted(self._due):
+            if due == _FIRST or not interactive:
+                before += self._due[due]
+                begin, end = max(0.0, due * GRAIN - now), (before + 1) / budget
+                if end > begin:
+                    joined = refused is not None and refused[1] >= begin
+                    refused = (refused[0] if refused and joined else begin, end)
+        return Refusal(*refused, self._late(now)) if refused else None
+
+    def record_refused(self, reason: str, count: int) -> None:
+        """Counts calls that were refused by what `refusal` returned."""
+        self._metrics.refused(_CAUSES[reason], count)
+        self.overloaded_until = self._clock() + OVERLOADED
 
     @property
     def rate(self) -> float | None:
@@ -183,7 +227,7 @@ class AdmissionController:
         grain = _FIRST if interactive else int(deadline / GRAIN)
         before = sum(count for due, count in self._due.items() if due <= grain)
         if before and before + steps > budget:
-            self._refuse(DEADLINE, "too much is queued for an answer within the deadline", now)
+            self._refuse(self._late(now), now)
 
     def _check_quota(self, owner: str, steps: int, now: float) -> None:
         # A caller with nothing queued is admitted with any size, as the whole queue is.
@@ -194,14 +238,17 @@ class AdmissionController:
             self._metrics.refused(_CAUSES[IDENTITY_LIMIT])
             raise over_quota(owner, quota, "timesteps queued", self._retry_after(now))
 
-    def _refuse_full(self, reason: str, now: float) -> NoReturn:
+    def _full(self, reason: str, now: float) -> OverloadedError:
         most = f"{self._max_steps} timesteps" if reason == STEPS else f"{self._max_bytes} bytes"
-        self._refuse(reason, f"the queue is full: {most} at most", now)
+        return OverloadedError(f"the queue is full: {most} at most", self._retry_after(now), reason)
 
-    def _refuse(self, reason: str, description: str, now: float) -> NoReturn:
-        self._metrics.refused(_CAUSES[reason])
+    def _late(self, now: float) -> OverloadedError:
+        return OverloadedError("too much is queued for an answer within the deadline", self._retry_after(now), DEADLINE)
+
+    def _refuse(self, error: OverloadedError, now: float) -> NoReturn:
+        self._metrics.refused(_CAUSES[error.reason])
         self.overloaded_until = now + OVERLOADED
-        raise OverloadedError(description, self._retry_after(now), reason)
+        raise error
 
     def _retry_after(self, now: float) -> float:
         rate = self._rate.of(now)

@@ -47,7 +47,7 @@ class QueueMetrics(Protocol):
         """Takes the timesteps and the bytes that are admitted and not yet answered, as [steps, bytes]."""
         ...
 
-    def refused(self, cause: str) -> None:
+    def refused(self, cause: str, count: int = 1) -> None:
         """Counts a refusal by cause: "steps", "bytes", "deadline" or "identity"."""
         ...
 
@@ -94,7 +94,7 @@ class NoMetrics:
     def serves(self, more: int) -> None:
         """See ModelMetrics."""
 
-    def refused(self, cause: str) -> None:
+    def refused(self, cause: str, count: int = 1) -> None:
         """See QueueMetrics."""
 
 

@@ -85,7 +85,7 @@ async def _abort(error: Exception, context: CallContext, path: str) -> None:
         error = InternalError("the server failed; its log has the cause")
     trailers: list[tuple[str, str | bytes]]
     if isinstance(error, OverloadedError):
-        trailers = list(_refusal(error.description, error.retry_after, error.reason))
+        trailers = list(refusal_trailers(error.description, error.retry_after, error.reason))
     else:
         trailers = [(DETAILS, status_of(error).SerializeToString())]
     if request_id := caller.current.get().request_id:
@@ -94,7 +94,7 @@ async def _abort(error: Exception, context: CallContext, path: str) -> None:
 
 
 @lru_cache(1024)
-def _refusal(description: str, retry_after: float, reason: str) -> tuple[tuple[str, str | bytes], ...]:
+def refusal_trailers(description: str, retry_after: float, reason: str) -> tuple[tuple[str, str | bytes], ...]:
     """Returns the trailers of a refusal. Cached: an overloaded server refuses many calls alike, at little cost."""
     status = status_of(OverloadedError(description, retry_after, reason))
     return (DETAILS, status.SerializeToString()), (PUSHBACK, str(round(retry_after * 1000)))

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -39,18 +39,27 @@ class Guard(NamedTuple):
     probes: Container[str]
 
 
-class _Handlers(NamedTuple):
-    """The composed handlers of a method.
+class ComposedMethod(NamedTuple):
+    """A method with its composed handlers.
 
     Attributes:
-        reading: Takes the message as the transport has read it.
+        reading: Takes the message as the transport has read it; a grpc.RpcMethodHandler.
         guarded: Reads the message only if the guard admits the call; None for methods that it does not refuse.
-        working: True if the method gives the engine work.
+        interactive: For a method that gives the engine work, whether that goes before bulk work; None for others.
+        counts: The method's metrics.
+        is_plain: True if no middleware looks at a call, and nobody is told of it: a transport may refuse it by itself.
     """
 
     reading: Any
     guarded: Any
-    working: bool
+    interactive: bool | None
+    counts: CallMetrics
+    is_plain: bool
+
+    @property
+    def streams(self) -> bool:
+        """True if a call has many requests or many responses."""
+        return bool(self.reading.request_streaming or self.reading.response_streaming)
 
 
 class Registry(grpc.GenericRpcHandler):
@@ -66,6 +75,8 @@ class Registry(grpc.GenericRpcHandler):
         guard: Refuses calls unread; None for no refusals.
 
     Attributes:
+        guard: The guard.
+        methods: The methods by path, `/package.Service/Method`.
         in_flight: Tasks of the calls whose answers are not yet sent.
         turned_away: Calls refused since `turn_away`.
     """
@@ -80,8 +91,8 @@ class Registry(grpc.GenericRpcHandler):
         self._observer = observer
         self._middleware = middleware
         self._slow_readers = slow_readers
-        self._guard = guard
-        self._methods: dict[str, _Handlers] = {}
+        self.guard = guard
+        self.methods: dict[str, ComposedMethod] = {}
         self._draining = False
         self.in_flight: set[asyncio.Task[Any]] = set()
         self.turned_away = 0
@@ -94,28 +105,30 @@ class Registry(grpc.GenericRpcHandler):
         """
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
-            self._methods[path] = self._compose(path, handler)
+            self.methods[path] = self._compose(path, handler)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Does nothing: generated code calls it with what it has registered by name."""
 
-    def methods(self) -> Iterator[tuple[str, bool]]:
-        """Yields the path of each method, with True if it has many requests or many responses."""
-        for path, handlers in self._methods.items():
-            yield path, handlers.reading.request_streaming or handlers.reading.response_streaming
-
     def turn_away(self) -> bool:
         """Refuses unary calls from now on, except probes; returns False without a guard, which refuses none."""
-        self._draining = self._guard is not None
+        self._draining = self.guard is not None
         return self._draining
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails, admitted: bool = False) -> Any:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Begins a call of grpcio's, in its task, and returns its handler; see grpc.GenericRpcHandler."""
+        request_id: str | bytes = ""
+        for key, value in handler_call_details.invocation_metadata or ():
+            if key == REQUEST_ID:
+                request_id = value
+        return self.begin(handler_call_details.method, request_id)
+
+    def begin(self, path: str, request_id: str | bytes, admitted: bool = False) -> Any:
         """Begins a call, in its task, and returns its handler; None if there is no such method.
 
-        See grpc.GenericRpcHandler.
-
         Args:
-            handler_call_details: Path and metadata of the call.
+            path: Path of the method.
+            request_id: The caller's name for the call; empty if it has none.
             admitted: True to skip the guard, for a call that began before the server drained.
         """
         call = caller.Call()
@@ -123,21 +136,19 @@ class Registry(grpc.GenericRpcHandler):
         if task := asyncio.current_task():
             self.in_flight.add(task)
             task.add_done_callback(self.in_flight.discard)
-        for key, value in handler_call_details.invocation_metadata or ():
-            if key == REQUEST_ID:
-                call.request_id = checked_request_id(value)
-        path = handler_call_details.method
-        found = self._methods.get(path)
+        if request_id:
+            call.request_id = checked_request_id(request_id)
+        found = self.methods.get(path)
         if found is None:
             self._observer.unknown_method(path, call)
             return None
-        if (guard := self._guard) and found.guarded and not admitted:
-            overloaded = found.working and time.monotonic() < guard.admission.overloaded_until
+        if (guard := self.guard) and found.guarded and not admitted:
+            overloaded = found.interactive is not None and time.monotonic() < guard.admission.overloaded_until
             if overloaded or self._draining:
                 return found.guarded
         return found.reading
 
-    def _compose(self, path: str, handler: Any) -> _Handlers:
+    def _compose(self, path: str, handler: Any) -> ComposedMethod:
         behavior = next(filter(None, (getattr(handler, kind) for kind in _KINDS)))
         if inspect.isasyncgenfunction(behavior):
             behavior = _writing(behavior)
@@ -147,7 +158,7 @@ class Registry(grpc.GenericRpcHandler):
         observer = self._observer.method(path, method.request_streaming, method.response_streaming)
         # Without a function for them, messages are bytes.
         parse, serialize = handler.request_deserializer or bytes, handler.response_serializer or bytes
-        working = {} if self._guard is None else self._guard.working
+        working = {} if self.guard is None else self.guard.working
         guarded: Any = None
         if method.response_streaming:
             make = grpc.unary_stream_rpc_method_handler
@@ -158,20 +169,25 @@ class Registry(grpc.GenericRpcHandler):
                 behavior = _parsing_first(behavior, parse, observer.counts)
                 parse = None
             serialize = _serializing_each(serialize, observer.counts)
-            reading = make(self._wrap(method._replace(behavior=behavior), observer), parse, serialize)
+            wrapped, is_plain = self._wrap(method._replace(behavior=behavior), observer)
+            reading = make(wrapped, parse, serialize)
         else:
             plain = _unary(behavior, parse, serialize, self._slow_readers)
-            reading = grpc.unary_unary_rpc_method_handler(self._wrap(method._replace(behavior=plain), observer))
-            if self._guard and path not in self._guard.probes:
+            wrapped, is_plain = self._wrap(method._replace(behavior=plain), observer)
+            reading = grpc.unary_unary_rpc_method_handler(wrapped)
+            if self.guard and path not in self.guard.probes:
                 # As a method with many requests, of which the handler reads the first one if it likes.
-                unread = self._guarded(plain, self._guard, working.get(path, False))
-                guarded = grpc.stream_unary_rpc_method_handler(self._wrap(method._replace(behavior=unread), observer))
-        return _Handlers(reading, guarded, path in working)
+                unread = self._guarded(plain, self.guard, working.get(path, False))
+                wrapped, _ = self._wrap(method._replace(behavior=unread), observer)
+                guarded = grpc.stream_unary_rpc_method_handler(wrapped)
+        return ComposedMethod(reading, guarded, working.get(path), observer.counts, is_plain)
 
-    def _wrap(self, method: Method, observer: MethodObserver) -> Behavior:
+    def _wrap(self, method: Method, observer: MethodObserver) -> tuple[Behavior, bool]:
+        """Returns a method's behavior in all its middleware, and `ComposedMethod.is_plain`."""
+        plain = method.behavior
         for layer in reversed(self._middleware):
             method = method._replace(behavior=layer.wrap(method))
-        return with_status(method, observer)
+        return with_status(method, observer), method.behavior is plain and not observer.reports_calls
 
     def _guarded(self, behavior: Behavior, guard: Guard, interactive: bool) -> Behavior:
         async def run(requests: Any, context: CallContext) -> Any:

@@ -1,5 +1,6 @@
 """What may be queued: bounds in timesteps, bytes, time and by caller; the clock is the test's."""
 
+import contextlib
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -217,6 +218,34 @@ def test_a_call_that_is_not_read_and_can_t_be_done_in_time_is_refused() -> None:
     with pytest.raises(OverloadedError) as caught:
         admission.at(now + 0.6).check_unread("", 1.9, False)
     assert caught.value.reason == DEADLINE
+
+
+@given(
+    jobs=st.lists(
+        st.tuples(st.integers(1, 300_000), st.floats(0.1, 4.0) | st.just(math.inf), st.booleans()), max_size=8
+    ),
+    interactive=st.booleans(),
+    share=st.floats(0.001, 0.999),
+    max_steps=st.sampled_from([ROOMY, 400_000]),
+)
+def test_what_is_refused_without_being_asked_would_be(
+    jobs: list[tuple[int, float, bool]], interactive: bool, share: float, max_steps: int
+) -> None:
+    admission = Admission(max_steps, ROOMY, full_tick=PIECE)
+    now = work_off(admission, 5)
+    for steps, seconds, first in jobs:
+        with contextlib.suppress(OverloadedError):
+            admission.at(now).admit(Asked(steps, deadline=now + seconds, interactive=first))
+    for later in (now, now + 1.0):
+        found = admission.at(later).refusal(interactive)
+        if found is None:
+            continue
+        assert found.least < found.most
+        everything = math.isinf(found.most)
+        remaining = None if everything else found.least + share * (found.most - found.least)
+        with pytest.raises(OverloadedError) as caught:
+            admission.at(later).check_unread("", remaining, interactive)
+        assert (caught.value.reason, str(caught.value)) == (found.error.reason, str(found.error))
 
 
 def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:

@@ -437,8 +437,8 @@ def test_an_http1_client_learns_where_it_is() -> None:
 
 def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     peer = Peer()
-    peer.server.refuse(0, 1001.0, 0.5, 8, "the queue is full", [("grpc-retry-pushback-ms", "20")])
-    near, far = ("grpc-timeout", "400m"), ("grpc-timeout", "600m")
+    peer.server.refuse(0, 1001.0, 0.1, 0.5, 8, "the queue is full", [("grpc-retry-pushback-ms", "20")])
+    soon, near, far = (("grpc-timeout", f"{milliseconds}m") for milliseconds in (50, 400, 600))
     peer.open(1, WORK, near)
     answer = peer.answer()
     assert answer.status == (RESOURCE_EXHAUSTED, "the queue is full")
@@ -446,11 +446,16 @@ def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     assert answer.reset == NO_ERROR
     peer.call(3, b"", WORK, far)
     peer.call(5, b"", UNARY, near)
-    assert len(peer.requests()) == 2
+    peer.call(9, b"", WORK, soon)
+    peer.call(11, b"", WORK)
+    assert len(peer.requests()) == 4
     peer.now = 1001.0
-    peer.call(7, b"", WORK, near)
+    peer.call(13, b"", WORK, near)
     assert len(peer.requests()) == 1
-    assert [peer.server.take_refused(peer.methods[path]) for path in (WORK, WORK, UNARY)] == [1, 0, 0]
+    peer.server.refuse(0, 1002.0, float("-inf"), float("inf"), 8, "the queue is full", ())
+    peer.call(15, b"", WORK)
+    assert peer.answer(15).status == (RESOURCE_EXHAUSTED, "the queue is full")
+    assert [peer.server.take_refused(peer.methods[path]) for path in (WORK, WORK, UNARY)] == [2, 0, 0]
 
 
 CALL = frame(HEADERS, END_HEADERS, 1, header_block(STREAM))

@@ -142,6 +142,13 @@ class CallMetrics:
         figures[HANDLING] += seconds
         figures[HANDLING + 1 + bisect_left(CALL_SECONDS, seconds)] += 1
 
+    def refused(self, code: int, count: int) -> None:
+        """Counts calls that were refused as soon as they came, with this status."""
+        figures = self._figures
+        figures[STARTED] += count
+        figures[HANDLED + code] += count
+        figures[HANDLING + 1] += count
+
     def received(self) -> None:
         """A message has come."""
         self._figures[RECEIVED] += 1
@@ -180,14 +187,15 @@ class ServerMetrics:
         """
         self._count("session", outcome, 1)
 
-    def refused(self, cause: str) -> None:
+    def refused(self, cause: str, count: int = 1) -> None:
         """Counts work refused because there is too much of something.
 
         Args:
             cause: "steps" or "bytes" queued, "deadline" (too much is queued for an answer in time), "identity" (its
                 caller has had its share), "unread" (too many answers of its connection wait to be read).
+            count: The number of refusals.
         """
-        self._count("refused", cause, 1)
+        self._count("refused", cause, count)
 
     def tasks(self, count: int) -> None:
         """Notes how many tasks the event loop has."""

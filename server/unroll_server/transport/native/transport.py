@@ -5,19 +5,19 @@ import math
 import random
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import grpc.aio
 
 from unroll_server.addresses import Address
 from unroll_server.config import Connections
+from unroll_server.middleware.access_log import REQUEST_ID
 from unroll_server.transport.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
 from unroll_server.transport.native import _http2
 from unroll_server.transport.native.connection import Connection
 from unroll_server.transport.native.context import Context
 from unroll_server.transport.native.listening import Listener, listening
+from unroll_server.transport.native.refusals import UnreadRefusals
 from unroll_server.transport.registry import Registry
 from unroll_server.transport.tls import Certificates
 
@@ -33,14 +33,6 @@ LAST_CALLS = 1.0
 """Most seconds for which it does."""
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
 _UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
-
-
-@dataclass(slots=True)
-class _Details:
-    """See grpc.HandlerCallDetails."""
-
-    method: str
-    invocation_metadata: Any
 
 
 class NativeTransport:
@@ -88,6 +80,7 @@ class NativeTransport:
         self._timer: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._draining_since = math.inf
+        self._refusals: UnreadRefusals | None = None
         # Done once a draining server has no calls.
         self._idle: asyncio.Future[None] | None = None
 
@@ -97,8 +90,14 @@ class NativeTransport:
         Raises:
             StartupError: the address can't be listened on.
         """
-        for path, streams in self._registry.methods():
-            self._server.add_method(path, streams)
+        refusable = []
+        for path, method in self._registry.methods.items():
+            work = -1 if method.interactive is None or not method.is_plain else int(method.interactive)
+            number = self._server.add_method(path, method.streams, work)
+            if work >= 0:
+                refusable.append((number, method))
+        if guard := self._registry.guard:
+            self._refusals = UnreadRefusals(self._server, guard.admission, refusable)
         sockets, address = self._resources.enter_context(listening(self._address, self._share_port))
         self._listeners = [Listener(each, self._accept, self._certificates) for each in sockets]
         self._tick()
@@ -130,6 +129,8 @@ class NativeTransport:
                 self._begin(call, None)
             else:
                 self._continue(kind, call.context)
+        if self._refusals:
+            self._refusals.update()
         for connection in server.take_dirty():
             connection.flush()
         if server.has_events:
@@ -159,7 +160,7 @@ class NativeTransport:
     async def _run(self, call: _http2.Call, context: Context, message: bytes | None) -> None:
         # What comes whole while the server drains may have begun before.
         begun = call.began < self._draining_since < math.inf
-        handler = self._registry.service(_Details(call.path, call.metadata), begun)
+        handler = self._registry.begin(call.path, call.value(REQUEST_ID) or "", begun)
         try:
             if handler is None:
                 context.finish(_UNIMPLEMENTED, "Method not found!")

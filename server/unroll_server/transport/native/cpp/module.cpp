@@ -82,6 +82,12 @@ NB_MODULE(_http2, module) {
                          return session ? nb::cast(session, nb::rv_policy::reference) : nb::none();
                      })
         .def_prop_ro("metadata", &metadata_of)
+        .def("value",
+             [](const Call& call, const std::string& name) -> nb::object {
+                 for (const auto& [key, value] : call.metadata)
+                     if (key == name) return text(value);
+                 return nb::none();
+             })
         .def_prop_ro("finished", &Call::finished)
         .def_prop_ro("code", &Call::code)
         .def_prop_ro("ended", &Call::ended)
@@ -106,9 +112,9 @@ NB_MODULE(_http2, module) {
              nb::arg("shortest_pings"))
         .def("add_method", &Server::add_method, nb::arg("path"), nb::arg("streams"), nb::arg("work") = -1)
         .def("refuse",
-             [](Server& server, size_t work, double until, double least, int code, std::string details,
+             [](Server& server, size_t work, double until, double least, double most, int code, std::string details,
                 const nb::sequence& trailers) {
-                 server.refuse(work, {until, least, status(code, std::move(details), trailers)});
+                 server.refuse(work, {until, least, most, status(code, std::move(details), trailers)});
              })
         .def("take_refused", &Server::take_refused)
         .def("take_events", &events)

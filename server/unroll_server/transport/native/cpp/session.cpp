@@ -369,7 +369,9 @@ const Refusal* Server::refusal_of(const Call& call, double now) {
     const int work = methods_[static_cast<size_t>(call.method)].work;
     if (work < 0) return nullptr;
     const Refusal& refusal = refusals_[static_cast<size_t>(work)];
-    return now < refusal.until && call.deadline - now < refusal.least ? &refusal : nullptr;
+    const double left = call.deadline - now;
+    const bool refused = left >= refusal.least && (left < refusal.most || refusal.most == never);
+    return refused && now < refusal.until ? &refusal : nullptr;
 }
 
 // ---- Session

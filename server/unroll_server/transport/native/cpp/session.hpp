@@ -131,7 +131,8 @@ struct Limits {
 // What a strained server refuses before it reads the message.
 struct Refusal {
     double until = -never;
-    double least = 0;  // seconds to a deadline; calls with less are refused
+    double least = 0;  // seconds to their deadline, at least
+    double most = 0;   // and less than that; never: calls without a deadline too
     Status status;
 };
 
