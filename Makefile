@@ -67,7 +67,7 @@ sanitize: .venv/native ## Runs the tests of what is compiled on builds with Addr
 	$(call COMPILED,.venv,server,.venv/sanitized-server,.venv/sanitized,-DUNROLL_SANITIZE=ON)
 	PYTHONPATH=.venv/sanitized ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(COMPILER) -print-file-name=libasan.so) $$($(COMPILER) -print-file-name=libstdc++.so)" \
-	  $(BIN)/pytest -q -p no:cacheprovider tests/unit/engine/test_kernel.py tests/unit/server/test_native_session.py
+	  $(BIN)/pytest -q -p no:cacheprovider tests/unit/engine/test_kernel.py tests/unit/server/transport/test_native_session.py
 
 fuzz: .venv/done ## Lets a client say anything to the native transport's sessions: SECONDS=120; needs clang.
 	mkdir -p .venv/fuzz-corpus

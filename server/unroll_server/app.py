@@ -44,7 +44,7 @@ from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry import metrics
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.telemetry.tracing import Tracer
-from unroll_server.transport import Transport
+from unroll_server.transport import Transport, native
 from unroll_server.transport.choice import make_transport
 from unroll_server.transport.registry import Guard, Registry
 
@@ -288,7 +288,10 @@ async def serve_until_stopped(
         stop.drain_on_signals()
         async with _administered(settings, service):
             address = await service.transport.start()
-            _log.info("the %s transport serves on %s", service.transport.name, address)
+            name = service.transport.name
+            if settings.transport == "auto" and (reason := native.unavailable_reason()):
+                name += f" (native: {reason})"
+            _log.info("transport: %s", name)
             service.sessions.store.confirm_takeover()
             _log.info("serving on the event loop of %s", type(asyncio.get_running_loop()).__module__.partition(".")[0])
             started(service, address)

@@ -103,7 +103,7 @@ class Settings(BaseSettings):
         default="127.0.0.1:50051", title="ADDRESS", description="HOST:PORT or unix:/PATH; port 0 picks a free one."
     )
     transport: Literal["auto", "native", "grpcio"] = Field(
-        default="auto", description="What speaks HTTP/2; auto: grpcio."
+        default="auto", description="What speaks HTTP/2; auto: native where it was compiled, else grpcio."
     )
     workers: Count = Field(default=1, description="Serving processes that share the port.")
     threads: Annotated[int, Field(ge=0, le=256), BeforeValidator(_number)] = Field(

@@ -19,10 +19,10 @@ def make_transport(settings: Settings, registry: Registry, share_port: bool) -> 
     Raises:
         StartupError: a certificate is bad, or the native transport was chosen and is not compiled.
     """
-    name = settings.transport
+    name, reason = settings.transport, native.unavailable_reason()
     if name == "auto":
-        name = "grpcio"
-    if name == "native" and (reason := native.unavailable_reason()):
+        name = "grpcio" if reason else "native"
+    elif name == "native" and reason:
         raise StartupError(f"--transport native: {reason}")
     arguments = (
         settings.listen_address,

@@ -1,4 +1,4 @@
-"""The end of a grpcio server: it waits for calls in flight, and for nothing else."""
+"""The end of a transport: it waits for calls in flight, and for nothing else."""
 
 import asyncio
 import socket
@@ -8,23 +8,25 @@ import grpc
 import grpc.aio
 import pytest
 from support.processes import PATIENCE
+from support.transports import MAKERS, MakeTransport
 
 from unroll_server.addresses import Address
 from unroll_server.middleware.access_log import CallObserver
 from unroll_server.telemetry.metrics import Metrics
-from unroll_server.transport.grpcio import GrpcioTransport
 from unroll_server.transport.registry import Registry
+
+pytestmark = MAKERS
 
 
 class Server:
     """A server with one method, which answers when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: MakeTransport) -> None:
         self.arrived, self.answers = asyncio.Event(), asyncio.Event()
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._wait)
         registry = Registry(CallObserver(Metrics()))
         registry.add_registered_method_handlers("t", {"Wait": handler})
-        self.transport = GrpcioTransport(Address.of("--listen", "127.0.0.1:0"), registry, 1000)
+        self.transport = make(Address.of("--listen", "127.0.0.1:0"), registry, 1000)
 
     async def _wait(self, request: bytes, context: Any) -> bytes:
         self.arrived.set()
@@ -37,8 +39,8 @@ def listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-async def test_a_silent_connection_does_not_delay_the_end() -> None:
-    transport = Server().transport
+async def test_a_silent_connection_does_not_delay_the_end(make: MakeTransport) -> None:
+    transport = Server(make).transport
     host, _, port = (await transport.start()).rpartition(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE):
         # The core itself waits for 20 s.
@@ -47,15 +49,15 @@ async def test_a_silent_connection_does_not_delay_the_end() -> None:
 
 
 @pytest.mark.parametrize("grace", [0.0, PATIENCE])
-async def test_an_end_without_calls_loses_none(grace: float) -> None:
-    transport = Server().transport
+async def test_an_end_without_calls_loses_none(make: MakeTransport, grace: float) -> None:
+    transport = Server(make).transport
     async with grpc.aio.insecure_channel(await transport.start()) as channel:
         await channel.channel_ready()
         assert await transport.stop(grace)
 
 
-async def test_an_end_waits_for_the_calls_in_flight() -> None:
-    server = Server()
+async def test_an_end_waits_for_the_calls_in_flight(make: MakeTransport) -> None:
+    server = Server(make)
     address = await server.transport.start()
     host, _, port = address.rpartition(":")
     async with grpc.aio.insecure_channel(address) as channel:
@@ -71,8 +73,8 @@ async def test_an_end_waits_for_the_calls_in_flight() -> None:
         assert await stopping
 
 
-async def test_an_end_reports_that_it_cancelled_calls() -> None:
-    server = Server()
+async def test_an_end_reports_that_it_cancelled_calls(make: MakeTransport) -> None:
+    server = Server(make)
     async with grpc.aio.insecure_channel(await server.transport.start()) as channel:
         wait: Any = channel.unary_unary("/t/Wait")
         call = asyncio.ensure_future(wait(b"x", timeout=PATIENCE))
