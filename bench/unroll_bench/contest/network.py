@@ -1,8 +1,9 @@
 """The network of the benchmark, exported with proof; sequences for it; its answers by eager PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from unroll_bench.contest.contestants import CLASSES, FEATURES, HIDDEN, MODEL
 from unroll_engine.models.spec import Float32Array
 from unroll_export import SimpleRNN
 from unroll_export.exporting import export_run
+from unroll_export.model import RecurrentClassifier
 from unroll_export.runs import TrainedRun
 
 # Every process of the benchmark is pinned to one core, where a second thread of torch's only spins.
 torch.set_num_threads(1)
 
+Network = TypeVar("Network", bound=RecurrentClassifier[Any])
 SHORTEST, LONGEST = 5, 120
 EVEN = 29
 """Steps of every sequence where all are alike: the longest of JapaneseVowels."""
@@ -40,20 +43,20 @@ def hold(name: str, logits: Float32Array, expected: Float32Array) -> None:
         raise WrongAnswerError(f"{name}: {difference:.1e} away from eager PyTorch, {TOLERANCE:.0e} allowed")
 
 
-def random_network(features: int, hidden: int, outputs: int) -> SimpleRNN:
-    """Makes a network of random weights, the same in every process and every run."""
+def random_network(build: Callable[[], Network]) -> Network:
+    """Builds a network with random weights, the same in every process and every run."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = SimpleRNN(features, hidden, outputs).eval()
+        made = build()
         made.mean.uniform_(-1, 1)
         made.std.uniform_(0.5, 2)
-    return made
+    return made.eval()
 
 
 @cache
 def network() -> SimpleRNN:
     """Returns the network that every server serves."""
-    return random_network(FEATURES, HIDDEN, CLASSES)
+    return random_network(lambda: SimpleRNN(FEATURES, HIDDEN, CLASSES))
 
 
 def export(root: Path) -> Path:

@@ -6,13 +6,12 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from unroll_bench.contest.contestants import CLASSES, FEATURES, MODEL
 from unroll_bench.contest.figures import Figure, Outcome, Verdict, ratios
@@ -23,6 +22,7 @@ from unroll_engine import Engine
 from unroll_engine.kernel import Network, read_onnx, unavailable_reason
 from unroll_engine.models.spec import Float32Array
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime, session_options
+from unroll_export import SimpleGRU, SimpleLSTM, SimpleRNN
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 
 STEPS = 16
@@ -40,7 +40,7 @@ CASES: tuple[tuple[str, int, int, int, int, dict[str, float]], ...] = (
     ("LSTM", 12, 128, 64, STEPS, {OPERATOR: 1.25}),
     ("GRU", 12, 128, 64, STEPS, {OPERATOR: 1.7}),
 )
-GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+NETWORKS = {"RNN": SimpleRNN, "LSTM": SimpleLSTM, "GRU": SimpleGRU}
 
 
 def equal_lanes(cell: str, features: int, hidden: int, lanes: int, steps: int) -> dict[str, list[float]]:
@@ -50,8 +50,8 @@ def equal_lanes(cell: str, features: int, hidden: int, lanes: int, steps: int) -
         WrongAnswerError: the kernel's logits are not onnxruntime's.
     """
     torch.set_num_threads(1)
-    network = random_network(features, hidden, CLASSES)
-    graph = build_onnx_rnn(network) if cell == "RNN" else _gated_graph(cell, features, hidden)
+    network = random_network(partial(NETWORKS[cell], features, hidden, CLASSES))
+    graph = build_onnx_rnn(network)
     x = np.random.default_rng(0).standard_normal((steps, lanes, features), dtype=np.float32)
     zeros = (np.zeros((1, lanes, hidden), np.float32),) * (2 if cell == "LSTM" else 1)
     kernel = Network(read_onnx(graph))
@@ -72,7 +72,7 @@ def equal_lanes(cell: str, features: int, hidden: int, lanes: int, steps: int) -
         return every[:, -1]
 
     rows = torch.randn(lanes, features + hidden)
-    weight = torch.randn(features + hidden, hidden * GATES[cell])
+    weight = torch.randn(features + hidden, len(network.rnn.weight_hh_l0))
     into = torch.empty(lanes, weight.shape[1])
 
     def product() -> None:
@@ -103,43 +103,6 @@ def _in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float
                 call()
             taken[name].append((time.perf_counter() - begin) / counts[name])
     return taken
-
-
-def _gated_graph(cell: str, features: int, hidden: int) -> bytes:
-    """Builds standardization, one LSTM or GRU layer and the readout, batch-major, of random weights."""
-    rng, gates = np.random.default_rng(0), GATES[cell] * hidden
-    shapes = {"w": (1, gates, features), "r": (1, gates, hidden), "b": (1, 2 * gates), "fc": (hidden, CLASSES)}
-    weights = {name: rng.uniform(-1, 1, shape).astype(np.float32) / hidden**0.5 for name, shape in shapes.items()}
-    weights |= {"mean": rng.uniform(-1, 1, features).astype(np.float32), "std": np.full(features, 2, np.float32)}
-    initial = ["initial_state", "initial_cell"][: 2 if cell == "LSTM" else 1]
-    final = [name.replace("initial", "final") for name in initial]
-    attributes: dict[str, Any] = {} if cell == "LSTM" else {"linear_before_reset": 1}
-    nodes = [
-        helper.make_node("Sub", ["input", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "std"], ["scaled"]),
-        helper.make_node("Transpose", ["scaled"], ["steps"], perm=[1, 0, 2]),
-        helper.make_node(
-            cell, ["steps", "w", "r", "b", "", *initial], ["all", *final], hidden_size=hidden, **attributes
-        ),
-        helper.make_node("Squeeze", ["all", "axis"], ["states"]),
-        helper.make_node("Transpose", ["states"], ["of lanes"], perm=[1, 0, 2]),
-        helper.make_node("MatMul", ["of lanes", "fc"], ["logits"]),
-    ]
-    inputs = {"input": ("batch", "time", features)} | dict.fromkeys(initial, (1, "batch", hidden))
-    outputs: dict[str, tuple[str | int, ...]] = {
-        "logits": ("batch", "time", CLASSES),
-        "of lanes": ("batch", "time", hidden),
-    }
-    outputs |= dict.fromkeys(final, (1, "batch", hidden))
-    graph = helper.make_graph(
-        nodes,
-        cell,
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in {**weights, "axis": np.array([1])}.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())
 
 
 def threads(repository: Path) -> dict[str, list[float]]:
