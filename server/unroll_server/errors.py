@@ -1,4 +1,4 @@
-"""Errors of the server, on top of the engine's; status.py has the status of each."""
+"""Errors of the server, beside those of the engine; status.py maps them to statuses."""
 
 from unroll_engine.errors import RequestError
 
@@ -10,22 +10,22 @@ class ModelRefusedError(RequestError):
 
 
 class DrainingError(RequestError):
-    """The server is shutting down, and has not run the call, or not all of it."""
+    """The server is shutting down and has not run the call, or only a part of it."""
 
     def __init__(self, part: str = "this call") -> None:
         super().__init__(f"the server is shutting down and has not run {part}")
 
 
 class NotOfferedError(RequestError):
-    """What is asked for is not done here."""
+    """The server does not implement the request."""
 
 
 class UnauthenticatedError(RequestError):
-    """The call brings no credentials that are known."""
+    """The call has no known credentials."""
 
 
 class ForbiddenError(RequestError):
-    """The caller is known and may not do this."""
+    """The caller is known and lacks the right."""
 
 
 class SessionNotFoundError(RequestError):
@@ -67,4 +67,4 @@ class SessionsLostError(Exception):
 
 
 class UndrainedError(Exception):
-    """The server ends and has cancelled calls in flight; the message is one line."""
+    """The server has cancelled calls in flight at its end; the message is one line."""

@@ -1,4 +1,4 @@
-"""Spans of calls, queues and ticks, by OpenTelemetry, where an endpoint for them is configured.
+"""Spans of calls, queues and ticks, by OpenTelemetry, if an endpoint for them is configured.
 
 The environment is OpenTelemetry's own: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, ...:
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. Without an endpoint nothing of it is
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 SERVICE_NAME = "unroll-server"
-"""The service's name where OTEL_SERVICE_NAME gives none."""
+"""Name of the service if OTEL_SERVICE_NAME is not set."""
 MAX_LINKS = 128
 """Links of a span: OpenTelemetry's default limit."""
 MAX_TICKS = 1000
-"""Ticks of a call that get spans: a stream can live for days."""
+"""Ticks of a call that get spans, at most: a stream can live for days."""
 FLUSH_SECONDS = 3.0
-"""What spans are left when the server ends may take so long to be sent."""
+"""Seconds that a server may take at its end to send the remaining spans."""
 LEAST_STEP = 1_000_000
-"""Nanoseconds: a smaller change of the wall clock against the monotonic one is the time between their readings."""
+"""Nanoseconds: smaller changes between wall clock and monotonic clock are the time between two readings."""
 
 
 class Tracer:
-    """Makes spans and sends them away on a thread of its own.
+    """Makes spans, and sends them on a thread of its own.
 
     Args:
-        provider: OpenTelemetry's.
-        exporter: What it sends to.
+        provider: Provider of OpenTelemetry.
+        exporter: Sends the spans.
     """
 
     def __init__(self, provider: "TracerProvider", exporter: "SpanExporter") -> None:
@@ -52,10 +52,10 @@ class Tracer:
 
     @classmethod
     def configured(cls) -> Self | None:
-        """The tracer that the environment asks for; None where it asks for none.
+        """Returns the tracer that the environment configures; None if it configures none.
 
         Raises:
-            StartupError: OpenTelemetry is not installed, or refuses what the environment says.
+            StartupError: OpenTelemetry is not installed, or refuses the configuration.
         """
         if (
             not any(map(os.environ.get, _ENDPOINTS))
@@ -79,16 +79,16 @@ class Tracer:
             exporter = OTLPSpanExporter()
             provider.add_span_processor(BatchSpanProcessor(exporter))
         except Exception as error:
-            # Of the values of the environment it refuses some, each in its own way.
+            # It refuses some values of the environment, each with an error of its own.
             raise StartupError(f"OTEL_...: OpenTelemetry can't be set up as the environment says: {error}") from error
         return cls(provider, exporter)
 
     def call(self, path: str, metadata: Mapping[str, str]) -> "CallSpan | None":
-        """The span of a call, from now on; None where it is not sampled.
+        """Starts the span of a call; returns None if it is not sampled.
 
         Args:
             path: `/package.Service/Method`.
-            metadata: The caller's, `traceparent` and `tracestate` among them where it traces.
+            metadata: Metadata of the caller, with `traceparent` and `tracestate` if it traces.
         """
         service, _, method = path[1:].partition("/")
         to_wall = self._wall_difference()
@@ -102,7 +102,7 @@ class Tracer:
         return CallSpan(self, span, to_wall) if span.is_recording() else None
 
     def _wall_difference(self) -> int:
-        """Returns what to add to `time.monotonic_ns` to get nanoseconds since 1970, the same until the clock steps."""
+        """Returns the difference from `time.monotonic_ns` to nanoseconds since 1970, constant until the clock steps."""
         difference = time.time_ns() - time.monotonic_ns()
         if abs(difference - self._to_wall) > LEAST_STEP:
             self._to_wall = difference
@@ -131,8 +131,8 @@ class Tracer:
         return span
 
     def close(self) -> None:
-        """Sends what is left, for FLUSH_SECONDS at most, and ends."""
-        # OpenTelemetry's own timeouts don't hold while an exporter tries again; one that is shut down gives up.
+        """Sends the remaining spans, for FLUSH_SECONDS at most, and ends."""
+        # OpenTelemetry's timeouts do not hold while an exporter retries; one that is shut down gives up.
         give_up = threading.Timer(FLUSH_SECONDS, self._exporter.shutdown)
         give_up.daemon = True
         give_up.start()
@@ -141,12 +141,12 @@ class Tracer:
 
 
 class CallSpan:
-    """A call that is traced.
+    """The trace of a call; see unroll_engine.observer.Trace.
 
     Args:
         tracer: Makes its spans.
-        span: The call's own span, just started.
-        to_wall: Nanoseconds from `time.monotonic_ns` to the time since 1970, read once: a step of the wall clock within
+        span: Span of the call, just started.
+        to_wall: Nanoseconds from `time.monotonic_ns` to the time since 1970. Read once: a step of the wall clock within
             the call would give spans that end before they begin.
     """
 
@@ -164,7 +164,7 @@ class CallSpan:
         return f"{self._span.get_span_context().trace_id:032x}"
 
     def waited(self, model: str, seconds: float) -> None:
-        """Records that work of the call was queued for `seconds`, until now."""
+        """Records that a job of the call was queued for `seconds`, until now."""
         if self._ticks >= MAX_TICKS:
             return
         now = time.monotonic_ns() + self._to_wall
@@ -173,10 +173,10 @@ class CallSpan:
     def ticked(
         self, others: Sequence["CallSpan"], model: str, lanes: int, steps: int, real_steps: int, seconds: float
     ) -> None:
-        """Records a tick, ended now, that ran work of this call and of others.
+        """Records a tick, ended now, that ran jobs of this call and of others.
 
-        A tick is many calls' work and a span is of one trace. So each call gets a span of it: the first one's has
-        links to the other calls, theirs have one to the first's.
+        A span belongs to one trace, so each call gets a span of the tick. The first one links to the other calls, and
+        theirs link to the first one.
         """
         told = [call for call in (self, *others) if call._is_told()]
         if not told:

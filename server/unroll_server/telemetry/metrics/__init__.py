@@ -1,4 +1,4 @@
-"""What is counted while serving, in memory that outlives a worker, and how Prometheus gets it."""
+"""Metrics of the server, in memory that outlives a worker, and their export to Prometheus."""
 
 from unroll_server.telemetry.metrics.collector import Metrics
 from unroll_server.telemetry.metrics.figures import (

@@ -1,4 +1,4 @@
-"""The figures of a server as Prometheus sees them; docs/operations.md says what each means."""
+"""Metrics of a server as Prometheus collects them; docs/operations.md explains each."""
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -13,20 +13,19 @@ from unroll_server.telemetry.metrics.figures import CallMetrics, ModelMetrics, S
 from unroll_server.telemetry.metrics.memory import Figures, Memory
 
 UNKNOWN = "unknown"
-"""Stands for the type, service and method of calls of methods that there are not."""
+"""Type, service and method of calls of methods that do not exist."""
 
 
 class Metrics(Collector):
-    """The figures of a serving process, or of all workers that share a folder.
+    """Metrics of a serving process, or of all workers that share a folder.
 
     Args:
-        folder: Where workers share their figures, so that what a worker counted outlives it. None: in this process's
-            memory alone.
-        worker: The worker's number; one that takes a dead one's place counts on in its files.
-        living: Tells the numbers of the workers that live, of whom alone it is told how things are; None for all.
+        folder: Folder that workers share, see Memory; None for this process's memory.
+        worker: Number of the worker; a replacement continues the counts of the dead worker.
+        living: Returns the numbers of the living workers, whose gauges are summed; None for all.
 
     Attributes:
-        server: The figures of no model in particular.
+        server: Metrics that belong to no model.
     """
 
     def __init__(
@@ -41,8 +40,8 @@ class Metrics(Collector):
 
     @property
     def server(self) -> ServerMetrics:
-        """The figures of no model in particular."""
-        # Not before it counts: who only tells the sum makes no file.
+        """Metrics that belong to no model."""
+        # Created at the first count: a process that only sums makes no file.
         if self._server is None:
             self._server = ServerMetrics(self._memory)
         return self._server
@@ -54,11 +53,11 @@ class Metrics(Collector):
 
     @property
     def memory(self) -> Memory:
-        """Where the figures are, for those that Prometheus is not told."""
+        """The numbers behind the metrics, and others that are not exported to Prometheus."""
         return self._memory
 
     def of(self, model: str) -> ModelMetrics:
-        """The figures of one model; the same object for the same name.
+        """Returns the metrics of a model, the same object for the same name.
 
         Args:
             model: NAME/VERSION.
@@ -68,7 +67,7 @@ class Metrics(Collector):
         return self._models[model]
 
     def method(self, path: str, kind: str) -> CallMetrics:
-        """The figures of one method; the same object for the same arguments.
+        """Returns the metrics of a method, the same object for the same arguments.
 
         Args:
             path: `/package.Service/Method`.
@@ -80,7 +79,7 @@ class Metrics(Collector):
         return self._methods[path, kind]
 
     def no_method(self) -> CallMetrics:
-        """The figures of calls of methods that there are not, whatever they are called."""
+        """Returns the metrics of all calls of methods that do not exist."""
         return self.method(f"/{UNKNOWN}/{UNKNOWN}", UNKNOWN)
 
     def model_loaded(self, model: str) -> None:
@@ -92,7 +91,7 @@ class Metrics(Collector):
         self._load(model, "refused")
 
     def model_removed(self, model: str) -> None:
-        """Counts a model version, NAME/VERSION, that is not served any more."""
+        """Counts a model version, NAME/VERSION, that is no longer served."""
         self._load(model, "removed")
 
     def model_runs(self, more: int, model: str, runtime: str, variant: str, reason: str) -> None:
@@ -138,11 +137,9 @@ class Metrics(Collector):
 
     def _server_figures(self) -> Iterator[Metric]:
         sessions = CounterMetricFamily(
-            "unroll_sessions", "What became of sessions, and of requests for them.", labels=["outcome"]
+            "unroll_sessions", "Outcomes of sessions, and of requests for them.", labels=["outcome"]
         )
-        refused = CounterMetricFamily(
-            "unroll_refused", "Work refused because there was too much of something.", labels=["cause"]
-        )
+        refused = CounterMetricFamily("unroll_refused", "Work refused because a limit was reached.", labels=["cause"])
         for family, kind in ((sessions, "session"), (refused, "refused")):
             for name, figures in self._memory.sums(kind, 1).items():
                 family.add_metric([name], figures[0])
@@ -190,11 +187,11 @@ def _models(models: dict[str, Figures]) -> Iterator[Metric]:
 
 def _calls(methods: dict[str, Figures]) -> Iterator[Metric]:
     labels = ["grpc_type", "grpc_service", "grpc_method"]
-    started = CounterMetricFamily("grpc_server_started", "Calls that have come.", labels=labels)
+    started = CounterMetricFamily("grpc_server_started", "Calls that have arrived.", labels=labels)
     handled = CounterMetricFamily("grpc_server_handled", "Calls that have ended.", labels=[*labels, "grpc_code"])
-    received = CounterMetricFamily("grpc_server_msg_received", "Messages of calls that have come.", labels=labels)
-    sent = CounterMetricFamily("grpc_server_msg_sent", "Messages of calls that went out.", labels=labels)
-    seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Time from a call to its end.", labels=labels)
+    received = CounterMetricFamily("grpc_server_msg_received", "Messages received.", labels=labels)
+    sent = CounterMetricFamily("grpc_server_msg_sent", "Messages sent.", labels=labels)
+    seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Duration of calls.", labels=labels)
     for name, figures in methods.items():
         method = name.split("/")
         started.add_metric(method, figures[place.STARTED])

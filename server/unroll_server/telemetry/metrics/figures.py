@@ -1,7 +1,7 @@
 """Figures counted while serving: of models by the engine, of calls by the middleware, of the rest by its owner.
 
-Plain numbers in shared memory, because a tick through prometheus_client's own counters took 10 microseconds, 17 in its
-multiprocess mode, against one here. A histogram is its sum, then one count a bucket and one for what is above them all.
+Plain numbers in shared memory: counting a tick takes 1 microsecond, against 10 by the counters of prometheus_client and
+17 in its multiprocess mode. A histogram is its sum, one count for each bucket, and one for larger values.
 """
 
 from bisect import bisect_left
@@ -32,15 +32,15 @@ CODES = (
     "DataLoss",
     "Unauthenticated",
 )
-"""The names of the status codes, by number, as gRPC's metrics have them in every language's dashboards."""
+"""Names of the status codes by number, as dashboards of gRPC's metrics have them."""
 CAUSES = ("expired", "cancelled")
-"""Why a sequence is dropped: its deadline passed, its caller left."""
+"""Causes of a dropped sequence: its deadline passed, or its caller left."""
 OUTCOMES = ("started", "advanced", "repeated", "ended", "evicted", "unknown", "expired", "taken", "room", "store")
-"""What becomes of a session, or of a request for one, told from the start on: see `ServerMetrics.session`."""
+"""Outcomes of sessions and of requests for them, exported from the start: see `ServerMetrics.session`."""
 REFUSALS = ("steps", "bytes", "deadline", "identity", "unread")
-"""Why calls are refused, told from the start on: see `ServerMetrics.refused`."""
+"""Causes of refusals, exported from the start: see `ServerMetrics.refused`."""
 LOADS = ("loaded", "refused", "removed")
-"""What becomes of a model version that is found."""
+"""Outcomes of a model version that was found."""
 
 # Of a model.
 REAL, COMPUTED, DROPPED = 0, 1, 2
@@ -60,13 +60,13 @@ QUEUED_STEPS, QUEUED_BYTES, TASKS = range(3)
 SERVER_SIZE = 3
 
 GAUGES = {"model": (SERVED, OPEN), "runtime": (0,), "server": (QUEUED_STEPS, QUEUED_BYTES, TASKS)}
-"""The places of figures that tell how things are, by kind."""
+"""Places of the gauges, by kind."""
 
 _CAUSE = {cause: DROPPED + place for place, cause in enumerate(CAUSES)}
 
 
 class ModelMetrics:
-    """The figures of one model. Made by `Metrics.of`; each call takes about a microsecond."""
+    """Metrics of one model. Made by `Metrics.of`; each call takes about a microsecond."""
 
     def __init__(self, figures: "memoryview[float]") -> None:
         self._figures = figures
@@ -76,9 +76,9 @@ class ModelMetrics:
 
         Args:
             lanes: Sequences in it.
-            steps: Timesteps of each that were computed.
+            steps: Timesteps computed for each.
             real_steps: Timesteps, over all lanes, that belonged to sequences; the others were padding.
-            seconds: How long it took.
+            seconds: Its duration.
         """
         figures = self._figures
         figures[REAL] += real_steps
@@ -93,37 +93,37 @@ class ModelMetrics:
 
         Args:
             cause: "expired" (the deadline passed) or "cancelled" (the caller left).
-            sequences: How many.
+            sequences: Number of sequences.
         """
         self._figures[_CAUSE[cause]] += sequences
 
     def waited(self, seconds: float) -> None:
-        """Counts the time that work waited in the queue; what came while the tick was planned did not wait."""
+        """Counts the time of a job in the queue; one that arrived while the tick was planned did not wait."""
         seconds = max(seconds, 0.0)
         self._figures[QUEUE] += seconds
         self._figures[QUEUE + 1 + bisect_left(QUEUE_SECONDS, seconds)] += 1
 
     def opened(self) -> None:
-        """A sequence on a stream begins."""
+        """Counts a sequence that opens."""
         self._figures[OPEN] += 1
 
     def closed(self) -> None:
-        """A sequence on a stream ends, in whatever way."""
+        """Counts a sequence that closes, for any reason."""
         self._figures[OPEN] -= 1
 
     def serves(self, more: int) -> None:
-        """The model is loaded here (1) or goes (-1); where it is nowhere, only what was counted is told of it."""
+        """Counts the model as loaded (1) or unloaded (-1) here; its gauges are exported only while it is loaded."""
         self._figures[SERVED] += more
 
 
 class CallMetrics:
-    """The figures of one method. Made by `Metrics.method`."""
+    """Metrics of one method. Made by `Metrics.method`."""
 
     def __init__(self, figures: "memoryview[float]") -> None:
         self._figures = figures
 
     def started(self) -> None:
-        """A call has come."""
+        """Counts a call that has arrived."""
         self._figures[STARTED] += 1
 
     def handled(self, code: int, seconds: float, received: int = 0, sent: int = 0) -> None:
@@ -150,16 +150,16 @@ class CallMetrics:
         figures[HANDLING + 1] += count
 
     def received(self) -> None:
-        """A message has come."""
+        """Counts a message that was received."""
         self._figures[RECEIVED] += 1
 
     def sent(self) -> None:
-        """A message goes out."""
+        """Counts a message that is sent."""
         self._figures[SENT] += 1
 
 
 class ServerMetrics:
-    """The figures of no model in particular. Its place is `Metrics.server`.
+    """Metrics that belong to no model. See `Metrics.server`.
 
     Attributes:
         queued: Timesteps and bytes that are admitted and not yet answered, [2]; written to by the engine.
@@ -170,14 +170,14 @@ class ServerMetrics:
         self._figures = memory.of("server", "", SERVER_SIZE)
         self.queued = self._figures[QUEUED_STEPS : QUEUED_BYTES + 1]
         self._counts: dict[tuple[str, str], memoryview[float]] = {}
-        # A counter that is there before it counts shows its first event as one.
+        # A counter exported before its first event shows that event as an increase.
         for outcome in OUTCOMES:
             self._count("session", outcome, 0)
         for cause in REFUSALS:
             self._count("refused", cause, 0)
 
     def session(self, outcome: str) -> None:
-        """Counts what became of a session, or of a request for one.
+        """Counts the outcome of a session, or of a request for one.
 
         Args:
             outcome: "started", "advanced" (steps added), "repeated" (asked again, answered the same), "ended" (by its
@@ -188,17 +188,17 @@ class ServerMetrics:
         self._count("session", outcome, 1)
 
     def refused(self, cause: str, count: int = 1) -> None:
-        """Counts work refused because there is too much of something.
+        """Counts refusals because of a limit.
 
         Args:
             cause: "steps" or "bytes" queued, "deadline" (too much is queued for an answer in time), "identity" (its
                 caller has had its share), "unread" (too many answers of its connection wait to be read).
-            count: The number of refusals.
+            count: Number of refusals.
         """
         self._count("refused", cause, count)
 
     def tasks(self, count: int) -> None:
-        """Notes how many tasks the event loop has."""
+        """Sets the number of tasks of the event loop."""
         self._figures[TASKS] = count
 
     def _count(self, kind: str, name: str, more: int) -> None:

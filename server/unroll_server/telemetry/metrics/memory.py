@@ -1,4 +1,4 @@
-"""Float64 numbers by kind and name: in this process's memory, or in files that the workers of a server share."""
+"""Float64 numbers by kind and name, in the memory of a process or in files that workers share."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -12,15 +12,14 @@ Figures = NDArray[np.float64]
 
 
 class Memory:
-    """Where a process keeps its numbers, and the sum over all processes.
+    """The numbers of a process, and their sums over all processes.
 
     Args:
-        folder: Where workers share their numbers, so that what a worker counted outlives it. None: in this process's
-            memory alone.
-        worker: The worker's number; one that takes a dead one's place counts on from where that one was.
-        gauges: By kind, the places of numbers that tell how things are, not what has happened: they are a process's
-            own, end with it, and begin at 0.
-        living: Tells the numbers of the workers that live; None for all.
+        folder: Folder of the files that workers share, so that counts outlive their worker; None for this process's
+            memory.
+        worker: Number of the worker; a replacement continues the counts of the dead worker.
+        gauges: Places of the gauges, by kind. A gauge starts at 0 with its process and ends with it.
+        living: Returns the numbers of the living workers; None for all.
     """
 
     def __init__(
@@ -38,19 +37,19 @@ class Memory:
         self._shared: shared.Shared | None = None
 
     def of(self, kind: str, name: str, size: int) -> "memoryview[float]":
-        """The numbers [size] of this process, to be written to; asked for once each.
+        """Returns numbers [size] of this process, writable; called once for each kind and name.
 
         Args:
-            kind: What they are, without a dot.
-            name: Whose they are.
-            size: How many; the same for all of a kind.
+            kind: Kind of the numbers, without a dot.
+            name: Name of what they count.
+            size: Number of them, the same for all of a kind.
         """
         label = f"{kind}.{name}"
         if self._folder is None:
             self._own[label] = bytearray(8 * size)
             return memoryview(self._own[label]).cast("d")
         if self._shared is None:
-            # Not before it counts: who only tells the sum makes no file.
+            # Created at the first count: a process that only sums makes no file.
             self._shared = shared.Shared(self._folder, self._worker)
             for other, figures in self._shared.records.items():
                 for place in self._gauges.get(other.partition(".")[0], ()):
@@ -58,7 +57,7 @@ class Memory:
         return self._shared.of(label, size)
 
     def sums(self, kind: str, size: int) -> dict[str, Figures]:
-        """The numbers [size] of a kind by name, summed over all workers; gauges over those that live."""
+        """Returns the numbers [size] of a kind by name, summed over all workers; gauges over the living ones."""
         living = None if self._living is None else frozenset(self._living())
         gauges = list(self._gauges.get(kind, ()))
         sums: dict[str, Figures] = {}
@@ -73,6 +72,6 @@ class Memory:
 
     def _all(self) -> Iterator[tuple[int, str, Figures]]:
         if self._folder is None:
-            # Listed at once: others may be added meanwhile, on the event loop.
+            # Copied: the event loop may add others meanwhile.
             return ((self._worker, label, np.frombuffer(bytes(own))) for label, own in list(self._own.items()))
         return shared.read(self._folder)

@@ -1,8 +1,8 @@
-"""Numbers in files that the workers of a server share: what a worker counted outlives it.
+"""Numbers in files that the workers of a server share, so that counts outlive their worker.
 
-A worker's files begin with the bytes that are in use, int64, and then hold records: the lengths of its label and its
-numbers, uint32 each, the label, filled up to whole words, and the numbers, float64. Records are only ever added. A file
-stays mapped, at the cost of one descriptor, so it has room for many; what is not in use takes no memory.
+A file begins with the number of bytes in use, int64. Records follow: the lengths of label and numbers, uint32 each; the
+label, padded to whole words; the numbers, float64. Records are only added. A file stays mapped, at the cost of one
+descriptor, so it has room for many records; unused room takes no memory.
 """
 
 import mmap
@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 FILE_BYTES = 2**24
-"""Of a worker's file: room for some 20,000 model versions. Then there is another one."""
+"""Size of a file: room for about 20,000 model versions. A worker that needs more opens another file."""
 _WORD = 8
 _LENGTHS = struct.Struct("=II")
 
 
 class Shared:
-    """The numbers of one worker, to be written to.
+    """The numbers of one worker, writable.
 
     Args:
-        folder: Where the workers' files are.
-        worker: Its number; one that takes a dead one's place goes on in its files.
+        folder: Folder of the workers' files.
+        worker: Number of the worker; a replacement continues in the files of the dead worker.
     """
 
     def __init__(self, folder: Path, worker: int) -> None:
@@ -41,11 +41,11 @@ class Shared:
 
     @property
     def records(self) -> "dict[str, memoryview[float]]":
-        """What there is, by label; a worker that takes a dead one's place finds what that one left."""
+        """All numbers by label, those of a replaced worker included."""
         return self._records
 
     def of(self, label: str, count: int) -> "memoryview[float]":
-        """The numbers [count] under a label, zeros at first; `count` is the same for all time."""
+        """Returns the numbers [count] of a label, zeros at first; `count` never changes."""
         if label not in self._records:
             self._records[label] = self._added(label, count)
         return self._records[label]
@@ -61,7 +61,7 @@ class Shared:
         place = begin + _LENGTHS.size + len(name)
         _LENGTHS.pack_into(content, begin, len(name), count)
         content[begin + _LENGTHS.size : place] = name
-        # Only now is it there, for who reads and for who takes this worker's place.
+        # Only now do readers and a replacement of this worker see the record.
         content[:_WORD].cast("q")[0] = begin + size
         return content[place : begin + size].cast("d")
 
@@ -75,11 +75,11 @@ class Shared:
 
 
 def read(folder: Path) -> Iterator[tuple[int, str, NDArray[np.float64]]]:
-    """Worker, label and a copy of the numbers of every record of all workers."""
+    """Yields worker, label and a copy of the numbers of every record of all workers."""
     for path in sorted(folder.iterdir()):
         worker = int(path.name.partition(".")[0])
         with path.open("rb") as file:
-            # A worker that starts has made its file, but not yet given it its size.
+            # A worker that starts may have created its file and not yet set its size.
             used = _used(memoryview(file.read(_WORD).ljust(_WORD, b"\0")))
             content = bytes(_WORD) + file.read(max(used - _WORD, 0))
         for label, place, count in _records(memoryview(content)):
@@ -92,7 +92,7 @@ def _used(content: memoryview) -> int:
 
 
 def _records(content: memoryview) -> Iterator[tuple[str, int, int]]:
-    """Label, place and count of the records in the bytes in use of a file."""
+    """Yields label, place and count of the records in the used bytes of a file."""
     place = _WORD
     while place < len(content):
         length, count = _LENGTHS.unpack_from(content, place)

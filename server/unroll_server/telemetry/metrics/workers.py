@@ -1,4 +1,4 @@
-"""What the kernel tells of the processes that serve."""
+"""Metrics of the processes that serve, from the operating system."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -9,12 +9,12 @@ from prometheus_client.registry import Collector
 
 
 class Workers(Collector):
-    """CPU time, memory and open files of every process that serves or starts to, and how often one was started again.
+    """CPU time, memory and open files of every process that serves or starts, and the number of restarts.
 
     Args:
-        pids: Tells the process ids of those that live, by the worker's number.
-        restarts: Tells how often a worker was started again.
-        serving: Tells how many of them serve: those that start live as well. None: all.
+        pids: Returns the process ids of living workers by number.
+        restarts: Returns the number of restarts.
+        serving: Returns how many workers serve, without those that still start; None if all do.
     """
 
     def __init__(
