@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -31,7 +31,7 @@ from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
 CONNECTIONS = 6
 STOPS = (signal.SIGTERM, signal.SIGINT)
-LONG = np.zeros((60000, 12), np.float32)
+LONG = wire.classify_request([np.zeros((60000, 12), np.float32)])
 NEVER_RAN = ("has not run this call", "has not run all of this stream", "failed to connect")
 
 
@@ -48,7 +48,7 @@ async def call_until_refused(call: Callable[[], Awaitable[None]]) -> None:
 
 
 class Caller:
-    """Calls of every kind on one connection: long ones, which outlast a signal, and short ones again and again.
+    """Calls of every kind on one connection: a long one, which outlasts a signal, and short ones again and again.
 
     Args:
         session: Id of the caller's session.
@@ -73,13 +73,13 @@ class Caller:
             answer = await self._stream.read()
             assert isinstance(answer, pb.UnrollResponse)
             steps += answer.steps.count
-        self._call = asyncio.ensure_future(stub.Classify(wire.classify_request([LONG])))
-        # One connection keeps the order of its calls.
-        await stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE)
         short = (self._classify, self._advance, self._get_model, self._run_stream)
         for call in short:
             await call()
         self._short = [asyncio.ensure_future(call_until_refused(call)) for call in short]
+        self._long = asyncio.ensure_future(stub.Classify(LONG))
+        # One connection keeps the order of its calls.
+        await stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE)
 
     async def _classify(self) -> None:
         assert (await self._stub.Classify(wire.classify_request([self._values]))).labels
@@ -107,9 +107,10 @@ class Caller:
         assert isinstance(last, pb.UnrollResponse)
         assert last.closed.reason == pb.SequenceClosed.REASON_DRAINING
         assert last.closed.snapshot.step == 3
+        await self._stream.done_writing()
         assert await self._stream.read() is grpc.aio.EOF
         assert await self._stream.code() == grpc.StatusCode.OK
-        assert (await self._call).labels
+        assert (await self._long).labels
         self.snapshot = last.closed.snapshot
 
 
@@ -117,8 +118,8 @@ class Caller:
 async def calling(address: str, callers: list[Caller]) -> AsyncIterator[None]:
     """Gives each caller a connection, and returns once their calls are under way."""
     async with AsyncExitStack() as stack:
-        for caller in callers:
-            await caller.begin(wire.stub_of(await stack.enter_async_context(channel_to(address))))
+        stubs = [wire.stub_of(await stack.enter_async_context(channel_to(address))) for _ in callers]
+        await asyncio.gather(*(caller.begin(stub) for caller, stub in zip(callers, stubs, strict=True)))
         yield
 
 
@@ -186,11 +187,8 @@ async def resume_elsewhere(server: ServerProcess, callers: list[Caller], values:
 
 @asynccontextmanager
 async def watched(process: ServerProcess) -> AsyncIterator[None]:
-    """Health watchers of both listeners, which the drain ends, and idle connections, which must not hold it up."""
+    """Health watchers of both listeners, which the drain ends."""
     async with AsyncExitStack() as stack:
-        for address in (process.address, admin_address(process), metrics_address(process)):
-            host, _, port = address.rpartition(":")
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE))
         watchers = []
         for address in (process.address, admin_address(process)):
             channel = await stack.enter_async_context(channel_to(address))
@@ -221,6 +219,19 @@ async def test_workers_that_are_stopped_alone_drain_and_are_started_again(
         # The new ones need not serve yet.
         assert process.stop() == 0, process.log
     assert " ERROR " not in process.log
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_connections_without_calls_do_not_hold_up_a_drain(bundle_root: Path, tmp_path: Path, workers: str) -> None:
+    options = ("--workers", workers, "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    with (
+        ServerProcess(bundle_root, tmp_path / "log", *options, "--drain-timeout", "600") as process,
+        ExitStack() as stack,
+    ):
+        for address in (process.address, admin_address(process), metrics_address(process)):
+            host, _, port = address.rpartition(":")
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE))
+        assert process.stop() == 0, process.log
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["AdminService"]
 RECONNECT_MS = 100
 """Milliseconds between attempts to connect to a worker."""
+CATCH_UP_SECONDS = 10.0
+"""Seconds in which a restarted worker must answer. It may crash meanwhile."""
 _OPTIONS = [
     # A list of sessions can exceed the default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
@@ -79,7 +81,7 @@ class Workers:
             service: Service of the method.
             method: Name of the method.
             request: Request of the method.
-            context: Context of the caller's call; None for a call of our own to a worker that serves.
+            context: Context of the caller's call; None for a call of the supervisor's own to a restarted worker.
 
         Raises:
             CallError: the worker refused the call, or does not serve.
@@ -91,8 +93,8 @@ class Workers:
         )
         try:
             if context is None:
-                # A worker that was just restarted may have yet to be connected.
-                return await call(request, wait_for_ready=True)
+                # Its channel may have yet to connect again.
+                return await call(request, wait_for_ready=True, timeout=CATCH_UP_SECONDS)
             return await call(request, timeout=context.time_remaining())
         except grpc.aio.AioRpcError as error:
             status = _status_of(error)

@@ -7,6 +7,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2 as pb
 
+from unroll_server.errors import DrainingError
+
 SERVICE = pb.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -28,7 +30,7 @@ class Health:
             self._set(serving)
 
     def end(self) -> None:
-        """Sets all names to not serving, for good."""
+        """Sets all names to not serving, for good. Watchers end after that answer."""
         self._ended = True
         self._set(dict.fromkeys(self._serving, False))
 
@@ -52,6 +54,8 @@ class Health:
             if status != reported:
                 await context.write(pb.HealthCheckResponse(status=status))
                 reported = status
+            elif self._ended:
+                raise DrainingError("the rest of this call")
             else:
                 await changed.wait()
 

@@ -16,6 +16,11 @@ FAILED = 3
 """The worker met a bug, which it logged."""
 
 
+END = b"\0"
+"""Ends a report."""
+MAX_REPORT_BYTES = 2**26
+
+
 class Report(NamedTuple):
     """Outcome of a worker's start.
 
@@ -29,10 +34,10 @@ class Report(NamedTuple):
 
     def encode(self) -> bytes:
         """Returns the report as bytes."""
-        return f"{'serves' if self.serves else 'refuses'} {self.text}".encode()
+        return f"{'serves' if self.serves else 'refuses'} {self.text}".encode() + END
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
         """Reads what `encode` returned."""
-        kind, _, text = raw.decode().partition(" ")
+        kind, _, text = raw.removesuffix(END).decode().partition(" ")
         return cls(kind == "serves", text)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from unroll_server.errors import StartupError
 from unroll_server.stopping import SIGNALS
-from unroll_server.workers.protocol import DRAINED, UNDRAINED, Report
+from unroll_server.workers.protocol import DRAINED, END, MAX_REPORT_BYTES, UNDRAINED, Report
 from unroll_server.workers.runtime_dir import RuntimeDir
 
 _log = logging.getLogger(__name__)
@@ -92,19 +92,20 @@ class WorkerProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,
+                limit=MAX_REPORT_BYTES,
             )
         except OSError as error:
             # Descriptors, processes or memory ran out, which may have ended the process before this one too.
             raise StartupError(f"a worker can't be started: {error.strerror or error}") from None
         assert self._process.stdout is not None
-        if raw := await self._process.stdout.read():
-            report = Report.decode(raw)
+        with suppress(asyncio.IncompleteReadError):
+            report = Report.decode(await self._process.stdout.readuntil(END))
             if report.serves:
                 self._reported = True
                 return report.text
             await self.kill()
             raise StartupError(report.text)
-        # Its end of the pipe is closed, but the process may have yet to end.
+        # The pipe is closed, but the process may have yet to end.
         with suppress(TimeoutError):
             async with asyncio.timeout(KILL_AFTER):
                 if await self._process.wait() in STOPPED_EARLY:

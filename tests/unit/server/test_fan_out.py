@@ -1,5 +1,6 @@
 """A supervisor's admin service over the private admin listeners of workers."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_proto.v1 import admin_pb2 as pb
 from unroll_proto.v1.admin_pb2_grpc import AdminServiceServicer, AdminServiceStub
+from unroll_server.admin import fan_out
 from unroll_server.admin.channelz import Channelz, MergedChannelz
 from unroll_server.admin.fan_out import MergedAdminService, Workers
 from unroll_server.admin.listener import AdminListener
@@ -26,10 +28,12 @@ READY, LOADING = pb.VERSION_STATE_READY, pb.VERSION_STATE_LOADING
 
 
 class Worker(AdminServiceServicer):
-    """The admin service of a worker with models in these states, and with sessions."""
+    """The admin service of a worker with models in these states; it unloads models while `answers` is set."""
 
     def __init__(self, sessions: int = 0, **models: "pb.VersionState.ValueType") -> None:
         self.models = models
+        self.answers = asyncio.Event()
+        self.answers.set()
         self._sessions = sessions
 
     async def ListVersions(self, request: pb.ListVersionsRequest, context: Any) -> pb.ListVersionsResponse:  # noqa: N802
@@ -43,6 +47,7 @@ class Worker(AdminServiceServicer):
         return pb.LoadModelResponse()
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:  # noqa: N802
+        await self.answers.wait()
         if self.models.pop(request.model, None) is None:
             raise ModelNotFoundError(f"{request.model!r} is not served", "model")
         return pb.UnloadModelResponse()
@@ -135,3 +140,15 @@ async def test_a_restarted_worker_unloads_what_the_others_unloaded(tmp_path: Pat
         assert workers[1].models == {"b": READY}
         # One that has nothing to unload is no error.
         await service.catch_up(1)
+
+
+async def test_a_restarted_worker_that_does_not_answer_is_logged_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fan_out, "CATCH_UP_SECONDS", 0.1)
+    workers = Worker(a=READY), Worker(a=READY)
+    async with served(tmp_path, *workers) as (channel, service):
+        await AdminServiceStub(channel).UnloadModel(pb.UnloadModelRequest(model="a"), timeout=PATIENCE)
+        workers[1].answers.clear()
+        await service.catch_up(1)
+        assert "a restarted worker serves a, which was unloaded: worker 1: " in caplog.text

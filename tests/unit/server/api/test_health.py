@@ -9,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2 as pb
 
 from unroll_server.api.health import Health
+from unroll_server.errors import DrainingError
 
 SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
 UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
@@ -48,20 +49,21 @@ async def test_a_name_is_checked_and_listed_as_it_was_set() -> None:
 async def test_watchers_get_each_change_though_another_does_not_read() -> None:
     health = Health()
     unread, watcher, early = Caller(room=0), Caller(), Caller()
-    async with asyncio.TaskGroup() as calls:
-        watching = [
-            calls.create_task(health.Watch(pb.HealthCheckRequest(service=name), caller))
-            for name, caller in (("", unread), ("", watcher), ("jv", early))
-        ]
-        await watcher.expect(NOT_SERVING)
-        await early.expect(UNKNOWN)
-        health.set({"": True, "jv": True})
-        await watcher.expect(SERVING)
-        await early.expect(SERVING)
-        health.end()
-        health.set({"": True})
-        await watcher.expect(NOT_SERVING)
-        await early.expect(NOT_SERVING)
-        assert unread.statuses.empty()
-        for call in watching:
-            call.cancel()
+    unfinished, *watching = (
+        asyncio.create_task(health.Watch(pb.HealthCheckRequest(service=name), caller))
+        for name, caller in (("", unread), ("", watcher), ("jv", early))
+    )
+    await watcher.expect(NOT_SERVING)
+    await early.expect(UNKNOWN)
+    health.set({"": True, "jv": True})
+    await watcher.expect(SERVING)
+    await early.expect(SERVING)
+    health.end()
+    health.set({"": True})
+    await watcher.expect(NOT_SERVING)
+    await early.expect(NOT_SERVING)
+    for call in watching:
+        with pytest.raises(DrainingError):
+            await call
+    assert unread.statuses.empty()
+    unfinished.cancel()
