@@ -291,9 +291,9 @@ async def serve_until_stopped(
             name = service.transport.name
             if settings.transport == "auto" and (reason := native.unavailable_reason()):
                 name += f" (native: {reason})"
-            _log.info("transport: %s", name)
+            loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+            _log.info("transport: %s, on the event loop of %s", name, loop)
             service.sessions.store.confirm_takeover()
-            _log.info("serving on the event loop of %s", type(asyncio.get_running_loop()).__module__.partition(".")[0])
             started(service, address)
             await stop.wait()
             await service.drain()

@@ -113,6 +113,7 @@ def command(context: click.Context, /, **options: Any) -> None:
 
                 run(serve(settings, click.echo))
     except StartupError as error:
-        raise cli.InputError(str(error)) from None
+        # A name in the file can hold line breaks.
+        raise cli.InputError(" ".join(str(error).splitlines())) from None
     except (SessionsLostError, UndrainedError) as error:
         raise click.ClickException(str(error)) from None

@@ -66,7 +66,8 @@ class Sources:
             StartupError: a value is wrong, or a required one is missing.
         """
         values: dict[str, Any] = {}
-        for name, given in self._given.items():
+        # Names with a dot first: a `tuning` that is not a table then replaces them, and is refused.
+        for name, given in sorted(self._given.items(), key=lambda each: "." not in each[0]):
             table, _, key = name.rpartition(".")
             (values.setdefault(table, {}) if table else values)[key] = given.value
         try:
@@ -143,6 +144,7 @@ def _file(file: _Given) -> dict[str, Any]:
 
 
 def _refuse_moved_variables() -> None:
+    # A setting of `tuning` under a name without TUNING would have no effect.
     for name in Tuning.model_fields:
         if os.environ.get(variable(name)):
             raise StartupError(f"{variable(name)}: unknown; did you mean {variable(f'{_TUNING}.{name}')}?")

@@ -169,7 +169,7 @@ async def test_signals_to_any_processes_in_any_order_lose_nothing(
             assert process.wait() == 0, process.log
         wait_until_gone(*processes)
         assert " ERROR " not in process.log
-        assert not missing or "serving on the event loop of asyncio" in process.log
+        assert not missing or "on the event loop of asyncio" in process.log
         # The next round goes on with the sessions, each exactly behind its last answer.
         steps = [caller.steps for caller in callers]
     await resume_elsewhere(server, callers, values)

@@ -145,6 +145,21 @@ def test_a_file_that_is_absent_is_named_by_its_source(monkeypatch: pytest.Monkey
     assert problem_of({}) == f"UNROLL_CONFIG: can't read {tmp_path}: Is a directory"
 
 
+def test_text_in_place_of_the_tuning_table_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "unroll.toml"
+    file.write_text("[tuning]\nmax_lanes = 3\n")
+    monkeypatch.setenv("UNROLL_TUNING", "fast")
+    assert problem_of({}, file) == 'UNROLL_TUNING: must be a table, not "fast"'
+
+
+def test_an_error_is_one_line_whatever_the_file_holds(tmp_path: Path) -> None:
+    file = tmp_path / "unroll.toml"
+    file.write_text('"a\\nb" = 3\n')
+    with pytest.raises(cli.InputError) as caught:
+        command.main(["--models", "/m", "--config", str(file)], standalone_mode=False)
+    assert str(caught.value) == f"a b in {file}: unknown; unroll-serve --help lists the settings"
+
+
 @pytest.mark.parametrize("name", ["UNROLL_MAX_LANES", "UNROLL_TUNING_MAX_LANE"])
 def test_a_variable_of_another_name_is_not_ignored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "3")
