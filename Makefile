@@ -26,7 +26,7 @@ export VALIDATE
 AEON := aeon==1.6.0
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 
-.PHONY: help setup native sanitize fuzz demo test test-python bench soak sbom notice check lint types imports proto proto-check clean
+.PHONY: help setup native sanitize fuzz demo test test-python bench gpu soak sbom notice check lint types imports proto proto-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -96,6 +96,10 @@ $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 
 bench: .venv/native $(if $(findstring triton,$(PEERS)),.venv-triton/done) ## Measures every contestant, into bench-report/; ONLY=row,row and PEERS=triton pick.
 	$(BIN)/python -m unroll_bench.contest --only '$(ONLY)' --peers '$(PEERS)' $(BENCH_ARGS)
+
+# Also where nothing of this checkout is installed: GPU_PYTHON is any Python with torch, numpy and protobuf.
+gpu: ## Tries every cell on a CUDA card, in minutes and without a network: GPU_PYTHON=python3, GPU_ARGS='--cells lstm'.
+	PYTHONPATH=proto:engine:export:bench $(or $(GPU_PYTHON),$(wildcard $(BIN)/python),$(PYTHON)) -m unroll_bench.gpu $(GPU_ARGS)
 
 soak: .venv/native ## Everything at once, faults included, every answer checked: MINUTES=30.
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),30)

@@ -18,6 +18,7 @@ import torch
 
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.kernel.exact import ExactNetwork, Near
+from unroll_engine.runtimes.base import Runtime
 from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.cases import PLANS, Drawn, Plan, draw
 from unroll_export.parity.compare import check_alike, differing_values, run_cut
@@ -68,6 +69,7 @@ def prove(
     model: RecurrentClassifier[Any],
     artifacts: Mapping[Kind, bytes],
     on_case: Callable[[str], None] = lambda _: None,
+    runtimes: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]] = RUNTIMES,
 ) -> Proven:
     """Runs every case on every artifact and returns the figures.
 
@@ -75,6 +77,7 @@ def prove(
         model: The eager network, in eval mode.
         artifacts: Content of each model artifact, by kind.
         on_case: Called with the name of each case before it is run.
+        runtimes: What serves each artifact.
 
     Raises:
         ParityError: an artifact can't be loaded or run, gives arrays of other shapes, is over the bound, or has bits
@@ -82,7 +85,7 @@ def prove(
     """
     eager, exact = EagerRunner(model), exact_network(model)
     with _one_thread():
-        candidates, left_out = _open(artifacts, model.rnn.num_layers)
+        candidates, left_out = _open(artifacts, runtimes, model.rnn.num_layers)
         for name, parts in probes(model):
             on_case(name)
             for candidate, case in zip(candidates, _run_probes(name, parts, eager, exact, candidates), strict=True):
@@ -98,13 +101,15 @@ def prove(
     return Proven([candidate.proof for candidate in candidates], left_out)
 
 
-def _open(artifacts: Mapping[Kind, bytes], layers: int) -> tuple[list[_Candidate], dict[str, str]]:
+def _open(
+    artifacts: Mapping[Kind, bytes], runtimes: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]], layers: int
+) -> tuple[list[_Candidate], dict[str, str]]:
     """Loads each artifact into the runtimes that serve it."""
     candidates: list[_Candidate] = []
     left_out = {}
     for kind, content in artifacts.items():
         file, digest = bundle.FILES[kind], hashlib.sha256(content).hexdigest()
-        for name, runtime in RUNTIMES[kind].items():
+        for name, runtime in runtimes[kind].items():
             try:
                 opened = runtime(content)
             except RuntimeUnavailableError as error:

@@ -15,7 +15,6 @@ from unroll_engine.kernel.weights import Cell
 from unroll_engine.models.spec import State
 from unroll_engine.runtimes.base import Runtime
 from unroll_engine.runtimes.kernel import KernelRuntime
-from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
 from unroll_engine.runtimes.torchscript import TorchScriptRuntime
 from unroll_export.model import RecurrentClassifier
 from unroll_proto.v1 import bundle_pb2 as pb
@@ -23,8 +22,22 @@ from unroll_proto.v1 import bundle_pb2 as pb
 Float32Array = NDArray[np.float32]
 Kind: TypeAlias = "pb.ArtifactKind.ValueType"
 
+
+def _operator(content: bytes) -> Runtime:
+    # Not every machine that proves TorchScript on a card has onnxruntime.
+    from unroll_engine.runtimes.onnx import OnnxOperatorRuntime
+
+    return OnnxOperatorRuntime(content)
+
+
+def _scan(content: bytes) -> Runtime:
+    from unroll_engine.runtimes.onnx import OnnxCpuRuntime
+
+    return OnnxCpuRuntime(content)
+
+
 RUNTIMES: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]] = {
-    pb.ARTIFACT_KIND_ONNX_RNN: {"onnx": OnnxOperatorRuntime, "scan": OnnxCpuRuntime, "kernel": KernelRuntime},
+    pb.ARTIFACT_KIND_ONNX_RNN: {"onnx": _operator, "scan": _scan, "kernel": KernelRuntime},
     pb.ARTIFACT_KIND_TORCHSCRIPT: {"torchscript": lambda content: TorchScriptRuntime(content, "cpu")},
 }
 """What serves each model artifact on the CPU, by the name that the proof gives it."""
