@@ -127,8 +127,8 @@ class NativeTransport:
                 self._begin(call, message)
             elif kind == _http2.OPENED:
                 self._begin(call, None)
-            else:
-                self._continue(kind, call.context)
+            elif (context := getattr(call, "context", None)) is not None:
+                self._continue(kind, context)
         if self._refusals:
             self._refusals.update()
         for connection in server.take_dirty():
@@ -153,6 +153,7 @@ class NativeTransport:
 
     def _begin(self, call: _http2.Call, message: bytes | None) -> None:
         if call.finished:
+            # The caller has left already, and there is no context.
             return
         context = call.context = Context(call, call.session, self._schedule)
         context.task = self._loop.create_task(self._run(call, context, message))
