@@ -76,6 +76,15 @@ class Sums(NamedTuple):
         """The sums of some rows."""
         return Sums(self.value[index], self.sizes[index], self.terms[index], self.passed[index])
 
+    def repeated(self, times: int) -> "Sums":
+        """The sums so many times along the first axis."""
+        return Sums(
+            np.concatenate([self.value] * times),
+            np.concatenate([self.sizes] * times),
+            np.concatenate([self.terms] * times),
+            np.concatenate([self.passed] * times),
+        )
+
     def near(self) -> Near:
         """The sums with their bounds."""
         factor = np.minimum(self.terms, 4 * np.sqrt(self.terms)) + EXTRA

@@ -1,71 +1,78 @@
 """Free runs: cases that are run on, without a look at float64 between their steps.
 
 A network can amplify rounding, in every implementation alike. So a free run may be as far from float64 as eager PyTorch
-is itself, times a factor.
+is, or as float64 itself is with rounding of every step put in, times a factor.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 
-from unroll_engine.kernel.exact import UNIT, ExactNetwork, Float64Array, Near
+from unroll_engine.kernel.exact import ExactNetwork, Float64Array, Near
 from unroll_export.parity.cases import Drawn
 from unroll_export.parity.judging import Judged, judge, worst
-from unroll_export.parity.runners import Outputs, Runner, exact_step
+from unroll_export.parity.runners import Float32Array, Outputs, Runner, exact_step
 
 FACTOR = 128
-"""A free run may be so many times as far from float64 as eager PyTorch is."""
+"""A free run may be so many times as far from float64 as eager PyTorch is, or as a rounded copy is."""
+ROUNDED = 1 / 64
+"""Rounding of a copy's states, of their bound: about as much as float32 rounds."""
+COPIES = 8
+"""Rows of rounded copies, at least: one alone can be near by chance."""
 LOST = 0.01
 """Allowance from which on a free run is not judged: dynamics that amplify so much are a matter of chance."""
-NUDGED = 7
-"""Further runs of eager PyTorch, from states a rounding away: one run alone can be near by chance."""
 
 
 class FreeRun:
-    """Drawn values in float64, with the distance from it that eager PyTorch has.
+    """Drawn values in float64, with the distance that a free run may have at each step.
 
     Attributes:
         expected: What eager PyTorch computes.
     """
 
     def __init__(self, drawn: Drawn, eager: Runner, exact: ExactNetwork) -> None:
-        self._drawn, self._eager = drawn, eager
-        self._rng, self._nudges_left = np.random.default_rng(0), NUDGED
-        inputs, state = exact.inputs(drawn.x), drawn.initial_state.astype(np.float64)
+        rows, time, _ = drawn.x.shape
+        copies = 1 + -(-COPIES // rows)
+        inputs = exact.inputs(drawn.x).repeated(copies)
+        state = np.tile(drawn.initial_state.astype(np.float64), (1, copies, 1))
+        rng = np.random.default_rng(0)
         steps: list[Near] = []
-        for time in range(drawn.x.shape[1]):
-            steps.append(exact_step(exact, inputs.at((slice(None), time)), state))
-            state = steps[-1].value
-        last = len(exact.layers) - 1
-        states = Near(*(np.stack([step[field][last] for step in steps], axis=1) for field in range(2)))
-        self._right = exact.logits(states), states, steps[-1]
-        self._distances: list[Float64Array] = [np.zeros((1, 1, 1))] * 3
+        for step in range(time):
+            value, off = exact_step(exact, inputs.at((slice(None), step)), state)
+            # The first rows are not rounded.
+            state = value.copy()
+            state[:, rows:] += ROUNDED * off[:, rows:] * rng.choice([-1.0, 1.0], off[:, rows:].shape)
+            steps.append(Near(state, off))
+        states = Near(*(np.stack([step[field] for step in steps], axis=2) for field in range(2)))
+        top = len(exact.layers) - 1
+        last = Near(states.value[top, :rows], states.off[top, :rows])
+        final = Near(states.value[:, :rows, -1], states.off[:, :rows, -1])
+        right = exact.logits(last), last, final
         self.expected = eager.run(*drawn)
-        self._add(self.expected)
+        distances = [_distances(self.expected, right)]
+        for copy in np.split(states.value, copies, axis=1)[1:]:
+            logits = exact.logits(Near(copy[top], np.zeros_like(copy[top]))).value
+            distances.append(_distances((logits, copy[top], copy[:, :, -1]), right))
+        self._bounds = [
+            Near(near.value, near.off + _allowed(np.maximum.reduce(each)))
+            for near, *each in zip(right, *distances, strict=True)
+        ]
 
     def judge(self, outputs: Outputs) -> Judged:
-        """Judges one way of computing them. Eager PyTorch is run again only for what seems too far off."""
-        while True:
-            judged = worst(
-                judge(values, Near(right.value, right.off + _allowed(distance)))
-                for values, right, distance in zip(outputs, self._right, self._distances, strict=True)
-            )
-            if not judged.ratio > 1 or not self._nudges_left:
-                return judged
-            self._nudges_left -= 1
-            x, state = self._drawn
-            moves = self._rng.uniform(-2 * UNIT, 2 * UNIT, state.shape).astype(np.float32)
-            self._add(self._eager.run(x, state + moves))
+        """Judges one way of computing them."""
+        return worst(judge(got, bound) for got, bound in zip(outputs, self._bounds, strict=True))
 
-    def _add(self, run: Outputs) -> None:
-        """Takes the distances of a run of eager PyTorch into account: the largest up to each step.
 
-        They are over all rows and units. Where one is far off, others only chance not to be.
-        """
-        logits, states, final = (np.abs(got - right.value) for got, right in zip(run, self._right, strict=True))
-        logits, states = (
-            np.maximum.accumulate(each.max(axis=(0, 2), keepdims=True), axis=1) for each in (logits, states)
-        )
-        final = np.maximum(final.max(keepdims=True), states[:, -1:])
-        self._distances = [np.maximum(*each) for each in zip(self._distances, (logits, states, final), strict=True)]
+def _distances(
+    run: Iterable[Float32Array | Float64Array], right: Iterable[Near]
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Distances of logits, states and final state from the right ones: the largest up to each step.
+
+    They are over all rows and units. Where one is far off, others only chance not to be.
+    """
+    logits, states, final = (np.abs(got - near.value) for got, near in zip(run, right, strict=True))
+    logits, states = (np.maximum.accumulate(each.max(axis=(0, 2), keepdims=True), axis=1) for each in (logits, states))
+    return logits, states, np.maximum(final.max(keepdims=True), states[:, -1:])
 
 
 def _allowed(distance: Float64Array) -> Float64Array:

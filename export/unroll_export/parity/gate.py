@@ -3,7 +3,7 @@
 Single steps are judged value by value, from the same float32 state, by the bound that float32 arithmetic allows
 (`unroll_engine.kernel.exact`). Probes with one feature or one unit at a time make sums of few terms, whose bounds are a
 few roundings wide, so that one wrong weight shows whatever the size of the network. Free runs are judged by the
-distance from float64 that eager PyTorch has itself (`free_runs`).
+distance from float64 that eager PyTorch has itself, and float64 with rounding (`free_runs`).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from unroll_engine.errors import RuntimeUnavailableError
-from unroll_engine.kernel.exact import ExactNetwork, Near
+from unroll_engine.kernel.exact import ExactNetwork, Float64Array, Near
 from unroll_engine.runtimes.base import Runtime
 from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.cases import PLANS, Drawn, Plan, draw
@@ -142,7 +142,7 @@ def _run_probes(
     for part in parts:
         expected = eager.run(part.x[:, None], part.state)
         state = exact_step(exact, exact.inputs(part.x), part.state)
-        weights = _Weights(part, state, exact) if part.identifies else None
+        weights = _Weights(part, state, exact, expected) if part.identifies else None
         for candidate, case in zip(candidates, cases, strict=True):
             with _named(candidate, name):
                 got = candidate.runner.run(part.x[:, None], part.state)
@@ -172,26 +172,39 @@ class _Weights:
     Only there a state tells the argument of its one activation.
     """
 
-    def __init__(self, part: Probe, state: Near, exact: ExactNetwork) -> None:
+    def __init__(self, part: Probe, state: Near, exact: ExactNetwork, honest: Outputs) -> None:
         self._exact, self._right = exact, state.value
-        self._readout = WeightFinder(state.value[len(exact.layers) - 1])
-        self._layers: list[WeightFinder] = []
-        if exact.cell != "rnn_tanh":
-            return
-        # The first layer's inputs are all 0, or too many.
-        self._layers = [WeightFinder(part.state[0])]
-        self._layers += [WeightFinder(*each) for each in zip(part.state[1:], state.value[:-1], strict=True)]
+        layers = exact.layers if exact.cell == "rnn_tanh" else ()
+        slope = 1 - state.value[: len(layers)] ** 2
+        # Off the tanh's steep part its argument can't be told from its value.
+        self._inverse_slope = np.where(slope > STEEP, 1 / np.maximum(slope, STEEP), 0)
+        top = state.value[len(exact.layers) - 1]
+        inputs, weights = [top], [exact.readout.weight]
+        sizes = [exact.readout.sums(top).sizes.astype(np.float64)]
+        for layer, (of_input, of_state) in enumerate(layers):
+            # The features of the first layer are all 0, or too many.
+            below = [state.value[layer - 1]] if layer else []
+            sums = of_state.sums(part.state[layer])
+            sums += of_input.sums(below[0]) if layer else exact.inputs(part.x)
+            inputs.append(np.hstack([part.state[layer], *below]).astype(np.float64))
+            weights.append(np.hstack([of_state.weight, *([of_input.weight] if layer else [])]))
+            # What the value is rounded by comes to more in the argument.
+            sizes.append(np.maximum((slope[layer] > STEEP) * sums.sizes, self._inverse_slope[layer]))
+        self._finders = [
+            WeightFinder(taken, weight, size, residuals)
+            for taken, weight, size, residuals in zip(inputs, weights, sizes, self._residuals(honest), strict=True)
+        ]
 
     def judge(self, got: Outputs) -> Iterator[Judged]:
         """Judges the weights of the readout, and of the states of every layer."""
-        states, readout = got.states[:, 0], self._exact.readout
-        yield self._readout.judge(got.logits[:, 0] - self._exact.logits(states).value, readout.weight)
-        for layer, (finder, (of_input, of_state)) in enumerate(zip(self._layers, self._exact.layers, strict=False)):
-            # Off the tanh's steep part its argument can't be told from its value.
-            slope = 1 - self._right[layer] ** 2
-            off = got.final_state[layer] - self._right[layer]
-            residuals = np.where(slope > STEEP, off / np.maximum(slope, STEEP), 0)
-            yield finder.judge(residuals, of_state.weight, *([of_input.weight] if layer else []))
+        for finder, residuals in zip(self._finders, self._residuals(got), strict=True):
+            yield finder.judge(residuals)
+
+    def _residuals(self, got: Outputs) -> Iterator[Float64Array]:
+        """Distances of the sums from float64's."""
+        yield got.logits[:, 0] - self._exact.logits(got.states[:, 0]).value
+        found = len(self._inverse_slope)
+        yield from (got.final_state[:found] - self._right[:found]) * self._inverse_slope
 
 
 def _run_case(

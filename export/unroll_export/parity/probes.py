@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unroll_engine.kernel.exact import Float64Array
+from unroll_engine.kernel.exact import UNIT, Float64Array
 from unroll_export.graphs.tensors import state_names
 from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.cases import MOST_GAIN
@@ -26,6 +26,8 @@ SLACK = 2.0**-16
 """Relative error of a weight that roundings may seem to make."""
 DEVIATIONS = 8
 """Standard errors that an estimate of a weight may be off by."""
+CORRELATED = 16
+"""A weight may seem off by so many times what the weights of eager PyTorch seem off by."""
 
 
 class Probe(NamedTuple):
@@ -85,30 +87,45 @@ def probes(model: RecurrentClassifier[Any]) -> Iterator[tuple[str, Iterator[Prob
 
 
 class WeightFinder:
-    """Finds errors of single weights by least squares: rounding is not correlated with a product's inputs.
+    """Finds errors of single weights by least squares: rounding is hardly correlated with a product's inputs.
+
+    How far it is, eager PyTorch tells. A term that is smaller than the unit in the last place of its sum may vanish.
 
     Args:
         inputs: Inputs of the product, [rows, inputs].
+        weights: [outputs, inputs].
+        sizes: Sums of the terms' absolute values, [rows, outputs].
+        honest: Distance of eager PyTorch's sums from float64's, [rows, outputs].
     """
 
-    def __init__(self, *inputs: Float32Array | Float64Array) -> None:
+    def __init__(self, inputs: Float64Array, weights: Float32Array, sizes: Float64Array, honest: Float64Array) -> None:
         # The bias collects the mean of all roundings, and is not judged.
-        self._inputs: Float64Array = np.hstack([*inputs, np.ones((len(inputs[0]), 1))])
+        self._inputs: Float64Array = np.hstack([inputs, np.ones((len(inputs), 1))])
         rows, terms = self._inputs.shape
         # Inputs that never change can't be told from the bias: a ridge keeps their estimates bounded.
         self._inverse = np.linalg.inv(self._inputs.T @ self._inputs + 1e-6 * rows * np.eye(terms))
-        self._chance = np.sqrt(np.abs(np.diag(self._inverse)) / rows)[:-1, None]
+        # Of an error of norm 1.
+        self._deviations = np.sqrt(np.abs(np.diag(self._inverse)) / rows)[:-1, None]
+        tiny = float(np.finfo(np.float32).tiny)
+        largest = np.maximum(np.abs(inputs).max(axis=0), tiny)[:, None]
+        correlated = (np.abs(self._errors(honest)[0]) / self._deviations).max(axis=0)
+        # One rounding of a sum is 2 UNIT sizes / sqrt(12) in the mean square, and at worst all of it seems a weight's.
+        one = 2 * UNIT * np.sqrt((sizes**2).mean(axis=0))
+        self._allowed = tiny + SLACK * np.abs(weights.T) + one / largest
+        self._allowed += (0.3 * one * rows + CORRELATED * correlated) * self._deviations
 
-    def judge(self, residuals: Float64Array, *weights: Float32Array) -> Judged:
-        """Returns the largest ratio of a weight's apparent error to what chance allows, and that allowance.
+    def judge(self, residuals: Float64Array) -> Judged:
+        """Returns the largest ratio of a weight's apparent error to what is allowed, and that.
 
         Args:
             residuals: Distance of an artifact's sums from float64's, [rows, outputs].
-            weights: [outputs, inputs], of all inputs.
         """
+        errors, noise = self._errors(residuals)
+        return worst_ratio(np.abs(errors), self._allowed + DEVIATIONS * noise * self._deviations)
+
+    def _errors(self, residuals: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Apparent errors of the weights, [inputs, outputs], and the norm of what they leave, [outputs]."""
         products = self._inputs.T @ residuals
         errors = self._inverse @ products
-        left = np.maximum((residuals**2).sum(axis=0) - (errors * products).sum(axis=0), 0)
-        sizes = np.abs(np.hstack(weights).T)
-        allowed = DEVIATIONS * self._chance * np.sqrt(left) + SLACK * sizes + np.finfo(np.float32).tiny
-        return worst_ratio(np.abs(errors[:-1]), allowed)
+        left = (residuals**2).sum(axis=0) - (errors * products).sum(axis=0)
+        return errors[:-1], np.sqrt(np.maximum(left, 0))

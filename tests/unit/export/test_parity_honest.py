@@ -1,6 +1,7 @@
 """Whatever trains is exported: the proof refuses no network that its artifacts compute rightly."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -76,6 +77,31 @@ def test_spoken_digits_export(seed: int) -> None:
 def test_a_network_with_large_logits_exports() -> None:
     data = dataset(torch.zeros(4), torch.ones(4), classes=3, lengths=(2, 30), seed=0)
     check_that_it_exports(data, Hyperparameters(epochs=8, learning_rate=0.3, weight_decay=0.0))
+
+
+Change = Callable[[Tensor], object]
+CHANGES: dict[str, Change] = {
+    "as it is": lambda weight: weight,
+    "large": lambda weight: weight.mul_(1000),
+    "tiny": lambda weight: weight.mul_(1e-5),
+    "none": lambda weight: weight.zero_(),
+    "equal": lambda weight: weight.fill_(0.3),
+    "few": lambda weight: weight.mul_(torch.rand_like(weight) < 0.1),
+    "one large": lambda weight: weight.mul_(1e-4).view(-1)[0].fill_(30),
+    "of all sizes": lambda weight: weight.mul_(10 ** torch.empty_like(weight).uniform_(-5, 1)),
+}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_network_of_unlikely_weights_exports(seed: int) -> None:
+    """Terms that vanish beside others, sums that hardly change, dynamics that amplify a thousand times in a step."""
+    rng = random.Random(seed)  # noqa: S311
+    network = random_network(rng.choice([1, 5]), rng.choice([1, 3, 8]), rng.choice([1, 9]), rng.choice([1, 2]), seed)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for parameter in network.parameters():
+            CHANGES[rng.choice(list(CHANGES))](parameter)
+    prove(network, {kind: build(network) for kind, build in BUILDERS.items()})
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
