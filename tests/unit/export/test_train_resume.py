@@ -15,7 +15,7 @@ from unroll_export import experiment, runs, sources
 from unroll_export.runs import RunError, load_run
 from unroll_export.training import Hyperparameters
 
-SETTINGS = Hyperparameters(hidden_size=16, epochs=25, batch_size=8, input_noise=0.1, seed=3)
+SETTINGS = Hyperparameters(hidden_size=16, epochs=25, patience=25, batch_size=8, input_noise=0.1, seed=3)
 LAG = 12
 
 
@@ -41,8 +41,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, by a process of its own that was killed after some epochs."""
     out = tmp_path_factory.mktemp("killed") / "run"
-    options = {"data": "recall", "out": out, "lag": LAG, "hidden-size": SETTINGS.hidden_size, "epochs": SETTINGS.epochs}
-    options |= {"batch-size": SETTINGS.batch_size, "input-noise": SETTINGS.input_noise, "seed": SETTINGS.seed}
+    options = {"data": "recall", "out": out, "lag": LAG}
+    options |= {
+        name.replace("_", "-"): getattr(SETTINGS, name)
+        for name in ("hidden_size", "epochs", "patience", "batch_size", "input_noise", "seed")
+    }
     command = [sys.executable, "-c", "from unroll_export.train_cli import main; main()"]
     command += [f"--{name}={value}" for name, value in options.items()]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
