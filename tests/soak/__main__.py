@@ -53,6 +53,9 @@ async def soak(folder: Path, seconds: float, seed: int) -> list[str]:
         looking = partial(gauges.look, steady, metrics)
         samples: list[gauges.Sample] = []
         async with faults.Replica(partial(_start, oracle.models, folder / "killed.log")) as replica:
+            # libuv keeps one descriptor from its first connection on.
+            async with AsyncClient(steady.address) as first:
+                await first.models()
             start = await gauges.steady(looking)
             begin = time.monotonic()
             await _run(oracle, ledger, steady.address, replica, seed, seconds, gauges.watch(samples, looking))
