@@ -89,8 +89,8 @@ class AdmissionController:
     Attributes:
         steps: Timesteps queued.
         bytes: Bytes queued.
-        overloaded_until: Time on the clock until which `check_unread` is worth its cost: until then a call was refused
-            within the last second.
+        clock: As given.
+        overloaded_until: Time on the clock, `OVERLOADED` seconds after the last refusal.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class AdmissionController:
         self._quota_of = quota_of
         self._metrics = metrics or NoMetrics()
         self._gauges = self._metrics.queued
-        self._clock = clock
+        self.clock = clock
         # Timesteps queued by identity, if there are quotas.
         self._queued: defaultdict[str, int] = defaultdict(int)
         # Timesteps by deadline, in grains.
@@ -123,7 +123,7 @@ class AdmissionController:
         Raises:
             OverloadedError: there is no room for it, it can't be answered in time, or its caller's quota is used up.
         """
-        now, steps, size = self._clock(), job.steps, job.bytes
+        now, steps, size = self.clock(), job.steps, job.bytes
         if self.steps:
             if self.steps + steps > self._max_steps:
                 self._refuse(self._full(STEPS, now), now)
@@ -155,7 +155,7 @@ class AdmissionController:
             self._due[job.due] = left
         else:
             del self._due[job.due]
-        self._rate.end(steps if job.over and not job.cancelled else 0, self.steps, self._clock())
+        self._rate.end(steps if job.over and not job.cancelled else 0, self.steps, self.clock())
         self._gauges[0], self._gauges[1] = self.steps, self.bytes
 
     def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
@@ -171,7 +171,7 @@ class AdmissionController:
         """
         if not self.steps:
             return
-        now = self._clock()
+        now = self.clock()
         if self.steps > UNREAD * self._max_steps:
             self._refuse(self._full(STEPS, now), now)
         if self.bytes > UNREAD * self._max_bytes:
@@ -187,7 +187,7 @@ class AdmissionController:
         Args:
             interactive: True for calls whose jobs go before bulk jobs.
         """
-        now = self._clock()
+        now = self.clock()
         if self.steps > UNREAD * self._max_steps:
             return Refusal(-math.inf, math.inf, self._full(STEPS, now))
         if self.bytes > UNREAD * self._max_bytes:
@@ -209,12 +209,17 @@ class AdmissionController:
     def record_refused(self, reason: str, count: int) -> None:
         """Counts calls that were refused by what `refusal` returned."""
         self._metrics.refused(_CAUSES[reason], count)
-        self.overloaded_until = self._clock() + OVERLOADED
+        self.overloaded_until = self.clock() + OVERLOADED
+
+    @property
+    def overloaded(self) -> bool:
+        """True if a call was refused in the last second, so that `check_unread` is worth its cost."""
+        return self.clock() < self.overloaded_until
 
     @property
     def rate(self) -> float | None:
         """Timesteps computed a second under load; None if not measured of late."""
-        return self._rate.of(self._clock())
+        return self._rate.of(self.clock())
 
     def _check_time(self, deadline: float, steps: int, now: float, interactive: bool, margin: float = MARGIN) -> None:
         rate = self._rate.of(now)

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple
@@ -143,7 +142,7 @@ class Registry(grpc.GenericRpcHandler):
             self._observer.unknown_method(path, call)
             return None
         if (guard := self.guard) and found.guarded and not admitted:
-            overloaded = found.interactive is not None and time.monotonic() < guard.admission.overloaded_until
+            overloaded = found.interactive is not None and guard.admission.overloaded
             if overloaded or self._draining:
                 return found.guarded
         return found.reading

@@ -1,6 +1,5 @@
 """Refusals before a message is read: what an overloaded engine would refuse, the sessions refuse by its headers."""
 
-import time
 from collections.abc import Sequence
 
 from unroll_engine.admission import AdmissionController
@@ -33,8 +32,7 @@ class UnreadRefusals:
 
     def update(self) -> None:
         """Publishes what is refused at this moment; called once a turn of the event loop."""
-        now = time.monotonic()
-        if now >= self._admission.overloaded_until:
+        if not self._admission.overloaded:
             return
         for number, method in self._methods:
             if count := self._server.take_refused(number):
@@ -43,7 +41,7 @@ class UnreadRefusals:
         for interactive in (False, True):
             refusal = self._admission.refusal(interactive)
             if refusal is None:
-                self._server.refuse(interactive, now, 0.0, 0.0, _CODE, "", ())
+                self._server.refuse(interactive, self._admission.clock(), 0.0, 0.0, _CODE, "", ())
                 continue
             error, until = refusal.error, self._admission.overloaded_until
             self._reasons[interactive] = error.reason
