@@ -46,7 +46,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 _INTO_LISTS = """
 local function list(now, ttl, member, ...)
     for _, set in ipairs({...}) do
-        redis.call('ZREMRANGEBYSCORE', set, '-inf', now)
+        redis.call('ZREMRANGEBYSCORE', set, '-inf', '(' .. now)
         redis.call('ZADD', set, now + ttl, member)
         redis.call('PEXPIRE', set, ttl)
     end
@@ -93,7 +93,7 @@ return kept[2] == '0' and 1 or 0
 """
 # KEYS: a model's or an owner's set. Returns the number of members that have not expired.
 _COUNT = f"""{_TIME}
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)
 return redis.call('ZCARD', KEYS[1])
 """
 # KEYS: all. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left} of each, the latest first.
