@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from support import bundles, wire
 from support.operators import admin_address, channel_to, wait_for_log
 from support.processes import PATIENCE, ServerProcess, run
+from support.waiting import until
 from support.workers import wait_until_gone, workers_of
 
 from unroll_proto.inference import service_pb2 as oip
@@ -84,19 +85,17 @@ async def states(stub: AdminServiceStub) -> dict[tuple[str, int], str]:
     }
 
 
-async def until(stub: AdminServiceStub, expected: dict[tuple[str, int], str]) -> None:
-    """Waits until the versions are in these states: with several workers one that leaves lingers."""
-    async with asyncio.timeout(PATIENCE):
-        while await states(stub) != expected:  # noqa: ASYNC110 - the server can only be asked
-            await asyncio.sleep(0.05)
-
-
 async def test_models_are_unloaded_and_loaded_by_every_worker(administered: ServerProcess) -> None:
     async with channel_to(admin_address(administered)) as channel:
         stub: Any = AdminServiceStub(channel)
         assert await states(stub) == {("jv", 1): "READY", ("other", 1): "READY", ("other", 2): "READY"}
         await stub.UnloadModel(admin.UnloadModelRequest(model="other"), timeout=PATIENCE)
-        await until(stub, {("jv", 1): "READY"})
+
+        async def alone() -> bool:
+            return await states(stub) == {("jv", 1): "READY"}
+
+        # With several workers the state of a version that drains may linger.
+        await until(alone)
         assert await statuses(administered.address, "other") == {grpc.StatusCode.NOT_FOUND}
         assert await statuses(administered.address, "jv") == {grpc.StatusCode.OK}
         # A look at the folder does not bring back what was unloaded by name.

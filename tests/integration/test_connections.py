@@ -29,6 +29,7 @@ from support.raw_http2 import (
     settings,
 )
 from support.transports import BOTH
+from support.values import random_values
 
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.middleware.slow_readers import CONNECTION_BYTES
@@ -154,7 +155,7 @@ def test_a_client_that_pings_without_end_is_told_to_be_calm(server: ServerProces
 
 
 async def test_a_caller_that_does_not_read_its_answers_costs_itself(server: ServerProcess) -> None:
-    values = np.random.default_rng(5).standard_normal((4096, 12)).astype(np.float32)
+    values = random_values(4096, features=12)
     large = wire.classify_request(list(values[:, None]), return_final_states=True)
     small = wire.classify_request([values[:20]])
     async with grpc.aio.insecure_channel(server.address, [("grpc.max_receive_message_length", -1)]) as channel:

@@ -13,7 +13,8 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import wire
 from support.operators import wait_for_log
-from support.processes import ServerProcess, run
+from support.processes import PATIENCE, ServerProcess, run
+from support.waiting import until
 
 from unroll_client import Client
 from unroll_proto.sequences import Sequence
@@ -81,11 +82,10 @@ async def test_callers_who_come_during_a_drain_are_told_so_and_none_is_cancelled
 
     with ServerProcess(bundle_root, tmp_path / "log") as process:
         callers = [asyncio.create_task(call_until_refused(process.address, number)) for number in range(20)]
-        async with asyncio.timeout(60):
-            while answered < 200:
-                assert not any(caller.done() for caller in callers)
-                await asyncio.sleep(0.01)
-            process.signal(signal.SIGTERM)
+        await until(lambda: answered >= 200)
+        assert not any(caller.done() for caller in callers)
+        process.signal(signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE):
             assert set(await asyncio.gather(*callers)) == {grpc.StatusCode.UNAVAILABLE}
         assert process.wait() == 0
 

@@ -1,11 +1,9 @@
 """What a server tells of itself: figures of every call, log lines, request ids, traces from the client to the tick."""
 
-import asyncio
 import json
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import wire
 from support.otlp import Receiver
 from support.processes import PATIENCE, ServerProcess
+from support.waiting import until
 
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -99,10 +98,8 @@ async def test_every_call_is_counted_by_method_and_code_over_all_workers(
     )
     # Word that a caller has left is under way for a while; to a servicer that waits for its next message it can look as
     # if there were none.
-    deadline = time.monotonic() + PATIENCE
-    while (found := handled(observed)).total() < expected.total():
-        assert time.monotonic() < deadline, found
-        await asyncio.sleep(0.01)
+    await until(lambda: handled(observed).total() >= expected.total(), lambda: handled(observed))
+    found = handled(observed)
     found["Unroll", "OK"] += found.pop(("Unroll", "Canceled"), 0)
     assert found == expected
     values = {

@@ -21,11 +21,13 @@ from support import wire
 from support.mutations import mutated
 from support.operators import channel_to
 from support.processes import PATIENCE, ServerProcess
+from support.values import random_values
+from support.waiting import until
 
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import unroll_pb2 as pb
 
-STEPS = np.random.default_rng(0).standard_normal((5, 12), dtype=np.float32)
+STEPS = random_values(5, features=12)
 ALLOWED = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -183,9 +185,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form(
                 assert int(trailers["grpc-retry-pushback-ms"]) == delay.retry_delay.ToMilliseconds() > 0
                 assert trailers["x-request-id"] == name
             refusals = 'unroll_refused_total{cause="deadline"}'
-            async with asyncio.timeout(PATIENCE):
-                while await asyncio.to_thread(told, process, refusals) < len(refused):  # noqa: ASYNC110 - a figure
-                    await asyncio.sleep(0.01)
+            await until(lambda: told(process, refusals) >= len(refused))
             # Nobody is refused for long for what was.
             enough.clear()
             request, answered = wire.classify_request([np.zeros((1, 12), np.float32)]), 0
@@ -222,8 +222,7 @@ async def test_a_queue_full_of_bytes_says_so(bundle_root: Path, tmp_path: Path) 
         async with channel_to(process.address) as channel, asyncio.timeout(PATIENCE):
             await asyncio.gather(*(ask(wire.stub_of(channel)) for _ in range(10)))
             figure = 'unroll_refused_total{cause="bytes"}'
-            while await asyncio.to_thread(told, process, figure) < len(refused):  # noqa: ASYNC110 - a figure
-                await asyncio.sleep(0.01)
+            await until(lambda: told(process, figure) >= len(refused))
         for error in refused:
             info = error_details_pb2.ErrorInfo()
             assert wire.details_of(error).details[0].Unpack(info)

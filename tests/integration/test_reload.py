@@ -1,19 +1,20 @@
 """Models change while a server serves: no call fails, and each answer has the bits of its version."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support import bundles, wire
 from support.models import alone, random_network, served
 from support.processes import ServerProcess
+from support.values import random_values
+from support.waiting import until
 
 from unroll_proto.v1 import unroll_pb2 as pb
 
@@ -23,7 +24,7 @@ MODELS = [served(random_network(seed=seed)) for seed in range(2)]
 ROUNDS = 12
 STEPS = 40
 
-VALUES = np.random.default_rng(5).normal(size=(STEPS, 3)).astype(np.float32)
+VALUES = random_values(STEPS)
 EXPECTED = [alone(model, VALUES, None) for model in MODELS]
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -65,14 +66,6 @@ async def until_health(channel: grpc.aio.Channel, name: str, status: int) -> Non
     watch.cancel()
 
 
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Waits until a condition holds that takes a call to check."""
-    while True:
-        if await holds():
-            return
-        await asyncio.sleep(0.005)
-
-
 async def until_newest(stub: Any, version: int) -> None:
     """Waits until new work gets a version."""
 
@@ -104,7 +97,7 @@ class OpenSequence:
 
     def __init__(self, stub: Any) -> None:
         self._call = stub.Unroll()
-        self._step = 0
+        self.step = 0
         self.version = 0
 
     async def _read(self) -> pb.UnrollResponse:
@@ -119,14 +112,14 @@ class OpenSequence:
 
     async def advance(self, steps: int) -> None:
         """Sends the next steps and checks the answers."""
-        end = min(STEPS, self._step + steps)
-        if end == self._step:
+        end = min(STEPS, self.step + steps)
+        if end == self.step:
             return
-        await self._call.write(wire.chunk_request("k", self._step, VALUES[self._step : end]))
-        while self._step < end:
+        await self._call.write(wire.chunk_request("k", self.step, VALUES[self.step : end]))
+        while self.step < end:
             got = (await self._read()).steps
-            check(self.version, got.logits, self._step, self._step + got.count)
-            self._step += got.count
+            check(self.version, got.logits, self.step, self.step + got.count)
+            self.step += got.count
 
     async def snapshot(self) -> pb.Snapshot:
         await self._call.write(wire.snapshot_request("k"))
@@ -188,7 +181,7 @@ async def test_a_version_replaced_in_place_does_not_affect_its_sequences(
         check(1, (await stub.Advance(again)).logits, 10, 20)
         forked = OpenSequence(stub)
         await forked.open(initial_state=snapshot)
-        forked.version, forked._step = 1, 10
+        forked.version, forked.step = 1, 10
         await forked.close()
         await stub.Advance(pb.AdvanceRequest(session_id="s", end=True))
 
@@ -244,7 +237,7 @@ async def test_a_snapshot_resumes_while_its_version_is_loaded(
         forked = OpenSequence(stub)
         await forked.open(initial_state=snapshot)
         assert forked.version == 1
-        forked._step = 10
+        forked.step = 10
         await forked.close()
         # It takes no new work, but its metadata can still be read.
         assert (await stub.GetModel(pb.GetModelRequest(model="m", version=1))).model.version == 1

@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import wire
 from support.memory import resident_bytes
 from support.operators import channel_to
 from support.processes import PATIENCE, ServerProcess
+from support.values import random_values
 
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
@@ -27,7 +27,7 @@ STEPS = 1024
 """Of each: all their states are 131 MB."""
 STATE = 128 * 4
 """Bytes of one."""
-VALUES = np.random.default_rng(3).standard_normal((STEPS, 12)).astype(np.float32)
+VALUES = random_values(STEPS, features=12)
 
 
 @pytest.fixture(scope="module")

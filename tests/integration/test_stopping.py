@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from support.bundles import publish
 from support.operators import admin_address, channel_to, metrics_address
 from support.processes import PATIENCE, ServerProcess, without
 from support.redis_server import RedisServer, redis_executable
+from support.waiting import until, wait_until
 from support.workers import wait_until_gone, workers_of
 
 from unroll_proto.sequences import Sequence
@@ -212,10 +212,8 @@ async def test_workers_that_are_stopped_alone_drain_and_are_started_again(
                 # Its whole group; it has one of its own.
                 os.killpg(worker, signal.SIGTERM)
             await asyncio.gather(*(caller.lose_nothing() for caller in callers))
-        deadline = time.monotonic() + PATIENCE
-        while process.log.count("starting it again") < 2 or len(workers_of(process.process.pid)) < 2:
-            assert time.monotonic() < deadline, process.log
-            await asyncio.sleep(0.02)
+        await until(lambda: process.log.count("starting it again") == 2, lambda: process.log)
+        await until(lambda: len(workers_of(process.process.pid)) == 2, lambda: process.log)
         # The new ones need not serve yet.
         assert process.stop() == 0, process.log
     assert " ERROR " not in process.log
@@ -294,10 +292,7 @@ def test_a_stop_while_models_load_ends_the_start_at_once(bundle_root: Path, tmp_
         process = subprocess.Popen([*command, "--workers", workers], stdout=subprocess.PIPE, stderr=stderr)
     with process:
         try:
-            deadline = time.monotonic() + PATIENCE
-            while " loaded" not in log.read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            wait_until(lambda: " loaded" in log.read_text())
             process.send_signal(signal.SIGTERM)
             announced, _ = process.communicate(timeout=PATIENCE)
         finally:

@@ -1,8 +1,7 @@
 """TLS and mutual TLS: who is let in, and certificates that change while streams are open."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -13,6 +12,7 @@ from support import wire
 from support.certificates import Authority, Files, channel, fingerprint, replace, shown_by, unusable
 from support.processes import PATIENCE, ServerProcess, run
 from support.transports import BOTH
+from support.waiting import until, wait_until
 
 from unroll_proto.v1 import unroll_pb2 as pb
 
@@ -54,12 +54,6 @@ async def answers(channel: grpc.aio.Channel) -> bool:
     return True
 
 
-def until(holds: Callable[[], bool], process: ServerProcess) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, process.log
-
-
 async def test_who_speaks_tls_and_trusts_the_server_is_let_in(
     process: ServerProcess, authority: Authority, callers: Authority
 ) -> None:
@@ -81,9 +75,8 @@ async def test_mutual_tls_lets_in_only_who_has_a_certificate(
         assert not await answers(channel(process.address, authority, other.issue("alice.test")))
         # Another authority takes over: its callers are let in, those of the old one are not any more.
         replace(files.client_ca, other.pem)
-        bob, deadline = other.issue("bob.test"), time.monotonic() + PATIENCE
-        while not await answers(channel(process.address, authority, bob)):
-            assert time.monotonic() < deadline, process.log
+        bob = other.issue("bob.test")
+        await until(lambda: answers(channel(process.address, authority, bob)), lambda: process.log)
         assert not await answers(channel(process.address, authority, alice))
         assert process.stop() == 0, process.log
 
@@ -104,7 +97,7 @@ async def test_a_renewed_certificate_is_shown_and_open_streams_live_on(
             files.renew(authority)
             renewed = fingerprint(files.chain)
             # With several workers each connection may reach another one.
-            until(lambda: all(shown_by(process.address) == renewed for _ in range(8)), process)
+            wait_until(lambda: all(shown_by(process.address) == renewed for _ in range(8)), lambda: process.log)
             await stream.write(wire.chunk_request("a", 0, np.zeros((3, 12), np.float32)))
             answer: pb.UnrollResponse = await stream.read()  # type: ignore[assignment]  # or EOF
             assert answer.steps.count == 3
@@ -131,14 +124,16 @@ async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
             log = process.log
             return log.count("still using the old certificates") > seen and says in log
 
-        until(noticed, process)
+        wait_until(noticed, lambda: process.log)
         assert "PRIVATE" not in process.log
         replace(path, was)
     files.key.unlink()
-    until(lambda: shown_by(process.address) == good and "key.pem: No such file" in process.log, process)
+    wait_until(
+        lambda: shown_by(process.address) == good and "key.pem: No such file" in process.log, lambda: process.log
+    )
     replace(files.chain, other_chain)
     replace(files.key, other_key)
-    until(lambda: shown_by(process.address) == fingerprint(files.chain), process)
+    wait_until(lambda: shown_by(process.address) == fingerprint(files.chain), lambda: process.log)
 
 
 async def test_a_certificate_that_no_caller_could_use_leaves_the_old_one_in_use(
@@ -152,7 +147,7 @@ async def test_a_certificate_that_no_caller_could_use_leaves_the_old_one_in_use(
         assert shown_by(process.address) == good
         return "is for a key that gRPC's clients can't use" in process.log
 
-    until(noticed, process)
+    wait_until(noticed, lambda: process.log)
     assert await answers(channel(process.address, authority))
 
 
@@ -164,7 +159,7 @@ async def test_certificates_may_have_text_of_any_encoding_beside_them(
         replace(files.key, key)
         replace(files.chain, text + chain)
         renewed = fingerprint(files.chain)
-        until(lambda renewed=renewed: shown_by(process.address) == renewed, process)  # type: ignore[misc]
+        wait_until(lambda renewed=renewed: shown_by(process.address) == renewed, lambda: process.log)  # type: ignore[misc]
         assert await answers(channel(process.address, authority))
 
 

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import wire
 from support.processes import PATIENCE, ServerProcess, run
+from support.waiting import until
 from support.workers import connections_of, lives, wait_until_gone, workers_of
 
 from unroll_proto.sequences import Sequence
@@ -70,15 +71,15 @@ def figures(process: ServerProcess) -> dict[str, float]:
 async def until_there_are(process: ServerProcess, count: int, restarts: int) -> None:
     """Waits until so many workers take connections, that many having been started again."""
     port = int(process.address.rpartition(":")[2])
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        assert time.monotonic() < deadline, process.log
+
+    async def there_are() -> bool:
         if figures(process)["unroll_worker_restarts_total"] < restarts:
-            continue
+            return False
         async with connected(process.address) as stubs:
             await asyncio.gather(*(stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE) for stub in stubs))
-            if sum(connections_of(pid, port) > 0 for pid in workers_of(process.process.pid)) == count:
-                return
+            return sum(connections_of(pid, port) > 0 for pid in workers_of(process.process.pid)) == count
+
+    await until(there_are, lambda: process.log)
 
 
 async def test_a_worker_that_starts_again_tells_nothing_of_the_one_before_it(server_of_two: ServerProcess) -> None:

@@ -10,13 +10,13 @@ import grpc.aio
 import numpy as np
 from support import wire
 from support.processes import ServerProcess
+from support.waiting import until
 
 from soak.ledger import Ledger
 from soak.oracle import NAME, VERSIONS, Oracle
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
-PATIENCE = 60.0
 """Seconds that a server has to notice a version."""
 
 
@@ -97,6 +97,7 @@ async def _served(stub: UnrollServiceStub) -> set[int]:
 
 
 async def _until(stub: UnrollServiceStub, versions: set[int]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await _served(stub) != versions:  # noqa: ASYNC110 - the server can only be asked
-            await asyncio.sleep(0.1)
+    async def served() -> bool:
+        return await _served(stub) == versions
+
+    await until(served)

@@ -1,7 +1,6 @@
 """Callers with tokens, and operators, seen with the generated client alone."""
 
 import re
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import grpc.aio
 
-from support.processes import PATIENCE, ServerProcess
+from support.processes import ServerProcess
+from support.waiting import wait_until
 from unroll_server.identity.tokens import digest_of
 
 Metadata = tuple[tuple[str, str], ...]
@@ -53,7 +53,4 @@ async def channel_to(address: str) -> AsyncIterator[grpc.aio.Channel]:
 
 def wait_for_log(server: ServerProcess, text: str, times: int = 1) -> None:
     """Waits until the server has logged something so often."""
-    deadline = time.monotonic() + PATIENCE
-    while server.log.count(text) < times:
-        assert time.monotonic() < deadline, server.log
-        time.sleep(0.02)
+    wait_until(lambda: server.log.count(text) >= times, lambda: server.log)

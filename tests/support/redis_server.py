@@ -5,14 +5,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pytest
 
-from support.processes import PATIENCE
+from support.waiting import wait_until
 
 
 def redis_executable() -> str | None:
@@ -58,11 +57,8 @@ class RedisServer:
         """Starts the server, and waits until it answers."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        deadline = time.monotonic() + PATIENCE
-        while not self._answers():
-            assert self._process.poll() is None, (self._folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: self._answers() or self._process.poll() is not None)
+        assert self._process.poll() is None, (self._folder / "log").read_text()
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal: SIGSTOP to suspend the server, SIGCONT to resume it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from support.models import alone
+from support.values import random_values
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Loader, Model
@@ -71,7 +72,7 @@ class ServedRepository:
 
     async def classify(self, model: Model) -> None:
         """Runs a sequence on a model and checks its bits."""
-        values = np.random.default_rng(1).normal(size=(7, model.spec.input_size)).astype(np.float32)
+        values = random_values(7, features=model.spec.input_size)
         batch = BatchJob(model, values, np.array([0, 7]))
         await self.engine.run(batch)
         logits, _, _ = alone(model, values, None)

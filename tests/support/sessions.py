@@ -21,11 +21,6 @@ MODEL = served(random_network())
 NEWER = served(random_network(seed=1), version=2)
 
 
-def values_of(seed: int, steps: int) -> Float32Array:
-    """Returns random values for MODEL, [steps, input_size]."""
-    return np.random.default_rng(seed).normal(size=(steps, MODEL.spec.input_size)).astype(np.float32)
-
-
 def ask(session_id: str = "s", values: Float32Array | None = None, **more: object) -> Advance:
     """Returns a request for a session, without steps if no values are given."""
     none = np.empty((0, MODEL.spec.input_size), np.float32)

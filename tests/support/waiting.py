@@ -1,17 +1,38 @@
 """Waits for conditions that nothing reports."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
 
 from support.processes import PATIENCE
 
+INTERVAL = 0.002
+"""Seconds between two looks."""
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits until a condition holds, which another task or thread brings about.
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], report: Callable[[], object] = lambda: "") -> None:
+    """Waits until a condition holds, which another task, thread or process brings about.
+
+    Args:
+        condition: Returns True once it holds; a coroutine function if that takes a call.
+        report: Returns the text of the error if the condition never holds, such as a log.
 
     Raises:
-        TimeoutError: it does not hold within PATIENCE seconds.
+        AssertionError: it does not hold within PATIENCE seconds.
     """
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 (an asyncio.Event belongs to one thread)
-            await asyncio.sleep(0.001)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        holds = condition()
+        if await holds if isawaitable(holds) else holds:
+            return
+        assert time.monotonic() < deadline, report()
+        await asyncio.sleep(INTERVAL)
+
+
+def wait_until(condition: Callable[[], bool], report: Callable[[], object] = lambda: "") -> None:
+    """Waits as `until` does, and blocks the thread."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, report()
+        time.sleep(INTERVAL)

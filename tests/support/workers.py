@@ -1,9 +1,8 @@
 """What the kernel knows of a server's workers."""
 
-import time
 from pathlib import Path
 
-from support.processes import PATIENCE
+from support.waiting import wait_until
 
 _ESTABLISHED = "01"
 
@@ -26,10 +25,7 @@ def lives(pid: int) -> bool:
 
 def wait_until_gone(*pids: int) -> None:
     """Waits for the end of processes that are not ours to wait for."""
-    deadline = time.monotonic() + PATIENCE
-    while any(lives(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still there: {[pid for pid in pids if lives(pid)]}"
-        time.sleep(0.01)
+    wait_until(lambda: not any(map(lives, pids)), lambda: f"still there: {[pid for pid in pids if lives(pid)]}")
 
 
 def connections_of(pid: int, port: int) -> int:

@@ -5,14 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.waiting import wait_until
 
 from unroll_bench.contest.figures import Outcome, Spread, Verdict, ratios
 from unroll_bench.contest.network import WrongAnswerError
@@ -62,13 +62,6 @@ def run_bench(out: Path, mark: str, row: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_row_is_measured_and_reported_and_nothing_stays_behind(tmp_path: Path, mark: str) -> None:
     process = run_bench(tmp_path, mark, "latency")
     output, _ = process.communicate(timeout=PATIENCE)
@@ -87,11 +80,11 @@ def test_a_row_is_measured_and_reported_and_nothing_stays_behind(tmp_path: Path,
 def test_an_interrupted_run_leaves_no_process(tmp_path: Path, mark: str, number: signal.Signals) -> None:
     process = run_bench(tmp_path, mark, "latency")
     # The run itself, and servers of it.
-    wait_for(lambda: len(marked(mark)) >= 3)
+    wait_until(lambda: len(marked(mark)) >= 3)
     process.send_signal(number)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130)
-    wait_for(lambda: not marked(mark))
+    wait_until(lambda: not marked(mark))
 
 
 @pytest.mark.parametrize("option", ["--only", "--peers"])

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support.models import alone
+from support.values import random_values
+from support.waiting import until
 from unit.client.harness import MODEL, LocalServer
 
 from unroll_bench.load import Result, Tally, stream_loop, streams
@@ -14,7 +16,7 @@ from unroll_bench.load.answers import ClassifyCheck, StepsCheck
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 
-VALUES = np.random.default_rng(5).standard_normal((13, 3)).astype(np.float32)
+VALUES = random_values(13)
 
 
 async def drive(address: str, **options: Any) -> Result:
@@ -73,12 +75,6 @@ async def test_refused_sequences(address: str) -> None:
     assert result.calls == 0
 
 
-async def begun(tally: Tally) -> None:
-    async with asyncio.timeout(60):
-        while not tally.latencies:  # noqa: ASYNC110 (no event tells of a counter)
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("cadence", [None, 0.01])
 async def test_drained(start: Callable[..., LocalServer], cadence: float | None) -> None:
     server = start()
@@ -86,7 +82,7 @@ async def test_drained(start: Callable[..., LocalServer], cadence: float | None)
     # Without a cadence it is over when all is lost.
     seconds = 30 if cadence is None else 3
     run = asyncio.ensure_future(drive(server.address, cadence=cadence, seconds=seconds, tally=tally))
-    await begun(tally)
+    await until(lambda: bool(tally.latencies))
     server.drain()
     result = await run
     assert result.errors.pop("closed: DRAINING") == 5
@@ -98,7 +94,7 @@ async def test_broken_off(start: Callable[..., LocalServer]) -> None:
     server = start()
     tally = Tally()
     run = asyncio.ensure_future(drive(server.address, seconds=30, tally=tally))
-    await begun(tally)
+    await until(lambda: bool(tally.latencies))
     await asyncio.to_thread(server.stop)
     result = await run
     lost = {reason: number for reason, number in result.errors.items() if not reason.startswith("connect: ")}

@@ -1,4 +1,4 @@
-"""A servicer that answers when it is let, and says of each sequence how long it was."""
+"""A servicer that answers when a test lets it, and labels each sequence with its length."""
 
 import asyncio
 import threading
@@ -9,25 +9,18 @@ import grpc.aio
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
-from numpy.typing import NDArray
+from support.servicers import PartialServicer
 from support.waiting import until
 
-from unroll_client import AsyncClient, Classification
+from unroll_client import Classification
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
-
-PATIENCE = 30.0
-
-
-def random_sequence(steps: int, features: int, seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(size=(steps, features)).astype(np.float32)
 
 
 def labels_of(result: Classification) -> list[str]:
     return result.labels
 
 
-class Gated(UnrollServiceServicer):
+class Gated(PartialServicer):
     """Answers zeros, and "N steps" as the label of N timesteps, once the gate is open.
 
     Args:
@@ -93,15 +86,6 @@ class Gated(UnrollServiceServicer):
         model = pb.Model(name="m", version=1, input_size=3, output_size=2, class_labels=["a", "b"], limits=limits)
         return pb.GetModelResponse(model=model)
 
-    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
     async def _push_back(self, context: Any) -> None:
         delay = Duration()
         delay.FromNanoseconds(int(self._retry_after * 1e9))
@@ -109,10 +93,3 @@ class Gated(UnrollServiceServicer):
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
         trailers = (("grpc-status-details-bin", status.SerializeToString()),)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailers)
-
-
-async def until_waiting(client: AsyncClient, calls: int) -> None:
-    """Waits until so many calls of the client wait to be sent, which nothing but the client knows."""
-    coalescer = client._coalescer
-    assert coalescer is not None
-    await until(lambda: sum(len(group._waiting) for group in coalescer._groups.values()) >= calls)

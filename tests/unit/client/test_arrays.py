@@ -1,7 +1,7 @@
-"""Ragged packing: any numeric arrays in, float32 of the wire out, and an error that names the sequence."""
+"""Packing: any numeric arrays in, float32 of the wire out, and an error that names the sequence."""
 
 import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -13,16 +13,78 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from support.servicers import PartialServicer
+from unit.client.harness import ScriptedServer
 
-from unroll_client import InvalidArgument
-from unroll_client._arrays import pack, pack_chunk
+from unroll_client import Client, InvalidArgument
+from unroll_proto.v1 import unroll_pb2 as pb
+
+
+class Recording(PartialServicer):
+    """Records the values that it is sent."""
+
+    def __init__(self) -> None:
+        self.classified = pb.ClassifyRequest()
+        self.advanced = pb.AdvanceRequest()
+
+    async def GetModel(self, request: Any, context: Any) -> pb.GetModelResponse:  # noqa: N802
+        return pb.GetModelResponse(model=pb.Model(name="m", version=1, output_size=1, class_labels=["a"]))
+
+    async def ListModels(self, request: Any, context: Any) -> pb.ListModelsResponse:  # noqa: N802
+        return pb.ListModelsResponse()
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        self.classified = request
+        count = len(request.lengths)
+        zeros = bytes(4 * count)
+        return pb.ClassifyResponse(
+            model="m",
+            version=1,
+            logits=zeros,
+            probabilities=zeros,
+            label_indices=[0] * count,
+            labels=["a"] * count,
+        )
+
+    async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:  # noqa: N802
+        self.advanced = request
+        return pb.AdvanceResponse()
+
+
+class Packing:
+    """Packs values as a client does, and returns what a server received."""
+
+    def __init__(self) -> None:
+        self._servicer = Recording()
+        self._server = ScriptedServer(self._servicer)
+        self._client = Client(self._server.address)
+
+    def batch(self, sequences: Any) -> pb.ClassifyRequest:
+        self._client.classify(sequences)
+        return self._servicer.classified
+
+    def chunk(self, values: Any) -> bytes:
+        self._client.advance("s", values, start=True, states=False)
+        return self._servicer.advanced.values
+
+    def close(self) -> None:
+        self._client.close()
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def packing() -> Iterator[Packing]:
+    packing = Packing()
+    yield packing
+    packing.close()
+
 
 DTYPES = ["float64", "float32", "float16", "int64", "uint8", "bool", ">f4", ">f8"]
 
 
 @settings(deadline=None)
-@given(st.data())
-def test_any_numeric_dtype_order_and_stride_is_packed(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_any_numeric_dtype_order_and_stride_is_packed(packing: Packing, data: st.DataObject) -> None:
     features = data.draw(st.integers(1, 4))
     arrays: list[NDArray[Any]] = []
     for _ in range(data.draw(st.integers(1, 5))):
@@ -31,20 +93,15 @@ def test_any_numeric_dtype_order_and_stride_is_packed(data: st.DataObject) -> No
         elements = {"f": st.floats(-1e4, 1e4, width=16), "i": st.integers(-(2**24), 2**24)}.get(dtype.kind)
         array = data.draw(hnp.arrays(dtype, shape, elements=elements))
         arrays.append(data.draw(st.sampled_from([array, np.asfortranarray(array), array[::-1], array[::2]])))
-    ragged = pack(arrays)
-    assert ragged.lengths == [len(array) for array in arrays]
-    assert ragged.features == features
+    request = packing.batch(arrays)
+    assert request.lengths == [len(array) for array in arrays]
     expected = np.concatenate([array.astype("<f4") for array in arrays])
-    assert ragged.values == expected.tobytes()
+    assert request.values == expected.tobytes()
 
 
-def test_lists_are_arrays_too() -> None:
-    ragged = pack([[[1, 2], [3, 4]], [[5.5, 6]]])
-    assert np.frombuffer(ragged.values, "<f4").tolist() == [1, 2, 3, 4, 5.5, 6]
-
-
-def test_no_sequences() -> None:
-    assert len(pack([]).lengths) == 0
+def test_lists_are_arrays_too(packing: Packing) -> None:
+    request = packing.batch([[[1, 2], [3, 4]], [[5.5, 6]]])
+    assert np.frombuffer(request.values, "<f4").tolist() == [1, 2, 3, 4, 5.5, 6]
 
 
 GOOD = np.ones((2, 3), np.float32)
@@ -96,10 +153,10 @@ class OfDLPack:
         OfDLPack,
     ],
 )
-def test_arrays_of_all_kinds_are_taken(make: Callable[[NDArray[Any]], Any]) -> None:
+def test_arrays_of_all_kinds_are_taken(packing: Packing, make: Callable[[NDArray[Any]], Any]) -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert pack([make(values)]).values == values.tobytes()
-    assert pack_chunk(make(values)).tobytes() == values.tobytes()
+    assert packing.batch([make(values)]).values == values.tobytes()
+    assert packing.chunk(make(values)) == values.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -111,33 +168,34 @@ def test_arrays_of_all_kinds_are_taken(make: Callable[[NDArray[Any]], Any]) -> N
         OfArray(ValueError("no")),
     ],
 )
-def test_an_array_that_its_library_does_not_give_away_is_named(bad: Any) -> None:
+def test_an_array_that_its_library_does_not_give_away_is_named(packing: Packing, bad: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^sequences\[1\]: \w+ can't be read as an array: .+$") as caught:
-        pack([GOOD, bad])
+        packing.batch([GOOD, bad])
     assert [field.field for field in caught.value.fields] == ["sequences[1]"]
     with pytest.raises(InvalidArgument, match=r"^chunk: "):
-        pack_chunk(bad)
+        packing.chunk(bad)
 
 
-@given(hnp.arrays(st.sampled_from([np.int32, np.uint32, np.int64, np.uint64]), (3, 2)))
-def test_integers_are_taken_if_they_are_exact(values: NDArray[Any]) -> None:
+@settings(deadline=None)
+@given(values=hnp.arrays(st.sampled_from([np.int32, np.uint32, np.int64, np.uint64]), (3, 2)))
+def test_integers_are_taken_if_they_are_exact(packing: Packing, values: NDArray[Any]) -> None:
     exact = all(int(np.float32(int(value))) == int(value) for value in values.flat)
     if exact:
-        assert pack([values]).values == values.astype("<f4").tobytes()
+        assert packing.batch([values]).values == values.astype("<f4").tobytes()
     else:
         with pytest.raises(InvalidArgument, match="which float32 can't hold"):
-            pack([values])
+            packing.batch([values])
 
 
 @pytest.mark.parametrize("value", [-(2**63), 2**62, -(2**24), 2**24 + 2, 2**40 - 2**16])
-def test_a_large_integer_that_float32_holds_is_taken(value: int) -> None:
-    assert np.frombuffer(pack([np.array([[value]])]).values, "<f4").tolist() == [value]
+def test_a_large_integer_that_float32_holds_is_taken(packing: Packing, value: int) -> None:
+    assert np.frombuffer(packing.batch([np.array([[value]])]).values, "<f4").tolist() == [value]
 
 
 @pytest.mark.parametrize("bad", [7, None])
-def test_what_is_not_a_list_of_sequences(bad: Any) -> None:
+def test_what_is_not_a_list_of_sequences(packing: Packing, bad: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^sequences: a list of arrays expected, got "):
-        pack(bad)
+        packing.batch(bad)
 
 
 @pytest.mark.parametrize(
@@ -173,27 +231,25 @@ def test_what_is_not_a_list_of_sequences(bad: Any) -> None:
         (np.where(np.eye(2, 3, 1), 1e39, 1), "[0][1] is not finite in float32"),
     ],
 )
-def test_a_bad_sequence_is_named(bad: Any, what: str) -> None:
+def test_a_bad_sequence_is_named(packing: Packing, bad: Any, what: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        pack([GOOD, GOOD, bad, GOOD])
+        packing.batch([GOOD, GOOD, bad, GOOD])
     assert str(caught.value) == f"sequences[2]: {what}"
     assert [(field.field, field.description) for field in caught.value.fields] == [("sequences[2]", what)]
     assert isinstance(caught.value, ValueError)
 
 
-def test_finite_values_whose_sum_is_not_are_good() -> None:
+def test_finite_values_whose_sum_is_not_are_good(packing: Packing) -> None:
     large = np.full((4, 2), 3e38, np.float32)
-    assert pack([large, -large]).values == np.concatenate([large, -large]).tobytes()
+    assert packing.batch([large, -large]).values == np.concatenate([large, -large]).tobytes()
 
 
-@pytest.mark.parametrize("bad", [np.ones(3), np.ones((1, 4)), np.ones((0, 3)), [[1, 2, np.nan]], [["a", "b", "c"]]])
-def test_a_bad_chunk(bad: Any) -> None:
+@pytest.mark.parametrize("bad", [np.ones(3), np.ones((0, 3)), [[1, 2, np.nan]], [["a", "b", "c"]]])
+def test_a_bad_chunk(packing: Packing, bad: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"^chunk: "):
-        pack_chunk(bad, 3)
+        packing.chunk(bad)
 
 
-def test_a_chunk_is_contiguous_float32() -> None:
-    chunk = pack_chunk(np.arange(12).reshape(3, 4).T, 3)
-    assert chunk.dtype == np.float32
-    assert chunk.flags.c_contiguous
-    assert chunk.tolist() == np.arange(12).reshape(3, 4).T.tolist()
+def test_a_chunk_is_row_major_float32(packing: Packing) -> None:
+    chunk = np.arange(12).reshape(3, 4).T
+    assert packing.chunk(chunk) == chunk.astype("<f4").tobytes()

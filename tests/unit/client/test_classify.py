@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone, random_network, served
+from support.servicers import PartialServicer
 from unit.client.harness import BINARY, LIMITS, MODEL, STEEP, TWO_LAYERS, LocalServer
 
 from unroll_client import (
@@ -288,7 +289,7 @@ async def test_a_full_server_is_asked_again_when_it_says(start: Callable[..., Lo
     assert len({result.logits.tobytes() for result in results}) == 1
 
 
-class Scripted(UnrollServiceServicer):
+class Scripted(PartialServicer):
     """Answers zeros, from the version that `versions` says next; never, when there is none left."""
 
     def __init__(self, versions: list[int], spoil: Callable[[pb.ClassifyResponse], None] | None = None) -> None:
@@ -321,15 +322,6 @@ class Scripted(UnrollServiceServicer):
         limits = pb.Limits(max_sequences=2, max_steps=10, max_message_bytes=10_000)
         model = pb.Model(name="m", version=1, input_size=3, output_size=2, class_labels=["a", "b"], limits=limits)
         return pb.GetModelResponse(model=model)
-
-    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
 
 
 async def test_one_version_answers_all_parts(script: Callable[[UnrollServiceServicer], str]) -> None:

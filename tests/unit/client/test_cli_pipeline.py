@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.servicers import PartialServicer
 from unit.client.harness import LIMITS, MODEL, STEEP, LocalServer
 
 from unroll_client import AsyncClient, Unavailable
@@ -71,7 +72,7 @@ async def test_results_come_in_order_and_the_file_is_read_as_needed(
     assert seen == [str(index) for index in range(200)]
 
 
-class Zeros(UnrollServiceServicer):
+class Zeros(PartialServicer):
     """Answers zeros, at once."""
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
@@ -90,15 +91,6 @@ class Zeros(UnrollServiceServicer):
         limits = pb.Limits(max_sequences=10_000, max_steps=10_000, max_message_bytes=4_000_000)
         model = pb.Model(name="m", version=1, input_size=3, output_size=1, class_labels=["a"], limits=limits)
         return pb.GetModelResponse(model=model)
-
-    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
 
 
 async def test_memory_does_not_grow_with_the_file(script: Callable[[UnrollServiceServicer], str]) -> None:

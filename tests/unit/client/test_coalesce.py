@@ -1,7 +1,7 @@
 """Coalescing: many callers, few RPCs, and for each the bits that it would have got alone."""
 
 import asyncio
-import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone, random_network, served
-from unit.client.gated import Gated, labels_of, random_sequence, until_waiting
+from support.values import random_values
+from support.waiting import wait_until
+from unit.client.gated import Gated, labels_of
 from unit.client.harness import LIMITS, MODEL, TWO_LAYERS, LocalServer
 
 from unroll_client import AsyncClient, Classification, Client, Snapshot
@@ -43,7 +45,7 @@ async def test_whatever_calls_meet_each_gets_the_bits_of_a_call_alone(
         begun = {name: await begin(client, name) for name in MODELS}
         waiting = []
         for seed, (name, lengths, from_state, with_states) in enumerate(calls):
-            sequences = [random_sequence(length, 3, seed + index) for index, length in enumerate(lengths)]
+            sequences = [random_values(length, seed + index) for index, length in enumerate(lengths)]
             # Every second sequence goes on from a state, the others begin at the zero state.
             states = [begun[name] if index % 2 else None for index in range(len(lengths))] if from_state else None
             waiting.append(
@@ -54,11 +56,11 @@ async def test_whatever_calls_meet_each_gets_the_bits_of_a_call_alone(
         assert (result.model, len(result), result.final_states is not None) == (name, len(lengths), with_states)
         for index, length in enumerate(lengths):
             before = begun[name] if from_state and index % 2 else None
-            check_one(result, index, name, random_sequence(length, 3, seed + index), before)
+            check_one(result, index, name, random_values(length, seed + index), before)
 
 
 async def begin(client: AsyncClient, name: str) -> Snapshot:
-    result = await client.classify([random_sequence(5, 3, 99)], model=name, return_final_states=True)
+    result = await client.classify([random_values(5, 99)], model=name, return_final_states=True)
     assert result.final_states is not None
     return result.final_states[0]
 
@@ -77,7 +79,7 @@ def check_one(result: Classification, index: int, name: str, values: Array, befo
 
 async def test_a_thousand_callers_cost_tens_of_calls(start: Callable[..., LocalServer]) -> None:
     server = start(limits=ROOMY)
-    sequences = [random_sequence(1 + seed % 40, 3, seed) for seed in range(1000)]
+    sequences = [random_values(1 + seed % 40, seed) for seed in range(1000)]
     async with AsyncClient(server.address) as client:
         results = await asyncio.gather(*(client.classify([sequence]) for sequence in sequences))
         assert server.calls["Classify"] < 50
@@ -105,7 +107,7 @@ async def ask_again(client: AsyncClient, sequence: Array, times: int) -> None:
 async def test_without_coalescing_each_call_is_an_rpc(start: Callable[..., LocalServer]) -> None:
     server = start()
     async with AsyncClient(server.address, coalesce=False) as client:
-        await asyncio.gather(*(client.classify([random_sequence(3, 3, seed)]) for seed in range(50)))
+        await asyncio.gather(*(client.classify([random_values(3, seed)]) for seed in range(50)))
     assert (server.calls["Classify"], server.calls["GetModel"]) == (50, 1)
 
 
@@ -115,14 +117,14 @@ async def test_one_request_is_within_the_server_s_limits(start: Callable[..., Lo
     for model, features, most in ((MODEL, 3, 8), (wide, 100, 1)):
         server = start(model)
         async with AsyncClient(server.address) as client:
-            await asyncio.gather(*(client.classify([random_sequence(6, features, seed)]) for seed in range(40)))
+            await asyncio.gather(*(client.classify([random_values(6, seed, features=features)]) for seed in range(40)))
         assert server.calls["Classify"] == 40 / most
 
 
 async def test_only_the_same_question_shares_a_request(script: Callable[[UnrollServiceServicer], str]) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
-        one = [random_sequence(3, 3, 0)]
+        one = [random_values(3)]
         snapshot = Snapshot("m", 1, "simple_rnn", 3, (bytes(8),))
         questions: list[dict[str, Any]] = [
             {},
@@ -142,13 +144,13 @@ async def test_an_idle_client_sends_at_once_and_a_busy_one_gathers(
 ) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
-        first = asyncio.create_task(client.classify([random_sequence(1, 3, 0)]))
+        first = asyncio.create_task(client.classify([random_values(1)]))
         await servicer.until(1)
-        second = asyncio.create_task(client.classify([random_sequence(2, 3, 0)]))
+        second = asyncio.create_task(client.classify([random_values(2)]))
         await servicer.until(2)
         # Two are under way and not answered: these wait, and then go together, in their order.
-        others = [asyncio.create_task(client.classify([random_sequence(3 + index, 3, 0)])) for index in range(20)]
-        await until_waiting(client, 20)
+        others = [asyncio.create_task(client.classify([random_values(3 + index)])) for index in range(20)]
+        await asyncio.sleep(0)
         assert len(servicer.requests) == 2
         servicer.gate.set()
         results = await asyncio.gather(first, second, *others)
@@ -161,7 +163,7 @@ async def test_what_fills_a_request_goes_though_others_are_under_way(
 ) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
-        waiting = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)])) for _ in range(3 * 128)]
+        waiting = [asyncio.create_task(client.classify([random_values(2)])) for _ in range(3 * 128)]
         await servicer.until(3)
         servicer.gate.set()
         await asyncio.gather(*waiting)
@@ -174,9 +176,9 @@ async def test_a_request_that_hangs_holds_up_nobody(script: Callable[[UnrollServ
     async with AsyncClient(script(servicer)) as client:
         hanging = []
         for _ in range(5):
-            hanging.append(asyncio.create_task(client.classify([random_sequence(13, 3, 0)])))
+            hanging.append(asyncio.create_task(client.classify([random_values(13)])))
             await servicer.until(len(servicer.requests) + 1)
-            assert labels_of(await client.classify([random_sequence(2, 3, 0)])) == ["2 steps"]
+            assert labels_of(await client.classify([random_values(2)])) == ["2 steps"]
         assert not any(task.done() for task in hanging)
         for task in hanging:
             task.cancel()
@@ -185,8 +187,8 @@ async def test_a_request_that_hangs_holds_up_nobody(script: Callable[[UnrollServ
 async def test_a_large_call_does_not_wait_with_small_ones(script: Callable[[UnrollServiceServicer], str]) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
-        small = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)])) for _ in range(3)]
-        large = asyncio.create_task(client.classify([random_sequence(8, 3, 0)] * 200))
+        small = [asyncio.create_task(client.classify([random_values(2)])) for _ in range(3)]
+        large = asyncio.create_task(client.classify([random_values(8)] * 200))
         await servicer.until(2)
         servicer.gate.set()
         assert labels_of(await large) == ["8 steps"] * 200
@@ -194,15 +196,25 @@ async def test_a_large_call_does_not_wait_with_small_ones(script: Callable[[Unro
     assert sorted(len(request.lengths) for request in servicer.requests) == [3, 200]
 
 
+class Observed:
+    """An array of which a client's reads are counted, by the number of its steps."""
+
+    def __init__(self, values: Array, reads: Counter[int]) -> None:
+        self._values = values
+        self._reads = reads
+
+    def __array__(self, dtype: object = None, copy: object = None) -> Array:
+        self._reads[len(self._values)] += 1
+        return self._values
+
+
 def test_calls_of_many_threads_share_requests(script: Callable[[UnrollServiceServicer], str]) -> None:
     servicer = Gated()
     with Client(script(servicer)) as client, ThreadPoolExecutor(40) as pool:
-        results = [pool.submit(client.classify, [random_sequence(1 + index, 3, 0)]) for index in range(40)]
-        # No more than two requests go before an answer, so that the others gather.
-        while not all(result.running() for result in results) or len(servicer.requests) < 2:
-            threading.Event().wait(0.001)
-        gathered = 40 - sum(len(request.lengths) for request in servicer.requests)
-        client._driver.run(lambda each: until_waiting(each, gathered))
+        taken = Counter[int]()
+        results = [pool.submit(client.classify, [Observed(random_values(1 + index), taken)]) for index in range(40)]
+        # No more than two requests are sent before an answer, so the other calls gather.
+        wait_until(lambda: len(taken) == 40 and len(servicer.requests) == 2)
         servicer.gate.set()
         assert [labels_of(result.result(30)) for result in results] == [[f"{1 + index} steps"] for index in range(40)]
     assert len(servicer.requests) == 3
@@ -210,7 +222,7 @@ def test_calls_of_many_threads_share_requests(script: Callable[[UnrollServiceSer
 
 @pytest.mark.parametrize("coalesce", [True, False])
 async def test_values_are_taken_when_the_call_is_made(start: Callable[..., LocalServer], coalesce: bool) -> None:
-    values = random_sequence(9, 3, 0)
+    values = random_values(9)
     expected = alone(MODEL, values, None)[0][-1].tobytes()
     async with AsyncClient(start().address, coalesce=coalesce) as client:
         await client.model()

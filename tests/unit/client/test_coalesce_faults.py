@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone, random_network, served
+from support.values import random_values
 from support.waiting import until
-from unit.client.gated import Gated, labels_of, random_sequence, until_waiting
+from unit.client.gated import Gated, labels_of
 from unit.client.harness import MODEL, LocalServer
 
 from unroll_client import (
@@ -58,7 +59,7 @@ SPOILT: dict[str, tuple[dict[str, Any], type[UnrollError], str]] = {
 @given(st.lists(st.sampled_from([None, None, None, *SPOILT]), min_size=1, max_size=30))
 async def test_bad_ones_fail_alone_and_by_their_own_index(address: str, kinds: list[str | None]) -> None:
     good = Snapshot("m", 1, "simple_rnn", 0, (bytes(4 * 8),))
-    sequences = [random_sequence(1 + index, 3, index) for index in range(len(kinds))]
+    sequences = [random_values(1 + index, index) for index in range(len(kinds))]
     async with AsyncClient(address, model="m") as client:
         results = await outcomes(
             [
@@ -84,7 +85,7 @@ async def test_one_bad_one_costs_three_requests_more(start: Callable[..., LocalS
     good = Snapshot("m", 1, "simple_rnn", 0, (bytes(4 * 8),))
     states = [dataclasses.replace(good, model="other") if index == 33 else good for index in range(60)]
     async with AsyncClient(server.address) as client:
-        results = await outcomes([client.classify([random_sequence(3, 3, 0)], initial_states=[one]) for one in states])
+        results = await outcomes([client.classify([random_values(3)], initial_states=[one]) for one in states])
     assert [index for index, result in enumerate(results) if isinstance(result, Exception)] == [33]
     # The one that was refused, the bad one alone, and the others in halves.
     assert server.calls["Classify"] == 4
@@ -107,7 +108,7 @@ async def test_a_server_that_came_back_with_other_limits(
 ) -> None:
     first = start(MODEL, limits=ROOMY)
     lengths = [5, 90, 6, 7, 90, 8, 9, 10]
-    sequences = [random_sequence(length, 3, index) for index, length in enumerate(lengths)]
+    sequences = [random_values(length, index) for index, length in enumerate(lengths)]
     async with AsyncClient(first.address, wait_for_ready=True) as client:
         await client.classify(sequences[:1])
         first.stop()
@@ -134,11 +135,11 @@ async def test_features_that_add_up_to_another_number_do_not_meet(address: str) 
     # End to end, 2 and 4 features make as many values as two sequences of 3.
     async with AsyncClient(address, model="m") as client:
         await client.model()
-        values = random_sequence(5, 3, 0)
-        results = await outcomes([client.classify([random_sequence(5, features, 0)]) for features in (2, 4, 2, 4)])
+        values = random_values(5)
+        results = await outcomes([client.classify([random_values(5, features=features)]) for features in (2, 4, 2, 4)])
         good = await client.classify([values])
         with pytest.raises(InvalidArgument) as alone_refused:
-            await client.classify([random_sequence(5, 2, 0)])
+            await client.classify([random_values(5, features=2)])
     assert_bits(good, values)
     for result in results:
         assert type(result) is InvalidArgument
@@ -150,7 +151,7 @@ async def test_features_that_add_up_to_another_number_do_not_meet(address: str) 
 async def test_one_that_cannot_be_sent_fails_alone(address: str) -> None:
     bad = [np.full((2, 3), np.nan), np.ones((2, 4)), np.ones(3)]
     async with AsyncClient(address, model="m") as client:
-        values = random_sequence(5, 3, 0)
+        values = random_values(5)
         results = await outcomes([client.classify([values, other]) for other in [values, *bad, values]])
     for result in results[1:-1]:
         assert fields_of(result) == ["sequences[1]"]
@@ -161,10 +162,10 @@ async def test_one_that_cannot_be_sent_fails_alone(address: str) -> None:
 async def test_what_is_every_call_s_fault_is_every_call_s_error(start: Callable[..., LocalServer]) -> None:
     server = start(MODEL, limits=ROOMY)
     async with AsyncClient(server.address, wait_for_ready=True) as client:
-        await client.classify([random_sequence(3, 3, 0)], model="m")
+        await client.classify([random_values(3)], model="m")
         server.stop()
         other = start(served(random_network(), "n"), limits=ROOMY, port=server.port)
-        results = await outcomes([client.classify([random_sequence(3, 3, 0)], model="m") for _ in range(30)])
+        results = await outcomes([client.classify([random_values(3)], model="m") for _ in range(30)])
     assert other.calls["Classify"] == 1
     assert {type(result) for result in results} == {NotFound}
     # Each has an exception of its own, to which its own traceback is added.
@@ -176,7 +177,7 @@ async def test_no_server_is_unavailable_to_all(start: Callable[..., LocalServer]
     async with AsyncClient(server.address) as client:
         await client.model()
         server.stop()
-        results = await outcomes([client.classify([random_sequence(3, 3, 0)]) for _ in range(30)])
+        results = await outcomes([client.classify([random_values(3)]) for _ in range(30)])
     assert {type(result) for result in results} == {Unavailable}
 
 
@@ -184,8 +185,8 @@ async def test_a_deadline_is_the_caller_s_own(script: Script) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
         await client.model()
-        patient = asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=90))
-        hasty = asyncio.create_task(client.classify([random_sequence(3, 3, 0)], timeout=0.5))
+        patient = asyncio.create_task(client.classify([random_values(2)], timeout=90))
+        hasty = asyncio.create_task(client.classify([random_values(3)], timeout=0.5))
         with pytest.raises(DeadlineExceeded) as shared:
             await hasty
         servicer.gate.set()
@@ -193,7 +194,7 @@ async def test_a_deadline_is_the_caller_s_own(script: Script) -> None:
         # It ended as a call that shares nothing does.
         servicer.gate.clear()
         with pytest.raises(DeadlineExceeded) as lone:
-            await client.classify([random_sequence(3, 3, 0)] * 2000, timeout=0.1)
+            await client.classify([random_values(3)] * 2000, timeout=0.1)
         assert (shared.value.message, shared.value.code) == (lone.value.message, lone.value.code)
     assert list(servicer.requests[0].lengths) == [2, 3]
     # The request's own is the latest of theirs, rounded up on its way.
@@ -206,7 +207,7 @@ async def test_one_without_a_deadline_makes_a_request_without(script: Script) ->
     servicer.gate.set()
     async with AsyncClient(script(servicer)) as client:
         await asyncio.gather(
-            *(client.classify([random_sequence(2, 3, 0)], timeout=seconds) for seconds in (10, float("inf"), 20))
+            *(client.classify([random_values(2)], timeout=seconds) for seconds in (10, float("inf"), 20))
         )
     assert servicer.remaining == [None]
 
@@ -214,17 +215,17 @@ async def test_one_without_a_deadline_makes_a_request_without(script: Script) ->
 async def test_a_deadline_passes_while_the_call_waits_to_be_sent(script: Script) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
-        first = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)])) for _ in range(1)]
+        first = [asyncio.create_task(client.classify([random_values(2)])) for _ in range(1)]
         await servicer.until(1)
-        first.append(asyncio.create_task(client.classify([random_sequence(2, 3, 0)])))
+        first.append(asyncio.create_task(client.classify([random_values(2)])))
         await servicer.until(2)
         with pytest.raises(DeadlineExceeded):
-            await client.classify([random_sequence(3, 3, 0)], timeout=0.1)
+            await client.classify([random_values(3)], timeout=0.1)
         with pytest.raises(DeadlineExceeded):
-            await client.classify([random_sequence(3, 3, 0)], timeout=0)
+            await client.classify([random_values(3)], timeout=0)
         servicer.gate.set()
         await asyncio.gather(*first)
-        await client.classify([random_sequence(4, 3, 0)])
+        await client.classify([random_values(4)])
     # What had no time left was never sent.
     assert [list(request.lengths) for request in servicer.requests] == [[2], [2], [4]]
 
@@ -235,9 +236,9 @@ async def test_the_lookup_of_the_model_is_shared_and_nobody_s_own(script: Script
     servicer.model_gate.clear()
     async with AsyncClient(script(servicer)) as client:
         # Long enough for its lookup to arrive on a busy machine.
-        hasty = asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=1))
-        gone = asyncio.create_task(client.classify([random_sequence(2, 3, 0)]))
-        patient = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)])) for _ in range(20)]
+        hasty = asyncio.create_task(client.classify([random_values(2)], timeout=1))
+        gone = asyncio.create_task(client.classify([random_values(2)]))
+        patient = [asyncio.create_task(client.classify([random_values(2)])) for _ in range(20)]
         with pytest.raises(DeadlineExceeded):
             await hasty
         gone.cancel()
@@ -253,12 +254,12 @@ async def test_the_lookup_of_the_model_is_shared_and_nobody_s_own(script: Script
 async def test_a_cancelled_call_is_dropped_or_ignored(script: Script) -> None:
     servicer = Gated()
     async with AsyncClient(script(servicer)) as client:
-        sent = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)])) for _ in range(3)]
+        sent = [asyncio.create_task(client.classify([random_values(2)])) for _ in range(3)]
         await servicer.until(1)
-        other = asyncio.create_task(client.classify([random_sequence(3, 3, 0)]))
+        other = asyncio.create_task(client.classify([random_values(3)]))
         await servicer.until(2)
-        waiting = [asyncio.create_task(client.classify([random_sequence(4 + index, 3, 0)])) for index in range(3)]
-        await until_waiting(client, 3)
+        waiting = [asyncio.create_task(client.classify([random_values(4 + index)])) for index in range(3)]
+        await asyncio.sleep(0)
         sent[1].cancel()
         waiting[1].cancel()
         assert [type(each) for each in await outcomes([sent[1], waiting[1]])] == [asyncio.CancelledError] * 2
@@ -276,7 +277,7 @@ async def test_when_all_have_gone_so_has_the_request(script: Script, how: str) -
     timeout = 1 if how == "expired" else 30
     async with AsyncClient(script(servicer)) as client:
         await client.model()
-        gone = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)], timeout=timeout)) for _ in range(3)]
+        gone = [asyncio.create_task(client.classify([random_values(2)], timeout=timeout)) for _ in range(3)]
         await servicer.until(1)
         if how == "cancelled":
             for task in gone:
@@ -285,25 +286,25 @@ async def test_when_all_have_gone_so_has_the_request(script: Script, how: str) -
         assert kinds == {asyncio.CancelledError if how == "cancelled" else DeadlineExceeded}
         await servicer.until_cancelled(1)
         servicer.gate.set()
-        assert labels_of(await client.classify([random_sequence(5, 3, 0)])) == ["5 steps"]
+        assert labels_of(await client.classify([random_values(5)])) == ["5 steps"]
 
 
 async def test_closing_fails_what_was_sent_and_what_waits(script: Script) -> None:
     servicer = Gated()
     client = AsyncClient(script(servicer))
-    first = asyncio.create_task(client.classify([random_sequence(2, 3, 0)]))
+    first = asyncio.create_task(client.classify([random_values(2)]))
     await servicer.until(1)
-    second = asyncio.create_task(client.classify([random_sequence(2, 3, 0)]))
+    second = asyncio.create_task(client.classify([random_values(2)]))
     await servicer.until(2)
-    waiting = [asyncio.create_task(client.classify([random_sequence(2, 3, 0)])) for _ in range(5)]
-    await until_waiting(client, 5)
+    waiting = [asyncio.create_task(client.classify([random_values(2)])) for _ in range(5)]
+    await asyncio.sleep(0)
     await client.close()
     results = await outcomes([first, second, *waiting])
     assert [(type(each), each.message) for each in results] == [(Unavailable, "the client was closed")] * 7
     await servicer.until_cancelled(2)
     assert len(servicer.requests) == 2
     with pytest.raises(RuntimeError, match="the client is closed"):
-        await client.classify([random_sequence(2, 3, 0)])
+        await client.classify([random_values(2)])
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -313,7 +314,7 @@ async def test_a_full_server_is_asked_again_by_those_who_can_wait(script: Script
     async with AsyncClient(script(servicer)) as client:
         await client.model()
         timeouts = (30, 1.4, 30, 1.4, float("inf"))
-        results = await outcomes([client.classify([random_sequence(2, 3, 0)], timeout=each) for each in timeouts])
+        results = await outcomes([client.classify([random_values(2)], timeout=each) for each in timeouts])
     assert [type(each) is ResourceExhausted for each in results] == [False, True, False, True, False]
     assert results[1].retry_after == 1.5
     assert [len(request.lengths) for request in servicer.requests] == [5, 2, 1]
@@ -322,7 +323,7 @@ async def test_a_full_server_is_asked_again_by_those_who_can_wait(script: Script
 async def test_requests_that_never_fit_together_get_through(start: Callable[..., LocalServer]) -> None:
     # Of 40 calls of 30 steps, the server's queue holds 3 at a time.
     server = start(MODEL, limits=ROOMY, queued=100)
-    sequences = [random_sequence(30, 3, seed) for seed in range(40)]
+    sequences = [random_values(30, seed) for seed in range(40)]
     async with AsyncClient(server.address, timeout=120) as client:
         results = await asyncio.gather(*(client.classify([sequence]) for sequence in sequences))
     for sequence, result in zip(sequences, results, strict=True):

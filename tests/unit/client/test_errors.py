@@ -2,20 +2,22 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from support.servicers import PartialServicer
 
 import unroll_client
 from unroll_client import FieldViolation, ServerDraining, Snapshot, Unavailable, UnrollError
-from unroll_client._errors import from_rpc_error, from_status
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 
+Script = Callable[[PartialServicer], str]
+OK, CANCELLED, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE
 KINDS = [
     kind
     for kind in vars(unroll_client).values()
@@ -32,29 +34,48 @@ def detailed(code: grpc.StatusCode) -> status_pb2.Status:
     return status
 
 
-def rpc_error(code: grpc.StatusCode, message: str, *trailing: tuple[str, Any]) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), message)
+class Failing(PartialServicer):
+    """Ends calls and streams with a status."""
+
+    def __init__(self, status: status_pb2.Status, details: bytes) -> None:
+        self._status = status
+        self._details = details
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        context.set_trailing_metadata((("grpc-status-details-bin", self._details),))
+        code = next(code for code in grpc.StatusCode if code.value[0] == self._status.code)
+        await context.abort(code, self._status.message)
+
+    async def Unroll(self, requests: AsyncIterator[pb.UnrollRequest], context: Any) -> Any:  # noqa: N802
+        async for request in requests:
+            yield pb.UnrollResponse(key=request.key, error=self._status)
 
 
-@pytest.mark.parametrize("code", list(grpc.StatusCode))
-def test_every_status(code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code not in (OK, CANCELLED, UNAVAILABLE)])
+def test_every_status(script: Script, code: grpc.StatusCode) -> None:
     status = detailed(code)
-    trailing = ("grpc-status-details-bin", status.SerializeToString())
-    for error in (from_status(status), from_rpc_error(rpc_error(code, status.message, trailing))):
-        kinds = [kind for kind in KINDS if kind.code is code]
-        assert type(error) is (kinds[0] if kinds else UnrollError)
-        assert error.code is code
-        assert str(error) == error.message == "first line second line"
-        assert error.fields == (FieldViolation("lengths[3]", "0 timesteps"),)
-        assert error.retry_after == 0.25
+    address = script(Failing(status, status.SerializeToString()))
+    with unroll_client.Client(address, timeout=2, reconnect_timeout=0) as client:
+        for call in (client.models, lambda: client.unroll().snapshot()):
+            with pytest.raises(UnrollError) as caught:
+                call()
+            error = caught.value
+            kinds = [kind for kind in KINDS if kind.code is code]
+            assert type(error) is (kinds[0] if kinds else UnrollError)
+            assert error.code is code
+            assert str(error) == error.message == "first line second line"
+            assert error.fields == (FieldViolation("lengths[3]", "0 timesteps"),)
+            assert error.retry_after == 0.25
 
 
-def test_details_that_cannot_be_read_are_no_second_error() -> None:
-    broken = status_pb2.Status(code=3)
+def test_details_that_cannot_be_read_are_no_second_error(script: Script) -> None:
+    broken = status_pb2.Status(code=code_pb2.NOT_FOUND)
     broken.details.add(type_url="type.googleapis.com/google.rpc.BadRequest", value=b"\xff")
     for data in (b"\xff\xff", broken.SerializeToString()):
-        error = from_rpc_error(rpc_error(grpc.StatusCode.NOT_FOUND, "", ("grpc-status-details-bin", data)))
-        assert (type(error).__name__, str(error), error.fields) == ("NotFound", "NOT_FOUND", ())
+        with unroll_client.Client(script(Failing(broken, data))) as client:
+            with pytest.raises(unroll_client.NotFound, match=r"^NOT_FOUND$") as caught:
+                client.models()
+            assert caught.value.fields == ()
 
 
 def test_errors_are_also_what_python_calls_them() -> None:
@@ -78,7 +99,7 @@ def test_a_drained_sequence_can_be_copied_and_pickled() -> None:
         assert (str(again), again.snapshot) == ("leaving", error.snapshot)
 
 
-class Refusing(UnrollServiceServicer):
+class Refusing(PartialServicer):
     """Refuses everything with details, and counts."""
 
     def __init__(self) -> None:
@@ -90,18 +111,6 @@ class Refusing(UnrollServiceServicer):
         context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, status.message)
         raise AssertionError
-
-    async def Classify(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    def Unroll(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
 
 
 def test_details_over_the_wire(script: Callable[[UnrollServiceServicer], str]) -> None:

@@ -1,8 +1,8 @@
 """unroll: chunks in order over one shared stream, errors that stay where they belong, ends that are told."""
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone
+from support.values import Float32Array, cut, random_values
 from unit.client.harness import LIMITS, MODEL, TWO_LAYERS, LocalServer
 
 from unroll_client import (
@@ -18,23 +19,12 @@ from unroll_client import (
     AsyncSequence,
     FailedPrecondition,
     InvalidArgument,
-    Limits,
     NotFound,
     ServerDraining,
     Snapshot,
     Steps,
     Unavailable,
 )
-
-Float32Array = NDArray[np.float32]
-
-
-def random_values(steps: int, seed: int = 0, features: int = 3) -> Float32Array:
-    return np.random.default_rng(seed).normal(size=(steps, features)).astype(np.float32)
-
-
-def cut(values: Float32Array, sizes: list[int]) -> list[Float32Array]:
-    return [part for part in np.split(values, np.cumsum(sizes)) if len(part)]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,7 +127,7 @@ async def test_a_fork_and_a_resumed_sequence_have_the_same_bits(address: str) ->
     assert states_of(answer).tobytes() == expected[10:].tobytes()
 
 
-async def test_many_sequences_share_one_call(address: str) -> None:
+async def test_many_sequences_share_one_call(start: Callable[..., LocalServer]) -> None:
     async def one(client: AsyncClient, seed: int) -> None:
         values = random_values(40, seed)
         _, expected, _ = alone(MODEL, values, None)
@@ -145,9 +135,10 @@ async def test_many_sequences_share_one_call(address: str) -> None:
             answers = [await sequence.send(chunk) for chunk in cut(values, [3, 1, 20])]
         assert np.concatenate([states_of(answer) for answer in answers]).tobytes() == expected.tobytes()
 
-    async with AsyncClient(address) as client:
+    server = start(MODEL)
+    async with AsyncClient(server.address) as client:
         await asyncio.gather(*(one(client, seed) for seed in range(60)))
-        assert len(client._streams) == 1
+    assert server.calls["Unroll"] == 1
 
 
 async def test_a_refused_opening_is_an_error_of_that_sequence_alone(address: str) -> None:
@@ -170,22 +161,21 @@ async def test_a_bad_chunk_consumes_nothing(address: str) -> None:
         assert (await sequence.send(random_values(2))).first_step == 0
 
 
-async def test_a_chunk_that_the_server_refuses_can_be_sent_again(address: str) -> None:
+async def test_a_chunk_that_the_server_refuses_can_be_sent_again(start: Callable[..., LocalServer]) -> None:
     values = random_values(100)
     _, expected, _ = alone(MODEL, values, None)
-    async with AsyncClient(address, model="m") as client, client.unroll() as sequence:
+    generous = start(MODEL, limits=replace(LIMITS, max_steps=1000))
+    async with AsyncClient(generous.address, model="m") as client, client.unroll() as sequence:
         first = await sequence.send(values[:8])
-        info = sequence._sequence.info
-        assert info is not None
-        # The client believes in other limits than the server's, and sends a chunk that is refused; the two behind
-        # it leave a gap.
-        sequence._sequence.info = dataclasses.replace(info, limits=Limits(1, 1000, 1, 100_000))
+        generous.stop()
+        start(MODEL, port=generous.port)
+        # A chunk within the limits that the client knows is over those of the new server.
+        # The two behind it leave a gap.
         pipelined = (values[8:90], values[90:95], values[95:])
         refused = await asyncio.gather(*map(sequence.send, pipelined), return_exceptions=True)
         kinds = [InvalidArgument, FailedPrecondition, FailedPrecondition]
         assert [type(error) for error in refused] == kinds
         assert sequence.step == 8
-        sequence._sequence.info = info
         rest = [await sequence.send(values[start : start + 23]) for start in range(8, 100, 23)]
     assert np.concatenate([states_of(part) for part in [first, *rest]]).tobytes() == expected.tobytes()
 
@@ -250,8 +240,7 @@ async def test_a_cancelled_send_ends_nothing(address: str) -> None:
 
 
 async def test_leaving_by_an_exception_closes_the_sequence_on_the_server(start: Callable[..., LocalServer]) -> None:
-    limits = type(LIMITS)(max_sequences=8, max_steps=64, max_open_sequences=1, max_message_bytes=4096)
-    server = start(MODEL, limits=limits)
+    server = start(MODEL, limits=replace(LIMITS, max_open_sequences=1))
     async with AsyncClient(server.address) as client:
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.servicers import PartialServicer
 
 from unroll_client import AsyncClient, AsyncSequence, DeadlineExceeded, Internal, Unavailable
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -17,7 +18,7 @@ def ones(steps: int) -> Any:
     return np.ones((steps, 3))
 
 
-class Scripted(UnrollServiceServicer):
+class Scripted(PartialServicer):
     """Opens sequences, and answers their chunks with what `answer` makes of them."""
 
     def __init__(self, answer: Callable[[pb.Chunk], list[pb.UnrollResponse]]) -> None:
@@ -39,15 +40,6 @@ class Scripted(UnrollServiceServicer):
 
     async def GetModel(self, request: Any, context: Any) -> pb.GetModelResponse:  # noqa: N802
         return pb.GetModelResponse(model=pb.Model(name="m", version=1, input_size=3, hidden_size=1, num_layers=1))
-
-    async def Classify(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def Advance(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
-
-    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
-        raise NotImplementedError
 
 
 def steps(first: int, count: int, numbers: int) -> pb.UnrollResponse:

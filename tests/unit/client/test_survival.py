@@ -1,19 +1,21 @@
 """Sequences that survive their server: every step once, in order, with the bits of an undisturbed run."""
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from support.models import alone, random_network, served
 from support.proxy import CuttingProxy
-from unit.client.harness import MODEL, TWO_LAYERS, LocalServer
+from support.servicers import PartialServicer
+from support.values import Float32Array, cut, random_values
+from support.waiting import until
+from unit.client.harness import LIMITS, MODEL, TWO_LAYERS, LocalServer
+from unit.client.test_stream_faults import Scripted, ones, steps
 
 from unroll_client import (
     AsyncClient,
@@ -21,25 +23,15 @@ from unroll_client import (
     Client,
     FailedPrecondition,
     InvalidArgument,
-    Limits,
     NotFound,
     Snapshot,
     Steps,
     Unavailable,
-    _replay_buffer,
 )
-from unroll_client._answers import Answer
+from unroll_proto.v1 import unroll_pb2 as pb
 
-Float32Array = NDArray[np.float32]
 Start = Callable[..., LocalServer]
-
-
-def random_values(steps: int, seed: int = 0) -> Float32Array:
-    return np.random.default_rng(seed).normal(size=(steps, 3)).astype(np.float32)
-
-
-def cut(values: Float32Array, sizes: list[int]) -> list[Float32Array]:
-    return [part for part in np.split(values, np.cumsum(sizes)) if len(part)]
+KEPT_BYTES = 8 << 20
 
 
 async def collected(sequence: AsyncSequence, chunk: Float32Array) -> list[Steps]:
@@ -66,7 +58,6 @@ def check(parts: list[Steps], model: Any, values: Float32Array, every: int = 1, 
     sizes=st.lists(st.integers(1, 90), min_size=1, max_size=8),
     every=st.integers(1, 9),
     model=st.sampled_from([MODEL, TWO_LAYERS]),
-    snapshot_steps=st.sampled_from([1, 20, 128]),
     asked=st.sets(st.integers(0, 7)),
     together=st.booleans(),
 )
@@ -76,26 +67,24 @@ async def test_connections_that_break_lose_double_and_change_nothing(
     sizes: list[int],
     every: int,
     model: Any,
-    snapshot_steps: int,
     asked: set[int],
     together: bool,
 ) -> None:
     values = random_values(sum(sizes))
     chunks = cut(values, sizes)
-    with patch.object(_replay_buffer, "SNAPSHOT_STEPS", snapshot_steps):
-        async with CuttingProxy(address, cuts) as proxy, AsyncClient(proxy.address, wait_for_ready=True) as client:
-            sequence = client.unroll(model.spec.key.name, logits=True, every=every)
-            waiting = []
-            for index, chunk in enumerate(chunks):
-                waiting.append(asyncio.create_task(collected(sequence, chunk)))
-                await asyncio.sleep(0)  # It takes its turn before the snapshot does.
-                if not together:
-                    await waiting[-1]
-                if index in asked:
-                    snapshot = await sequence.snapshot()
-                    assert snapshot.step == sum(sizes[: index + 1])
-            parts = [part for answers in waiting for part in await answers]
-            last = await sequence.close()
+    async with CuttingProxy(address, cuts) as proxy, AsyncClient(proxy.address, wait_for_ready=True) as client:
+        sequence = client.unroll(model.spec.key.name, logits=True, every=every)
+        waiting = []
+        for index, chunk in enumerate(chunks):
+            waiting.append(asyncio.create_task(collected(sequence, chunk)))
+            await asyncio.sleep(0)  # It takes its turn before the snapshot does.
+            if not together:
+                await waiting[-1]
+            if index in asked:
+                snapshot = await sequence.snapshot()
+                assert snapshot.step == sum(sizes[: index + 1])
+        parts = [part for answers in waiting for part in await answers]
+        last = await sequence.close()
     check(parts, model, values, every)
     _, _, (final,) = alone(model, values, None)
     assert (last.step, last.state[0].tobytes()) == (len(values), final.tobytes())
@@ -156,11 +145,7 @@ async def test_an_idle_sequence_survives_however_long_its_server_is_away(start: 
     async with AsyncClient(first.address) as client:
         sequence = client.unroll(logits=True)
         parts = await collected(sequence, values[:10])
-        lost = client._streams[0]
         first.stop()
-        await lost._reader
-        # It is looked for when it is needed, and has the whole of the time for it then.
-        assert not client._tasks
         with pytest.raises(Unavailable):
             await client.unroll().open()
         start(MODEL, port=first.port)
@@ -213,7 +198,6 @@ async def test_a_loss_that_is_not_to_be_survived_is_told_with_the_last_snapshot(
         with pytest.raises(Unavailable) as caught:
             await sequence.send(random_values(5))
         assert caught.value.snapshot == snapshot
-        assert not sequence._sequence._replay._answered
 
 
 async def test_a_client_that_is_closed_ends_sequences_that_look_for_a_server(start: Start) -> None:
@@ -224,54 +208,55 @@ async def test_a_client_that_is_closed_ends_sequences_that_look_for_a_server(sta
     first.stop()
     waiting = asyncio.create_task(sequence.send(random_values(5)))
     idle = client.unroll()
-    await client._streams[0]._reader
-    assert client._tasks
+    with pytest.raises(Unavailable):
+        await client.unroll().open()
     await client.close()
     with pytest.raises(Unavailable, match="the client was closed"):
         await waiting
     with pytest.raises(RuntimeError, match="the client is closed"):
         await idle.open()
-    assert not client._tasks
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_what_is_kept_to_be_sent_again_is_bounded(address: str) -> None:
-    values = random_values(2000)
-    with patch.object(_replay_buffer, "KEPT_BYTES", 1500), patch.object(_replay_buffer, "SNAPSHOT_BYTES", 1000):
-        async with AsyncClient(address) as client, client.unroll("m", logits=True) as sequence:
-            ledger = sequence._sequence._replay
-            kept: list[int] = []
-            add = ledger.add
+async def test_what_is_kept_to_be_sent_again_is_bounded(script: Callable[[PartialServicer], str]) -> None:
+    received = 0
 
-            def noted(answer: Answer) -> None:
-                add(answer)
-                kept.append(ledger._bytes)
+    def answer(chunk: pb.Chunk) -> list[pb.UnrollResponse]:
+        nonlocal received
+        received += len(chunk.values)
+        return [steps(chunk.first_step, 1, 1)] if len(chunk.values) == 12 else []
 
-            with patch.object(ledger, "add", noted):
-                waiting = [asyncio.create_task(collected(sequence, chunk)) for chunk in cut(values, [50] * 39)]
-                parts = [part for answers in waiting for part in await answers]
-    check(parts, MODEL, values)
-    assert 1500 < max(kept) <= 1500 + 50 * 12
+    async with AsyncClient(script(Scripted(answer))) as client:
+        sequence, other = client.unroll(), client.unroll()
+        waiting = [asyncio.create_task(sequence.send(ones(100_000))) for _ in range(20)]
+        await until(lambda: received > KEPT_BYTES)
+        # Both share a stream, so what was sent before an answer to the other one has been received.
+        for _ in range(5):
+            await other.send(ones(1))
+        assert received <= KEPT_BYTES + 100_000 * 12 + 5 * 12
+        for task in waiting:
+            task.cancel()
 
 
-async def test_what_follows_a_refused_part_of_a_chunk_does_not_take_its_place(address: str) -> None:
+async def test_what_follows_a_refused_part_of_a_chunk_does_not_take_its_place(start: Start) -> None:
     values = random_values(4000)
-    async with AsyncClient(address, model="m") as client, client.unroll(logits=True) as sequence:
+    generous = start(MODEL, limits=replace(LIMITS, max_steps=65))
+    async with AsyncClient(generous.address, model="m") as client, client.unroll(logits=True) as sequence:
         parts = await collected(sequence, values[:8])
-        info = sequence._sequence.info
-        assert info is not None
-        # The client believes in other limits than the server's: of many parts, the first is refused.
-        sequence._sequence.info = dataclasses.replace(info, limits=Limits(1, 65, 1, 100_000))
+        generous.stop()
+        start(MODEL, port=generous.port)
+        # By the limits that the client knows this is cut into many parts, of which the new server refuses the first.
         with pytest.raises(InvalidArgument):
             await sequence.send(values[8:])
-        sequence._sequence.info = info
         assert sequence.step == 8
-        parts += await collected(sequence, values[8:])
+        for chunk in cut(values[8:], [LIMITS.max_steps] * 63):
+            parts += await collected(sequence, chunk)
     check(parts, MODEL, values)
 
 
 async def test_a_sequence_does_not_go_on_with_other_weights_of_the_same_version(start: Start) -> None:
     first, second = (
-        dataclasses.replace(model, spec=dataclasses.replace(MODEL.spec, bundle=bundle))
+        replace(model, spec=replace(MODEL.spec, bundle=bundle))
         for model, bundle in ((MODEL, b"A"), (served(random_network(seed=9)), b"B"))
     )
     server = start(first)

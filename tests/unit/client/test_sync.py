@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.models import alone
+from support.values import random_values
+from support.waiting import wait_until
 from unit.client.harness import MODEL, LocalServer
 
 from unroll_client import AsyncClient, Client, InvalidArgument, ServerDraining, Steps, SyncSequence, Unavailable
-
-
-def random_values(steps: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(size=(steps, 3)).astype(np.float32)
 
 
 def send_for_ever(sequence: SyncSequence) -> None:
@@ -94,8 +92,8 @@ def test_a_sequence_that_is_kept_keeps_no_connection(address: str) -> None:
     sequence.send(random_values(3))
     assert connections_to(port)
     client.close()
-    while connections_to(port):  # The library ends them on threads of its own.
-        threading.Event().wait(0.001)
+    # The library ends them on threads of its own.
+    wait_until(lambda: not connections_to(port))
     with pytest.raises(RuntimeError, match="the client is closed"):
         sequence.snapshot()
 
@@ -130,8 +128,7 @@ def test_a_closed_client_fails_calls_of_other_threads(start: Callable[..., Local
     with ThreadPoolExecutor(1) as pool:
         # There is no server to answer, and the client waits for one.
         waiting = pool.submit(client.models)
-        while not waiting.running():
-            threading.Event().wait(0.001)
+        wait_until(waiting.running)
         client.close()
         with pytest.raises((Unavailable, RuntimeError), match="clos"):
             waiting.result(30)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.counting import Counting
 from support.models import alone, random_classifier, random_network, served
+from support.values import random_values
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.core import INITIAL_OVERHEAD
@@ -66,10 +67,6 @@ async def running(
         yield engine
     finally:
         await asyncio.to_thread(engine.close)
-
-
-def random_values(model: Model, steps: int, seed: int) -> Float32Array:
-    return np.random.default_rng(seed).normal(size=(steps, model.spec.input_size)).astype(np.float32)
 
 
 def random_state(model: Model, seed: int) -> State:
@@ -149,7 +146,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
     threads: int,
 ) -> None:
     async def classify(engine: AsyncEngine, shape: list[tuple[int, bool]], seed: int) -> None:
-        sequences = [random_values(model, length, seed + index) for index, (length, _) in enumerate(shape)]
+        sequences = [random_values(length, seed + index) for index, (length, _) in enumerate(shape)]
         states = [random_state(model, seed + index) if given else None for index, (_, given) in enumerate(shape)]
         batch = batch_of(model, sequences, states)
         await engine.run(batch)
@@ -160,7 +157,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
             assert [array[:, index].tobytes() for array in batch.final_state] == [array.tobytes() for array in final]
 
     async def stream(engine: AsyncEngine, cuts: list[int], seed: int) -> None:
-        values = random_values(model, sum(cuts), seed)
+        values = random_values(sum(cuts), seed)
         logits, states, final = alone(model, values, None)
         state: State | None = None
         step, got_states, got_logits = 0, [], []
@@ -195,7 +192,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
 )
 @settings(max_examples=30, deadline=None)
 def test_sequences_longer_than_a_region_keep_their_bits(model: Model, length: int, lanes: int, tick: int) -> None:
-    sequences = [random_values(model, length + 37 * index, seed=index) for index in range(4)]
+    sequences = [random_values(length + 37 * index, seed=index) for index in range(4)]
 
     async def classify() -> BatchJob:
         async with running(model, lanes=lanes, steps=tick) as engine:
@@ -245,14 +242,14 @@ def on_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_work_whose_caller_left_is_dropped_at_the_next_tick() -> None:
     runtime, model = gated()
     async with running(model, lanes=2, steps=5) as engine:
-        leaving = asyncio.create_task(run_chunk(engine, model, random_values(model, 5000, 0)))
-        waiting = asyncio.create_task(run_chunk(engine, model, random_values(model, 5, 1)))
+        leaving = asyncio.create_task(run_chunk(engine, model, random_values(5000)))
+        waiting = asyncio.create_task(run_chunk(engine, model, random_values(5, 1)))
         await asyncio.to_thread(runtime.entered.acquire)
         leaving.cancel()
         await asyncio.wait({leaving})
         runtime.gate.release(50)
         await waiting
-        staying = await run_chunk(engine, model, random_values(model, 10, 2))
+        staying = await run_chunk(engine, model, random_values(10, 2))
         assert sum(len(part) for part in staying.states) == 10
     # A thousand ticks would be needed for all of it.
     assert len(runtime.lanes) <= 16
@@ -262,14 +259,14 @@ async def test_few_lanes_run_more_steps_a_tick_than_all_and_streams_hear_as_ofte
     runtime, model = gated()
     runtime.gate.release(1000)
     async with running(model, lanes=8, steps=4) as engine:
-        await engine.run(batch_of(model, [random_values(model, 30, 0)]))
+        await engine.run(batch_of(model, [random_values(30)]))
         assert (runtime.lanes, runtime.steps) == ([1], [30])
-        await engine.run(batch_of(model, [random_values(model, 30, seed) for seed in range(8)]))
+        await engine.run(batch_of(model, [random_values(30, seed) for seed in range(8)]))
         # There are lanes for a quarter more, and so much a tick.
         assert all(lanes * steps <= 4 * 10 for lanes, steps in zip(runtime.lanes, runtime.steps, strict=True))
         assert 4 < max(runtime.steps[1:]) <= 5
         runtime.steps.clear()
-        await run_chunk(engine, model, random_values(model, 30, 9))
+        await run_chunk(engine, model, random_values(30, 9))
         assert max(runtime.steps) == 4
 
 
@@ -277,12 +274,12 @@ async def test_expired_and_cancelled_work_never_reaches_the_model_and_is_counted
     runtime, model = gated()
     metrics = Counting()
     async with running(model, lanes=1, metrics=metrics) as engine:
-        running_now = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 3, 0)])))
+        running_now = asyncio.create_task(engine.run(batch_of(model, [random_values(3)])))
         await asyncio.to_thread(runtime.entered.acquire)
-        late = batch_of(model, [random_values(model, 3, 1)] * 2, deadline=time.monotonic())
+        late = batch_of(model, [random_values(3, 1)] * 2, deadline=time.monotonic())
         expired = asyncio.create_task(engine.run(late))
-        left = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 3, 2)] * 3)))
-        last = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 3, 3)])))
+        left = asyncio.create_task(engine.run(batch_of(model, [random_values(3, 2)] * 3)))
+        last = asyncio.create_task(engine.run(batch_of(model, [random_values(3, 3)])))
         await asyncio.sleep(0)
         left.cancel()
         await asyncio.wait({left})
@@ -300,29 +297,29 @@ async def test_a_failing_runtime_fails_that_tick_s_callers_and_the_engine_goes_o
     async with running(model, ONE_LAYER) as engine:
         runtime.fails = True
         with pytest.raises(InternalError):
-            await engine.run(batch_of(model, [random_values(model, 3, 0)]))
+            await engine.run(batch_of(model, [random_values(3)]))
         with pytest.raises(InternalError):
-            await run_chunk(engine, model, random_values(model, 3, 0))
+            await run_chunk(engine, model, random_values(3))
         runtime.fails = False
-        await engine.run(batch_of(model, [random_values(model, 3, 0)]))
+        await engine.run(batch_of(model, [random_values(3)]))
 
 
 async def test_the_queue_is_bounded_in_timesteps_and_takes_work_again_when_it_is_empty() -> None:
     runtime, model = gated()
     async with running(model, queued=100) as engine:
-        first = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 90, 0)])))
+        first = asyncio.create_task(engine.run(batch_of(model, [random_values(90)])))
         await asyncio.to_thread(runtime.entered.acquire)
         with pytest.raises(OverloadedError, match="100 timesteps at most"):
-            await engine.run(batch_of(model, [random_values(model, 11, 0)]))
+            await engine.run(batch_of(model, [random_values(11)]))
         runtime.gate.release(1000)
         await first
         # Larger than the queue, yet it can be answered at all: it runs when nothing else waits.
-        await engine.run(batch_of(model, [random_values(model, 500, 0)]))
+        await engine.run(batch_of(model, [random_values(500)]))
 
 
 async def test_two_models_share_the_engine() -> None:
     async with running(ONE_LAYER, TWO_LAYERS, lanes=2) as engine:
-        batches = [batch_of(model, [random_values(model, 40, 0)]) for model in (ONE_LAYER, TWO_LAYERS) * 3]
+        batches = [batch_of(model, [random_values(40)]) for model in (ONE_LAYER, TWO_LAYERS) * 3]
         await asyncio.gather(*(engine.run(batch) for batch in batches))
         for batch in batches:
             logits, _, _ = alone(batch.model, batch.values, None)
@@ -332,9 +329,9 @@ async def test_two_models_share_the_engine() -> None:
 async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
     runtime, model = gated()
     async with running(model, lanes=4, steps=5) as engine:
-        bulk = asyncio.create_task(engine.run(batch_of(model, [random_values(model, 4000, 0)] * 40)))
+        bulk = asyncio.create_task(engine.run(batch_of(model, [random_values(4000)] * 40)))
         await asyncio.to_thread(runtime.entered.acquire)
-        step = asyncio.create_task(run_chunk(engine, model, random_values(model, 1, 1)))
+        step = asyncio.create_task(run_chunk(engine, model, random_values(1, 1)))
         await asyncio.sleep(0)
         # The tick that runs, and one more.
         runtime.gate.release(2)
@@ -379,8 +376,8 @@ class Chain:
 async def test_the_core_has_one_owner_whoever_runs_the_ticks(inline: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unroll_engine.async_engine.INLINE", inline)
     async with running(ONE_LAYER, lanes=8, steps=16) as engine:
-        chains = [Chain(engine, random_values(ONE_LAYER, 200, seed)) for seed in range(20)]
-        bulk = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 30 + seed, seed)] * 20) for seed in range(10)]
+        chains = [Chain(engine, random_values(200, seed)) for seed in range(20)]
+        bulk = [batch_of(ONE_LAYER, [random_values(30 + seed, seed)] * 20) for seed in range(10)]
         await asyncio.gather(*(engine.run(batch) for batch in bulk), *(chain.done for chain in chains))
     for chain in chains:
         assert np.concatenate(chain.states).tobytes() == alone(ONE_LAYER, chain.values, None)[1].tobytes()
@@ -400,15 +397,15 @@ async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
     monkeypatch.setattr("unroll_engine.async_engine.LOOP_BUDGET", seconds)
     async with running(ONE_LAYER, lanes=4, steps=16) as engine:
         for round_ in range(3):
-            batches = [batch_of(ONE_LAYER, [random_values(ONE_LAYER, 16, seed)] * 4) for seed in range(10 * round_)]
+            batches = [batch_of(ONE_LAYER, [random_values(16, seed)] * 4) for seed in range(10 * round_)]
             await asyncio.gather(*(engine.run(batch) for batch in batches))
-            chain = Chain(engine, random_values(ONE_LAYER, 20, round_))
+            chain = Chain(engine, random_values(20, round_))
             await chain.done
 
 
 async def test_a_removed_model_finishes_what_it_has_and_takes_no_more() -> None:
     async with running(ONE_LAYER, TWO_LAYERS, lanes=1, steps=2) as engine:
-        values = random_values(ONE_LAYER, 50, 1)
+        values = random_values(50, 1)
         batches = [batch_of(ONE_LAYER, [values]) for _ in range(3)]
         answers = [asyncio.create_task(engine.run(batch)) for batch in batches]
         left = batch_of(ONE_LAYER, [values])
@@ -421,7 +418,7 @@ async def test_a_removed_model_finishes_what_it_has_and_takes_no_more() -> None:
         await asyncio.gather(*answers)
         logits, _, _ = alone(ONE_LAYER, values, None)
         assert [batch.logits.tobytes() for batch in batches] == [logits[-1:].tobytes()] * 3
-        await run_chunk(engine, TWO_LAYERS, random_values(TWO_LAYERS, 3, 2))
+        await run_chunk(engine, TWO_LAYERS, random_values(3, 2))
         engine.add_model(ONE_LAYER)
         await run_chunk(engine, ONE_LAYER, values)
 
@@ -431,7 +428,7 @@ async def test_a_failed_batch_is_freed_without_a_garbage_collection() -> None:
     gc.disable()
     try:
         async with running(ONE_LAYER) as engine:
-            values = random_values(ONE_LAYER, 3, 0)
+            values = random_values(3)
             freed = weakref.ref(values)
             batch = batch_of(ONE_LAYER, [values], deadline=time.monotonic())
             batch.values = values

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from support import bundles
 from support.models import alone, random_classifier, random_network, served
+from support.values import random_values
 
 from unroll_engine import BundleError, Engine, InternalError, InvalidRequestError, SequenceStateError, Snapshot
 from unroll_engine.models.loader import Model
@@ -28,10 +29,6 @@ MODELS = [
 MODEL = MODELS[0]
 
 
-def values_of(steps: int, seed: int = 0) -> Float32Array:
-    return np.random.default_rng(seed).normal(size=(steps, MODEL.spec.input_size)).astype(np.float32)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     model=st.sampled_from(MODELS),
@@ -42,7 +39,7 @@ def values_of(steps: int, seed: int = 0) -> Float32Array:
 def test_a_sequence_has_the_bits_that_it_has_alone_in_any_batch_and_resumed_anywhere(
     model: Model, lengths: list[int], cut: float, lanes: int
 ) -> None:
-    sequences = [values_of(steps, seed) for seed, steps in enumerate(lengths)]
+    sequences = [random_values(steps, seed) for seed, steps in enumerate(lengths)]
     with Engine(model, max_lanes=lanes) as engine:
         result = engine.classify(sequences, return_final_states=True)
         assert len(result) == len(result.labels) == len(result.label_indices) == len(result.probabilities)
@@ -73,7 +70,7 @@ def test_a_sequence_has_the_bits_that_it_has_alone_in_any_batch_and_resumed_anyw
 
 def test_threads_change_no_bit() -> None:
     model = served(random_network(hidden=256))
-    sequences = [values_of(1 + index % 60, index) for index in range(400)]
+    sequences = [random_values(1 + index % 60, index) for index in range(400)]
     one, three = (Engine(model, threads=threads).classify(sequences, return_final_states=True) for threads in (1, 3))
     assert one.logits.tobytes() == three.logits.tobytes()
     assert one.final_states == three.final_states
@@ -83,7 +80,7 @@ def test_threads_change_no_bit() -> None:
 
 def test_one_array_is_a_batch_and_any_numeric_type_will_do() -> None:
     engine = Engine(MODEL)
-    batch = np.stack([values_of(7, seed) for seed in range(3)])
+    batch = np.stack([random_values(7, seed) for seed in range(3)])
     expected = engine.classify(list(batch))
     assert engine.classify(batch).logits.tobytes() == expected.logits.tobytes()
     wide = engine.classify(batch.astype(np.float64)[:, :, ::-1][:, :, ::-1].tolist())
@@ -107,7 +104,7 @@ def test_a_value_that_cant_be_used_is_refused_by_a_value_error_that_names_its_se
 ) -> None:
     engine = Engine(MODEL)
     with pytest.raises(ValueError, match=rf"^sequences\[1\]: {problem}"):
-        engine.classify([values_of(2), sequence])
+        engine.classify([random_values(2), sequence])
     opened = engine.open()
     with pytest.raises(InvalidRequestError, match=f"^chunk: {problem}"):
         opened.advance(sequence)
@@ -122,22 +119,22 @@ def test_values_that_overflow_fail_their_sequence_alone_and_leave_it_as_it_was()
     # Infinite once standardized, and the difference of two of them is NaN.
     huge = np.full((2, 3), 3e38, np.float32)
     with pytest.raises(InvalidRequestError, match="values of sequence 1 are so large"):
-        engine.classify([values_of(3), huge])
+        engine.classify([random_values(3), huge])
     opened = engine.open()
     with pytest.raises(InvalidRequestError, match="so large"):
-        opened.advance(np.concatenate([huge, values_of(100)]))
-    assert opened.advance(values_of(5)).states.tobytes() == alone(model, values_of(5), None)[1].tobytes()
+        opened.advance(np.concatenate([huge, random_values(100)]))
+    assert opened.advance(random_values(5)).states.tobytes() == alone(model, random_values(5), None)[1].tobytes()
 
 
 def test_states_must_be_of_the_model_and_one_a_sequence() -> None:
     engine, other = Engine(MODEL), Engine(MODELS[1])
     theirs = other.open().snapshot()
     with pytest.raises(SequenceStateError, match=r"^initial_states\[1\]: the snapshot is of two/1"):
-        engine.classify([values_of(2)] * 2, initial_states=[None, theirs])
+        engine.classify([random_values(2)] * 2, initial_states=[None, theirs])
     with pytest.raises(SequenceStateError, match=r"^snapshot: the snapshot is of two/1"):
         engine.open(theirs)
     with pytest.raises(InvalidRequestError, match=r"^initial_states: 1 for 2 sequences"):
-        engine.classify([values_of(2)] * 2, initial_states=[None])
+        engine.classify([random_values(2)] * 2, initial_states=[None])
 
 
 def test_no_sequences_make_no_classes() -> None:
@@ -146,7 +143,7 @@ def test_no_sequences_make_no_classes() -> None:
 
 
 async def test_it_works_within_a_running_event_loop_and_without_blocking_it() -> None:
-    sequences = [values_of(steps, steps) for steps in (5, 40, 3)]
+    sequences = [random_values(steps, steps) for steps in (5, 40, 3)]
     with Engine(MODEL) as engine:
         expected = engine.classify(sequences)
         answers = await asyncio.gather(*(engine.aclassify(sequences) for _ in range(5)))
@@ -178,32 +175,32 @@ class Gated:
 async def test_calls_of_several_threads_share_ticks() -> None:
     runtime = Gated()
     engine = Engine(served(random_network(), "m", runtime=runtime))
-    first = asyncio.create_task(engine.aclassify([values_of(30_000)]))
+    first = asyncio.create_task(engine.aclassify([random_values(30_000)]))
     await asyncio.to_thread(runtime.entered.acquire)
-    others = [asyncio.create_task(engine.aclassify([values_of(30_000, seed)])) for seed in range(1, 4)]
+    others = [asyncio.create_task(engine.aclassify([random_values(30_000, seed)])) for seed in range(1, 4)]
     while runtime.lanes[-1] < 4:
         runtime.gate.release()
         await asyncio.to_thread(runtime.entered.acquire)
     runtime.gate.release(10_000)
     answers = await asyncio.gather(first, *others)
     for seed, answer in enumerate(answers):
-        assert answer.logits.tobytes() == alone(MODEL, values_of(30_000, seed), None)[0][-1:].tobytes()
+        assert answer.logits.tobytes() == alone(MODEL, random_values(30_000, seed), None)[0][-1:].tobytes()
 
 
 async def test_a_cancelled_call_leaves_its_sequence_as_it_was_and_the_engine_free() -> None:
     runtime = Gated()
     engine = Engine(served(random_network(), "m", runtime=runtime))
     opened = engine.open()
-    task = asyncio.create_task(opened.aadvance(values_of(500)))
+    task = asyncio.create_task(opened.aadvance(random_values(500)))
     await asyncio.to_thread(runtime.entered.acquire)
     with pytest.raises(SequenceStateError, match="is being advanced"):
-        opened.advance(values_of(1))
+        opened.advance(random_values(1))
     task.cancel()
     await asyncio.wait({task})
     assert (task.cancelled(), opened.step) == (True, 0)
     runtime.gate.release(1000)
-    steps = await opened.aadvance(values_of(5))
-    assert steps.states.tobytes() == alone(MODEL, values_of(5), None)[1].tobytes()
+    steps = await opened.aadvance(random_values(5))
+    assert steps.states.tobytes() == alone(MODEL, random_values(5), None)[1].tobytes()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -213,10 +210,10 @@ def test_an_interrupt_in_a_tick_loses_nothing_but_the_calls_in_it() -> None:
     runtime.gate.release(1000)
     runtime.raises = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        engine.classify([values_of(3), values_of(5)])
+        engine.classify([random_values(3), random_values(5)])
     runtime.raises = None
-    answer = engine.classify([values_of(3), values_of(5)])
-    assert answer.logits[0].tobytes() == alone(MODEL, values_of(3), None)[0][-1].tobytes()
+    answer = engine.classify([random_values(3), random_values(5)])
+    assert answer.logits[0].tobytes() == alone(MODEL, random_values(3), None)[0][-1].tobytes()
 
 
 def test_a_failing_runtime_fails_the_call_and_not_the_next() -> None:
@@ -225,17 +222,17 @@ def test_a_failing_runtime_fails_the_call_and_not_the_next() -> None:
     runtime.gate.release(1000)
     runtime.raises = RuntimeError("no device")
     with pytest.raises(InternalError, match="the model's runtime failed"):
-        engine.classify([values_of(3)])
+        engine.classify([random_values(3)])
     with pytest.raises(InternalError, match="the model's runtime failed"):
-        engine.open().advance(values_of(3))
+        engine.open().advance(random_values(3))
     runtime.raises = None
-    assert len(engine.classify([values_of(3)])) == 1
+    assert len(engine.classify([random_values(3)])) == 1
 
 
 def test_a_closed_engine_says_so() -> None:
     with Engine(MODEL) as engine:
         opened = engine.open()
-    for call in (lambda: engine.classify([values_of(1)]), lambda: opened.advance(values_of(1))):
+    for call in (lambda: engine.classify([random_values(1)]), lambda: opened.advance(random_values(1))):
         with pytest.raises(RuntimeError, match="the engine is closed"):
             call()
 
@@ -247,7 +244,7 @@ def test_it_loads_a_bundle_a_model_s_newest_version_and_a_repository_with_one_mo
     for path, version in ((first, 1), (root / "m", 10), (root, 10)):
         with Engine.load(path) as engine:
             assert (engine.spec.key, engine.bitwise) == (("m", version), True)
-            assert len(engine.classify([values_of(4)])) == 1
+            assert len(engine.classify([random_values(4)])) == 1
     moved = tmp_path / "anywhere"
     first.rename(moved)
     assert Engine.load(str(moved)).spec.key == ("m", 1)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import alone, random_network, served
+from support.values import random_values
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError, SequenceStateError
@@ -17,10 +18,6 @@ from unroll_server.sequence import PIECE_STEPS, REPLAY_CHUNKS, OpenSequence, Rep
 from unroll_server.telemetry.metrics import Metrics
 
 MODEL = served(random_network())
-
-
-def values_of(steps: int) -> Float32Array:
-    return np.random.default_rng(steps).normal(size=(steps, MODEL.spec.input_size)).astype(np.float32)
 
 
 def new_engine() -> AsyncEngine:
@@ -68,7 +65,7 @@ class Collected(OpenSequence):
 def test_chunks_sent_again_are_answered_the_same_and_applied_once(
     sizes: list[int], repeats: list[tuple[int, int]]
 ) -> None:
-    values = values_of(sum(sizes))
+    values = random_values(sum(sizes))
     _, expected, final = alone(MODEL, values, None)
     begins = [sum(sizes[:index]) for index in range(len(sizes))]
 
@@ -95,7 +92,7 @@ async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and
     engine = new_engine()
     try:
         sequence = Collected(engine)
-        values = values_of(2 * (REPLAY_CHUNKS + 2))
+        values = random_values(2 * (REPLAY_CHUNKS + 2))
         for first in range(0, len(values), 2):
             await sequence.answer(first, values[first : first + 2])
         step, state = sequence.step, sequence.state
@@ -118,7 +115,7 @@ async def test_a_chunk_of_many_pieces_has_the_bits_of_one_and_one_that_is_left_c
     engine = new_engine()
     try:
         sequence = Collected(engine)
-        values = values_of(3 * PIECE_STEPS + 5)
+        values = random_values(3 * PIECE_STEPS + 5)
         sequence.start(0, values)
         sequence.cancel()
         assert (sequence.step, sequence.state) == (0, None)
@@ -134,7 +131,7 @@ async def test_a_stream_s_latest_chunks_can_be_repeated_over_all_its_sequences()
     try:
         shared = ReplayWindow()
         sequences = [Collected(engine, shared) for _ in range(REPLAY_CHUNKS + 3)]
-        values = values_of(2)
+        values = random_values(2)
         answers = [await sequence.answer(0, values) for sequence in sequences]
         for sequence in sequences[:3]:
             with pytest.raises(SequenceStateError, match="0, the sequence goes on at step 2"):
@@ -150,7 +147,7 @@ async def test_what_is_kept_of_a_stream_s_latest_chunks_keeps_no_sequence_that_e
     try:
         window = ReplayWindow()
         sequence = Collected(engine, window)
-        await sequence.answer(0, values_of(3))
+        await sequence.answer(0, random_values(3))
         ended = weakref.ref(sequence)
         del sequence
         gc.collect()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import PATIENCE
+from support.waiting import until
 
 from unroll_server.errors import StartupError
 from unroll_server.workers import worker_process
@@ -68,12 +69,10 @@ async def test_a_worker_that_can_t_be_started_for_a_while_is_started_when_it_can
         program.rename(away)
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
-        while worker.restarts < 2:  # noqa: ASYNC110 - nothing reports it
-            await asyncio.sleep(0.01)
+        await until(lambda: worker.restarts >= 2)
         assert worker.pid is None
         away.rename(program)
-        while not worker.serves:  # noqa: ASYNC110 - nothing reports it
-            await asyncio.sleep(0.01)
+        await until(lambda: worker.serves)
 
 
 async def test_a_worker_that_can_t_be_started_at_all_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -118,8 +117,7 @@ async def test_a_stop_while_a_crashed_worker_waits_counts_the_calls_that_a_drain
     async with kept(worker):
         assert worker.pid is not None
         wake(worker.pid)
-        while "starting it again" not in caplog.text:  # noqa: ASYNC110 - the log is the only sign
-            await asyncio.sleep(0.01)
+        await until(lambda: "starting it again" in caplog.text)
         assert await worker.drain() == drained
 
 

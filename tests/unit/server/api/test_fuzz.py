@@ -14,6 +14,7 @@ from support import wire
 from support.models import alone, random_network, served
 from support.mutations import mutated
 from support.streams import answers_of
+from support.values import random_values
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError
@@ -198,7 +199,7 @@ async def streamed(requests: Sequence[pb.UnrollRequest]) -> list[pb.UnrollRespon
 @settings(deadline=None)
 @given(st.lists(mutated(_messages.map(pb.UnrollRequest.SerializeToString)), max_size=12))
 def test_a_stream_answers_every_message_and_a_good_sequence_beside_them(pieces: list[bytes]) -> None:
-    values = np.random.default_rng(0).normal(size=(7, SPEC.input_size)).astype(np.float32)
+    values = random_values(7, features=SPEC.input_size)
     good = [
         wire.open_request("good", "m"),
         wire.chunk_request("good", 0, values[:4]),

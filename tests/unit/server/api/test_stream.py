@@ -10,6 +10,7 @@ from support import wire
 from support.models import alone, random_network, served
 from support.processes import PATIENCE
 from support.streams import answers_of
+from support.values import random_values
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_proto.v1 import unroll_pb2 as pb
@@ -86,7 +87,7 @@ async def serving() -> AsyncIterator[Serving]:
 
 def chunks_of(keys: int, pieces: int) -> tuple[list[pb.UnrollRequest], wire.Array]:
     """A chunk of the same values for each of several keys."""
-    values = np.random.default_rng(1).standard_normal((pieces * PIECE_STEPS, 3)).astype(np.float32)
+    values = random_values(pieces * PIECE_STEPS)
     names = [str(index) for index in range(keys)]
     opened = [wire.open_request(name, "m", return_logits=False) for name in names]
     return [*opened, *(wire.chunk_request(name, 0, values) for name in names)], values
@@ -115,7 +116,7 @@ async def test_a_slow_reader_s_answers_are_not_computed_far_ahead_however_large_
 
 
 async def test_chunks_of_one_key_are_not_computed_far_ahead_either(serving: Serving) -> None:
-    values = np.random.default_rng(2).standard_normal((80 * 40, 3)).astype(np.float32)
+    values = random_values(80 * 40)
     parts = range(0, len(values), 40)
     requests = [wire.open_request("a", "m", return_logits=False)]
     requests += [wire.chunk_request("a", begin, values[begin : begin + 40]) for begin in parts]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import alone
 from support.redis_server import RedisServer, needs_redis
-from support.sessions import MODEL, ask, replicas, values_of
+from support.sessions import MODEL, ask, replicas
+from support.values import random_values
 
 from unroll_engine.errors import RequestError, SequenceStateError
 from unroll_engine.models.spec import Float32Array
@@ -73,7 +74,7 @@ async def compare(actions: list[tuple[str, int, str, int]], stores: list[Store])
         for number, (name, replica, action, count) in enumerate(actions):
             session_id = prefix + name
             step = len(oracle.values.get(session_id, ()))
-            request = ask(session_id, values_of(number, count), model="m", version=1)
+            request = ask(session_id, random_values(count, number), model="m", version=1)
             if action == "start":
                 request = replace(request, start=True)
             elif action in ("numbered", "end"):

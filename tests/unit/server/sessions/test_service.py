@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from support.models import alone
 from support.operators import write_identities
-from support.sessions import MODEL, NEWER, ask, replicas, values_of
+from support.sessions import MODEL, NEWER, ask, replicas
+from support.values import random_values
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import ExpiredError, InvalidRequestError, OverloadedError, RequestError, SequenceStateError
@@ -37,7 +38,7 @@ async def test_each_step_belongs_to_one_of_the_writers_that_race_for_it(
         nonlocal taken
         random, step, chunks = np.random.default_rng(writer), 0, 0
         while chunks < 8:
-            values = values_of(int(random.integers(2**31)), int(random.integers(1, 9)))
+            values = random_values(int(random.integers(1, 9)), int(random.integers(2**31)))
             try:
                 done = await sessions.advance(ask("s", values, first_step=step if chunks % 2 else None))
             except SessionTakenError:
@@ -83,7 +84,7 @@ class Lossy:
 
 async def test_a_chunk_that_is_sent_again_after_a_lost_answer_counts_once() -> None:
     lossy = Lossy(MemoryStore(60, 100))
-    values = values_of(0, 30)
+    values = random_values(30)
     expected = alone(MODEL, values, None)[1]
     async with replicas(lossy) as (sessions,):  # type: ignore[arg-type]  # by __getattr__ it has the rest
         for begin, end in ((0, 10), (10, 20), (20, 30)):
@@ -117,7 +118,7 @@ async def test_a_session_removed_while_its_chunk_is_computed_was_not_taken_by_a_
                 await super().put(Session(format=1, session_id="other"), None)
             return await super().put(session, before)
 
-    values = values_of(0, 3)
+    values = random_values(3)
     async with replicas(Removing(60, 1)) as (sessions,):
         for first_step in (None, 3):
             start = ask("s", values, model="m", version=1, start=True)
@@ -137,7 +138,7 @@ async def test_a_session_removed_while_its_chunk_is_computed_was_not_taken_by_a_
 
 
 async def test_a_session_stays_on_its_version_and_belongs_to_its_owner() -> None:
-    values = values_of(0, 4)
+    values = random_values(4)
     async with replicas(MemoryStore(60, 100)) as (sessions,):
         begun = await sessions.advance(ask("s", values, model="m", version=1, start=True, owner="ann"))
         assert (await sessions.advance(ask("s", values, model="m", start=True, owner="bob"))).model is NEWER
@@ -171,7 +172,7 @@ async def test_a_session_stays_on_its_version_and_belongs_to_its_owner() -> None
 
 
 async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> None:
-    values = values_of(0, 6)
+    values = random_values(6)
     old, new = (
         replace(model, spec=replace(MODEL.spec, bundle=bundle)) for model, bundle in ((MODEL, b"A"), (NEWER, b"B"))
     )
@@ -207,7 +208,7 @@ async def test_a_session_stays_on_the_content_of_its_version_or_is_refused() -> 
 
 
 async def test_a_refused_late_or_cancelled_call_leaves_the_session_as_it_was() -> None:
-    values = values_of(0, 3000)
+    values = random_values(3000)
     catalog = Catalog([MODEL, NEWER])
     async with replicas(MemoryStore(60, 100), queued=4000, catalog=catalog) as (sessions,):
         done: Advanced = await sessions.advance(ask("s", values[:3], model="m", version=1, start=True))
@@ -233,7 +234,7 @@ async def test_a_refused_late_or_cancelled_call_leaves_the_session_as_it_was() -
 
 
 async def test_an_identity_has_at_most_its_quota_of_sessions(tmp_path: Path) -> None:
-    values = values_of(0, 2)
+    values = random_values(2)
     identities = Identities(write_identities(tmp_path / "identities.toml", ann={"max_sessions": 2}, bob={}))
     async with replicas(MemoryStore(60, 100), quotas=Quotas(identities)) as (sessions,):
         for n in range(2):
@@ -259,7 +260,7 @@ async def test_a_version_is_referenced_until_the_session_is_stored() -> None:
 
     sessions = Sessions(Watched(ttl=60, max_sessions=10), catalog, engine)
     try:
-        await sessions.advance(ask(values=values_of(0, 3), start=True))
+        await sessions.advance(ask(values=random_values(3), start=True))
         await sessions.advance(ask(end=True))
         assert references == [1, 1]
         assert not catalog.find("m", 1).references

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.redis_server import RedisServer, needs_redis
+from support.waiting import until
 
 from unroll_engine.errors import SequenceStateError
 from unroll_engine.models.spec import ModelKey
@@ -45,13 +46,14 @@ async def _is_expired(store: Store, session_id: str) -> bool:
 
 
 async def until_it_raises(call: Callable[[], Awaitable[object]], kind: type[Exception]) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await call()
-            except kind:
-                return
-            await asyncio.sleep(0.01)
+    async def raised() -> bool:
+        try:
+            await call()
+        except kind:
+            return True
+        return False
+
+    await until(raised)
 
 
 async def test_only_one_writer_replaces_a_revision(make: Callable[[], Store], request: pytest.FixtureRequest) -> None:
@@ -154,8 +156,8 @@ async def test_redis_tells_an_expired_session_from_one_that_never_was(redis_serv
         store = RedisStore(redis_server.url, ttl)
         assert await store.put(session(f"{name}, ended", ended=True, version=version), None)
         assert await store.put(session(name, version=version), None)
-        while await store.count(ModelKey("m", version), b""):  # noqa: ASYNC110 (Redis notifies nobody)
-            await asyncio.sleep(0.01)
+        while await store.count(ModelKey("m", version), b""):
+            pass
         remembered = await _is_expired(store, name)
         await store.close()
         if remembered:

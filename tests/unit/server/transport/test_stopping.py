@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from support.processes import PATIENCE
 from support.transports import MAKERS, MakeTransport
+from support.waiting import until
 
 from unroll_server.addresses import Address
 from unroll_server.middleware.access_log import CallObserver
@@ -65,8 +66,7 @@ async def test_an_end_waits_for_the_calls_in_flight(make: MakeTransport) -> None
         call = asyncio.ensure_future(wait(b"x", timeout=PATIENCE))
         await server.arrived.wait()
         stopping = asyncio.create_task(server.transport.stop(PATIENCE))
-        while listens(host, int(port)):  # noqa: ASYNC110 - it can only be tried
-            await asyncio.sleep(0.01)
+        await until(lambda: not listens(host, int(port)))
         assert not stopping.done()
         server.answers.set()
         assert await call == b"x"
