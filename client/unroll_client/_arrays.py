@@ -1,4 +1,4 @@
-"""Sequences of the caller to the ragged float32 of the wire, and back."""
+"""Conversion between the caller's arrays and the packed float32 of the wire."""
 
 import sys
 from collections.abc import Iterable
@@ -12,29 +12,29 @@ from numpy.typing import ArrayLike, NDArray
 from unroll_client._errors import FieldViolation, InvalidArgument
 
 FLOAT32 = np.dtype("<f4")
-# float32 holds every integer up to this, and beyond it those whose bits between first and last 1 are 24 or fewer.
+# float32 represents every integer up to this. Beyond, it represents those of at most 24 significant bits.
 _EXACT_INTEGERS = 1 << 24
 
 
 def invalid(field: str, what: str) -> InvalidArgument:
-    """The error for one part of what the caller gave."""
+    """Makes the error for one part of the caller's input."""
     return InvalidArgument(f"{field}: {what}", fields=[FieldViolation(field, what)])
 
 
 def check_number(field: str, value: int, least: int = 0, bits: int = 32) -> None:
-    """Raises InvalidArgument where a number is none that the wire can carry."""
+    """Raises InvalidArgument if a number does not fit the wire: `least` to 2**bits - 1."""
     if not least <= value < 1 << bits:
         raise invalid(field, f"{value}, {least} to {(1 << bits) - 1} expected")
 
 
-@dataclass(slots=True)  # frozen would double the cost of making one
+@dataclass(slots=True)  # frozen would double the cost of construction
 class Ragged:
-    """Sequences end to end, as the wire has them.
+    """Sequences of any lengths, concatenated as on the wire.
 
     Attributes:
         values: Little-endian float32 [total steps, features], row-major.
         lengths: Timesteps of each sequence.
-        features: Numbers a timestep; 0 without sequences.
+        features: Features of a timestep; 0 without sequences.
     """
 
     values: bytes
@@ -43,15 +43,15 @@ class Ragged:
 
 
 def pack(sequences: Iterable[ArrayLike]) -> Ragged:
-    """Puts sequences end to end.
+    """Concatenates sequences.
 
     Args:
-        sequences: Arrays [steps, features] with the same number of features, of numbers that float32 can hold: floats
+        sequences: Arrays [steps, features] with the same number of features. Their numbers must fit float32: floats
             are rounded to the nearest, integers must be exact.
 
     Raises:
-        InvalidArgument: one is not such an array, has no steps or features, or holds a number that is not finite in
-            float32; the message and the field name it, as in `sequences[3]`.
+        InvalidArgument: a sequence is not such an array, has no steps or features, or holds a number that is not
+            finite in float32. The message and the field name it, as in `sequences[3]`.
     """
     if not hasattr(sequences, "__iter__"):
         raise invalid("sequences", f"a list of arrays expected, got {type(sequences).__name__}")
@@ -76,14 +76,14 @@ def pack(sequences: Iterable[ArrayLike]) -> Ragged:
 
 
 def pack_chunk(chunk: ArrayLike, features: int | None = None) -> NDArray[np.float32]:
-    """Makes float32 [steps, features] of the next timesteps of a sequence.
+    """Converts the next timesteps of a sequence to float32 [steps, features].
 
     Args:
-        chunk: As one of the sequences of `pack`.
-        features: Those that the model has; any number if absent.
+        chunk: An array as `pack` takes it.
+        features: Features of the model; None accepts any number.
 
     Raises:
-        InvalidArgument: as of `pack`, or there is another number of features.
+        InvalidArgument: as in `pack`, or the number of features differs.
     """
     array = _numeric(chunk, "chunk")
     columns = array.shape[1]
@@ -100,12 +100,12 @@ def pack_chunk(chunk: ArrayLike, features: int | None = None) -> NDArray[np.floa
 def cut(
     values: NDArray[np.float32], max_steps: int, max_message_bytes: int, envelope: int
 ) -> list[NDArray[np.float32]]:
-    """Cuts a chunk [steps, features] into parts that the server's limits let through.
+    """Cuts a chunk [steps, features] into parts within the server's limits.
 
     Args:
         values: The chunk.
-        max_steps: Steps of a part; 0 for no limit.
-        max_message_bytes: Bytes of the message that carries a part; 0 for no limit.
+        max_steps: Largest number of steps of a part; 0 for no limit.
+        max_message_bytes: Largest size of the message that carries a part; 0 for no limit.
         envelope: Bytes of a message besides the values.
     """
     most = max_steps or len(values)
@@ -116,10 +116,10 @@ def cut(
 
 
 def unpack(data: bytes, rows: int, columns: int) -> NDArray[np.float32]:
-    """Reads float32 [rows, columns] that the server sent, as a new array.
+    """Decodes float32 [rows, columns] from the server into a new array.
 
     Raises:
-        ValueError: there are not that many numbers.
+        ValueError: the number of values is another.
     """
     if rows and not data:
         raise ValueError(f"0 bytes for {rows} rows")
@@ -127,7 +127,7 @@ def unpack(data: bytes, rows: int, columns: int) -> NDArray[np.float32]:
 
 
 def join(parts: Listing[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Puts arrays end to end; one alone is not copied."""
+    """Concatenates arrays along the first axis; a single array is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -141,7 +141,7 @@ def _numeric(value: ArrayLike, name: str) -> NDArray[np.generic]:
 
 
 def _as_array(value: Any, name: str) -> NDArray[np.generic]:
-    """Reads what is not a plain NumPy array: a list, a tensor, an array of another library."""
+    """Converts a list, a tensor or another library's array to a NumPy array."""
     # A list of masked rows would lose their masks.
     if any(np.ma.is_masked(part) for part in (value if isinstance(value, list | tuple) else [value])):
         raise invalid(name, "masked values, which are not numbers: fill or drop them")
@@ -149,14 +149,14 @@ def _as_array(value: Any, name: str) -> NDArray[np.generic]:
     try:
         if torch is not None and isinstance(value, torch.Tensor):
             value = value.detach().cpu()
-            # NumPy has no bfloat16, nor the floats of 8 bits.
+            # NumPy has neither bfloat16 nor the 8-bit floats.
             return np.asarray(value.float() if value.is_floating_point() and value.itemsize < 4 else value)
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
         return np.asarray(value)
     except MemoryError:
         raise
-    except Exception as error:  # Whatever another library raises.
+    except Exception as error:  # Any library may raise any exception.
         if "inhomogeneous" in str(error):
             problem = "an array [steps, features] expected, got rows of unequal lengths"
         else:
@@ -166,7 +166,7 @@ def _as_array(value: Any, name: str) -> NDArray[np.generic]:
 
 
 def _is_number(dtype: np.dtype[Any]) -> bool:
-    # The second is of types beyond NumPy's own, as bfloat16 of ml_dtypes.
+    # The second test accepts types that other libraries register with NumPy, such as bfloat16 of ml_dtypes.
     return dtype.kind in "fiub" or (dtype.fields is None and np.can_cast(dtype, np.float32))
 
 
@@ -180,10 +180,10 @@ def _unfitness(array: NDArray[np.generic]) -> str:
 
 
 def _check_exact(array: NDArray[Any], name: str) -> None:
-    """Raises InvalidArgument if an integer is between two float32: where it counts or names, rounding makes another."""
+    """Raises InvalidArgument if float32 can't represent an integer: an id or a count must not be rounded."""
     if array.min() >= -_EXACT_INTEGERS and array.max() <= _EXACT_INTEGERS:
         return
-    # The least value of a signed type has no positive of that type, but one of the unsigned type of its width.
+    # The absolute value of the least signed integer fits only the unsigned type of the same width.
     size = np.abs(array).astype(f"u{array.dtype.itemsize}").astype(np.uint64)
     last_bit = np.maximum(size & (~size + np.uint64(1)), np.uint64(1))
     inexact = size // last_bit >= _EXACT_INTEGERS
@@ -197,7 +197,7 @@ def _joined_bytes(arrays: list[NDArray[np.generic]]) -> bytes:
     if any(array.dtype != FLOAT32 for array in arrays):
         with np.errstate(over="ignore"):
             arrays = [array.astype(FLOAT32, copy=False) for array in arrays]
-    # Of one array tobytes is faster; of many, join copies each once, where it needs no other order.
+    # tobytes is faster for one array; join copies each of several once, if it is row-major.
     return arrays[0].tobytes() if len(arrays) == 1 else b"".join([np.ascontiguousarray(array).data for array in arrays])
 
 

@@ -1,4 +1,4 @@
-"""AsyncClient: the one body of code behind both clients."""
+"""AsyncClient: the implementation behind both clients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DEFAULT_RECONNECT_TIMEOUT = 30.0
 def _explaining(
     method: Callable[Concatenate[AsyncClient, P], Awaitable[T]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    """Has a method's errors name the proxy that is in between."""
+    """Wraps a method so that its errors name the proxy that calls go through, if there is one."""
 
     @wraps(method)
     async def explaining(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -55,27 +55,27 @@ def _explaining(
 
 
 class AsyncClient(Uncopied):
-    """Calls Unroll servers, on one asyncio event loop; an async context manager.
+    """Client of Unroll servers for one asyncio event loop; an async context manager.
 
-    The connection is made by the first call. Calls that change nothing on the server (all but streams) are tried
-    again, with growing pauses, if a server is unreachable or asks to retry.
+    The first call connects. Calls that change nothing on the server (all but streams) are retried, with growing
+    pauses, if a server is unreachable or asks for a retry.
 
     Args:
-        target: "host:port", or any gRPC target; several of them in a list, or with commas between. Calls go to those
-            that are alive, in turn. A name with several addresses is balanced over all of them.
-        model: The model for calls that name none; "" stands for the only one that is served.
-        timeout: Seconds that a call may take in all, with its retries; of a stream, the wait for one answer.
+        target: "host:port" or any gRPC target; or several, in a list or separated by commas. Calls go in turn to the
+            servers that are reachable. A name with several addresses is balanced over all of them.
+        model: Default model of calls; "" is the only model that is served.
+        timeout: Seconds that a call may take, retries included; for a stream, the seconds to wait for one answer.
             `math.inf` for no limit.
-        reconnect_timeout: Seconds in which a sequence that lost its server must get on elsewhere, or fail with its
-            last snapshot. 0: it fails at once, and nothing is kept to be sent again.
-        wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
-        coalesce: Let small `classify` calls of the same moment share a request. Each gets the result or the error
-            that it would have got alone, with the same bits; without, each is an RPC of its own.
-        tls: Encrypt, trusting the system's authorities; also implied by the next two.
+        reconnect_timeout: Seconds within which a sequence that lost its server must resume on another one. After that
+            it fails with its last snapshot. With 0 it fails at once, and nothing is kept to be sent again.
+        wait_for_ready: Wait within the timeout while no server is reachable, instead of failing.
+        coalesce: Let concurrent small `classify` calls share a request. Each gets the result or the error, and the
+            bits, of a request of its own.
+        tls: Encrypt, and trust the system's certificate authorities; implied by the next two arguments.
         root_certificates: PEM of the authorities to trust instead.
-        certificate: PEM of the client's own certificate chain and key, for mutual TLS.
+        certificate: PEM of the client's certificate chain and of its private key, for mutual TLS.
         server_name: Name to expect in the server's certificate, if it is not the target's host.
-        token: Sent as a bearer token with every call.
+        token: Bearer token to send with every call.
         metadata: Further metadata of every call, as pairs.
 
     Raises:
@@ -121,28 +121,32 @@ class AsyncClient(Uncopied):
         return_final_states: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 (the deadline that the server is told)
     ) -> Classification:
-        """Classifies sequences, each from the logits of its own last timestep.
+        """Classifies sequences by the logits of their last timesteps.
 
-        What is over the server's limits for one RPC goes as several. A sequence that is too long goes in pieces, with
-        the bits of the whole. Small calls of the same moment share an RPC.
+        Input over the server's limits is split over several RPCs. A sequence that is too long is computed in pieces,
+        with the same bits as in one.
 
         Args:
-            sequences: Arrays [steps, features] of numbers, of any lengths, of NumPy or any library that it can read.
-                They are sent as float32: floats are rounded, integers must be exact. No sequence gives an empty result.
-            model: Model name; the client's where absent.
-            version: Model version; 0 picks the newest.
-            initial_states: One a sequence: a snapshot to go on from, or None for the zero state.
-            return_final_states: Also give each sequence's state after its last timestep.
-            timeout: Seconds in all; the client's where absent.
+            sequences: Arrays [steps, features] of numbers, of any lengths, from NumPy or any library that NumPy can
+                read. They are sent as float32: floats are rounded, integers must be exact. An empty list gives an
+                empty result.
+            model: Name of the model; None for the client's default.
+            version: Version of the model; 0 for the newest.
+            initial_states: For each sequence the snapshot to resume from, or None for the zero state.
+            return_final_states: True to return the state after each sequence's last timestep.
+            timeout: Seconds that the call may take; None for the client's default.
 
         Returns:
-            One label, row of probabilities and row of logits a sequence, in their order.
+            A label, a row of probabilities and a row of logits for each sequence, in order.
 
         Raises:
             InvalidArgument: a sequence can't be used or is over a limit; `fields` names it.
-            NotFound: no such model or version.
+            NotFound: there is no such model or version.
             FailedPrecondition: a snapshot is of another model or version.
-            DeadlineExceeded, ResourceExhausted, Unavailable, UnrollError: as they say.
+            DeadlineExceeded: the timeout passed.
+            ResourceExhausted: the server had no room until then.
+            Unavailable: no server was reachable.
+            UnrollError: the call failed otherwise.
         """
         deadline = self._calls.deadline(timeout)
         name = self._model if model is None else model
@@ -154,7 +158,7 @@ class AsyncClient(Uncopied):
             else:
                 result = await classify(batch, name, version, info, partial(self._classify_in_time, deadline))
         except (InvalidArgument, NotFound) as error:
-            # What is remembered of the model may be what is wrong.
+            # Outdated model metadata can be the cause.
             self._models.forget()
             batch.explain(error, info)
             raise
@@ -171,22 +175,22 @@ class AsyncClient(Uncopied):
         every: int = 1,
         timeout: float | None = None,
     ) -> AsyncSequence:
-        """Begins a sequence whose timesteps are sent, and answered, as they come.
+        """Begins a sequence whose timesteps are sent, and answered, as they arrive.
 
-        All sequences of a client share one RPC, and survive the loss of it; see `AsyncSequence`. Use it as
-        `async with client.unroll() as sequence`.
+        All sequences of a client share one RPC and survive its loss; see `AsyncSequence`. Use it as `async with
+        client.unroll() as sequence`.
 
         Args:
-            model: Model name; where absent, the snapshot's, or else the client's.
-            version: Model version; 0 picks the snapshot's, or else the newest.
-            snapshot: State to go on from; absent, the sequence begins at its zero state, step 0.
-            states: Report the last layer's hidden state after each step.
-            logits: Report each step's logits.
-            every: Report every n-th step only: those whose count of consumed steps divides by n.
-            timeout: Seconds to wait for one answer; the client's where absent.
+            model: Name of the model; None for the snapshot's, or else the client's default.
+            version: Version of the model; 0 for the snapshot's, or else the newest.
+            snapshot: State to resume from; None for the zero state, at step 0.
+            states: True to return the last layer's hidden state after each step.
+            logits: True to return the logits of each step.
+            every: Return only every n-th step: those after which the count of consumed steps is a multiple of n.
+            timeout: Seconds to wait for one answer; None for the client's default.
 
         Raises:
-            InvalidArgument: `every` is less than 1, or it or `version` is no number of 32 bits.
+            InvalidArgument: `every` is less than 1, or `every` or `version` does not fit 32 bits.
         """
         check_number("every", every, least=1)
         check_number("version", version)
@@ -219,41 +223,44 @@ class AsyncClient(Uncopied):
         return_snapshot: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 (as above)
     ) -> SessionSteps:
-        """Advances a session, a sequence whose state the server keeps, under an id of the caller's own.
+        """Advances a session: a sequence whose state the server keeps, under an id that the caller chooses.
 
-        With `first_step` a chunk is applied once, however often it is sent, so the call is tried again when a server
-        goes away; so is one that starts a session. Others are not: whether they were applied, nobody could tell.
+        With `first_step` the server applies a chunk once, however often it is sent. So this call is retried when a
+        server is lost, as is one that starts a session. Other calls are not, since they may have been applied.
 
-        A chunk over the server's limits goes as several requests, each applied once. If one fails, those before it are
-        applied all the same: the error's `advanced` is their answer, from whose `step` the rest can be sent.
+        A chunk over the server's limits is split over several requests, each applied once. If one fails, those before
+        it stay applied: the error's `advanced` is their answer, and the rest can be sent from its `step`.
 
         Args:
             session_id: 1 to 128 bytes of UTF-8.
-            chunk: The next timesteps [steps, features]; none only where the session starts or ends.
-            model: Where it starts, as of `unroll`; later the session's own.
-            version: Likewise.
-            start: Begin the session, anew where there is one of this id.
-            end: End it after these steps.
-            first_step: Number of the first step: the `step` of the last answer. Absent: wherever the session is.
-            snapshot: Where it starts, the state to start from.
-            states: Answer the last layer's hidden state after each step.
-            logits: Answer each step's logits.
-            return_snapshot: Answer the state after these steps.
-            timeout: Seconds in all; the client's where absent.
+            chunk: The next timesteps [steps, features]; None only to start or end a session.
+            model: Name of the model of a session that starts, as in `unroll`; else it must be the session's.
+            version: Version of the model, likewise.
+            start: True to start the session, over again if there is one of this id.
+            end: True to end the session after these steps.
+            first_step: Number of the chunk's first step, the `step` of the previous answer; None to append to
+                wherever the session is.
+            snapshot: State that a new session starts from.
+            states: True to return the last layer's hidden state after each step.
+            logits: True to return the logits of each step.
+            return_snapshot: True to return the state after these steps.
+            timeout: Seconds that the call may take; None for the client's default.
 
         Raises:
-            NotFound: no such session (`reason` "SESSION_UNKNOWN"), it is no more ("SESSION_EXPIRED"), or no such model.
-            Aborted: another writer has moved the session on.
-            FailedPrecondition: the session has not come so far, or is on another model or version.
-            ResourceExhausted: no room for another session ("SESSION_ROOM"), or for more work now.
-            Unavailable: no server, or where it keeps the sessions does not answer ("SESSION_STORE").
-            InvalidArgument, DeadlineExceeded, UnrollError: as they say.
+            NotFound: there is no such model, or no such session: `reason` is "SESSION_UNKNOWN" or "SESSION_EXPIRED".
+            Aborted: another writer advanced the session.
+            FailedPrecondition: `first_step` leaves a gap, or the session is on another model or version.
+            ResourceExhausted: there is no room for another session ("SESSION_ROOM") or for more work.
+            Unavailable: no server was reachable, or the server could not reach its session store ("SESSION_STORE").
+            InvalidArgument: an argument can't be used; `fields` names it.
+            DeadlineExceeded: the timeout passed.
+            UnrollError: the call failed otherwise.
         """
         if model is None:
             model = "" if not start else snapshot.model if snapshot else self._model
         request = advance_request(session_id, model, version, start, end, first_step, snapshot)
         request.return_states, request.return_logits, request.return_snapshot = states, logits, return_snapshot
-        # Of any number of features: the server alone knows the session's model.
+        # With any number of features: only the server knows the session's model.
         values = None if chunk is None else pack_chunk(chunk)
         deadline = self._calls.deadline(timeout)
         parts = pieces(request, values, None if values is None else await self._limits(deadline))
@@ -306,7 +313,7 @@ class AsyncClient(Uncopied):
         return await self._look_up(self._model if name is None else name, version, self._calls.deadline(timeout))
 
     async def close(self) -> None:
-        """Cancels every call and closes the connections; waiting calls fail with Unavailable."""
+        """Closes the connections; pending calls fail with Unavailable."""
         self._calls.closed = True
         if self._coalescer is not None:
             await self._coalescer.close()
@@ -327,7 +334,7 @@ class AsyncClient(Uncopied):
     ) -> None:
         await self.close()
 
-    # For the sequences of this client.
+    # The methods of ClientApi, for this client's sequences.
 
     @property
     def closed(self) -> bool:
@@ -340,7 +347,7 @@ class AsyncClient(Uncopied):
         return self._calls.wait_for_ready
 
     def explained(self, error: UnrollError) -> UnrollError:
-        """Adds the proxy of the environment, if there is one, to an error without an answer."""
+        """Adds to an error without an answer the proxy of the environment, if there is one."""
         return error if self.closed else explained(error, self._targets)
 
     def shared_stream(self) -> SharedStream:
@@ -350,7 +357,7 @@ class AsyncClient(Uncopied):
             if stream.usable:
                 return stream
         servers = self._calls.servers()
-        # Of several, the one that it would wait for may never come.
+        # With several servers, the one to wait for may never come back.
         wait = self._calls.wait_for_ready and len(servers) == 1
         call = traced_stream(servers.next().Unroll, self._calls.metadata, wait)
         self._streams.append(SharedStream(call))
@@ -386,12 +393,12 @@ class AsyncClient(Uncopied):
         return info
 
     async def _of_another_version(self, result: Classification, info: ModelInfo, deadline: float) -> Classification:
-        """Completes a result that another version than the remembered one computed."""
+        """Completes a result that was computed by another version than the remembered one."""
         if result.version > info.version:
             self._models.forget()
         if result.final_states is None:
             return result
-        with suppress(UnrollError):  # The number of layers only shapes the states.
+        with suppress(UnrollError):  # The number of layers only gives the states their shape.
             layers = (await self._models.find(result.model, result.version, deadline)).num_layers
             return replace(
                 result, final_states=tuple(replace(state, num_layers=layers) for state in result.final_states)

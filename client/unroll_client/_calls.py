@@ -17,10 +17,10 @@ from unroll_client._errors import ResourceExhausted, Unavailable, from_rpc_error
 from unroll_client._servers import Servers
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
-# Tries of a call at each of several servers; gRPC makes as many where there is one.
+# Attempts at each of several servers; gRPC itself makes as many at a single one.
 TRIES = 5
 
-# Seconds; gRPC counts nanoseconds in 63 bits, so what is longer would have passed already.
+# Seconds. gRPC counts nanoseconds in 63 bits: a longer timeout would be in the past.
 LONGEST_TIMEOUT = 1e9
 
 ResponseT = TypeVar("ResponseT")
@@ -29,18 +29,18 @@ Method = Callable[[UnrollServiceStub], Callable[..., Awaitable[ResponseT]]]
 
 
 class Calls:
-    """Makes calls, each until a deadline of time.monotonic(), on one asyncio event loop.
+    """Makes calls on one asyncio event loop. Deadlines are in seconds of `time.monotonic()`.
 
     Args:
-        connection: How to reach the servers.
+        connection: Addresses and credentials of the servers.
         timeout: Default timeout of a call, in seconds.
-        wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
+        wait_for_ready: Wait within the timeout while no server is reachable, instead of failing.
 
     Attributes:
-        metadata: Of every call.
+        metadata: Metadata of every call.
         timeout: As given.
         wait_for_ready: As given.
-        closed: Whether no more calls are made.
+        closed: True once no more calls may be made.
     """
 
     def __init__(self, connection: Connection, timeout: float, wait_for_ready: bool) -> None:
@@ -53,7 +53,7 @@ class Calls:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def servers(self) -> Servers:
-        """The servers.
+        """Returns the servers; connects to them at the first call.
 
         Raises:
             RuntimeError: the client is closed, or belongs to another event loop.
@@ -75,16 +75,16 @@ class Calls:
             self._loop = loop
 
     def deadline(self, timeout: float | None) -> float:
-        """When a call must be done that begins now.
+        """Returns the deadline of a call that begins now.
 
         Raises:
-            RuntimeError: as of `check`.
+            RuntimeError: as in `check`.
         """
         self.check()
         return time.monotonic() + (self.timeout if timeout is None else timeout)
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         if self._opened is not None:
             await self._opened.close()
             self._opened = None
@@ -92,13 +92,13 @@ class Calls:
     async def make(
         self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
     ) -> ResponseT:
-        """Makes one call, and again after the pause that a full server asks for.
+        """Makes a call; repeats it after the pause that an overloaded server asks for.
 
         Args:
-            method: The RPC.
-            request: Its request.
-            deadline: When it must be done.
-            again: Whether it may be made again at the next of several servers when one of them goes away.
+            method: Picks the RPC of a server.
+            request: Request of the RPC.
+            deadline: Time by which the call must be done.
+            again: True if the call may be repeated on the next of several servers when one is lost.
         """
         while True:
             try:
@@ -110,7 +110,7 @@ class Calls:
             await asyncio.sleep(pause)
 
     async def make_repeatable(self, method: Method[ResponseT], request: object, deadline: float) -> ResponseT:
-        """Makes one call, and makes it again too when the only server goes away: it counts once on the server."""
+        """Makes a call that the server applies only once; repeats it even if the only server is lost."""
         for tries in count(1):
             try:
                 return await self.make(method, request, deadline)
@@ -124,7 +124,7 @@ class Calls:
     async def make_once(
         self, method: Method[ResponseT], request: object, deadline: float, *, again: bool = True
     ) -> ResponseT:
-        """Makes one call; where there are several servers, `again` at the next one when one of them is not there."""
+        """Makes a call without the pauses of `make`; with `again`, tries the next of several servers if one is lost."""
         servers = self.servers()
         for tries in count(1):
             try:
@@ -152,7 +152,7 @@ class Calls:
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
             if failure.code() is grpc.StatusCode.CANCELLED:
-                # Nobody here did that: it is how a server's core ends a call that comes while it shuts down.
+                # The client did not cancel it: a server's core ends calls like this while it shuts down.
                 error = Unavailable(f"the server has cancelled the call: {error.message}")
             raise error from failure
         except asyncio.CancelledError:

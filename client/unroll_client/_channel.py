@@ -1,4 +1,4 @@
-"""The channels to the servers: load balancing, retries, message sizes, TLS, credentials."""
+"""Channels to the servers: load balancing, retries, message sizes, TLS, credentials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["UnrollService"].full_name
 
-# These change nothing on the server, so asking again is safe. The stream is not among them.
+# These methods change nothing on the server, so a retry is safe. The stream is not among them.
 _BALANCING: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 _RETRYING = {
     "methodConfig": [
@@ -28,7 +28,7 @@ _RETRYING = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                # CANCELLED by the server, see _calls.py; what the caller cancels is never tried again.
+                # CANCELLED by the server, see _calls.py; a call that the caller cancels is never retried.
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
@@ -38,16 +38,16 @@ _RETRYING = {
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A call is only retried while its request is still in this buffer; the default, 256 KiB, is less than a batch.
+    # A call is retried only while its request fits this buffer; the default of 256 KiB is less than a batch.
     ("grpc.per_rpc_retry_buffer_size", 256 << 20),
-    # How soon a replica that was started after one was lost is found; the default is 30 s.
+    # Time until a new replica is found after one was lost; the default is 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
-    # How soon one that comes back at the same address is; the defaults are 1 s, growing to 120 s.
+    # Time until a replica that restarts at the same address is found; the defaults are 1 s, growing to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # How long a connection may take to be made, whatever it is called; the default is 20 s.
+    # Timeout of a connection attempt, despite its name; the default is 20 s.
     ("grpc.min_reconnect_backoff_ms", 5000),
-    # Keepalive pings, in milliseconds, find a machine that is gone while calls are open.
+    # Keepalive pings, in milliseconds, detect a lost machine while calls are open.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -55,20 +55,20 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-# Begins a target that names gRPC's way to resolve it.
+# The scheme of a target names gRPC's resolver.
 _SCHEME = re.compile(r"(dns|unix|unix-abstract|ipv4|ipv6|vsock|xds|google-c2p):(?!\d+$)")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[^\s:/@?#\[\]]+):(\d{1,5})")
-# What gRPC can send in metadata, and a header can hold.
+# Characters that gRPC and HTTP/2 headers can carry.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 def targets_of(target: str | Listing[str]) -> tuple[str, ...]:
-    """Reads the servers' addresses; "a:1,b:2" are two, a list of gRPC's "ipv4:" is one target.
+    """Parses the addresses of servers. "a:1,b:2" are two targets; a list after "ipv4:" is one target of gRPC's.
 
     Raises:
-        ValueError: there is none, or one is not HOST:PORT nor a target of gRPC's.
+        ValueError: there is none, or one is neither HOST:PORT nor a target of gRPC's.
     """
     listed = [target] if isinstance(target, str) else list(target)
     found = []
@@ -79,7 +79,7 @@ def targets_of(target: str | Listing[str]) -> tuple[str, ...]:
     for address in found:
         parts = _ADDRESS.fullmatch(address)
         if not _SCHEME.match(address) and not (parts and 1 <= int(parts[3]) < 1 << 16):
-            hint = "; encryption is an option of its own, tls" if address.startswith(("https:", "grpcs:")) else ""
+            hint = "; encryption is a separate option, tls" if address.startswith(("https:", "grpcs:")) else ""
             raise ValueError(f"target: HOST:PORT or unix:/PATH expected, got {address!r}{hint}")
     return tuple(dict.fromkeys(found))
 
@@ -91,8 +91,8 @@ class Connection:
     Attributes:
         targets: "host:port" each, or any gRPC target. A name that resolves to several addresses is balanced over
             them.
-        tls: Encrypt; also where certificates are given.
-        root_certificates: PEM of the authorities to trust; the system's where absent.
+        tls: Encrypt; implied by certificates.
+        root_certificates: PEM of the authorities to trust; None for the system's.
         certificate: PEM of the client's own certificate and key, for mutual TLS.
         server_name: Name to expect in the server's certificate, if it is not the target's host.
         token: Sent as a bearer token with every call.
@@ -102,7 +102,7 @@ class Connection:
     targets: tuple[str, ...]
     tls: bool = False
     root_certificates: bytes | None = None
-    # Secrets are in no representation, so that none gets into a log by it.
+    # Secrets are left out of the representation, so that none reaches a log.
     certificate: tuple[bytes, bytes] | None = field(default=None, repr=False)
     server_name: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -115,7 +115,7 @@ class Connection:
             if not _METADATA_KEY.fullmatch(key):
                 raise ValueError(f"metadata: a key of small letters, digits, '-', '_' and '.' expected, got {key!r}")
             if not key.endswith("-bin") and not _METADATA_VALUE.fullmatch(value):
-                # Not the value itself, which may be a secret.
+                # The value itself may be a secret.
                 raise ValueError(f"metadata: {key}: only printable ASCII characters can be sent")
 
     def open(self) -> list[grpc.aio.Channel]:
@@ -124,7 +124,7 @@ class Connection:
 
     def _open(self, target: str) -> grpc.aio.Channel:
         target = target if _SCHEME.match(target) else f"dns:///{target}"
-        # With several targets, the next one is better than another try.
+        # With several targets, the next one is better than a retry.
         config = _BALANCING if len(self.targets) > 1 else _BALANCING | _RETRYING
         options = [("grpc.service_config", json.dumps(config)), *_OPTIONS]
         traced = tracing()
@@ -138,6 +138,6 @@ class Connection:
         return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
     def call_metadata(self) -> Metadata:
-        """The metadata of every call."""
+        """Returns the metadata of every call."""
         authorization = (("authorization", f"Bearer {self.token}"),) if self.token else ()
         return (*authorization, *self.metadata)

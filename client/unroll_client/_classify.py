@@ -1,4 +1,4 @@
-"""Classify: one call, cut into as many RPCs as the server's limits ask for, and their answers."""
+"""Classification: splits a call into RPCs within the server's limits, and joins their answers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# RPCs of one call in flight at a time: enough to keep a server busy while answers travel.
+# RPCs of one call in flight: enough to keep a server busy while answers travel.
 IN_FLIGHT = 4
-# Of a message besides values, lengths and states: the names and the framing of fields.
+# Bytes of a message besides values, lengths and states: names and framing of fields.
 ENVELOPE_BYTES = 512
 _OVERFLOW = re.compile(r"values of sequence (\d+) (.+)")
-# Times that a call with sequences over the limits begins, as the version that it began on is gone.
+# Attempts of a call with sequences over the limits, whose version may be unloaded in between.
 _BEGINNINGS = 3
 # A length as a varint, and the framing of an initial state.
 _SEQUENCE_BYTES = 16
@@ -37,9 +37,9 @@ class Batch:
 
     Attributes:
         ragged: The sequences.
-        states: Where each begins; none at all where all begin at the zero state.
-        return_final_states: Whether to answer where each ends.
-        size: Bytes that it takes in a message at most, besides ENVELOPE_BYTES.
+        states: Initial state of each sequence; empty if all begin at the zero state.
+        return_final_states: True to return the final states.
+        size: Largest size of the batch in a message, in bytes, besides ENVELOPE_BYTES.
     """
 
     ragged: Ragged
@@ -54,10 +54,10 @@ class Batch:
         initial_states: Listing[Snapshot | None] | None,
         return_final_states: bool,
     ) -> Batch:
-        """Checks and packs.
+        """Checks and packs the arguments of a call.
 
         Raises:
-            InvalidArgument: a sequence can't be used, or there is not one initial state a sequence.
+            InvalidArgument: a sequence can't be used, or the number of initial states is another.
         """
         ragged = pack(sequences)
         if initial_states is None:
@@ -73,7 +73,7 @@ class Batch:
 
     @classmethod
     def of(cls, ragged: Ragged, states: tuple[pb.Snapshot, ...], return_final_states: bool) -> Batch:
-        """Adds up the size."""
+        """Makes a batch of packed arguments."""
         size = len(ragged.values) + _SEQUENCE_BYTES * len(ragged.lengths) + sum(state.ByteSize() for state in states)
         return cls(ragged, states, return_final_states, size)
 
@@ -81,7 +81,7 @@ class Batch:
         return len(self.ragged.lengths)
 
     def request(self, model: str, version: int, start: int, end: int, first_value: int) -> pb.ClassifyRequest:
-        """The message for the sequences `start` to `end - 1`, whose values begin at the row `first_value`."""
+        """Makes the request for the sequences `start` to `end - 1`, whose values begin at row `first_value`."""
         lengths, row = self.ragged.lengths[start:end], self.ragged.features * FLOAT32.itemsize
         return pb.ClassifyRequest(
             model=model,
@@ -93,10 +93,11 @@ class Batch:
         )
 
     def explain(self, error: UnrollError, info: ModelInfo) -> None:
-        """Raises what a server's refusal of all values end to end means for the caller, who has sequences.
+        """Raises a server's error about the concatenated values in terms of the caller's sequences.
 
         Raises:
-            InvalidArgument: they have another number of features than the model, or one overflows in its arithmetic.
+            InvalidArgument: the sequences have another number of features than the model, or the arithmetic of one
+                overflows.
         """
         for each in error.fields:
             if each.field != "values":
@@ -108,7 +109,7 @@ class Batch:
                 raise invalid(f"sequences[{place[1]}]", f"values {place[2]}") from error
 
     def parts(self, limits: Limits) -> list[tuple[int, int]]:
-        """Cuts the batch into ranges of sequences that fit one message each, as each sequence does alone."""
+        """Splits the batch into ranges of sequences that fit one message each; every single sequence must fit."""
         sizes = np.array(self.ragged.lengths, np.int64) * self._row + self._overheads()
         room = message_room(limits)
         ends = np.cumsum(sizes)
@@ -121,7 +122,7 @@ class Batch:
         return parts
 
     def most_steps(self, limits: Limits) -> NDArray[np.int64]:
-        """Steps of each sequence that one message can take, int64 [sequences].
+        """Returns the largest number of steps of each sequence that fits a message, int64 [sequences].
 
         Raises:
             InvalidArgument: not even one step fits.
@@ -136,7 +137,13 @@ class Batch:
         return np.minimum(most, limits.max_steps) if limits.max_steps else most
 
     def pieces(self, numbers: NDArray[np.int64], begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Ragged:
-        """The steps `begins` to `ends - 1` of the sequences of these numbers; `begins` and `ends` are of all."""
+        """Cuts pieces out of some sequences.
+
+        Args:
+            numbers: int64 [pieces], the sequences to cut.
+            begins: int64 [sequences], first step of the piece of each sequence.
+            ends: int64 [sequences], step after the last one of the piece.
+        """
         lengths = np.array(self.ragged.lengths, np.int64)
         starts, row = np.cumsum(lengths) - lengths, self._row
         rows = zip((starts + begins)[numbers].tolist(), (starts + ends)[numbers].tolist(), strict=True)
@@ -149,22 +156,22 @@ class Batch:
         return self.ragged.features * FLOAT32.itemsize
 
     def _overheads(self) -> NDArray[np.int64]:
-        """Bytes of each sequence besides its values."""
+        """Returns the bytes of each sequence besides its values, int64 [sequences]."""
         sizes = [state.ByteSize() for state in self.states] or [0] * len(self)
         return np.array(sizes, np.int64) + _SEQUENCE_BYTES
 
 
 def message_room(limits: Limits) -> int:
-    """Bytes of one message that its sequences can take."""
+    """Returns the bytes of one message that are left for its sequences."""
     return (limits.max_message_bytes or 1 << 62) - ENVELOPE_BYTES
 
 
 async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call: Call) -> Classification:
     """Classifies a batch by one RPC or several.
 
-    A sequence over the server's limits goes in pieces, each from the state after the one before. All but the last
-    pieces go ahead; the others go together. One version answers all pieces. If it is gone before the last one, and the
-    caller didn't ask for it, all begin anew.
+    A sequence over the server's limits is computed in pieces, each from the state after the previous one. The last
+    pieces go together with the other sequences. One version answers all pieces: if it is unloaded in between, and the
+    caller did not ask for it, all begin again.
     """
     for tries in count(1):
         rest, of_version = batch, version
@@ -185,7 +192,7 @@ async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call
                 rest = Batch.of(batch.pieces(everything, begins, lengths), rest.states, batch.return_final_states)
             return await _classify(rest, everything.tolist(), model, of_version, info, call)
         except (NotFound, FailedPrecondition):
-            # With states of the caller's, one of them can be what is refused.
+            # The refusal can be about one of the caller's states.
             if of_version == version or batch.states or tries == _BEGINNINGS:
                 raise
     raise AssertionError
@@ -194,10 +201,18 @@ async def classify(batch: Batch, model: str, version: int, info: ModelInfo, call
 async def _classify(
     batch: Batch, numbers: Listing[int], model: str, version: int, info: ModelInfo, call: Call
 ) -> Classification:
-    """Classifies sequences that each fit a message; to the caller, they have these numbers.
+    """Classifies sequences that fit a message each.
 
-    If a new version came up in between, the parts that an older one answered are asked for again, so that one version
-    answers all.
+    If a new version is loaded in between, the parts that an older one answered are requested again, so that one
+    version answers all.
+
+    Args:
+        batch: The sequences.
+        numbers: Their numbers in the caller's batch, for errors.
+        model: Name of the model.
+        version: Version of the model; 0 for the newest.
+        info: The version whose limits hold.
+        call: Makes an RPC.
     """
     parts = batch.parts(info.limits)
     starts = np.concatenate(([0], np.cumsum(batch.ragged.lengths, dtype=np.int64)))
@@ -208,7 +223,7 @@ async def _classify(
             try:
                 return await call(batch.request(model, of_version, *part, int(starts[part[0]])))
             except UnrollError as error:
-                # The server counts the sequences of its request, the caller those of the call.
+                # The server numbers the sequences of the request, the caller those of the call.
                 raise renumbered(error, numbers[slice(*part)]) from error.__cause__
 
     answers = await _together([ask(part, version) for part in parts])
@@ -224,7 +239,7 @@ async def _classify(
 
 
 async def _together(calls: list[Awaitable[pb.ClassifyResponse]]) -> list[pb.ClassifyResponse]:
-    """Awaits all; the first failure cancels the others and is raised."""
+    """Awaits all calls; the first failure cancels the others and is raised."""
     if len(calls) == 1:
         return [await calls[0]]
     tasks = [asyncio.ensure_future(call) for call in calls]
@@ -237,10 +252,10 @@ async def _together(calls: list[Awaitable[pb.ClassifyResponse]]) -> list[pb.Clas
 
 
 def decode(answer: pb.ClassifyResponse, count: int, info: ModelInfo, with_states: bool) -> Classification:
-    """Reads the answer to a request of `count` sequences, 1 or more.
+    """Decodes the answer to a request of `count` sequences, 1 or more.
 
     Raises:
-        Internal: it is none.
+        Internal: it does not fit the request.
     """
     layers = info.num_layers if answer.version == info.version else 0
     try:

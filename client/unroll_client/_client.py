@@ -1,4 +1,4 @@
-"""Client and SyncSequence: the blocking face of AsyncClient and AsyncSequence, run on a thread of its own."""
+"""Client and SyncSequence: blocking versions of AsyncClient and AsyncSequence, which run on another thread."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ class SyncSequence(Uncopied):
         return self._sequence.version
 
     def send(self, chunk: ArrayLike) -> Steps:
-        """Sends the next timesteps [steps, features] and waits for all of their answer; see `AsyncSequence.send`."""
+        """Sends the next timesteps [steps, features] and waits for the whole answer; see `AsyncSequence.send`."""
         return self._thread.run(self._sequence.send(chunk))
 
     def stream(self, chunk: ArrayLike) -> Generator[Steps]:
-        """Sends the next timesteps and gives their answers as they are computed; see `AsyncSequence.stream`."""
+        """Sends the next timesteps and yields their answers as they are computed; see `AsyncSequence.stream`."""
         answers = self._sequence.stream(chunk)
         try:
             while (steps := self._thread.run(_next(answers))) is not None:
                 yield steps
         finally:
-            # A client that is closed has ended the answers as well.
+            # A closed client has ended the answers already.
             with suppress(RuntimeError):
                 self._thread.finish(answers.aclose())
 
     def snapshot(self) -> Snapshot:
-        """Asks for the state after every chunk sent before; see `AsyncSequence.snapshot`."""
+        """Returns the state after every chunk sent before; see `AsyncSequence.snapshot`."""
         return self._thread.run(self._sequence.snapshot())
 
     def close(self) -> Snapshot:
@@ -78,29 +78,31 @@ class SyncSequence(Uncopied):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Closing the client before its sequences is no error.
+        # A client may be closed before its sequences.
         with suppress(RuntimeError):
             self._thread.finish(self._sequence.__aexit__(kind, error, trace))
 
 
 class Client(Uncopied):
-    """Calls Unroll servers; usable from many threads, and a context manager.
+    """Client of Unroll servers; thread-safe, and a context manager.
 
-    The arguments and methods are those of `AsyncClient`, blocking. A thread of its own does the work. It can be made
-    before a fork and used on both sides, unless a call is in flight or a sequence is open while the process forks.
+    The arguments and methods are those of `AsyncClient`, but the methods block. A background thread does the work. A
+    client can be made before a fork and used on both sides, unless a call is in flight or a sequence is open during
+    the fork.
 
     Args:
-        target: "host:port", or any gRPC target; several of them in a list, or with commas between.
-        model: The model for calls that name none; "" stands for the only one that is served.
-        timeout: Seconds that a call may take in all; of a stream, the wait for one answer.
-        reconnect_timeout: Seconds in which a sequence that lost its server must get on elsewhere; 0: it fails at once.
-        wait_for_ready: Wait for a server within the timeout, rather than fail while there is none.
-        coalesce: Let small `classify` calls of many threads share a request, with the results that each would have.
-        tls: Encrypt, trusting the system's authorities.
+        target: "host:port" or any gRPC target; or several, in a list or separated by commas.
+        model: Default model of calls; "" is the only model that is served.
+        timeout: Seconds that a call may take; for a stream, the seconds to wait for one answer.
+        reconnect_timeout: Seconds within which a sequence that lost its server must resume on another one; 0 to fail
+            at once.
+        wait_for_ready: Wait within the timeout while no server is reachable, instead of failing.
+        coalesce: Let concurrent small `classify` calls share a request; their results do not change.
+        tls: Encrypt, and trust the system's certificate authorities.
         root_certificates: PEM of the authorities to trust instead.
-        certificate: PEM of the client's own certificate chain and key.
+        certificate: PEM of the client's certificate chain and of its private key.
         server_name: Name to expect in the server's certificate.
-        token: Sent as a bearer token with every call.
+        token: Bearer token to send with every call.
         metadata: Further metadata of every call, as pairs.
 
     Raises:
@@ -139,7 +141,7 @@ class Client(Uncopied):
             metadata=metadata,
         )
         self._driver = Driver(make)
-        # Also when the client is dropped, and at the end of the process, while threads still run.
+        # Also closes a client that is garbage, or that is open when the process ends, while threads still run.
         self._finalizer = weakref.finalize(self, self._driver.close)
 
     def classify(
@@ -152,7 +154,7 @@ class Client(Uncopied):
         return_final_states: bool = False,
         timeout: float | None = None,
     ) -> Classification:
-        """Classifies sequences [steps, features], each from its own last timestep; see `AsyncClient.classify`."""
+        """Classifies sequences [steps, features] by their last timesteps; see `AsyncClient.classify`."""
         return self._driver.run(
             lambda client: client.classify(
                 sequences,
@@ -175,7 +177,7 @@ class Client(Uncopied):
         every: int = 1,
         timeout: float | None = None,
     ) -> SyncSequence:
-        """Opens a sequence whose timesteps are sent, and answered, as they come; see `AsyncClient.unroll`."""
+        """Opens a sequence whose timesteps are sent, and answered, as they arrive; see `AsyncClient.unroll`."""
         thread, sequence = self._driver.open(
             lambda client: client.unroll(
                 model,
@@ -224,15 +226,15 @@ class Client(Uncopied):
         )
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
-        """Every model version that is served; see `AsyncClient.models`."""
+        """Lists the served model versions; see `AsyncClient.models`."""
         return self._driver.run(lambda client: client.models(timeout=timeout))
 
     def model(self, name: str | None = None, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
-        """One served model version; see `AsyncClient.model`."""
+        """Returns a served model version; see `AsyncClient.model`."""
         return self._driver.run(lambda client: client.model(name, version, timeout=timeout))
 
     def close(self) -> None:
-        """Cancels every call, closes the connections and ends the thread; further calls raise RuntimeError."""
+        """Closes the connections and ends the thread. Pending calls fail; later ones raise RuntimeError."""
         self._finalizer()
 
     def __enter__(self) -> Self:

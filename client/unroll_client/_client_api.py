@@ -1,4 +1,4 @@
-"""ClientApi: the part of a client that its sequences use."""
+"""ClientApi: the methods of a client that its sequences call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unroll_client._types import ModelInfo
 
 
 class ClientApi(Protocol):
-    """A client, as its sequences see it."""
+    """The client of a sequence."""
 
     @property
     def closed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Coalescing: concurrent classify calls share a request, and each gets the result that it would have got alone."""
+"""Coalescing: concurrent classify calls share a request, and each gets the result of a request of its own."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from unroll_client._in_flight import DEADLINE_EXCEEDED, InFlightBatch, PendingCa
 from unroll_client._types import Classification, ModelInfo
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# Requests of one kind in flight before calls are gathered: one is computed while others travel.
+# Requests of one kind in flight before calls are gathered: one is computed while another one travels.
 IN_FLIGHT = 2
-# The same for requests that are full, since waiting makes them no better.
+# The same for full requests, which gain nothing by waiting.
 FULL_IN_FLIGHT = 16
-# What one request gathers at most: enough to make the RPC's own cost small, little enough to answer the first soon.
+# Bounds of a gathered request: large enough to make the RPC's cost small, small enough to answer the first call soon.
 REQUEST_SEQUENCES = 128
 REQUEST_BYTES = 1 << 20
-# A call over one of these is worth an RPC of its own, and would keep those that share it waiting.
+# A call over one of these bounds gets an RPC of its own; others that shared it would wait for it.
 CALL_STEPS = 1024
 CALL_BYTES = 1 << 16
 
-# Makes one RPC by a time of time.monotonic(), without retries; raises UnrollError.
+# Makes one RPC before a deadline in seconds of time.monotonic(), without retries; raises UnrollError.
 Rpc = Callable[[pb.ClassifyRequest, float], Awaitable[pb.ClassifyResponse]]
 
-# Model, version, features, whether there are initial states, whether final states are wanted. Calls of different
-# numbers of features must not meet: end to end, their values could add up to what the server expects.
+# Model, version, features, has initial states, wants final states. Calls with different numbers of features must not
+# meet: their concatenated values could have the length that the server expects.
 _Key = tuple[str, int, int, bool, bool]
 
 
 class Coalescer:
     """Gathers the calls of one client, on the running event loop.
 
-    There is no timer. The calls of one iteration of the loop go together, at once while few requests are in flight;
-    else they wait with those that follow, until they fill a request or an answer comes.
+    There is no timer. Calls made in one iteration of the loop go together: at once while few requests are in flight,
+    else when they fill a request or an answer arrives.
 
     Args:
         rpc: Makes one RPC.
@@ -65,7 +65,7 @@ class Coalescer:
     async def classify(
         self, batch: Batch, model: str, version: int, info: ModelInfo, deadline: float
     ) -> Classification:
-        """Classifies a batch for which `takes` is true, by a time of time.monotonic().
+        """Classifies a batch for which `takes` is true, before a deadline in seconds of `time.monotonic()`.
 
         Raises:
             UnrollError: the error that a request of its own would have raised.
@@ -92,7 +92,7 @@ class Coalescer:
         return outcome
 
     async def close(self) -> None:
-        """Cancels the requests in flight; waiting calls fail with Unavailable."""
+        """Cancels the requests in flight; pending calls fail with Unavailable."""
         groups = list(self._groups.values())
         await asyncio.gather(*(task for group in groups for task in group.close()), return_exceptions=True)
 
@@ -113,8 +113,8 @@ class _Group:
         self._room = REQUEST_BYTES
         self._scheduled = False
         self._in_flight: set[InFlightBatch] = set()
-        # Requests are under way that were sent after the last one that was answered: one that was overtaken, as it
-        # is slow or its replica hangs, holds up nobody.
+        # Only requests sent after the last answered one count as in flight: one that was overtaken, because it is slow
+        # or its replica hangs, delays nobody.
         self._sent = 0
         self._answered = 0
 
@@ -227,7 +227,7 @@ class _Group:
                 if pause >= call.deadline - time.monotonic():
                     call.settle(copy.copy(error))
             await asyncio.sleep(pause)
-            # There may never be room for all of them at a time.
+            # The server may never have room for all of them at once.
             again = halves(in_flight.calls)
         else:
             again = retries(in_flight.calls, error)

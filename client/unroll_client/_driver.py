@@ -14,18 +14,18 @@ from unroll_client._sequence import AsyncSequence
 
 T = TypeVar("T")
 
-# A child never touches these, nor lets them be garbage: sockets and epoll sets of theirs are the parent's as well.
+# A child neither uses nor frees these: their sockets and epoll sets belong to the parent as well.
 _parents: list[object] = []
 
 
 class Driver:
     """An AsyncClient on a thread of its own.
 
-    Client and thread are made by the first call. If no call is in flight when the process forks, they are closed, and
-    made again by the next call, in the parent as in the child.
+    The first call creates the client and the thread. If no call is in flight when the process forks, they are closed;
+    the next call creates new ones, in the parent and in the child.
 
     Args:
-        make: Makes the client; called at once too, so that bad arguments raise here.
+        make: Creates the client; called at once as well, so that bad arguments raise here.
     """
 
     def __init__(self, make: Callable[[], AsyncClient]) -> None:
@@ -43,13 +43,13 @@ class Driver:
         Raises:
             RuntimeError: the client is closed.
         """
-        with self._lock:  # Between a call's beginning and a fork, which must not close the client under it.
+        with self._lock:  # Keeps a fork from closing the client while a call begins.
             thread = self._started()
             future = thread.begin(call(self._client))
         return thread.wait(future)
 
     def open(self, call: Callable[[AsyncClient], AsyncSequence]) -> tuple[LoopThread, AsyncSequence]:
-        """Opens a sequence, and returns the thread that it belongs to, too."""
+        """Opens a sequence; returns the thread that it belongs to, and the sequence."""
         with self._lock:
             thread = self._started()
             sequence = call(self._client)
@@ -58,7 +58,7 @@ class Driver:
         return thread, thread.wait(future)
 
     def close(self) -> None:
-        """Cancels every call, closes the connections and ends the thread; does nothing if called again."""
+        """Closes the client and ends the thread; does nothing if called again."""
         with self._lock:
             self._closed = True
             thread, self._thread = self._thread, None
@@ -76,7 +76,7 @@ class Driver:
 
     def abandon(self) -> None:
         """Starts over, in the child of the process that used it."""
-        self._lock = threading.RLock()  # A thread of the parent can hold the other.
+        self._lock = threading.RLock()  # A thread of the parent may hold the old lock.
         if self._thread is not None:
             self._thread.abandon()
             _parents.append((self._thread, self._client, list(self._sequences)))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One part of a request that can't be used, and why."""
+    """A part of a request that can't be used, and why."""
 
     field: str
     description: str
@@ -45,12 +45,12 @@ class UnrollError(Exception):
     Attributes:
         code: gRPC status code.
         message: One line.
-        fields: The parts of the request at fault, where known.
-        retry_after: Seconds after which the server asks to retry, if it gave them.
+        fields: Parts of the request that are at fault, if known.
+        retry_after: Seconds after which the server asks for a retry; None if it does not ask.
         reason: Machine-readable cause, such as "SESSION_EXPIRED"; may be empty.
-        snapshot: The last state that is known of the sequence that failed with its server, where one is:
-            `unroll(snapshot=...)` resumes from its step. None otherwise, also where that is the beginning.
-        advanced: The answer to those steps of an `advance` over the server's limits that were applied before it failed;
+        snapshot: Last known state of a sequence that failed with its server: `unroll(snapshot=...)` resumes from its
+            step. None for other errors, and if the sequence must start over.
+        advanced: Answer to the steps of an `advance` over the server's limits that were applied before it failed;
             None if none were.
     """
 
@@ -88,58 +88,58 @@ class NotFound(UnrollError, LookupError):
 
 
 class FailedPrecondition(UnrollError):
-    """The request doesn't fit the state of things, as a snapshot of another model."""
+    """The request does not fit the state of the server or sequence, such as a snapshot of another model."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class Aborted(UnrollError):
-    """Another writer was faster: the session is not where this call took it to be."""
+    """Another writer advanced the session first."""
 
     code = grpc.StatusCode.ABORTED
 
 
 class ResourceExhausted(UnrollError):
-    """Over a limit, or no room now."""
+    """A limit is exceeded, or the server has no room now."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class DeadlineExceeded(UnrollError, TimeoutError):
-    """There was no answer within the timeout."""
+    """No answer came within the timeout."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class PermissionDenied(UnrollError):
-    """The caller is known and not allowed to do this."""
+    """The caller is known but not allowed to do this."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Unauthenticated(UnrollError):
-    """The server wants a valid token or certificate."""
+    """The server requires a valid token or certificate."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class Internal(UnrollError):
-    """The server failed in a way that is its own fault."""
+    """The server failed by its own fault."""
 
     code = grpc.StatusCode.INTERNAL
 
 
 class Unavailable(UnrollError, ConnectionError):
-    """There is no server, or it went away; another try can help."""
+    """No server is reachable, or it was lost; a retry can help."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class ServerDraining(Unavailable):
-    """The server is shutting down and gave the sequence back.
+    """The server is shutting down and returned the sequence.
 
     Attributes:
-        snapshot: The sequence after its last answered step: `unroll(snapshot=...)` resumes from it anywhere.
+        snapshot: State after the last answered step: `unroll(snapshot=...)` resumes from it on any server.
     """
 
     snapshot: Snapshot
@@ -168,12 +168,12 @@ _BY_CODE: dict[grpc.StatusCode, type[UnrollError]] = {
     )
 }
 _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-# Begins a field, a description or a message that is about one sequence of a Classify request.
+# Start of a field, a description or a message about one sequence of a Classify request.
 _SEQUENCE = re.compile(r"^((?:lengths|initial_states)\[|(?:values: )?values of sequence )(\d+)")
 _DETAILS = "grpc-status-details-bin"
-# What grpc.aio makes of a stream's status, for good, when a write fails before the true status has come.
+# Status that grpc.aio reports for a stream if a write fails before the true status has arrived.
 _WRITE_FAILED = "Internal error from Core"
-# Causes of a failed connection, by a part of gRPC's message.
+# Causes of a failed connection, by part of gRPC's message.
 _HINTS = (
     ("WRONG_VERSION_NUMBER", "the server does not speak TLS there: connect without it, or start it with --tls-cert"),
     ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted: give the authority that issued it"),
@@ -188,7 +188,7 @@ _HINTS = (
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> UnrollError:
-    """Makes an exception of a failed RPC, with the details of its trailing metadata."""
+    """Converts a failed RPC, with the details of its trailing metadata, to an exception."""
     if error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
         return Unavailable("the connection broke off")
     status = status_pb2.Status()
@@ -205,7 +205,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> UnrollError:
 
 
 def from_status(status: status_pb2.Status) -> UnrollError:
-    """Makes an exception of a status that came inside of a stream."""
+    """Converts a status that arrived within a stream to an exception."""
     return _make(_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
 
 

@@ -1,8 +1,9 @@
-"""Forks of a process that uses gRPC: close what rests before, and refuse in the child what can't work.
+"""Forks of a process that uses gRPC: closes idle channels before, and refuses in the child what can't work.
 
-gRPC's core runs threads, and a child has none of them. The core's own fork handlers make things worse under grpc.aio:
-half of them are skipped, and children that never use gRPC crash. So they are switched off, unless the environment
-says otherwise. A child can use gRPC if the core was shut down before the fork: its first client starts the core anew.
+gRPC's core runs threads, which a child process does not have. The core's own fork handlers make things worse under
+grpc.aio: half of them are skipped, and children that never use gRPC crash. So they are switched off unless the
+environment asks for them. A child can use gRPC if the core was shut down before the fork: its first client starts the
+core anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-# gRPC's core reads it while it is imported.
+# gRPC's core reads the variable while it is imported.
 _TOO_LATE = "grpc" in sys.modules and "GRPC_ENABLE_FORK_SUPPORT" not in os.environ
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -31,9 +32,9 @@ CRASHING = (
     " unroll_client first, or set GRPC_ENABLE_FORK_SUPPORT=0"
 )
 
-# The names of threads of gRPC's core begin with one of these.
+# Prefixes of the names of the core's threads.
 _CORE_THREADS = ("event_engine", "grpc_", "lifeguard")
-# Seconds that the core may take to shut down after the last channel is closed; it takes some milliseconds.
+# Seconds to wait for the core to shut down after the last channel is closed; it usually takes milliseconds.
 _LONGEST_SHUTDOWN = 1.0
 
 
@@ -49,13 +50,13 @@ class Resting(Protocol):
 
 _resting: weakref.WeakValueDictionary[int, Resting] = weakref.WeakValueDictionary()
 _open: weakref.WeakSet[object] = weakref.WeakSet()
-_settling = False  # channels were opened since the core was last seen, or given up, shutting down
-_alive = False  # the core runs while the process forks
+_settling = False  # True once channels were opened since the core was last seen shutting down, or given up
+_alive = False  # True if the core runs while the process forks
 _stranded = False
 
 
 def register(user: Resting) -> None:
-    """Has a user of gRPC close its channels before a fork if no call is in flight."""
+    """Registers a user of gRPC, whose channels are closed before a fork if no call is in flight."""
     _resting[id(user)] = user
 
 
@@ -78,7 +79,7 @@ def check() -> None:
 
 
 def _users() -> list[Resting]:
-    # One step for the interpreter, so that other threads can add some meanwhile.
+    # A single operation of the interpreter, since other threads may add channels.
     return [user for reference in _resting.valuerefs() if (user := reference()) is not None]
 
 
@@ -89,7 +90,7 @@ def _before() -> None:
     deadline = time.monotonic() + _LONGEST_SHUTDOWN
     while (alive := _core_is_alive()) and _settling and not _open and time.monotonic() < deadline:
         time.sleep(0.001)
-    # Somebody else may use gRPC all the time, and must not be waited for at each fork.
+    # Other code may use gRPC all the time; no fork must wait for it again.
     _settling = bool(_open)
     _alive = alive
     if _open and _TOO_LATE:
@@ -110,7 +111,7 @@ def _core_is_alive() -> bool:
     except OSError:
         return bool(_open)
     for thread in threads:
-        with suppress(OSError):  # It can have ended by now.
+        with suppress(OSError):  # The thread may have ended by now.
             if (thread / "comm").read_text().startswith(_CORE_THREADS):
                 return True
     return False

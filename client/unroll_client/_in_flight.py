@@ -17,10 +17,10 @@ from unroll_client._errors import (
 )
 from unroll_client._types import Classification
 
-# As grpc words it.
+# gRPC's own message.
 DEADLINE_EXCEEDED = "Deadline Exceeded"
 
-# Fields that name one sequence of a request, and those that all of its calls have in common.
+# Fields that name one sequence of a request, and fields that all of its calls share.
 _SEQUENCE_FIELD = re.compile(r"(?:lengths|initial_states)\[(\d+)\]")
 _COMMON_FIELDS = frozenset({"model", "version"})
 
@@ -75,7 +75,7 @@ class InFlightBatch:
             call.in_flight = self
 
     def leave(self) -> None:
-        """Records that a caller gave up; cancels the RPC once all have."""
+        """Records that a caller stopped waiting; cancels the RPC once all have."""
         self._staying -= 1
         if not self._staying and self.task is not None:
             self.task.cancel()
@@ -96,7 +96,7 @@ def retries(calls: list[PendingCall], error: UnrollError) -> list[list[PendingCa
         return []
     culprit = _culprit(calls, error)
     others = [call for call in calls if call is not culprit]
-    # Alone, it gets an error with the indices of its own sequences.
+    # Sent alone, it gets an error with the indices of its own sequences.
     return [*([[culprit]] if culprit else []), *halves(others)]
 
 

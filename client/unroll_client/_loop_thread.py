@@ -1,4 +1,4 @@
-"""LoopThread: an event loop on a thread of its own, on which callers of other threads run coroutines."""
+"""LoopThread: an event loop on its own thread, which runs coroutines for callers on other threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Seconds that tasks may take to end by themselves.
+# Seconds that tasks may take to end on their own.
 _LONGEST_END = 0.2
 
 FORKED = (
@@ -24,7 +24,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        # Re-entrant, since a garbage collection within it can end a sequence or an answer of the same client.
+        # Re-entrant: a garbage collection while it is held can end a sequence or an answer of the same client.
         self._lock = threading.RLock()
         self._running = 0
         self._stopped = False
@@ -34,7 +34,7 @@ class LoopThread:
 
     @property
     def busy(self) -> bool:
-        """True if a caller waits in `run`, or the thread itself asks."""
+        """True while a caller waits in `run`, or if asked on the loop's own thread."""
         return self._running > 0 or threading.current_thread() is self._thread
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -56,7 +56,7 @@ class LoopThread:
         return future
 
     def wait(self, future: Future[T]) -> T:
-        """Waits for what `begin` started."""
+        """Waits for the result of what `begin` started."""
         try:
             return future.result()
         except CancelledError:
@@ -69,10 +69,10 @@ class LoopThread:
                 self._running -= 1
 
     def finish(self, work: Coroutine[Any, Any, object]) -> None:
-        """Runs a coroutine that ends something, and waits for that, except on the thread of the loop.
+        """Runs a coroutine that ends something and waits for it, except on the loop's own thread.
 
-        The garbage collector can run there and find a half-consumed generator of the caller's, for which the loop can't
-        wait.
+        The garbage collector can run there and find a half-consumed generator of the caller's, for which the loop
+        can't wait.
         """
         if threading.current_thread() is self._thread:
             self._submit(work)
@@ -96,7 +96,7 @@ class LoopThread:
             self._thread.join()
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        if self._forked:  # First: the lock may be one that a thread of the parent holds.
+        if self._forked:  # First of all, since a thread of the parent may hold the lock.
             work.close()
             raise RuntimeError(FORKED)
         with self._lock:
@@ -110,8 +110,8 @@ class LoopThread:
         mine = asyncio.current_task()
         others = [task for task in asyncio.all_tasks() if task is not mine]
         if others:
-            # gRPC's own end by themselves, now that the channels are closed. Cancelled, they would leave events to a
-            # closed loop, and loops of other clients complain about them.
+            # gRPC's own tasks end once the channels are closed. If cancelled, they would leave events to a
+            # closed loop, which loops of other clients report as errors.
             await asyncio.wait(others, timeout=_LONGEST_END)
         for task in others:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Models: what is remembered of the model versions that are served; a lookup is shared by all who wait for it."""
+"""Models: cache of the served model versions; concurrent lookups of one version share a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from unroll_client._errors import DeadlineExceeded, Unavailable
 from unroll_client._types import ModelInfo
 
-# Asks a server for a model version by a time of time.monotonic().
+# Asks a server for a model version before a deadline in seconds of time.monotonic().
 Ask = Callable[[str, int, float], Coroutine[Any, Any, ModelInfo]]
 
 
@@ -29,23 +29,23 @@ class Models:
         self._lookups: dict[tuple[str, int], asyncio.Task[ModelInfo]] = {}
 
     def get(self, name: str, version: int) -> ModelInfo | None:
-        """Returns a remembered version."""
+        """Returns a cached version; None if it is unknown."""
         return self._known.get((name, version))
 
     def any(self) -> ModelInfo | None:
-        """One of those that are remembered."""
+        """Returns some cached version; None if there is none."""
         return next(iter(self._known.values()), None)
 
     def remember(self, name: str, version: int, info: ModelInfo) -> None:
-        """Keeps what was answered for a name and version, 0 among them."""
+        """Caches the answer for a name and version; version 0 stands for the newest."""
         self._known[name, version] = self._known[info.name, info.version] = info
 
     def forget(self) -> None:
-        """Remembers nothing, since it may be what is wrong."""
+        """Clears the cache, which may be outdated."""
         self._known.clear()
 
     async def find(self, name: str, version: int, deadline: float) -> ModelInfo:
-        """A model version, from memory where it was asked for before, by a time of time.monotonic().
+        """Returns a version from the cache, or asks for it before a deadline in seconds of `time.monotonic()`.
 
         Raises:
             UnrollError: the call failed.
@@ -53,7 +53,7 @@ class Models:
         while (known := self.get(name, version)) is None:
             lookup = self._lookup((name, version), deadline)
             left = deadline - time.monotonic()
-            # Whoever stops waiting leaves the lookup to the others.
+            # A caller that stops waiting leaves the lookup to the others.
             await asyncio.wait([lookup], timeout=None if math.isinf(left) else max(left, 0.0))
             if lookup.cancelled():
                 raise Unavailable("the client was closed")
@@ -62,13 +62,13 @@ class Models:
                 return lookup.result()
             if deadline <= time.monotonic():
                 raise DeadlineExceeded("Deadline Exceeded")
-            # The deadline that passed can have been another caller's.
+            # The deadline that passed may have been another caller's.
             if error is not None and not isinstance(error, DeadlineExceeded):
                 raise copy.copy(error)
         return known
 
     async def close(self) -> None:
-        """Ends the lookups."""
+        """Cancels the lookups."""
         lookups = list(self._lookups.values())
         for lookup in lookups:
             lookup.cancel()
@@ -84,4 +84,4 @@ class Models:
     def _ended(self, key: tuple[str, int], lookup: asyncio.Task[ModelInfo]) -> None:
         del self._lookups[key]
         if not lookup.cancelled():
-            lookup.exception()  # Those who wanted to know may all have gone, which is no reason for a warning.
+            lookup.exception()  # If all callers have left, asyncio must not warn of an exception that nobody retrieved.

@@ -1,4 +1,4 @@
-"""The proxy that gRPC takes from the environment, named in the errors of calls that nobody answered."""
+"""The proxy that gRPC takes from the environment, named in errors of calls without an answer."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from urllib.parse import urlsplit
 
 from unroll_client._errors import DeadlineExceeded, Unavailable, UnrollError
 
-# Those that gRPC reads, the first that is set wins.
+# The variables that gRPC reads; the first one that is set wins.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 
 def explained(error: UnrollError, targets: Iterable[str]) -> UnrollError:
-    """Adds to an error of no answer which proxy is in between, if one is.
+    """Adds to an error without an answer which proxy the calls go through, if there is one.
 
     Args:
-        error: What a call raised.
-        targets: Where it went.
+        error: Error of a call.
+        targets: Targets of the client.
     """
     if not isinstance(error, Unavailable | DeadlineExceeded) or error.reason or not (hint := _hint(targets)):
         return error
@@ -34,7 +34,7 @@ def _hint(targets: Iterable[str]) -> str:
     hosts = [_host(target) for target in targets if not target.startswith(("unix", "vsock"))]
     if variable is None or all(map(_is_excepted, hosts)):
         return ""
-    # Without the user and password that it can hold.
+    # Without user and password.
     proxy = urlsplit(os.environ[variable]).netloc.rpartition("@")[2] or "?"
     return f"calls go by the proxy {proxy} ({variable} in the environment): list the host in no_proxy to go without"
 

@@ -24,17 +24,17 @@ _HOPELESS = (InvalidArgument, FailedPrecondition, PermissionDenied, Unauthentica
 
 
 class Recovery:
-    """Tries to resume elsewhere, with growing pauses, until that succeeds or there was no progress for too long.
+    """Tries to resume on another server, with growing pauses, until it succeeds or makes no progress for too long.
 
     Args:
         api: The client.
-        patience: Seconds without progress after a loss until it gives up; 0: at once.
-        go_on: Resumes elsewhere; raises UnrollError if that fails.
+        patience: Seconds without progress after a loss until it gives up; 0 to give up at once.
+        go_on: Resumes on another server; raises UnrollError if that fails.
         give_up: Called with the error after which there is no further attempt.
         stopped: Called at the end, unless it ended by `cancel`.
 
     Attributes:
-        lost: The error that the sequence lost its server by, or that the last attempt failed with.
+        lost: Error by which the sequence lost its server, or of the last attempt.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Recovery:
             self._task.add_done_callback(self._done)
 
     def got_on(self) -> None:
-        """Records progress: the caller got a new answer, or no answer is due. A later loss counts from its own time."""
+        """Records progress: a new answer arrived, or no answer is due. The patience starts over at the next loss."""
         self._give_up_at, self._failures = None, 0
 
     def cancel(self) -> None:

@@ -20,26 +20,26 @@ from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# Of a chunk message besides the values: key and framing.
+# Bytes of a chunk message besides the values: key and framing.
 _ENVELOPE_BYTES = 256
 
 
 class AsyncSequence(Uncopied):
     """One sequence that a server computes step by step; made by `AsyncClient.unroll`.
 
-    An async context manager: entering opens the sequence, leaving closes it. Several tasks may send at a time;
-    their chunks are consumed in the order of the calls.
+    An async context manager: entering opens the sequence, leaving closes it. Several tasks may send at a time; their
+    chunks are consumed in the order of the calls.
 
-    It survives its server: where that dies, drains or breaks the stream off, the sequence goes on at another, or at
-    the same one when it is back, and each step is answered once, in order, with the same bits. Where that does not
-    come about within the client's `reconnect_timeout`, or the server answers what can't be, every method raises the
-    same error from then on; its `snapshot` is the last state that is known.
+    The sequence survives its server. If the server dies, drains or breaks the stream, the sequence resumes on another
+    one, or on the same one after its restart. Each step is answered once, in order, with the same bits. If the
+    sequence can't resume within the client's `reconnect_timeout`, or a server sends an impossible answer, every
+    method raises the same error from then on. The error's `snapshot` is the last known state.
 
     Args:
         api: The client.
-        opening: How it is opened.
+        opening: Message that opens the sequence.
         timeout: Seconds to wait for one answer; None for no limit.
-        patience: Seconds to try to go on elsewhere; 0 to fail at once.
+        patience: Seconds to try to resume on another server; 0 to fail at once.
     """
 
     _instead = "send its snapshot(), and open another sequence from it"
@@ -54,53 +54,53 @@ class AsyncSequence(Uncopied):
 
     @property
     def step(self) -> int:
-        """Number of the next timestep to send: those sent before it and not refused, answered or not."""
+        """Number of the next timestep to send. Timesteps that were sent and not refused count, answered or not."""
         return self._sequence.step
 
     @property
     def model(self) -> str:
-        """Name of the model; the one asked for, until the sequence is open."""
+        """Name of the model; the requested one until the sequence is open."""
         return self._sequence.info.name if self._sequence.info else self._opening.model
 
     @property
     def version(self) -> int:
-        """Version that the sequence stays on until it ends; the one asked for, until it is open."""
+        """Version that the sequence stays on; the requested one until the sequence is open."""
         return self._sequence.info.version if self._sequence.info else self._opening.version
 
     @property
     def over(self) -> bool:
-        """True if the sequence is not open, not yet or no longer."""
+        """True if the sequence is not open yet or has ended."""
         return self._sequence.over
 
     async def open(self) -> Self:
-        """Opens the sequence on the server; the other methods do so where it hasn't been done.
+        """Opens the sequence on the server; the other methods open it if needed.
 
         Raises:
             NotFound: the server has no such model.
             FailedPrecondition: the snapshot is of another model.
-            UnrollError: anything else.
+            UnrollError: the sequence could not be opened otherwise.
         """
         async with self._order:
             await self._sequence.open()
         return self
 
     async def send(self, chunk: ArrayLike) -> Steps:
-        """Sends the next timesteps and waits for all of their answer.
+        """Sends the next timesteps and waits for the whole answer.
 
-        A chunk over the server's limits travels as several. Should one of these be refused, those before it
-        are consumed all the same; `step` tells.
+        A chunk over the server's limits is split over several messages. If one of them is refused, those before it
+        stay consumed; `step` tells how many.
 
         Args:
             chunk: [steps, features], 1 step or more, of numbers as in `AsyncClient.classify`.
 
         Returns:
-            What was computed for exactly these steps.
+            Results of exactly these steps.
 
         Raises:
             InvalidArgument: the chunk can't be used; nothing was consumed.
-            ServerDraining: the server is shutting down, and the client does not reconnect; its `snapshot` says how
-                far the sequence got.
-            DeadlineExceeded: no answer came in time. The chunk may be consumed all the same.
+            ServerDraining: the server is shutting down, and the client does not reconnect. Its `snapshot` is the last
+                state.
+            DeadlineExceeded: no answer arrived in time. The chunk may have been consumed.
             UnrollError: the chunk was refused, or the stream ended.
         """
         parts = []
@@ -110,14 +110,14 @@ class AsyncSequence(Uncopied):
         return joined(parts)
 
     async def stream(self, chunk: ArrayLike) -> AsyncGenerator[Steps]:
-        """Sends the next timesteps and gives their answers as they are computed.
+        """Sends the next timesteps and yields their answers as they are computed.
 
         Args:
             chunk: [steps, features], as in `send`.
 
         Yields:
-            Runs of steps, in order and without gaps, that together cover the chunk. Leaving the loop early drops
-            the rest; the chunk is consumed all the same.
+            Runs of steps that cover the chunk, in order and without gaps. Leaving the loop early drops the rest of
+            the answer; the chunk is consumed all the same.
 
         Raises:
             UnrollError: as in `send`.
@@ -128,12 +128,12 @@ class AsyncSequence(Uncopied):
             while not answer.drained:
                 response = await answer.next(self._timeout)
                 steps = decode_steps(response.steps, self._opening, self._every, self._sequence.info)
-                # What was sent again may be cut otherwise, and begin with what was answered before.
+                # The answer to a chunk that was sent again may be cut elsewhere and begin with known steps.
                 yield since(steps, due)
                 due = steps.first_step + steps.count
 
     async def snapshot(self) -> Snapshot:
-        """Asks for the state after every chunk sent before.
+        """Returns the state after every chunk sent before.
 
         Raises:
             UnrollError: the stream ended.
@@ -142,7 +142,7 @@ class AsyncSequence(Uncopied):
         return self._sequence.read_snapshot(response.snapshot)
 
     async def close(self) -> Snapshot:
-        """Ends the sequence after every chunk sent before, and returns its last state; again if called again.
+        """Ends the sequence after every chunk sent before, and returns its last state; may be called again.
 
         Raises:
             UnrollError: the stream ended first.
@@ -161,13 +161,13 @@ class AsyncSequence(Uncopied):
         if self._sequence.over or self._closed is not None:
             return
         if error is not None:
-            # What went wrong matters more than the answer to this, and waiting for it could take long.
+            # The exception matters more than the answer, which could take long.
             self._sequence.abandon()
             return
         try:
             await self.close()
         except UnrollError:
-            # Whoever waited for an answer has got it, or an exception. A close that fails takes nothing away.
+            # All pending answers have arrived or failed, so nothing is lost if the close fails.
             self._sequence.end(FailedPrecondition(CLOSED))
 
     async def _send_chunk(self, chunk: ArrayLike) -> list[Answer]:

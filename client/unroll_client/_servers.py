@@ -1,4 +1,4 @@
-"""Servers: a channel to each address, and which of them the next call goes to."""
+"""Servers: a channel to each address, and the choice of the next one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unroll_client import _fork
 from unroll_client._channel import Connection
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
-# Those that are connected go first; those that can't be reached go last.
+# Rank of a channel's state: connected servers first, unreachable ones last.
 _RANKS = {
     grpc.ChannelConnectivity.READY: 0,
     grpc.ChannelConnectivity.IDLE: 1,
@@ -21,12 +21,12 @@ _RANKS = {
 
 
 class Servers:
-    """The servers of one client, on the running event loop.
+    """Servers of one client, on the running event loop.
 
-    gRPC balances over the addresses of one name by itself. Over several names it does not, so each has a channel.
+    gRPC balances over the addresses of one name. Over several names it does not, so each name has a channel.
 
     Args:
-        connection: How to reach them.
+        connection: Addresses and credentials of the servers.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -39,17 +39,17 @@ class Servers:
         return len(self._channels)
 
     def next(self) -> UnrollServiceStub:
-        """Returns the next server of those that seem alive; of all if none does."""
+        """Returns the next server of those that seem reachable; of all if none does."""
         count = len(self._channels)
         if count == 1:
             return self._stubs[0]
         turns = [(self._turn + offset) % count for offset in range(count)]
-        # Asked for its state, each channel sees to being connected when it is needed.
+        # Asking a channel for its state makes it connect.
         chosen = min(turns, key=lambda index: _RANKS[self._channels[index].get_state(try_to_connect=True)])
         self._turn = chosen + 1
         return self._stubs[chosen]
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Closes the channels."""
         await asyncio.gather(*(channel.close() for channel in self._channels))
         _fork.closed(self)

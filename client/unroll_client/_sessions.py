@@ -1,4 +1,4 @@
-"""Sessions: what is asked of a sequence whose state the server keeps, and what it answers."""
+"""Sessions: requests and answers of a sequence whose state the server keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unroll_client._types import Limits
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# Of an Advance message besides the values and what the caller chose: `first_step`, flags and framing.
+# Bytes of an Advance message besides values and names: `first_step`, flags and framing.
 _ENVELOPE_BYTES = 64
 
 
@@ -31,7 +31,7 @@ class SessionSteps:
         label_index: Its index in the model's `class_labels`.
         probabilities: float32 [classes], after the last step; [0] if there was no step.
         step: Timesteps that the session has consumed: the `first_step` of the next chunk.
-        snapshot: The state after these steps where asked for, else None.
+        snapshot: The state after these steps; None if not asked for.
     """
 
     model: str
@@ -79,7 +79,7 @@ def advance_request(
 
 
 def pieces(request: pb.AdvanceRequest, values: NDArray[np.float32] | None, limits: Limits | None) -> list[bytes]:
-    """Cuts a chunk into the values of as many requests as the server's limits ask for; one request if there is none."""
+    """Splits a chunk into the values of one or more requests within the server's limits; None if there is no chunk."""
     if values is None or limits is None:
         return [b"" if values is None else values.tobytes()]
     envelope = request.ByteSize() + _ENVELOPE_BYTES
@@ -92,16 +92,16 @@ def piece_request(
     """Makes the request for one piece of a chunk.
 
     Args:
-        request: The one for the whole chunk.
-        values: Those of the piece.
-        before: The answer to the piece before it, if there was one.
-        last: Whether it is the last one.
+        request: Request for the whole chunk, without values.
+        values: Values of the piece.
+        before: Answer to the previous piece; None for the first.
+        last: True for the last piece.
     """
     piece = pb.AdvanceRequest()
     piece.CopyFrom(request)
     piece.values = values
     if before is not None:
-        # Wherever the chunk began: that this piece follows the one before is known, and makes it repeatable.
+        # The number of the first step is known from the previous answer, and makes the request repeatable.
         piece.first_step = before.step
         if piece.start:
             piece.start, piece.model, piece.version = False, "", 0
@@ -112,7 +112,7 @@ def piece_request(
 
 
 def joined_steps(parts: list[SessionSteps]) -> SessionSteps:
-    """Makes one answer of those to pieces that follow each other."""
+    """Joins the answers to consecutive pieces."""
     if len(parts) == 1:
         return parts[0]
     return replace(

@@ -15,12 +15,12 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 Call = grpc.aio.StreamStreamCall[pb.UnrollRequest, pb.UnrollResponse]
 
-# Messages that wait to be written; senders wait while there are more.
+# Most messages that wait to be written before senders wait.
 OUTBOX = 64
 
 
 class Route(Protocol):
-    """A sequence of the stream, as the stream sees it."""
+    """A sequence that shares the stream."""
 
     def receive(self, response: pb.UnrollResponse) -> None:
         """Processes one answer."""
@@ -32,8 +32,8 @@ class Route(Protocol):
 class SharedStream:
     """One Unroll RPC, on the running event loop.
 
-    Its tasks are the only ones that touch the RPC: grpc.aio cancels an RPC when a read or write of it is
-    cancelled, and one caller's cancellation must not end the others' sequences.
+    Only its tasks use the RPC. grpc.aio cancels an RPC when a read or write of it is cancelled, and one caller's
+    cancellation must not end the others' sequences.
     """
 
     def __init__(self, call: Call) -> None:
@@ -96,7 +96,7 @@ class SharedStream:
                 self._room.clear()
 
     async def close(self) -> None:
-        """Ends the RPC; sequences that are open fail."""
+        """Ends the RPC; open sequences fail."""
         call = self._call
         self._end(Unavailable("the client was closed"))
         if call is not None:
@@ -115,17 +115,17 @@ class SharedStream:
             try:
                 await call.write(message)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # The reader learns why.
+                return  # The reader gets the cause.
 
     async def _write_until_cancelled(self, call: Call) -> None:
-        # A cancelled task keeps the call until garbage is collected; one that returns does not.
+        # A cancelled task keeps the call alive until garbage collection; a task that returns does not.
         with suppress(asyncio.CancelledError):
             await self._write(call)
 
     async def _read(self, call: Call) -> None:
         error: UnrollError = Unavailable("the server ended the stream")
         try:
-            # Not by read(): after a write that failed, it gives up on answers that are here already.
+            # read() would drop answers that have arrived already after a failed write.
             async for response in call:
                 route = self._routes.get(response.key)
                 if route is not None:
@@ -147,9 +147,9 @@ class SharedStream:
         if self._ended is not None:
             return
         self._ended = error
-        # A write to an RPC that was cancelled before it had a connection never returns.
+        # A write to an RPC that is cancelled before it is connected never returns.
         self._writer.cancel()
-        # A call keeps its connection, closed or not, and a sequence that somebody kept must not.
+        # A call keeps its connection alive, even if closed; a kept sequence must not.
         self._call = None
         self._outbox.clear()
         self._filled.set()

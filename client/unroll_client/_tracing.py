@@ -1,7 +1,7 @@
-"""Spans of RPCs, by OpenTelemetry: where the program has set it up, or the environment names an endpoint for them.
+"""Spans of RPCs by OpenTelemetry, if the program has set it up or the environment names an endpoint.
 
-The variables are OpenTelemetry's own: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, ... Otherwise nothing of it is
-imported. A span holds the method and the status, never what was sent.
+The variables are OpenTelemetry's own: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, ... Otherwise OpenTelemetry is
+not imported. A span holds the method and the status, never the content of messages.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _end(span: Span, call: Any) -> None:
 
 
 def _code_of(call: Any) -> grpc.StatusCode:
-    # The call is over, so its status is there, though only a coroutine tells it.
+    # The call is over, so its status is known, though only a coroutine returns it.
     asking = call.code()
     try:
         asking.send(None)
@@ -140,11 +140,11 @@ def _own_tracer() -> Tracer | None:
 
 
 def traced_stream(method: Callable[..., CallT], metadata: Metadata, wait_for_ready: bool) -> CallT:
-    """Makes the RPC that carries a client's sequences, with a span of its own, from its beginning to its end.
+    """Starts the RPC that carries a client's sequences, with a span from its beginning to its end.
 
     Args:
-        method: The stub's Unroll.
-        metadata: The RPC's.
+        method: Unroll of the stub.
+        metadata: Metadata of the RPC.
         wait_for_ready: See `AsyncClient`.
     """
     if (traced := tracing()) is None:

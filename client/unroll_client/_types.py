@@ -1,4 +1,4 @@
-"""The values that calls return."""
+"""Values that calls return."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelInfo:
     Attributes:
         name: Model name.
         version: 1 or more.
-        architecture: Kind of network, as "simple_rnn".
+        architecture: Kind of network, such as "simple_rnn".
         input_size: Features of one timestep.
         hidden_size: Width of the hidden state of one layer.
         output_size: Logits of one timestep; 1 for a binary model.
@@ -44,12 +44,12 @@ class ModelInfo:
         feature_names: Names of the input features.
         runtime: "kernel", "onnx" or "torchscript". Bits are promised of one runtime, not between two.
         runtime_variant: Instruction set that the step kernel uses; empty for other runtimes.
-        runtime_note: Why the step kernel does not run it; empty if it does, or if another runtime was asked for.
+        runtime_note: Reason why the step kernel does not run it; empty if it does, or if another runtime was chosen.
         device: "cpu" or "cuda".
         artifact: File of the bundle that is run.
         max_abs_diff: Largest absolute difference from eager PyTorch that the bundle's proof measured.
-        bitwise: Whether the same bits are promised alone, batched, chunked, streamed and resumed.
-        limits: What one RPC may carry.
+        bitwise: True if the same bits are promised alone, batched, chunked, streamed and resumed.
+        limits: Limits of one RPC.
         test_accuracy: Share of the test split classified correctly, 0 to 1; None without one.
     """
 
@@ -111,7 +111,7 @@ class Classification:
         label_indices: int64 [n], its index in the model's `class_labels`.
         probabilities: float32 [n, classes].
         logits: float32 [n, output_size], of each sequence's last timestep.
-        final_states: The state after each sequence's last timestep where asked for, else None.
+        final_states: The state after each sequence's last timestep; None if not asked for.
         model: Name of the model that answered.
         version: Its version, the same for all sequences.
     """

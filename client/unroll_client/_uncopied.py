@@ -1,10 +1,10 @@
-"""Uncopied: what holds connections, and so can neither be pickled nor copied."""
+"""Uncopied: base of classes that hold connections and so can be neither pickled nor copied."""
 
 from typing import NoReturn
 
 
 class Uncopied:
-    """A base that refuses `pickle` and `copy` with the way out, which `_instead` names."""
+    """Base that refuses `pickle` and `copy` with a hint, which subclasses set as `_instead`."""
 
     _instead = "make a client in each process that needs one; snapshots can be sent"
 

@@ -13,7 +13,7 @@ from unroll_proto import cli
 
 @click.group(context_settings={"max_content_width": 100})
 def command() -> None:
-    """Calls an Unroll server: see its models, classify files of sequences, watch hidden states.
+    """Calls an Unroll server: lists its models, classifies files of sequences, shows hidden states.
 
     \b
     Examples:

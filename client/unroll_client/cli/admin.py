@@ -1,4 +1,4 @@
-"""`unroll admin`: commands for operators, over a server's admin listener."""
+"""`unroll admin`: commands for operators, through a server's admin listener."""
 
 import asyncio
 import os
@@ -37,15 +37,15 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--tls", is_flag=True, help=f"Encrypt. A bearer token is taken from the environment: {TOKEN_VARIABLE}.")
 @click.option("--ca", type=_FILE, metavar="FILE", help="Encrypt, and trust the authorities in this PEM file.")
-@click.option("--cert", type=_FILE, metavar="FILE", help="Encrypt, with this certificate of one's own, PEM.")
-@click.option("--key", type=_FILE, metavar="FILE", help="Its private key, PEM.")
+@click.option("--cert", type=_FILE, metavar="FILE", help="PEM file of the client's certificate; encrypts.")
+@click.option("--key", type=_FILE, metavar="FILE", help="PEM file of the certificate's private key.")
 @click.pass_context
 def admin_command(
     context: click.Context, server: str, timeout: float, tls: bool, ca: Path | None, cert: Path | None, key: Path | None
 ) -> None:
     """Sends commands to a server's admin listener, which passes them on to all workers."""
     if (cert is None) != (key is None):
-        raise InputError("--cert, --key: one is of no use without the other")
+        raise InputError("--cert, --key: one needs the other")
     certificate = (_read("--cert", cert), _read("--key", key)) if cert and key else None
     authorities = _read("--ca", ca) if ca else None
     try:
@@ -54,7 +54,7 @@ def admin_command(
             tls=tls,
             root_certificates=authorities,
             certificate=certificate,
-            # Not an option, since command lines can be read by everyone on the machine.
+            # Not an option: every user of the machine can read command lines.
             token=os.environ.get(TOKEN_VARIABLE),
         )
     except ValueError as error:
@@ -67,14 +67,14 @@ def admin_command(
 @admin_command.command()
 @click.pass_obj
 def index(target: tuple[Connection, float]) -> None:
-    """Lists every version that is served, leaves, is being loaded or was refused, and why."""
+    """Lists the versions that are served, drain, load or were refused, with the reason."""
     _print_versions(_ask(target, lambda stub: stub.ListVersions, pb.ListVersionsRequest()))
 
 
 @admin_command.command()
 @click.pass_obj
 def refresh(target: tuple[Connection, float]) -> None:
-    """Looks for new and removed versions now, and lists all."""
+    """Looks for new and removed versions now, and lists all of them."""
     _print_versions(_ask(target, lambda stub: stub.RefreshRepository, pb.RefreshRepositoryRequest()))
 
 
@@ -98,7 +98,7 @@ def unload(target: tuple[Connection, float], model: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Sessions at most.")
 @click.pass_obj
 def sessions(target: tuple[Connection, float], limit: int) -> None:
-    """Lists the sessions that the server keeps, those used last first."""
+    """Lists the sessions that the server keeps, the most recently used first."""
     response = _ask(target, lambda stub: stub.ListSessions, pb.ListSessionsRequest(limit=limit))
     _print_table(
         ("owner", "session", "model", "version", "step", "expires in"),
@@ -118,10 +118,10 @@ def sessions(target: tuple[Connection, float], limit: int) -> None:
 
 @admin_command.command("end-session")
 @click.argument("session")
-@click.option("--owner", default="", help="The identity whose session it is.")
+@click.option("--owner", default="", help="Identity of the session's owner.")
 @click.pass_obj
 def end_session(target: tuple[Connection, float], session: str, owner: str) -> None:
-    """Ends SESSION, whatever it is doing."""
+    """Ends SESSION, even while it is used."""
     _ask(target, lambda stub: stub.EndSession, pb.EndSessionRequest(owner=owner, session_id=session))
 
 

@@ -19,14 +19,14 @@ from unroll_proto.sequences import count_sequences, read_sequences
 
 @click.command("classify", short_help="Classifies every sequence of a file.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--model", default="", metavar="NAME", help="Model to ask; needless where only one is served.")
-@click.option("--model-version", type=click.IntRange(min=1), metavar="N", help="Its version.  [default: the newest]")
+@click.option("--model", default="", metavar="NAME", help="Model to ask; not needed if only one is served.")
+@click.option("--model-version", type=click.IntRange(min=1), metavar="N", help="Model version.  [default: the newest]")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write a .parquet, .jsonl or .csv file. It appears when it is complete.  [default: standard output]",
+    help="Write a .parquet, .jsonl or .csv file, which appears when complete.  [default: standard output]",
 )
 @server_options
 def classify_command(file: Path, model: str, model_version: int | None, output: Path | None, **options: object) -> None:
@@ -45,8 +45,8 @@ def classify_command(file: Path, model: str, model_version: int | None, output: 
         total = count_sequences(file)
         with target as sink:
             score, summary = asyncio.run(_classify(server, file, total, model, model_version or 0, sink, shows_lines))
-    # What has no file shares standard output with nothing.
-    # Named, since click's own streams would lose what their encoding has no place for.
+    # Without a file, only the results go to standard output.
+    # click's own streams would drop characters that their encoding lacks.
     stream = sys.stdout if output else sys.stderr
     click.echo(f"{summary}{f' -> {output}' if output else ''}", file=stream)
     if score.labelled:
@@ -69,7 +69,7 @@ async def _classify(
         file=sys.stderr,
         hidden=not sys.stderr.isatty() or shows_lines,
     )
-    # The server was there a moment ago. From here on, a restart of it is waited for.
+    # The server has answered before, so from here on a restart is waited for.
     async with server.client(wait_for_ready=True) as client:
         with bar:
             source = batches(read_sequences(file))

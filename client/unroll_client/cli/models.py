@@ -1,4 +1,4 @@
-"""`unroll models`: what the server serves."""
+"""`unroll models`: lists what a server serves."""
 
 import asyncio
 import dataclasses
@@ -11,9 +11,9 @@ from unroll_client.cli.options import Server, one_line_errors, server_options
 from unroll_client.cli.tables import table
 
 
-@click.command("models", short_help="Lists what the server serves.")
+@click.command("models", short_help="Lists the models of a server.")
 @server_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all that the server says of each.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with all metadata.")
 def models_command(as_json: bool, **options: object) -> None:
     """Lists every model version that the server serves."""
     server = Server(**options)  # type: ignore[arg-type] # click has checked the types

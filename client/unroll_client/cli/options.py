@@ -44,13 +44,13 @@ class Server:
 
     @property
     def token(self) -> str | None:
-        """The bearer token; None without one.
+        """Bearer token; None if there is none.
 
         Raises:
-            InputError: its file can't be read or holds none.
+            InputError: its file can't be read or is empty.
         """
         if self.token_file is None:
-            # Not an option, since command lines can be read by everyone on the machine.
+            # Not an option: every user of the machine can read command lines.
             return os.environ.get(TOKEN_VARIABLE)
         token = _read("--token-file", self.token_file).decode("utf-8", "replace").strip()
         if not token:
@@ -58,7 +58,7 @@ class Server:
         return token
 
     def client(self, *, wait_for_ready: bool = False) -> AsyncClient:
-        """A client for it.
+        """Makes a client of it.
 
         Raises:
             InputError: a file can't be read, or an option can't be used.
@@ -89,7 +89,7 @@ def _read(option: str, path: Path) -> bytes:
 
 
 def server_options(function: F) -> F:
-    """Adds the options that `Server` is made of."""
+    """Adds the options of `Server` to a subcommand."""
     options = [
         click.option(
             "--server",
@@ -109,7 +109,7 @@ def server_options(function: F) -> F:
             metavar="SECONDS",
             help="Longest wait for one call.",
         ),
-        click.option("--tls", is_flag=True, help="Encrypt, and trust the system's authorities."),
+        click.option("--tls", is_flag=True, help="Encrypt, and trust the system's certificate authorities."),
         click.option(
             "--ca",
             type=click.Path(path_type=Path),
@@ -120,7 +120,7 @@ def server_options(function: F) -> F:
             "--cert",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="Encrypt, and show the server the certificate in this PEM file; needs --key.",
+            help="Encrypt, and authenticate by the certificate in this PEM file; needs --key.",
         ),
         click.option(
             "--key", type=click.Path(path_type=Path), metavar="FILE", help="PEM file of the certificate's private key."
@@ -130,7 +130,7 @@ def server_options(function: F) -> F:
             "--token-file",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help=f"File with a bearer token; without it, the token is taken from the environment: {TOKEN_VARIABLE}.",
+            help=f"File with a bearer token; by default the token comes from the environment: {TOKEN_VARIABLE}.",
         ),
     ]
     for option in reversed(options):
@@ -140,7 +140,7 @@ def server_options(function: F) -> F:
 
 @contextmanager
 def one_line_errors(server: Server) -> Iterator[None]:
-    """Makes of each expected error one line and an exit code: 2 for what the user gave, 1 for all else."""
+    """Turns each expected error into one line and an exit code: 2 for bad input, 1 for all else."""
     try:
         yield
     except SequenceError as error:

@@ -1,4 +1,4 @@
-"""Outputs of classes: Parquet, JSON Lines or CSV files, or lines on the terminal."""
+"""Outputs of `unroll classify`: Parquet, JSON Lines or CSV files, or lines on the terminal."""
 
 import csv
 import io
@@ -30,20 +30,20 @@ class Output(Protocol):
     """Writer of batches, in their order."""
 
     def write(self, ids: list[str], result: Classification) -> None:
-        """Writes one batch: ids [n] and what was computed for them."""
+        """Writes one batch: ids [n] and their results."""
 
     def finish(self) -> None:
-        """Writes what is held back."""
+        """Writes what is buffered."""
 
 
 class JsonLinesOutput:
-    """One JSON object a line with the keys COLUMNS."""
+    """JSON Lines: an object with the keys COLUMNS for each sequence."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def write(self, ids: list[str], result: Classification) -> None:
-        """Writes a line a sequence."""
+        """Writes a line for each sequence."""
         lines = [to_json(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in _rows(ids, result)]
         self._file.write("".join(lines).encode())
 
@@ -53,29 +53,29 @@ class JsonLinesOutput:
 
 
 class CsvOutput:
-    """CSV with a header line; strings are quoted, lists are JSON arrays."""
+    """CSV with a header; strings are quoted, lists are JSON arrays."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        # QUOTE_MINIMAL leaves a carriage return bare before Python 3.13, and readers end the row there.
+        # Before Python 3.13 QUOTE_MINIMAL does not quote a carriage return, at which readers end the row.
         self._writer = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self._writer.writerow(COLUMNS)
 
     def write(self, ids: list[str], result: Classification) -> None:
-        """Writes a line a sequence."""
+        """Writes a line for each sequence."""
         self._writer.writerows(
             (name, label, probability, to_json(probabilities), to_json(logits))
             for name, label, probability, probabilities, logits in _rows(ids, result)
         )
 
     def finish(self) -> None:
-        """Flushes, and leaves the file open for whoever opened it."""
+        """Flushes; the caller closes the file."""
         self._text.flush()
         self._text.detach()
 
 
 class TerminalOutput:
-    """One line per sequence, for people: id, label, probability."""
+    """Lines for people: id, label and probability of each sequence."""
 
     def __init__(self) -> None:
         click.echo(f"{'id':<20} {'label':<20} probability")
@@ -87,7 +87,7 @@ class TerminalOutput:
         click.echo("\n".join(f"{name:<20} {label:<20} {probability:.4f}" for name, label, probability in rows))
 
     def finish(self) -> None:
-        """There is nothing to do."""
+        """Does nothing."""
 
 
 _FILES: Final[dict[str, Callable[[IO[bytes]], Output]]] = {
@@ -98,7 +98,7 @@ _FILES: Final[dict[str, Callable[[IO[bytes]], Output]]] = {
 
 
 def to_file(path: Path) -> AbstractContextManager[Output]:
-    """An output that is at `path` once the context is left without an exception, and else never.
+    """Yields an output that becomes the file `path` if the context is left without an exception.
 
     Raises:
         InputError: its suffix is unknown, no file can be made there, or Parquet needs the extra `files`.
@@ -128,32 +128,32 @@ def _opened(path: Path, kind: Callable[[IO[bytes]], Output]) -> Iterator[Output]
             try:
                 yield output
             except BaseException:
-                # A writer that is dropped unfinished complains about it where nobody can catch it.
+                # An unfinished writer would report an error on deletion, where nobody can catch it.
                 with suppress(Exception):
                     output.finish()
                 raise
             output.finish()
     except UnrollError:
-        raise  # Some of these are OSErrors as well.
+        raise  # Some of these are also OSErrors.
     except OSError as error:
         raise click.ClickException(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
 @contextmanager
 def to_terminal(as_json: bool) -> Iterator[Output]:
-    """An output on standard output: lines for people, or JSON Lines."""
+    """Returns an output to standard output: lines for people on a terminal, else JSON Lines."""
     output = JsonLinesOutput(sys.stdout.buffer) if as_json else TerminalOutput()
     yield output
     output.finish()
 
 
 def top_probabilities(result: Classification) -> NDArray[np.float32]:
-    """float32 [n]: the probability of each sequence's label."""
+    """Returns the probability of each sequence's label, float32 [n]."""
     return np.take_along_axis(result.probabilities, result.label_indices[:, np.newaxis], axis=1)[:, 0]
 
 
 def to_json(value: Any) -> str:
-    """Returns JSON on one line. JSON has no NaN and no infinity, which become null."""
+    """Returns JSON on one line. NaN and infinities, which JSON lacks, become null."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:

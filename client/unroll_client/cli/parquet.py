@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from unroll_client._types import Classification
 from unroll_client.cli.outputs import COLUMNS, top_probabilities
 
-# Rows of one row group: large enough to compress well, small enough to hold.
+# Rows of a row group: large enough to compress well, small enough for memory.
 GROUP_ROWS = 1 << 16
 
 
 class ParquetOutput:
-    """Parquet with the columns COLUMNS, written a row group at a time."""
+    """Parquet with the columns COLUMNS, written by row groups."""
 
     def __init__(self, file: IO[bytes]) -> None:
         numbers = pa.list_(pa.float32())
@@ -28,7 +28,7 @@ class ParquetOutput:
         self._rows = 0
 
     def write(self, ids: list[str], result: Classification) -> None:
-        """Holds the batch until there are rows for a group."""
+        """Buffers a batch until there are rows for a group."""
         columns = [
             pa.array(ids, pa.string()),
             pa.array(result.labels, pa.string()),
@@ -56,7 +56,7 @@ class ParquetOutput:
 
 @contextmanager
 def _arrow_errors() -> Iterator[None]:
-    """Makes an OSError of what pyarrow raises."""
+    """Converts pyarrow's exceptions to OSError."""
     try:
         yield
     except pa.ArrowException as error:

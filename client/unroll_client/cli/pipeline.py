@@ -1,4 +1,4 @@
-"""A file of sequences through the server: read, asked and written at the same time, in order, in bounded memory."""
+"""Classification of a file: reads, asks and writes at the same time, in order and in bounded memory."""
 
 import asyncio
 import re
@@ -15,10 +15,10 @@ from unroll_client._errors import InvalidArgument
 from unroll_client._types import Classification, ModelInfo
 from unroll_proto.sequences import Sequence, SequenceError
 
-# What one batch holds at most: enough to make a call worth its while, little enough to show progress.
+# Bounds of a batch: large enough to make the call's cost small, small enough to show progress.
 BATCH_SEQUENCES = 1024
 BATCH_VALUES = 1 << 19
-# Batches asked for at a time. Each is in memory, and a server with work waiting never idles.
+# Batches in flight. Each takes memory, and with several the server never idles.
 IN_FLIGHT = 4
 
 
@@ -36,7 +36,7 @@ class FileBatch:
 
 
 def batches(sequences: Iterable[Sequence]) -> Iterator[FileBatch]:
-    """Gathers sequences into batches of bounded size; none is empty."""
+    """Gathers sequences into batches of bounded size; no batch is empty."""
     batch, values = FileBatch(), 0
     for sequence in sequences:
         if len(batch) == BATCH_SEQUENCES or (batch.ids and values + sequence.values.size > BATCH_VALUES):
@@ -54,19 +54,19 @@ def batches(sequences: Iterable[Sequence]) -> Iterator[FileBatch]:
 async def classified(
     client: AsyncClient, model: ModelInfo, path: Path, source: Iterator[FileBatch]
 ) -> AsyncGenerator[tuple[FileBatch, Classification]]:
-    """Classifies batch after batch, some at a time.
+    """Classifies batches, several at a time.
 
     Args:
         client: Asks the server.
         model: The model version that answers all.
-        path: The file, for messages.
-        source: What is left of the file; it is read in a thread.
+        path: Path of the file, for messages.
+        source: The remaining batches of the file; read on another thread.
 
     Yields:
-        Every batch in order, with what was computed for it.
+        Each batch in order, with its results.
 
     Raises:
-        SequenceError: a sequence can't be used, by the reader's, the model's or the server's measure.
+        SequenceError: the reader, the model or the server refuses a sequence.
         UnrollError: a call failed.
     """
     waiting: deque[tuple[FileBatch, asyncio.Task[Classification]]] = deque()
@@ -93,7 +93,7 @@ async def _ask(client: AsyncClient, model: ModelInfo, path: Path, batch: FileBat
     try:
         return await client.classify(batch.arrays, model=model.name, version=model.version)
     except InvalidArgument as error:
-        # The client says which of the call's sequences it was; the user knows the rows of the file.
+        # The client numbers the sequences of the call, the user those of the file.
         for violation in error.fields:
             if place := re.fullmatch(r"sequences\[(\d+)\]", violation.field):
                 row = batch.rows[int(place[1])]

@@ -1,4 +1,4 @@
-"""Accuracy and confusion matrix, if the file has labels; text made fit for a terminal."""
+"""Accuracy and confusion matrix of a labelled file; text made safe for a terminal."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import numpy as np
 from unroll_client._types import Classification
 from unroll_client.cli.tables import table
 
-# More columns than this can't be taken in at a glance.
+# A wider matrix can't be taken in at a glance.
 MATRIX_CLASSES = 16
 
 
@@ -18,12 +18,12 @@ def printable(text: str) -> str:
 
 
 class Score:
-    """Counts of the classes that a model gave to sequences, by true class.
+    """Counts of predicted classes by true class.
 
     Attributes:
-        counts: int64 [classes + 1, classes]: sequences by true class and by said class. The last row holds those
+        counts: int64 [classes + 1, classes]: sequences by true and by predicted class. The last row holds those
             whose true class the model doesn't know.
-        unlabelled: Sequences whose true class the file doesn't say.
+        unlabelled: Sequences without a label in the file.
     """
 
     def __init__(self, class_labels: tuple[str, ...]) -> None:
@@ -33,7 +33,7 @@ class Score:
         self.unlabelled = 0
 
     def add(self, labels: Sequence[str | None], result: Classification) -> None:
-        """Counts a batch: true labels [n], None where the file has none."""
+        """Counts a batch: labels [n] of the file, None for a sequence without one."""
         said = result.label_indices
         unknown = len(self._labels)
         true = np.fromiter(
@@ -45,12 +45,12 @@ class Score:
 
     @property
     def labelled(self) -> int:
-        """Sequences counted."""
+        """Number of sequences counted."""
         return int(self.counts.sum())
 
     @property
     def correct(self) -> int:
-        """Sequences whose class was said right."""
+        """Number of sequences classified correctly."""
         return int(np.trace(self.counts[:-1]))
 
     def summary(self) -> str:
@@ -63,7 +63,7 @@ class Score:
         return line
 
     def table(self, width: int) -> str:
-        """The confusion matrix; where it would be wider than `width` characters, a line a class."""
+        """Returns the confusion matrix; a line per class if the matrix is wider than `width` characters."""
         labels = [*self._labels, "(unknown)"] if self.counts[-1].any() else list(self._labels)
         cell = max(len(label) for label in (*self._labels, str(self.counts.max())))
         name = max(len(label) for label in (*labels, "true \\ said"))

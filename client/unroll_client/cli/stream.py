@@ -22,14 +22,14 @@ Show = Callable[[Steps], None]
 
 @click.command("stream", short_help="Shows one sequence's hidden state after each timestep.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--model", default="", metavar="NAME", help="Model to ask; needless where only one is served.")
-@click.option("--model-version", type=click.IntRange(min=1), metavar="N", help="Its version.  [default: the newest]")
+@click.option("--model", default="", metavar="NAME", help="Model to ask; not needed if only one is served.")
+@click.option("--model-version", type=click.IntRange(min=1), metavar="N", help="Model version.  [default: the newest]")
 @click.option(
-    "--index", type=click.IntRange(min=0), default=0, show_default=True, help="Which sequence of FILE, from 0."
+    "--index", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the sequence in FILE, from 0."
 )
 @click.option("--chunk", type=click.IntRange(min=1), default=1, show_default=True, help="Timesteps to send at a time.")
 @click.option(
-    "--every", type=click.IntRange(1, 2**32 - 1), default=1, show_default=True, help="Show every n-th step only."
+    "--every", type=click.IntRange(1, 2**32 - 1), default=1, show_default=True, help="Show only every n-th step."
 )
 @click.option(
     "--format",

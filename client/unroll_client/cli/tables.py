@@ -26,5 +26,5 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Collectio
 
 
 def _width(text: str) -> int:
-    """Cells that a terminal needs for it."""
+    """Returns the columns that the text takes on a terminal."""
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "FW" else 1 for c in click.unstyle(text))

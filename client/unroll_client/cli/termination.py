@@ -13,7 +13,7 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it, SIGTERM raises SystemExit with EXIT_CODE where the work stands. For the main thread only."""
+    """Raises SystemExit(EXIT_CODE) in the context when SIGTERM arrives; for the main thread only."""
     terminated = False
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -23,7 +23,7 @@ def terminable() -> Iterator[None]:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise SystemExit(EXIT_CODE) from None
-        # An exception thrown into whichever callback runs could get lost there; that its tasks are cancelled can't.
+        # An exception raised in some callback could get lost there; the cancellation of the main task can't.
         loop.call_soon_threadsafe(_cancel_all, loop)
 
     before = signal.signal(signal.SIGTERM, end)

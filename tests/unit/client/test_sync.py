@@ -85,9 +85,10 @@ def test_closed_is_closed(address: str) -> None:
         pass
 
 
-def test_a_sequence_that_is_kept_keeps_no_connection(address: str) -> None:
-    port = int(address.rpartition(":")[2])
-    client = Client(address, model="m")
+def test_a_sequence_that_is_kept_keeps_no_connection(start: Callable[..., LocalServer]) -> None:
+    server = start(MODEL)
+    port = server.port
+    client = Client(server.address, model="m")
     sequence = client.unroll()
     sequence.send(random_values(3))
     assert connections_to(port)
