@@ -37,7 +37,9 @@ _natural = click.IntRange(min=1)
 )
 @click.option("--chunk", type=_natural, default=1, show_default=True, help="Stream: timesteps of a chunk.")
 @click.option("--lengths", metavar="N|N..M", help=f"Timesteps of random sequences.  [default: {DEFAULT_LENGTHS}]")
-@click.option("--batch", type=_natural, default=1, show_default=True, help="Sequences of a request.")
+@click.option(
+    "--batch", type=_natural, default=1, show_default=True, help="Sequences of a request, or of a stream's message."
+)
 @click.option("--connections", type=_natural, default=1, show_default=True, help="TCP connections.")
 @click.option("--seconds", type=_positive, default=10.0, show_default=True, help="How long to measure.")
 @click.option("--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds before that.")

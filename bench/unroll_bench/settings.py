@@ -73,8 +73,8 @@ class Settings:
         }
         if len(given := [name for name, value in kinds.items() if value]) > 1:
             raise ValueError(f"{' and '.join(given)}: one kind of load at a time")
-        if self.mode == "streams" and (self.lengths or self.batch > 1):
-            raise ValueError("--lengths and --batch: for requests only; streams have --chunk")
+        if self.mode == "streams" and self.lengths:
+            raise ValueError("--lengths: for requests only; streams have --chunk")
         if self.mode != "streams" and self.chunk > 1:
             raise ValueError("--chunk: for streams only; requests have --lengths")
         if self.sequences and self.streams and self.sequences < self.streams:
@@ -127,6 +127,7 @@ class Settings:
             streams=streams,
             cadence=self.cadence,
             chunk_steps=self.chunk,
+            batch=self.batch,
             model=model.name,
             version=model.version,
             values=values,

@@ -58,6 +58,7 @@ class AsyncEngine:
 
     Attributes:
         admission: Bounds what is queued.
+        tick_steps: As given.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class AsyncEngine:
         quota_of: QuotaOf | None = None,
     ) -> None:
         metrics = metrics or NoMetrics()
+        self.tick_steps = tick_steps
         full_tick = max_lanes * tick_steps
         self.admission = AdmissionController(max_queued_steps, max_queued_bytes, full_tick, quota_of, metrics.queue)
         self._loop = asyncio.get_running_loop()

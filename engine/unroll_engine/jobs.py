@@ -180,6 +180,48 @@ class BatchJob(_Job):
                 del error
 
 
+class StepsJob(BatchJob):
+    """Short chunks of several sequences, whose steps are reported together. Only the step kernel runs it.
+
+    Attributes:
+        logits: float32 [total_steps, output_size]; this and the following are complete when the job is over.
+        states: float32 [total_steps, hidden_size], the last layer's.
+        lost: Indices of the sequences whose state is not finite after their steps; `not_finite` is their error.
+    """
+
+    interactive = True
+    states: Float32Array
+    lost: Sequence[int] = ()
+
+    def __init__(
+        self,
+        model: Model,
+        values: Float32Array,
+        offsets: NDArray[np.int64],
+        initial_state: State,
+        owner: str = "",
+        trace: Trace | None = None,
+    ) -> None:
+        super().__init__(model, values, offsets, initial_state, True, math.inf, owner, trace)
+
+    def make_results(self) -> None:
+        """See BatchJob."""
+        spec = self.model.spec
+        self.logits = np.empty((self.steps, spec.output_size), np.float32)
+        self.states = np.empty((self.steps, spec.hidden_size), np.float32)
+        self.final_state = spec.zero_state(self.size)
+
+    def deliver(self, event: object) -> None:
+        """Ends the job: all steps are done."""
+        self.lost = np.flatnonzero(np.isnan(self.logits[self.offsets[1:] - 1, 0])).tolist()
+        self.over = True
+        self.on_end(None)
+
+    def not_finite(self) -> RequestError:
+        """Returns the error of a sequence of `lost`."""
+        return _not_finite(self.model, "")
+
+
 def complete(batches: Sequence[BatchJob]) -> None:
     """Sets `probabilities` and `labels` of batches that have all logits, in one pass: one row costs as much as many."""
     if not batches:

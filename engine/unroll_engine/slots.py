@@ -5,10 +5,11 @@ The kernel runs every sequence to its own end: nothing is padded, gathered or sc
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, complete
+from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, StepsJob, complete
 from unroll_engine.kernel import Network, SequenceQueue
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import State
@@ -44,6 +45,7 @@ class Slots:
         self._capacity = capacity
         self._threads = threads
         self._batches: dict[int, tuple[BatchJob, int]] = {}  # by ticket, with the sequences of it in flight
+        self._left: dict[int, int] = {}  # by ticket of a StepsJob: the most steps that a sequence has left to run
         self._chunks: dict[int, _Chunk] = {}
 
     @property
@@ -71,10 +73,14 @@ class Slots:
                 if first == 0:
                     job.make_results()
                 offsets = job.offsets[first : first + number + 1].tolist()
+                states = job.states if isinstance(job, StepsJob) else None
                 ticket = self._queue.submit_batch(
-                    job.values, offsets, first, job.initial_state, job.final_state, job.logits
+                    job.values, offsets, first, job.initial_state, job.final_state, job.logits, states
                 )
                 self._batches[ticket] = job, number
+                if states is not None:
+                    self._left[ticket] = max(end - begin for begin, end in pairwise(offsets))
+                    self.interactive += number
             self.count += number
 
     def drop_cancelled(self) -> None:
@@ -90,8 +96,8 @@ class Slots:
 
     def plan(self, cost: TickCost, alert: bool) -> int:
         """Chooses the timesteps of the next tick: it ends with the first interactive job, which is answered at once."""
-        if self._chunks:
-            limit = min(self._max_steps, min(chunk.left for chunk in self._chunks.values()))
+        if self.interactive:
+            limit = min(self._max_steps, *self._left.values(), *[chunk.left for chunk in self._chunks.values()])
         else:
             # Few sequences may run more timesteps than all, in no more time.
             limit = min(_FEW_LANES_STEPS, self._max_steps * self._capacity // self.width)
@@ -104,24 +110,23 @@ class Slots:
             Computed timesteps, and the seconds of the kernel's run.
         """
         begin = time.perf_counter()
-        if self._chunks:
+        if self.interactive:
             progress = self._queue.advance(_UNBOUNDED, rounds=steps)
         else:
             # As many as `steps` of every sequence, though those that run on take over what others leave.
             progress = self._queue.advance(steps * self.count - self.count + 1)
         seconds = time.perf_counter() - begin
+        for ticket in self._left:
+            self._left[ticket] -= steps
         self._report(steps, emit)
         answered: list[BatchJob] = []
         for ticket, _, number in progress.ended:
             if ticket not in self._batches:  # a chunk, or dropped
                 continue
-            job, left = self._batches.pop(ticket)
-            if left > number:
-                self._batches[ticket] = job, left - number
-            self.count -= number
+            job = self._take_off(ticket, number)
             if job.sequences_done(number):
                 answered.append(job)
-        complete(answered)
+        complete([job for job in answered if not job.interactive])
         for batch in answered:
             emit((batch, batch))
         return progress.steps, seconds
@@ -142,8 +147,11 @@ class Slots:
             return
         job.make_results()
         initial, final = job.initial_state and _only(job.initial_state), job.final_state and _only(job.final_state)
-        self._network.packed.run_one(job.values, initial, final, None, job.logits[0])
-        complete([job])
+        if isinstance(job, StepsJob):
+            self._network.packed.run_one(job.values, initial, final, job.states, job.logits)
+        else:
+            self._network.packed.run_one(job.values, initial, final, None, job.logits[0])
+            complete([job])
         emit((job, job))
 
     def _report(self, steps: int, emit: Emit) -> None:
@@ -163,11 +171,23 @@ class Slots:
         for ticket in tickets:
             self._queue.cancel(ticket)
             if ticket in self._batches:
-                self.count -= self._batches.pop(ticket)[1]
+                self._take_off(ticket, self._batches[ticket][1])
             else:
                 del self._chunks[ticket]
                 self.interactive -= 1
                 self.count -= 1
+
+    def _take_off(self, ticket: int, number: int) -> BatchJob:
+        """Records that sequences of a batch left their slots; returns the batch."""
+        job, count = self._batches.pop(ticket)
+        if count > number:
+            self._batches[ticket] = job, count - number
+        else:
+            self._left.pop(ticket, None)
+        self.count -= number
+        if job.interactive:
+            self.interactive -= number
+        return job
 
 
 class _Chunk:

@@ -26,10 +26,28 @@ A long chunk lets others take its lane, and no more is computed in advance for a
 
 
 class _AppliedChunk(NamedTuple):
+    """A chunk that can be replayed.
+
+    Attributes:
+        first_step: Number of its first step.
+        steps: Number of steps.
+        checksum: Checksum of the values.
+        before: State before it, [num_layers, hidden_size] each; None is the zero state.
+        lane: If not None, `before` holds the states of many sequences, [num_layers, sequences, hidden_size] each.
+    """
+
     first_step: int
     steps: int
     checksum: int
-    state: State | None  # before the chunk
+    before: State | None
+    lane: int | None
+
+    @property
+    def state(self) -> State | None:
+        """State before the chunk."""
+        if self.before is None or self.lane is None:
+            return self.before
+        return tuple([tensor[:, self.lane] for tensor in self.before])
 
 
 class ReplayWindow:
@@ -188,7 +206,7 @@ class OpenSequence:
         self._chunk = None
         # Else it was applied before.
         if chunk.first_step == self.step:
-            self._record(chunk)
+            self._record(chunk.first_step, len(chunk.values), chunk.checksum, chunk.before)
             self.state = state
             self.step += len(chunk.values)
         self.on_end(None)
@@ -212,13 +230,15 @@ class OpenSequence:
             self._engine.end(self._chunk.job)
             self._chunk.job = None
 
-    def _record(self, chunk: _RunningChunk) -> None:
+    def _record(
+        self, first_step: int, steps: int, checksum: int, before: State | None, lane: int | None = None
+    ) -> None:
+        """Makes an applied chunk replayable; see _AppliedChunk."""
         if self._window is None:
             return
         if self._history is None:
             self._history = []
-        applied = _AppliedChunk(chunk.first_step, len(chunk.values), chunk.checksum, chunk.before)
-        self._window.add(self._history, applied)
+        self._window.add(self._history, _AppliedChunk(first_step, steps, checksum, before, lane))
 
     def _state_before(self, first_step: int, steps: int, checksum: int) -> State | None:
         history = self._history or ()

@@ -1,6 +1,7 @@
 """Streams over a real socket: the same bits however a sequence is sent, and errors that harm no other."""
 
 import asyncio
+from itertools import repeat
 from typing import Any
 
 import grpc
@@ -95,6 +96,28 @@ async def test_streamed_states_are_eager_s_and_name_their_steps(
     assert np.abs(streamed - states[2::3]).max() <= TOLERANCE
     assert responses[-1].closed.reason == pb.SequenceClosed.REASON_CLOSED
     assert responses[-1].closed.snapshot.step == len(values)
+
+
+async def test_many_keys_in_one_message_have_the_bits_of_one_key_a_message(
+    stub: UnrollServiceStub, vowels: list[Sequence]
+) -> None:
+    """Its answer is larger than a window of HTTP/2; beside it, on another stream, goes one key a message."""
+    keys, steps = [str(index) for index in range(500)], 8
+    values = [vowels[index % len(vowels)].values[:7].repeat(3, axis=0)[:steps] for index in range(len(keys))]
+    opened = [wire.open_request(key) for key in keys]
+    batched, single = await asyncio.gather(
+        wire.exchange(stub, [*opened, wire.chunks_request(keys, [0] * len(keys), values)]),
+        wire.exchange(
+            stub, [*opened, *(wire.chunk_request(*each) for each in zip(keys, repeat(0), values, strict=False))]
+        ),
+    )
+    batches = [response.steps_batch for response in batched if response.HasField("steps_batch")]
+    states = {key: state for batch in batches for key, state in zip(batch.keys, batch.states, strict=True)}
+    logits = {key: logit for batch in batches for key, logit in zip(batch.keys, batch.logits, strict=True)}
+    assert sum(map(len, states.values())) == len(keys) * steps * 4 * 128
+    for key in keys:
+        (part,) = wire.steps_of(single, key)
+        assert (states[key], logits[key]) == (part.states, part.logits)
 
 
 async def test_a_repeated_chunk_is_answered_the_same_and_applied_once(

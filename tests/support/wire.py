@@ -1,6 +1,6 @@
 """The wire, spoken with the generated code alone: requests made and answers read as any other client would."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import grpc.aio
@@ -34,6 +34,11 @@ def open_request(key: str, model: str = "jv", **more: Any) -> pb.UnrollRequest:
 
 def chunk_request(key: str, first_step: int, values: ArrayLike) -> pb.UnrollRequest:
     return pb.UnrollRequest(key=key, chunk=pb.Chunk(first_step=first_step, values=to_bytes(values)))
+
+
+def chunks_request(keys: Sequence[str], first_steps: Sequence[int], values: Iterable[ArrayLike]) -> pb.UnrollRequest:
+    raws = [to_bytes(each) for each in values]
+    return pb.UnrollRequest(chunks=pb.ChunkBatch(keys=keys, first_steps=first_steps, values=raws))
 
 
 def snapshot_request(key: str) -> pb.UnrollRequest:

@@ -24,14 +24,25 @@ PATH = "/unroll.v1.UnrollService/Unroll"
 _MOST_UNANSWERED = 256
 
 
+class _Frame:
+    """Sequences whose chunks travel in one message."""
+
+    __slots__ = ("sequences", "waiting")
+
+    def __init__(self) -> None:
+        self.sequences: list[_Sequence] = []
+        self.waiting = 0  # chunks without an answer
+
+
 class _Sequence:
     """One open sequence: what it was sent, and what of that is answered."""
 
-    __slots__ = ("answered", "carrier", "gone", "key", "live", "sent", "unanswered")
+    __slots__ = ("answered", "carrier", "frame", "gone", "key", "live", "sent", "unanswered")
 
-    def __init__(self, index: int, carrier: "_Carrier") -> None:
+    def __init__(self, index: int, carrier: "_Carrier", frame: _Frame) -> None:
         self.key = str(index)
         self.carrier = carrier
+        self.frame = frame
         self.live = False
         self.gone = False
         self.sent = 0
@@ -53,10 +64,13 @@ class _Carrier(Stream):
     def message(self, data: bytes, now: float) -> None:
         response = self.run.response
         response.ParseFromString(data)
+        event = response.WhichOneof("event")
+        if event == "steps_batch":
+            self.run.batch_answered(response.steps_batch, now)
+            return
         sequence = self.run.sequences[int(response.key)]
         if sequence.gone:
             return
-        event = response.WhichOneof("event")
         if event == "steps":
             self.run.answered(sequence, response.steps, now)
         elif event == "opened":
@@ -87,14 +101,24 @@ class _Run:
         streams: int,
         chunks: list[bytes],
         chunk_steps: int,
+        batch: int,
         check: Callable[[pb.Steps], bool] | None,
         feed: bool,
         tally: Tally,
     ) -> None:
         self.carriers = [_Carrier(self) for _ in range(streams)]
-        self.sequences = [_Sequence(index, self.carriers[index % streams]) for index in range(sequences)]
-        for sequence in self.sequences:
-            sequence.carrier.sequences.append(sequence)
+        self.frames: list[_Frame] = []
+        self.sequences: list[_Sequence] = []
+        for index in range(sequences):
+            carrier = self.carriers[index % streams]
+            if len(carrier.sequences) % batch == 0:
+                self.frames.append(_Frame())
+                frame = self.frames[-1]
+            else:
+                frame = carrier.sequences[-1].frame
+            self.sequences.append(_Sequence(index, carrier, frame))
+            for several in (carrier, frame):
+                several.sequences.append(self.sequences[-1])
         self.tally = tally
         self.over = False
         self.closed = False
@@ -107,24 +131,47 @@ class _Run:
         # One of each for all: filling a message anew takes a third of making it.
         self.response = pb.UnrollResponse()
         self._request = pb.UnrollRequest()
-        self._chunk = self._request.chunk
+        self._batch = pb.ChunkBatch()
+        self._steps = pb.Steps()
         self._until: Callable[[], bool] = lambda: True
         self._changed = asyncio.Event()
 
-    def send(self, sequence: _Sequence, moment: float) -> None:
-        """Sends the next chunk of a sequence, which was to leave at `moment`."""
-        if not sequence.live or len(sequence.unanswered) >= _MOST_UNANSWERED:
-            self.tally.errors["not sent"] += 1
+    def send(self, frame: _Frame, moment: float) -> None:
+        """Sends the next chunks of a frame's sequences, which were to leave at `moment`."""
+        steps, chunks, request, batch = self._chunk_steps, self._chunks, self._request, self._batch
+        keys, first_steps, values = [], [], []
+        for sequence in frame.sequences:
+            if not sequence.live or len(sequence.unanswered) >= _MOST_UNANSWERED:
+                if not self._feed:
+                    self.tally.errors["not sent"] += 1
+                continue
+            sent = sequence.sent
+            keys.append(sequence.key)
+            first_steps.append(sent)
+            values.append(chunks[sent // steps % len(chunks)])
+            sequence.sent = sent + steps
+            sequence.unanswered.append(moment)
+        if not keys:
             return
-        steps = self._chunk_steps
-        sent = sequence.sent
-        self._request.key = sequence.key
-        self._chunk.first_step = sent
-        self._chunk.values = self._chunks[sent // steps % len(self._chunks)]
-        sequence.sent = sent + steps
-        sequence.unanswered.append(moment)
-        self.tally.in_flight += 1
-        sequence.carrier.send(framed(self._request.SerializeToString()))
+        frame.waiting += len(keys)
+        self.tally.in_flight += len(keys)
+        if len(frame.sequences) == 1:
+            request.key, chunk = keys[0], request.chunk
+            chunk.first_step, chunk.values = first_steps[0], values[0]
+        else:
+            batch.keys[:], batch.first_steps[:], batch.values[:] = keys, first_steps, values
+            request.chunks.CopyFrom(batch)
+        frame.sequences[0].carrier.send(framed(request.SerializeToString()))
+
+    def batch_answered(self, batch: pb.StepsBatch, now: float) -> None:
+        """Takes answers to chunks of several sequences."""
+        steps = self._steps
+        fields = batch.keys, batch.first_steps, batch.counts, batch.states
+        for key, first, covered, states in zip(*fields, strict=True):
+            sequence = self.sequences[int(key)]
+            if not sequence.gone:
+                steps.first_step, steps.count, steps.states = first, covered, states
+                self.answered(sequence, steps, now)
 
     def answered(self, sequence: _Sequence, steps: pb.Steps, now: float) -> None:
         """Takes an answer: the rest of a chunk, a part, or more than one."""
@@ -140,14 +187,16 @@ class _Run:
         if tally.begin <= now < tally.end:
             tally.messages += 1
         missing = -(-(sequence.sent - after) // self._chunk_steps)
+        frame = sequence.frame
         for _ in range(len(sequence.unanswered) - missing):
             moment = sequence.unanswered.popleft()
             tally.in_flight -= 1
+            frame.waiting -= 1
             if tally.begin <= (now if self._feed else moment) < tally.end:
                 tally.latencies.append(now - moment)
                 tally.last = now
-            if self._feed and not self.over:
-                self.send(sequence, perf_counter())
+        if self._feed and not (frame.waiting or self.over):
+            self.send(frame, perf_counter())
         if self.over:
             self.settle()
 
@@ -161,6 +210,7 @@ class _Run:
         sequence.gone = True
         self.open -= 1
         self.tally.in_flight -= len(sequence.unanswered)
+        sequence.frame.waiting -= len(sequence.unanswered)
         self.tally.errors[reason] += 1
         sequence.unanswered.clear()
         self.settle()
@@ -193,6 +243,7 @@ async def stream_loop(
     seconds: float,
     model: str,
     values: NDArray[np.float32],
+    batch: int = 1,
     check: Callable[[pb.Steps], bool] | None = None,
     version: int = 0,
     warm_up: float = 0.5,
@@ -212,6 +263,8 @@ async def stream_loop(
         chunk_steps: Timesteps of a chunk.
         seconds: Length of the measured window.
         model: Its name.
+        batch: Sequences of a stream whose chunks travel in one message, at most. In a closed loop they go on when all
+            are answered.
         values: float32 [n, features]; each sequence goes through as many whole chunks as there are, over and over.
         check: Says whether an answer is right; asked about every one.
         version: Of the model; 0 is the newest.
@@ -228,15 +281,17 @@ async def stream_loop(
         ValueError: an argument makes no sense.
     """
     usable = len(values) // max(chunk_steps, 1) * chunk_steps
-    if min(sequences, streams, chunk_steps, connections, usable) < 1 or streams > sequences:
-        raise ValueError("sequences, streams, chunk_steps, connections: 1 or more, and a sequence for each stream")
+    if min(sequences, streams, chunk_steps, batch, connections, usable) < 1 or streams > sequences:
+        raise ValueError(
+            "sequences, streams, chunk_steps, batch, connections: 1 or more, and a sequence for each stream"
+        )
     if seconds <= 0 or (cadence is not None and cadence <= 0):
         raise ValueError("seconds, cadence: more than 0 expected")
     raw = np.ascontiguousarray(values[:usable], "<f4")
     chunks = [raw[at : at + chunk_steps].tobytes() for at in range(0, usable, chunk_steps)]
     peer = address if isinstance(address, Peer) else Peer(address)
     tally = tally or Tally()
-    run = _Run(sequences, streams, chunks, chunk_steps, check, cadence is None, tally)
+    run = _Run(sequences, streams, chunks, chunk_steps, batch, check, cadence is None, tally)
     pool = Pool(peer, connections, tally, lambda line: None)
     opening = pb.OpenSequence(model=model, version=version, return_states=True)
     try:
@@ -253,15 +308,14 @@ async def stream_loop(
             origin = perf_counter()
             tally.begin, tally.end = origin + warm_up, origin + warm_up + seconds
             if cadence is None:
-                for sequence in run.sequences:
-                    if sequence.live:
-                        run.send(sequence, perf_counter())
+                for frame in run.frames:
+                    run.send(frame, perf_counter())
                 await run.wait(lambda: run.open == 0, warm_up + seconds)
             else:
-                gap = cadence / sequences
+                gap = cadence / len(run.frames)
                 moments = takewhile(lambda moment: moment < tally.end, (origin + turn * gap for turn in count()))
                 turns = count()
-                await on_schedule(moments, lambda moment: run.send(run.sequences[next(turns) % sequences], moment))
+                await on_schedule(moments, lambda moment: run.send(run.frames[next(turns) % len(run.frames)], moment))
             run.over = True
             if not await run.wait(lambda: tally.in_flight == 0, PATIENCE):
                 tally.errors["unanswered"] += tally.in_flight

@@ -201,6 +201,7 @@ class SequenceQueue:
         state: State | None,
         final_state: State | None,
         logits: Float32Array,
+        states: Float32Array | None = None,
     ) -> int:
         """Queues some sequences of a batch under one ticket: `advance` returns how many of them ended.
 
@@ -210,12 +211,13 @@ class SequenceQueue:
             first: Index of the first of them in the batch.
             state: [num_layers, batch, hidden_size] each; zeros if absent.
             final_state: As `state`, takes the states after the last steps.
-            logits: [batch, output_size], takes those of the last steps.
+            logits: [batch, output_size] takes those of the last steps; [rows, output_size] with `states`, every step's.
+            states: [rows, hidden_size], takes the last layer's state at every step; `final_state` must be given too.
 
         Raises:
             ValueError, TypeError: an array has another shape or dtype. The message names it.
         """
-        return self._queue.submit_batch(values, offsets, first, state, final_state, logits)
+        return self._queue.submit_batch(values, offsets, first, state, final_state, logits, states)
 
     def cancel(self, ticket: int) -> bool:
         """Lets the next `advance` end a ticket's sequences as cancelled. Returns False if all have ended already."""

@@ -162,7 +162,7 @@ Global___ClassifyResponse: _TypeAlias = ClassifyResponse  # noqa: Y015
 
 @_typing.final
 class UnrollRequest(_message.Message):
-    """One message about one sequence of the stream."""
+    """One message about one sequence of the stream, or chunks of many."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -171,6 +171,7 @@ class UnrollRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     TAKE_SNAPSHOT_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Names the sequence within this stream; 1 to 128 bytes of UTF-8."""
     @_builtins.property
@@ -181,6 +182,10 @@ class UnrollRequest(_message.Message):
     def take_snapshot(self) -> Global___TakeSnapshot: ...
     @_builtins.property
     def close(self) -> Global___CloseSequence: ...
+    @_builtins.property
+    def chunks(self) -> Global___ChunkBatch:
+        """Without `key`."""
+
     def __init__(
         self,
         *,
@@ -189,12 +194,13 @@ class UnrollRequest(_message.Message):
         chunk: Global___Chunk | None = ...,
         take_snapshot: Global___TakeSnapshot | None = ...,
         close: Global___CloseSequence | None = ...,
+        chunks: Global___ChunkBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk", b"chunk", "close", b"close", "open", b"open", "take_snapshot", b"take_snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk", b"chunk", "chunks", b"chunks", "close", b"close", "open", b"open", "take_snapshot", b"take_snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk", b"chunk", "close", b"close", "key", b"key", "open", b"open", "take_snapshot", b"take_snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "chunk", b"chunk", "chunks", b"chunks", "close", b"close", "key", b"key", "open", b"open", "take_snapshot", b"take_snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "chunk", "take_snapshot", "close"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "chunk", "take_snapshot", "close", "chunks"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
@@ -271,6 +277,42 @@ class Chunk(_message.Message):
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
 
 @_typing.final
+class ChunkBatch(_message.Message):
+    """Chunks of many sequences in one message. Each is what a message with that `key` and `chunk` would be: one that is
+    refused has an `error` of its own, and the others do not notice.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    FIRST_STEPS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def first_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in Chunk, one a key."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As in Chunk, one a key."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        first_steps: _abc.Iterable[_builtins.int] | None = ...,
+        values: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_steps", b"first_steps", "keys", b"keys", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChunkBatch: _TypeAlias = ChunkBatch  # noqa: Y015
+
+@_typing.final
 class TakeSnapshot(_message.Message):
     """Asks for the state after every chunk sent before."""
 
@@ -314,6 +356,7 @@ class UnrollResponse(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    STEPS_BATCH_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     @_builtins.property
     def opened(self) -> Global___SequenceOpened: ...
@@ -327,6 +370,10 @@ class UnrollResponse(_message.Message):
     def error(self) -> _status_pb2.Status:
         """One message of this sequence was refused. The sequence is as it was before it; the others do not notice."""
 
+    @_builtins.property
+    def steps_batch(self) -> Global___StepsBatch:
+        """Without `key`."""
+
     def __init__(
         self,
         *,
@@ -336,12 +383,13 @@ class UnrollResponse(_message.Message):
         snapshot: Global___Snapshot | None = ...,
         closed: Global___SequenceClosed | None = ...,
         error: _status_pb2.Status | None = ...,
+        steps_batch: Global___StepsBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "error", b"error", "event", b"event", "opened", b"opened", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "error", b"error", "event", b"event", "opened", b"opened", "snapshot", b"snapshot", "steps", b"steps", "steps_batch", b"steps_batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "error", b"error", "event", b"event", "key", b"key", "opened", b"opened", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "error", b"error", "event", b"event", "key", b"key", "opened", b"opened", "snapshot", b"snapshot", "steps", b"steps", "steps_batch", b"steps_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["opened", "steps", "snapshot", "closed", "error"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["opened", "steps", "snapshot", "closed", "error", "steps_batch"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -355,6 +403,7 @@ class SequenceOpened(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
+    MAX_CHUNKS_BYTES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.int
     """The version that the sequence stays on until it ends."""
@@ -362,6 +411,8 @@ class SequenceOpened(_message.Message):
     """Number of the next step."""
     bundle: _builtins.bytes
     """As in Snapshot."""
+    max_chunks_bytes: _builtins.int
+    """Bytes of the largest message that the server takes with `chunks`. 0: it knows no `chunks`."""
     def __init__(
         self,
         *,
@@ -369,10 +420,11 @@ class SequenceOpened(_message.Message):
         version: _builtins.int = ...,
         step: _builtins.int = ...,
         bundle: _builtins.bytes = ...,
+        max_chunks_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "model", b"model", "step", b"step", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "max_chunks_bytes", b"max_chunks_bytes", "model", b"model", "step", b"step", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,6 +461,46 @@ class Steps(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Steps: _TypeAlias = Steps  # noqa: Y015
+
+@_typing.final
+class StepsBatch(_message.Message):
+    """Answers to chunks that came in `chunks` and were computed together; the others are answered by `steps`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    FIRST_STEPS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def first_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As in Steps, one a key; likewise the other fields."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        first_steps: _abc.Iterable[_builtins.int] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        states: _abc.Iterable[_builtins.bytes] | None = ...,
+        logits: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "first_steps", b"first_steps", "keys", b"keys", "logits", b"logits", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepsBatch: _TypeAlias = StepsBatch  # noqa: Y015
 
 @_typing.final
 class SequenceClosed(_message.Message):

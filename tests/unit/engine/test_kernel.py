@@ -217,6 +217,29 @@ def test_sequences_of_a_batch_share_a_ticket_and_run_in_rounds(cell: str) -> Non
     assert len(queue) == 0
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_step_of_a_batch_can_be_had(cell: str) -> None:
+    kernel = network(cell)
+    reference = recurrent_network(cell, 3, 20, 4, 2)
+    values, state = random_sequences(reference, 30, 3)
+    rows, offsets = np.ascontiguousarray(values[:, 0]), [0, 5, 6, 30]
+    expected = np.empty((30, 4), np.float32), np.empty((30, 20), np.float32)
+    final, last = [tuple(np.empty_like(tensor) for tensor in state) for _ in range(2)]
+    for index, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        own, own_last = [tuple(tensor[:, index] for tensor in each) for each in (state, last)]
+        logits, states = [array[begin:end] for array in expected]
+        kernel.run_one(rows[begin:end], own, final_state=own_last, states=states, logits=logits)
+    queue, logits, states = SequenceQueue(kernel), np.zeros((30, 4), np.float32), np.zeros((30, 20), np.float32)
+    ticket = queue.submit_batch(rows, offsets, 0, state, final, logits, states)
+    assert queue.advance(1000) == (30, [(ticket, Outcome.DONE, 3)])
+    assert [logits.tobytes(), states.tobytes()] == [each.tobytes() for each in expected]
+    assert [tensor.tobytes() for tensor in final] == [tensor.tobytes() for tensor in last]
+    with pytest.raises(ValueError, match="final_state: expected with states"):
+        queue.submit_batch(rows, offsets, 0, state, None, logits, states)
+    with pytest.raises(ValueError, match="logits: "):
+        queue.submit_batch(rows, offsets, 0, state, final, logits[:3], states)
+
+
 def test_a_queue_keeps_the_arrays_of_its_sequences() -> None:
     kernel, queue = network(), SequenceQueue(network())
     values, logits = np.ones((5, 3), np.float32), np.empty(4, np.float32)

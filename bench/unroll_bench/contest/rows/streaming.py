@@ -35,7 +35,7 @@ def _state_check() -> Callable[[pb.Steps], bool]:
 
 
 async def feed(
-    address: str, sequences: int, streams: int, cadence: float | None, seconds: float, warm_up: float
+    address: str, sequences: int, streams: int, cadence: float | None, seconds: float, warm_up: float, batch: int = 1
 ) -> Result:
     """Feeds open sequences a step at a time, and checks their states; see `stream_loop`."""
     (values,) = even(1, PERIOD)
@@ -45,6 +45,7 @@ async def feed(
         streams=streams,
         cadence=cadence,
         chunk_steps=1,
+        batch=batch,
         seconds=seconds,
         warm_up=warm_up,
         model=MODEL,

@@ -250,15 +250,22 @@ int64_t submit(KeepingQueue& self, const Input& x, const std::optional<Tensors<I
 }
 
 // Sequences first to first + count - 1 of a batch: values [rows, inputs] with sequence i in rows offsets[i] to
-// offsets[i + 1] - 1, state and final state [layers, sequences, hidden] each, logits [sequences, outputs] of the last steps.
+// offsets[i + 1] - 1, state and final state [layers, sequences, hidden] each, logits [sequences, outputs] of the last
+// steps; or of every step with states [rows, hidden], logits [rows, outputs] and a final state.
 int64_t submit_batch(KeepingQueue& self, const Input& values, const std::vector<int64_t>& offsets, int64_t first,
                      const std::optional<Tensors<Input>>& initial, const std::optional<Tensors<Output>>& final,
-                     const Output& logits) {
+                     const Output& logits, const std::optional<Output>& states) {
     const Network& network = *self.queue.network;
     const int64_t rows = checked("values", values, {-1, network.inputs}).shape(0), layers = network.layers.size();
     const int64_t count = static_cast<int64_t>(offsets.size()) - 1;
-    checked("logits", logits, {-1, network.outputs});
-    const int64_t sequences = logits.shape(0);
+    checked("logits", logits, {states ? rows : -1, network.outputs});
+    if (states) {
+        checked("states", *states, {rows, network.hidden});
+        if (!final) refuse("final_state: expected with states");
+        check_tensors("final_state", network, *final);
+        checked("final_state", (*final)[0], {layers, -1, network.hidden});
+    }
+    const int64_t sequences = states ? (*final)[0].shape(1) : logits.shape(0);
     if (count < 1 || first < 0 || first + count > sequences)
         refuse("first: " + std::to_string(count) + " sequences from " + std::to_string(first) + " are not among " +
                std::to_string(sequences));
@@ -291,10 +298,16 @@ int64_t submit_batch(KeepingQueue& self, const Input& values, const std::vector<
                 job.final_stride[tensor] = (*final)[tensor].stride(0);
             }
         }
-        job.logits = floats(logits) + lane * logits.stride(0);
+        job.logits = floats(logits) + (states ? begin : lane) * logits.stride(0);
+        if (states) {
+            job.every_step = true;
+            job.logits_stride = logits.stride(0);
+            job.states = floats(*states) + begin * states->stride(0);
+            job.states_stride = states->stride(0);
+        }
     }
     const int64_t ticket = self.queue.submit(jobs);
-    self.kept.emplace(ticket, KeepingQueue::Arrays{values, initial, final, std::nullopt, logits});
+    self.kept.emplace(ticket, KeepingQueue::Arrays{values, initial, final, states, logits});
     return ticket;
 }
 
@@ -363,7 +376,7 @@ NB_MODULE(_kernel, m) {
              nb::arg("logits").none().noconvert() = nb::none(), nb::arg("deadline") = 0)
         .def("submit_batch", &submit_batch, nb::arg("values").noconvert(), nb::arg("offsets"), nb::arg("first"),
              nb::arg("state").none().noconvert(), nb::arg("final_state").none().noconvert(),
-             nb::arg("logits").noconvert())
+             nb::arg("logits").noconvert(), nb::arg("states").none().noconvert() = nb::none())
         .def("advance", &advance, nb::arg("budget"), nb::arg("rounds") = unbounded)
         .def("cancel", [](KeepingQueue& self, int64_t ticket) { return self.queue.cancel(ticket); }, nb::arg("ticket"))
         .def("__len__", [](const KeepingQueue& self) { return self.queue.size(); });

@@ -2,6 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable
+from zlib import crc32
+
+import numpy as np
 
 from unroll_engine.arrays import to_bytes
 from unroll_engine.async_engine import AsyncEngine
@@ -10,6 +13,7 @@ from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.snapshots import encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.api.native.answers import AnswerQueue
+from unroll_server.api.native.joiner import ChunkJoiner, Group
 from unroll_server.repository.version import LoadedVersion
 from unroll_server.sequence import OpenSequence, ReplayWindow
 from unroll_server.status import status_of
@@ -23,31 +27,47 @@ class StreamSequence(OpenSequence):
         request: The message that opened it.
         state: The state that it begins with; None is the zero state.
         engine: Runs its chunks.
+        joiner: Runs its short chunks, with those of others.
         version: The model version.
         window: The replay window of the stream.
         answers: Takes the answers.
-        on_answered: Called when the last chunk is answered.
+        on_answered: Called with sequences of the stream whose chunks are answered.
 
     Attributes:
         key: As given.
+        answers: As given.
+        on_answered: As given.
         closed: True once it is closed.
-        pending: Messages that wait, with their sizes in bytes; None if none do.
+        pending: Messages that wait, with their sizes in bytes and whether they came in a batch; None if none do.
         size: Bytes of the message of the chunk that runs.
+        expected: Bytes of the answer that is being computed.
+        in_batch: True if that came with others in one message.
+        joined: The values of the chunk that the joiner runs; empty if it runs none.
+        group: The sequences whose chunks can be joined with its own.
+        table: Holds the state.
+        row: The state's row there.
     """
 
     __slots__ = (
-        "_answers",
         "_every",
-        "_expected",
+        "_joinable",
+        "_joiner",
         "_logits",
-        "_on_answered",
         "_states",
         "_version",
         "_width",
+        "answers",
         "closed",
+        "expected",
+        "group",
+        "in_batch",
+        "joined",
         "key",
+        "on_answered",
         "pending",
+        "row",
         "size",
+        "table",
     )
 
     def __init__(
@@ -56,26 +76,56 @@ class StreamSequence(OpenSequence):
         request: pb.OpenSequence,
         state: State | None,
         engine: AsyncEngine,
+        joiner: ChunkJoiner,
         version: LoadedVersion,
         window: ReplayWindow,
         answers: AnswerQueue,
-        on_answered: "Callable[[StreamSequence], None]",
+        on_answered: "Callable[[list[StreamSequence]], None]",
     ) -> None:
-        super().__init__(engine, version.model, request.initial_state.step, state, window)
+        model, spec = version.model, version.spec
+        self.table = joiner.table(model)
+        self.row = self.table.allocate()
+        super().__init__(engine, model, request.initial_state.step, state, window)
         version.acquire()
         self.key = key
+        self.answers = answers
+        self.on_answered = on_answered
         self.closed = False
-        self.pending: deque[tuple[pb.UnrollRequest, int]] | None = None
+        self.pending: deque[tuple[pb.UnrollRequest, int, bool]] | None = None
         self.size = 0
+        self.in_batch = False
+        self.joined = b""
+        self.group = Group(model, self._call.identity, self._call.trace)
+        self._joiner = joiner
         self._version = version
-        self._answers = answers
-        self._on_answered = on_answered
         self._every = request.every or 1
-        self._states = request.return_states
-        self._logits = request.return_logits
-        # Bytes of the answer to one step, and to the piece that runs.
-        self._width = 4 * (self._states * version.spec.hidden_size + self._logits * version.spec.output_size)
-        self._expected = 0
+        self._states = 4 * spec.hidden_size if request.return_states else 0
+        self._logits = 4 * spec.output_size if request.return_logits else 0
+        self._width = self._states + self._logits
+        self.expected = 0
+        # Sizes of chunks to join.
+        step = 4 * spec.input_size
+        self._joinable = range(step, joiner.max_steps * step + 1, step) if model.joins_chunks else range(0)
+
+    @property
+    def state(self) -> State | None:
+        """See OpenSequence."""
+        return tuple([tensor[:, 0] for tensor in self.table.read([self.row])])
+
+    @state.setter
+    def state(self, state: State | None) -> None:
+        if state is not None:
+            self.table.write([self.row], tuple([tensor[:, np.newaxis] for tensor in state]))
+
+    @property
+    def idle(self) -> bool:
+        """True if the next message can be answered at once."""
+        return not (self.joined or self._chunk or self.pending)
+
+    @property
+    def busy(self) -> bool:
+        """See OpenSequence."""
+        return bool(self.joined) or self._chunk is not None
 
     def snapshot(self) -> pb.Snapshot:
         """Returns a snapshot of the state between two chunks."""
@@ -89,52 +139,95 @@ class StreamSequence(OpenSequence):
         """Drops the chunk that runs, if any, and releases the version."""
         self.cancel()
         self.closed = True
+        self.table.release(self.row)
         self._version.release()
+
+    def join(self, first_step: int, values: bytes, size: int, in_batch: bool) -> bool:
+        """Gives a chunk to the joiner, if it is short and the next one; returns False if not.
+
+        Args:
+            first_step: Number of its first step.
+            values: float32 [steps, input_size].
+            size: Bytes of its message.
+            in_batch: True if it came with others in one message.
+        """
+        count = len(values)
+        if first_step != self.step or count not in self._joinable:
+            return False
+        self.joined, self.size, self.in_batch = values, size, in_batch
+        self._expect(count // self._joinable.step)
+        self._joiner.add(self)
+        return True
+
+    def end_joined(self, error: RequestError) -> None:
+        """Refuses the chunk that the joiner was to run. The sequence is as it was before it."""
+        if not self.closed:
+            self.joined = b""
+            self.on_end(error)
+
+    def record(self, steps: int, before: State, index: int) -> None:
+        """Makes the next chunk, which the joiner has run, replayable; see OpenSequence."""
+        self._record(self.step, steps, crc32(self.joined), before, index)
+
+    def reported(self, first_step: int, begin: int, end: int, states: bytes, logits: bytes) -> tuple[bytes, bytes]:
+        """Returns the states and logits that the answer to some steps holds.
+
+        Args:
+            first_step: Number of the first step.
+            begin: Row of the first step in the states and logits of a job.
+            end: Row behind the last one.
+            states: float32 [rows, hidden_size].
+            logits: float32 [rows, output_size].
+        """
+        state, logit, every = self._states, self._logits, self._every
+        if every == 1:
+            return states[begin * state : end * state], logits[begin * logit : end * logit]
+        # Reported are the steps s with (s + 1) % every == 0.
+        rows = range(begin + every - 1 - first_step % every, end, every)
+        return (
+            b"".join([states[row * state : (row + 1) * state] for row in rows]),
+            b"".join([logits[row * logit : (row + 1) * logit] for row in rows]),
+        )
 
     def answer_chunk(self, first_step: int, values: Float32Array, size: int) -> None:
         """Begins to answer a chunk, whose message has `size` bytes; see OpenSequence.start."""
         self.start(first_step, values)
         self.size = size
-        self._expect()
+        self._expect(self.next_piece)
 
     def on_steps(self, first_step: int, logits: Float32Array, states: Float32Array) -> None:
         """See OpenSequence."""
-        count, every = len(states), self._every
-        if every > 1:
-            # Reported are the steps s with (s + 1) % every == 0.
-            reported = slice(every - 1 - first_step % every, None, every)
-            logits, states = logits[reported], states[reported]
-        steps = pb.Steps(first_step=first_step, count=count)
-        size = 0
-        if self._states:
-            steps.states = to_bytes(states)
-            size = states.nbytes
-        if self._logits:
-            steps.logits = to_bytes(logits)
-            size += logits.nbytes
-        self._answers.put(pb.UnrollResponse(key=self.key, steps=steps), size)
+        count = len(states)
+        raw_states = to_bytes(states) if self._states else b""
+        raw_logits = to_bytes(logits) if self._logits else b""
+        self.put_steps(first_step, count, *self.reported(first_step, 0, count, raw_states, raw_logits))
+
+    def put_steps(self, first_step: int, count: int, states: bytes, logits: bytes) -> None:
+        """Puts the answer to some steps."""
+        steps = pb.Steps(first_step=first_step, count=count, states=states, logits=logits)
+        self.answers.put(pb.UnrollResponse(key=self.key, steps=steps), len(states) + len(logits))
 
     def on_pause(self) -> None:
         """See OpenSequence."""
         self._expect_nothing()
-        self._answers.when_room(self._proceed)
+        self.answers.when_room(self._proceed)
 
     def on_end(self, error: RequestError | None) -> None:
         """See OpenSequence."""
         self._expect_nothing()
         if error:
             error.rename({"values": "chunk.values"})
-            self._answers.put(pb.UnrollResponse(key=self.key, error=status_of(error)))
-        self._on_answered(self)
+            self.answers.put(pb.UnrollResponse(key=self.key, error=status_of(error)))
+        self.on_answered([self])
 
     def _proceed(self) -> None:
         self.resume()
-        self._expect()
+        self._expect(self.next_piece)
 
-    def _expect(self) -> None:
-        self._expected = self.next_piece * self._width // self._every
-        self._answers.expect(self._expected)
+    def _expect(self, steps: int) -> None:
+        self.expected = steps * self._width // self._every
+        self.answers.expect(self.expected)
 
     def _expect_nothing(self) -> None:
-        self._answers.expect(-self._expected)
-        self._expected = 0
+        self.answers.expect(-self.expected)
+        self.expected = 0

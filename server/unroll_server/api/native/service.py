@@ -25,6 +25,7 @@ from unroll_server.api.data_plane import (
 )
 from unroll_server.api.native.advance import advance
 from unroll_server.api.native.description import describe
+from unroll_server.api.native.joiner import ChunkJoiner
 from unroll_server.api.native.stream import Stream
 from unroll_server.api.streams import OpenStreams
 from unroll_server.config import Limits
@@ -43,6 +44,7 @@ class UnrollService(UnrollServiceServicer):
         self._plane = plane
         self._quotas = quotas
         self._streams = OpenStreams()
+        self._joiner = ChunkJoiner(plane.engine, plane.limits.max_steps)
 
     def drain(self, half_close_timeout: float) -> None:
         """Ends every stream after what it has read, with a snapshot of each open sequence; see OpenStreams."""
@@ -68,7 +70,8 @@ class UnrollService(UnrollServiceServicer):
         self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
     ) -> None:
         """See unroll.proto; the answers are written to the context."""
-        await self._streams.run(Stream(self._plane, self._quotas), request_iterator, context.write)
+        stream = Stream(self._plane, self._quotas, self._joiner)
+        await self._streams.run(stream, request_iterator, context.write)
 
     async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:
         """See unroll.proto."""

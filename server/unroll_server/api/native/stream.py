@@ -11,6 +11,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
 from unroll_server.api.data_plane import DataPlane, decode_chunk, resolve_model
 from unroll_server.api.native.answers import AnswerQueue, Write
+from unroll_server.api.native.joiner import ChunkJoiner
 from unroll_server.api.native.sequence import StreamSequence
 from unroll_server.api.streams import RequestStream
 from unroll_server.config import MAX_KEY_BYTES
@@ -22,7 +23,7 @@ MAX_UNANSWERED = 256
 """Messages of one stream that are read and not yet answered; past it the stream is not read."""
 MAX_UNANSWERED_BYTES = 2**25
 """Bytes of those messages, likewise; one message comes on top."""
-_ACTIONS = "one of open, chunk, take_snapshot, close expected"
+_ACTIONS = "one of open, chunk, take_snapshot, close, chunks expected"
 
 
 class Stream(RequestStream):
@@ -33,12 +34,14 @@ class Stream(RequestStream):
     Args:
         plane: Finds the models and runs them.
         quotas: Bounds the open sequences of each identity, over all its streams.
+        joiner: Runs short chunks, with those of other streams.
     """
 
-    def __init__(self, plane: DataPlane, quotas: Quotas) -> None:
+    def __init__(self, plane: DataPlane, quotas: Quotas, joiner: ChunkJoiner) -> None:
         super().__init__()
         self._plane = plane
         self._quotas = quotas
+        self._joiner = joiner
         self._identity = caller.current.get().identity
         # By key: the open sequences, and closed ones for which messages wait.
         self._sequences: dict[str, StreamSequence] = {}
@@ -70,8 +73,7 @@ class Stream(RequestStream):
     async def all_answered(self) -> None:
         """See RequestStream."""
         while self._unanswered:
-            self._progress.clear()
-            await self._progress.wait()
+            await self._until_progress()
 
     def close_sequences(self) -> None:
         """See RequestStream: every open sequence ends with its snapshot."""
@@ -90,25 +92,58 @@ class Stream(RequestStream):
             if self.draining.is_set():
                 self._unopened |= request.HasField("open")
                 continue
-            size = request.ByteSize()
-            self._unanswered += 1
-            self._unanswered_bytes += size
-            sequence = self._sequences.get(request.key)
-            if sequence is None or not (sequence.busy or sequence.pending):
-                self._answer(sequence, request, size)
+            if request.HasField("chunks"):
+                await self._take_batch(request)
             else:
-                if sequence.pending is None:
-                    sequence.pending = deque()
-                sequence.pending.append((request, size))
+                self._take(request, request.ByteSize())
             while (
                 self._unanswered >= MAX_UNANSWERED
                 or self._unanswered_bytes >= MAX_UNANSWERED_BYTES
                 or not self._answers.has_room()
             ):
-                self._progress.clear()
-                await self._progress.wait()
+                await self._until_progress()
 
-    def _answer(self, sequence: StreamSequence | None, request: pb.UnrollRequest, size: int) -> None:
+    async def _until_progress(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()
+
+    async def _take_batch(self, request: pb.UnrollRequest) -> None:
+        """Takes chunks of many sequences; those that are left when the stream begins to drain are skipped."""
+        chunks, most = request.chunks, self._plane.limits.max_open_sequences
+        count = len(chunks.keys)
+        if not 1 <= count <= most or not count == len(chunks.first_steps) == len(chunks.values):
+            problem = f"{count} keys, {len(chunks.first_steps)} first_steps, {len(chunks.values)} values, "
+            error = InvalidRequestError(f"{problem}as many of each expected, 1 to {most}", "chunks")
+            self._answers.put(pb.UnrollResponse(key=request.key, error=status_of(error)))
+            return
+        # As lists: each access to a repeated field makes an object.
+        for key, first_step, values in zip([*chunks.keys], [*chunks.first_steps], [*chunks.values], strict=True):
+            size = len(key) + len(values)
+            sequence = self._sequences.get(key)
+            if sequence and sequence.idle and sequence.join(first_step, values, size, in_batch=True):
+                self._unanswered += 1
+                self._unanswered_bytes += size
+            else:
+                chunk = pb.Chunk(first_step=first_step, values=values)
+                self._take(pb.UnrollRequest(key=key, chunk=chunk), size, in_batch=True)
+            while not self._answers.has_room():
+                await self._until_progress()
+                if self.draining.is_set():
+                    return
+
+    def _take(self, request: pb.UnrollRequest, size: int, in_batch: bool = False) -> None:
+        """Answers a message, or puts it behind others of its sequence."""
+        self._unanswered += 1
+        self._unanswered_bytes += size
+        sequence = self._sequences.get(request.key)
+        if sequence is None or not (sequence.busy or sequence.pending):
+            self._answer(sequence, request, size, in_batch)
+        else:
+            if sequence.pending is None:
+                sequence.pending = deque()
+            sequence.pending.append((request, size, in_batch))
+
+    def _answer(self, sequence: StreamSequence | None, request: pb.UnrollRequest, size: int, in_batch: bool) -> None:
         """Answers a message for a sequence, or for a key without one, at once or when its chunk is computed."""
         try:
             if request.WhichOneof("action") == "open":
@@ -116,16 +151,21 @@ class Stream(RequestStream):
             elif sequence is None or sequence.closed:
                 self._refuse(request)
             else:
-                self._answer_next(sequence, request, size)
+                self._answer_next(sequence, request, size, in_batch)
                 if sequence.busy:
                     return
         except RequestError as error:
             self._answers.put(pb.UnrollResponse(key=request.key, error=status_of(error)))
         self._count_answered(size)
 
-    def _answered(self, sequence: StreamSequence) -> None:
-        self._count_answered(sequence.size)
-        self._answer_pending(sequence.key)
+    def _answered(self, sequences: list[StreamSequence]) -> None:
+        """Records that the chunks of some sequences are answered."""
+        self._unanswered -= len(sequences)
+        self._unanswered_bytes -= sum([sequence.size for sequence in sequences])
+        self._progress.set()
+        for sequence in sequences:
+            if sequence.pending:
+                self._answer_pending(sequence.key)
 
     def _answer_pending(self, key: str) -> None:
         """Answers the messages that wait for a key, until a chunk runs or there is no room."""
@@ -133,12 +173,12 @@ class Stream(RequestStream):
             if not self._answers.has_room():
                 self._answers.when_room(partial(self._answer_pending, key))
                 return
-            request, size = sequence.pending.popleft()
+            request, size, in_batch = sequence.pending.popleft()
             if not sequence.pending:
                 sequence.pending = None
                 if sequence.closed:
                     del self._sequences[key]
-            self._answer(sequence, request, size)
+            self._answer(sequence, request, size, in_batch)
 
     def _count_answered(self, size: int) -> None:
         self._unanswered -= 1
@@ -163,23 +203,36 @@ class Stream(RequestStream):
         self._quotas.open_sequence(self._identity)
         self._open += 1
         sequence = StreamSequence(
-            key, opening, state, self._plane.engine, version, self._window, self._answers, self._answered
+            key,
+            opening,
+            state,
+            self._plane.engine,
+            self._joiner,
+            version,
+            self._window,
+            self._answers,
+            self._answered,
         )
         if before:
             sequence.pending = before.pending
         self._sequences[key] = sequence
         opened = pb.SequenceOpened(
-            model=version.key.name, version=version.key.version, step=sequence.step, bundle=version.bundle
+            model=version.key.name,
+            version=version.key.version,
+            step=sequence.step,
+            bundle=version.bundle,
+            max_chunks_bytes=limits.max_message_bytes,
         )
         self._answers.put(pb.UnrollResponse(key=key, opened=opened))
 
-    def _answer_next(self, sequence: StreamSequence, request: pb.UnrollRequest, size: int) -> None:
+    def _answer_next(self, sequence: StreamSequence, request: pb.UnrollRequest, size: int, in_batch: bool) -> None:
         """Answers a message for an open sequence."""
         action = request.WhichOneof("action")
         if action == "chunk":
-            chunk = request.chunk
-            values = decode_chunk(chunk.values, sequence.model.spec, self._plane.limits, "chunk.values")
-            sequence.answer_chunk(chunk.first_step, values, size)
+            first_step, raw = request.chunk.first_step, request.chunk.values
+            if not sequence.join(first_step, raw, size, in_batch):
+                values = decode_chunk(raw, sequence.model.spec, self._plane.limits, "chunk.values")
+                sequence.answer_chunk(first_step, values, size)
         elif action == "take_snapshot":
             snapshot = sequence.snapshot()
             self._answers.put(pb.UnrollResponse(key=request.key, snapshot=snapshot), snapshot.ByteSize())

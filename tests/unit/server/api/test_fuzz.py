@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -13,24 +12,16 @@ from hypothesis import strategies as st
 from support import wire
 from support.models import alone, random_network, served
 from support.mutations import mutated
-from support.streams import answers_of
+from support.streams import streamed
 from support.values import random_values
 
-from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.errors import RequestError
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.api.data_plane import DataPlane
 from unroll_server.api.native.service import decode_batch
-from unroll_server.api.native.stream import Stream
 from unroll_server.api.oip import tensors
 from unroll_server.config import Limits
-from unroll_server.identity.quotas import Quotas
-from unroll_server.identity.tokens import Identities
-from unroll_server.repository.catalog import Catalog
-from unroll_server.sessions.memory_store import MemoryStore
-from unroll_server.sessions.service import Sessions
 from unroll_server.status import STATUS
 
 MODEL = served(random_network())
@@ -172,28 +163,28 @@ _messages = st.one_of(
         key=_keys,
         chunk=st.builds(pb.Chunk, first_step=st.integers(0, 12) | st.integers(0, 2**64 - 1), values=_values),
     ),
+    st.builds(
+        pb.UnrollRequest,
+        chunks=st.builds(
+            pb.ChunkBatch,
+            keys=st.lists(_keys, max_size=4),
+            first_steps=st.lists(st.integers(0, 12), max_size=4),
+            values=st.lists(_values, max_size=4),
+        ),
+    ),
     st.builds(pb.UnrollRequest, key=_keys, take_snapshot=st.just(pb.TakeSnapshot())),
     st.builds(pb.UnrollRequest, key=_keys, close=st.just(pb.CloseSequence())),
     st.builds(pb.UnrollRequest, key=_keys),
 )
 
 
-async def streamed(requests: Sequence[pb.UnrollRequest]) -> list[pb.UnrollResponse]:
-    """What a stream answers to the messages; it ends by itself."""
-
-    async def sent() -> AsyncIterator[pb.UnrollRequest]:
-        for request in requests:
-            yield request
-
-    engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=4, max_queued_steps=10**6)
-    try:
-        catalog = Catalog([MODEL])
-        sessions = Sessions(MemoryStore(60.0, 1), catalog, engine)
-        stream = Stream(DataPlane(catalog, engine, sessions, LIMITS), Quotas(Identities(None)))
-        async with asyncio.timeout(30):
-            return [response async for response in answers_of(stream, sent())]
-    finally:
-        await asyncio.to_thread(engine.close)
+def keys_of(request: pb.UnrollRequest) -> list[str]:
+    """The keys that a message is answered under."""
+    chunks = request.chunks
+    counts = {len(chunks.keys), len(chunks.first_steps), len(chunks.values)}
+    if not request.HasField("chunks") or len(counts) > 1 or not 1 <= len(chunks.keys) <= LIMITS.max_open_sequences:
+        return [request.key]
+    return list(chunks.keys)
 
 
 @settings(deadline=None)
@@ -209,17 +200,18 @@ def test_a_stream_answers_every_message_and_a_good_sequence_beside_them(pieces: 
     bad = [request for piece in pieces if (request := parsed(pb.UnrollRequest, piece)) is not None]
     longer = range(max(len(good), len(bad)))
     requests = [request for index in longer for request in bad[index : index + 1] + good[index : index + 1]]
-    responses = asyncio.run(streamed(requests))
-    for key in {request.key for request in requests}:
-        asked = [request for request in requests if request.key == key]
-        heard = [response for response in responses if response.key == key]
+    responses = asyncio.run(streamed([MODEL], LIMITS, requests))
+    asked_of = [key for request in requests for key in keys_of(request)]
+    for key in asked_of:
+        asked = [each for each in asked_of if each == key]
+        heard = [response for response in responses if key == response.key or key in response.steps_batch.keys]
         # Of a chunk there may be several answers, of all else there is one.
         assert len(heard) >= len(asked)
         for response in heard:
             if response.HasField("error"):
                 assert response.error.code in {status.value[0] for status in FAULTS}
                 assert response.error.message
-    if all(request.key != "good" for request in bad):
+    if all("good" not in keys_of(request) for request in bad):
         logits, states, final = alone(MODEL, values, None)
         steps = wire.steps_of(responses, "good")
         assert b"".join(part.states for part in steps) == states.tobytes()

@@ -9,22 +9,17 @@ import pytest
 from support import wire
 from support.models import alone, random_network, served
 from support.processes import PATIENCE
-from support.streams import answers_of
+from support.streams import answers_of, stream_of
 from support.values import random_values
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_proto.v1 import unroll_pb2 as pb
-from unroll_server.api.data_plane import DataPlane
 from unroll_server.api.native.answers import MAX_UNSENT_BYTES
 from unroll_server.api.native.stream import MAX_UNANSWERED_BYTES, Stream
 from unroll_server.config import Limits
 from unroll_server.errors import DrainingError
-from unroll_server.identity.quotas import Quotas
-from unroll_server.identity.tokens import Identities
 from unroll_server.repository.catalog import Catalog
 from unroll_server.sequence import PIECE_STEPS
-from unroll_server.sessions.memory_store import MemoryStore
-from unroll_server.sessions.service import Sessions
 from unroll_server.telemetry.metrics import Metrics
 from unroll_server.telemetry.metrics.figures import MODEL_SIZE, QUEUED_STEPS, REAL, SERVER_SIZE
 
@@ -57,8 +52,7 @@ class Serving:
 
     def stream(self) -> Stream:
         """A stream."""
-        sessions = Sessions(MemoryStore(60.0, 1), self._catalog, self.engine)
-        return Stream(DataPlane(self._catalog, self.engine, sessions, LIMITS), Quotas(Identities(None)))
+        return stream_of(self._catalog, self.engine, LIMITS)
 
     def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
         """Those of a stream."""
@@ -130,6 +124,50 @@ async def test_chunks_of_one_key_are_not_computed_far_ahead_either(serving: Serv
     assert states == alone(MODEL, values, None)[1].tobytes()
     assert rest[-2].snapshot.step == len(values)
     assert rest[-1].HasField("closed")
+
+
+async def test_chunks_of_one_message_are_not_computed_far_ahead_of_a_slow_reader(serving: Serving) -> None:
+    keys, steps = 500, 16
+    values = random_values(keys * steps).reshape(keys, steps, 3)
+    names = [str(index) for index in range(keys)]
+    requests = [wire.open_request(name, "m", return_logits=False) for name in names]
+    requests.append(wire.chunks_request(names, [0] * keys, values))
+    states: dict[str, bytes] = {}
+    async with aclosing(serving.responses(Caller(requests).requests())) as responses:
+        for _ in names:
+            assert (await anext(responses)).HasField("opened")
+        await serving.settle()
+        assert 0 < serving.steps * STATE <= MAX_UNSENT_BYTES + steps * STATE
+        before = 0
+        async for response in responses:
+            batch = response.steps_batch
+            states |= dict(zip(batch.keys, batch.states, strict=True))
+            before += sum(map(len, batch.states))
+            await serving.settle()
+            assert serving.steps * STATE <= before + MAX_UNSENT_BYTES + steps * STATE
+    assert [states[name] for name in names] == [alone(MODEL, each, None)[1].tobytes() for each in values]
+
+
+async def test_a_drain_ends_the_rest_of_a_message(serving: Serving) -> None:
+    """What is left of it is not applied, as the snapshots say."""
+    keys, steps = 500, 16
+    names = [str(index) for index in range(keys)]
+    requests = [wire.open_request(name, "m", return_logits=False) for name in names]
+    requests.append(wire.chunks_request(names, [0] * keys, np.ones((keys, steps, 3), np.float32)))
+    stream = serving.stream()
+    answered: set[str] = set()
+    closed: dict[str, int] = {}
+    async with aclosing(answers_of(stream, Caller(requests).requests())) as responses:
+        for _ in names:
+            assert (await anext(responses)).HasField("opened")
+        await serving.settle()
+        stream.drain(half_close_timeout=PATIENCE)
+        async for response in responses:
+            answered.update(response.steps_batch.keys)
+            if response.HasField("closed"):
+                closed[response.key] = response.closed.snapshot.step
+    assert 0 < len(answered) < keys
+    assert closed == {name: steps * (name in answered) for name in names}
 
 
 async def test_a_slow_reader_s_messages_are_not_read_far_ahead_however_large_they_are(serving: Serving) -> None:
