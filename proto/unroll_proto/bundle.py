@@ -1,7 +1,7 @@
-"""The model bundle on disk: its file names, and the check that its checksums and its proof hold.
+"""The model bundle on disk: its file names, and the verification of its checksums and its proof.
 
-A version directory holds `manifest.json` and the files it names; see bundle.proto for what they say. Nothing of a
-bundle but the manifest is parsed before its checksum has been found right, and nothing is read before its size has.
+A version directory holds `manifest.json` and the files that it names; bundle.proto documents their contents. Only the
+manifest is parsed before its checksum is verified, and no file is read before its size is.
 """
 
 import hashlib
@@ -36,45 +36,45 @@ FILES = {
     pb.ARTIFACT_KIND_TORCHSCRIPT: TORCHSCRIPT,
     pb.ARTIFACT_KIND_PARITY: PARITY,
 }
-"""Every file of a bundle beside the manifest, by kind."""
+"""File names of a bundle by kind, without the manifest."""
 
 _OLD_FILES = {pb.ARTIFACT_KIND_ONNX_SCAN: "model.scan.onnx"}
-"""Files that a bundle made before may have too; nothing reads them but their checks."""
+"""Files that older bundles may have; they are verified and not used."""
 
 MODEL_KINDS = (pb.ARTIFACT_KIND_ONNX_RNN, pb.ARTIFACT_KIND_TORCHSCRIPT)
 
 MAX_VERSION = 2**32 - 1
-"""The highest version that there can be."""
+"""Highest version number."""
 
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_PARITY_BYTES = 16 * 2**20
 MAX_MODEL_BYTES = 2**31 - 1
-"""Of a file with weights; protobuf, and so ONNX, takes no more."""
+"""Most bytes of a file with weights; protobuf, and so ONNX, allows no more."""
 MAX_SIZES = {"input_size": 2**14, "hidden_size": 2**14, "output_size": 2**16, "num_layers": 2**8}
-"""The largest network that a reader takes, by field of the manifest."""
+"""Largest network that is accepted, by field of the manifest."""
 
-# What a file with weights may have beside them: graph, names, code. The exporter's have less than a tenth of it.
+# Most bytes of graph, names and code beside the weights; exported files have less than a tenth of it.
 _BESIDE_WEIGHTS = 2**20
 _BESIDE_LAYER = 2**14
 
 _GATES = {"simple_lstm": 4, "simple_gru": 3}
-"""Matrices of a layer, by architecture; others have one."""
+"""Weight matrices of a layer by architecture; one for others."""
 
 MOST_TEXT_BYTES = 1024
-"""Of a class label, which goes with every answer, or of a feature's name, in UTF-8."""
+"""Most bytes of a class label or a feature name, in UTF-8. Labels are part of every answer."""
 MOST_SAID = 800
-"""Characters of what is said of a bad bundle, more or less."""
+"""Approximate length of an error message about a bundle, in characters."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MessageT = TypeVar("_MessageT", bound=Message)
 
 
 class BundleError(Exception):
-    """A bundle, or a part of one, can't be trusted; the message is one line that says why.
+    """A bundle, or a part of one, can't be trusted. The message is one line with the reason.
 
     Args:
-        problem: What is wrong. It can hold what the bundle says, of any length: the middle of a long one is left out,
-            and what can't be printed is.
+        problem: The reason. It may quote the bundle at any length: the middle of a long text and unprintable
+            characters are left out.
     """
 
     def __init__(self, problem: str) -> None:
@@ -85,24 +85,24 @@ class BundleError(Exception):
 
 
 def check_name(name: str) -> None:
-    """Raises BundleError where `name` can't be a model's name."""
+    """Raises BundleError if `name` is not a valid model name."""
     if not _NAME.fullmatch(name):
         raise BundleError(f"model name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hex, lower case."""
+    """Returns the SHA-256 of a file, in lower-case hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_json(message: Message) -> str:
-    """The proto3 JSON of a message, as written into a bundle: every field, two spaces, a final newline."""
+    """Returns the proto3 JSON of a message as bundles hold it: every field, two spaces, a final newline."""
     return json_format.MessageToJson(message, always_print_fields_with_no_presence=True) + "\n"
 
 
 def artifact_of(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") -> pb.Artifact:
-    """The artifact of a kind; raises BundleError where there is not exactly one."""
+    """Returns the artifact of a kind; raises BundleError unless there is exactly one."""
     found = [artifact for artifact in manifest.artifacts if artifact.kind == kind]
     if len(found) != 1:
         raise BundleError(f"{MANIFEST}: {len(found)} artifacts of kind {pb.ArtifactKind.Name(kind)}, 1 expected")
@@ -110,7 +110,7 @@ def artifact_of(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") 
 
 
 def weights_bytes(manifest: pb.BundleManifest) -> int:
-    """Bytes of all float32 parameters of the network that the manifest describes, standardization included."""
+    """Returns the bytes of all float32 parameters of the network in the manifest, standardization included."""
     features, hidden, layers = manifest.input_size, manifest.hidden_size, manifest.num_layers
     gates = _GATES.get(manifest.architecture, 1)
     recurrent = gates * ((features + hidden + 2) * hidden + (layers - 1) * (2 * hidden + 2) * hidden)
@@ -118,14 +118,14 @@ def weights_bytes(manifest: pb.BundleManifest) -> int:
 
 
 def size_limit(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") -> int:
-    """The most bytes that an artifact of this kind can have, by what the manifest says of the network."""
+    """Returns the most bytes that an artifact of this kind can have for the network in the manifest."""
     if kind == pb.ARTIFACT_KIND_PARITY:
         return MAX_PARITY_BYTES
     return min(weights_bytes(manifest) + _BESIDE_WEIGHTS + _BESIDE_LAYER * manifest.num_layers, MAX_MODEL_BYTES)
 
 
 def read_artifact(path: Path, artifact: pb.Artifact) -> bytes:
-    """Reads a file of the bundle at `path`; raises BundleError where it is not what the manifest vouches for."""
+    """Reads a file of the bundle at `path`; raises BundleError if size or checksum differ from the manifest's."""
     file = path / artifact.file
     with _open(file) as opened:
         size = _size_of(opened)
@@ -136,7 +136,7 @@ def read_artifact(path: Path, artifact: pb.Artifact) -> bytes:
 
 
 def check_artifact(path: Path, artifact: pb.Artifact) -> None:
-    """Checks a file of the bundle at `path` as `read_artifact` does, and keeps nothing of it."""
+    """Verifies a file of the bundle at `path` as `read_artifact` does, without keeping its content."""
     file = path / artifact.file
     with _open(file) as opened:
         size = _size_of(opened)
@@ -150,7 +150,7 @@ def _check_digest(file: Path, digest: str, artifact: pb.Artifact) -> None:
 
 
 def _open(file: Path) -> io.BufferedReader:
-    """Opens a regular file; links are not followed, and what is no file (a pipe, a device) is not waited for."""
+    """Opens a regular file. Links are not followed, and pipes or devices do not block."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         opened = os.fdopen(os.open(file, flags), "rb")
@@ -170,7 +170,7 @@ def _size_of(opened: io.BufferedReader) -> int:
 
 
 def read_manifest(path: Path) -> pb.BundleManifest:
-    """Reads and checks the manifest of the bundle at `path`.
+    """Reads and verifies the manifest of the bundle at `path`.
 
     Raises:
         BundleError: it is missing, not proto3 JSON of BundleManifest, of another format, or contradicts itself.
@@ -205,10 +205,10 @@ def read_manifest(path: Path) -> pb.BundleManifest:
 
 
 def verify_bundle(path: Path) -> tuple[pb.BundleManifest, pb.ParityReport]:
-    """Checks the whole bundle at `path`: manifest, sizes, checksums, and that the proof is of these very files.
+    """Verifies the whole bundle at `path`: manifest, sizes, checksums, and that the proof covers these very files.
 
     Raises:
-        BundleError: any of it does not hold.
+        BundleError: a check failed.
     """
     manifest = read_manifest(path)
     for artifact in manifest.artifacts:
@@ -246,7 +246,7 @@ def _check_proof(proof: pb.ArtifactProof, artifact: pb.Artifact, report: pb.Pari
         _require(passed, file, f"{artifact.file}: {case.name}: {problem}")
         same = not (proof.bitwise and case.bit_differences)
         _require(same, file, f"{artifact.file}: {case.name}: {case.bit_differences} values differ in their bits")
-    # It is what is told of the model when it is served.
+    # Servers report this number.
     largest = max(case.max_abs_diff for case in proof.cases)
     problem = f"{artifact.file}: max_abs_diff {proof.max_abs_diff}, its cases say {largest}"
     _require(proof.max_abs_diff == largest, file, problem)

@@ -1,4 +1,4 @@
-"""Command-line behaviour shared by every command: `-h`, `--version`, default subcommands, errors of one line."""
+"""Command-line conventions shared by all commands: `-h`, `--version`, default subcommands, one-line errors."""
 
 import errno
 import io
@@ -12,15 +12,15 @@ import click
 
 
 class DefaultGroup(click.Group):
-    """A group in which words that name no subcommand go to the subcommand `default`.
+    """A group that passes words that name no subcommand to the subcommand `default`.
 
-    So that `unroll-export runs/jv --out models/jv` and `unroll-export verify models/jv/1` can live side by side.
+    So `unroll-export runs/jv --out models/jv` and `unroll-export verify models/jv/1` work side by side.
     """
 
     default: str
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts the default subcommand's name before words that start with none."""
+        """Inserts the default subcommand's name unless the first word names a subcommand."""
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if args and args[0] not in self.commands and args[0] not in own:
             args = [self.default, *args]
@@ -34,7 +34,7 @@ class DefaultGroup(click.Group):
 
 
 class InputError(click.ClickException):
-    """Something the user gave can't be used; the message is one line that names it."""
+    """Input of the user can't be used; the message is one line that names it."""
 
     exit_code = 2
 
@@ -44,22 +44,22 @@ def run(name: str, command: click.Command, distribution: str) -> NoReturn:
 
     Adds `-h` beside `--help`, also to subcommands, and `--version`, which prints the version of `distribution`.
 
-    Exit codes: 0 done; 1 the command raised ClickException (work failed) or OSError, as where standard output can't be
+    Exit codes: 0 done; 1 the command raised ClickException (work failed) or OSError, as if standard output can't be
     written; 2 bad usage or input; 130 interrupted.
     """
     if sys.stdout is None:  # as after `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name may hold what the terminal's encoding, or any encoding, has no place for.
+        # A name may hold characters that the terminal's encoding, or any encoding, lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     command.context_settings = {**command.context_settings, "help_option_names": ["-h", "--help"]}
     if not any("--version" in parameter.opts for parameter in command.params):
-        # The environment must not trigger it: UNROLL_VERSION is a name that deployments use.
+        # The environment must not trigger it: deployments use the name UNROLL_VERSION.
         message = "%(prog)s %(version)s"
         click.version_option(package_name=distribution, message=message, allow_from_autoenv=False)(command)
     try:
         code = command.main(prog_name=name, standalone_mode=False) or 0
-        # What is written at the exit of the process fails where nobody can say it.
+        # A failed write at the exit of the process could not be reported.
         sys.stdout.flush()
         sys.exit(code)
     except click.exceptions.Abort:
@@ -69,7 +69,7 @@ def run(name: str, command: click.Command, distribution: str) -> NoReturn:
         click.echo(f"{name}: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        # Closed as for a broken pipe: what could not be written would be tried, and complained about, once more.
+        # Closed as for a broken pipe; the exit would try the write again and report its failure.
         with suppress(OSError):
             sys.stdout.close()
         if error.errno != errno.EPIPE:

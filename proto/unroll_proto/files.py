@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -10,14 +10,15 @@ from typing import IO
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
-    """Gives a temporary neighbour of `path` to write to, which takes its place at the end.
+    """Yields a temporary neighbour of `path` to write to, which replaces `path` at the end.
 
-    After an exception the neighbour is removed and `path` is as it was. The content is on the disk before it takes
-    the place, so that not even a power cut leaves half of it.
+    After an exception the neighbour is removed and `path` is unchanged. The content is on the disk before the
+    replacement, so a power cut leaves no partial file.
 
     Args:
         path: The file.
-        private: Whether its owner alone may read it, from the first moment on; else it gets the rights of any new file.
+        private: True if only the owner may read the file, from the first moment on; else it gets the usual
+            permissions.
     """
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
@@ -26,7 +27,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
             if not private:
-                # A temporary file is for its owner only.
+                # Temporary files are readable only by their owner.
                 umask = os.umask(0o022)
                 os.umask(umask)
                 temporary.chmod(0o666 & ~umask)

@@ -24,12 +24,12 @@ class Snapshot:
 
     Attributes:
         model: Model name.
-        version: Model version; the state means nothing to another.
-        architecture: Kind of network, as "simple_rnn".
+        version: Model version; the state is of no use to another one.
+        architecture: Kind of network, such as "simple_rnn".
         step: Timesteps that the sequence has consumed.
-        data: Each state tensor of the model as little-endian float32.
+        data: State tensors of the model, each as little-endian float32.
         num_layers: Stacked layers of the model; 0 if unknown, as in a snapshot read from bytes.
-        bundle: Which content of the version made it, 16 bytes; empty if unknown.
+        bundle: Id of the version's content, 16 bytes; empty if unknown.
     """
 
     model: str
@@ -42,9 +42,9 @@ class Snapshot:
 
     @property
     def state(self) -> tuple[NDArray[np.float32], ...]:
-        """Each state tensor as float32 [num_layers, hidden_size], read-only.
+        """State tensors as float32 [num_layers, hidden_size], read-only.
 
-        If `num_layers` is unknown, the layers stand end to end: [1, num_layers * hidden_size].
+        If `num_layers` is unknown, the layers are concatenated: [1, num_layers * hidden_size].
         """
         return tuple(np.frombuffer(data, _FLOAT32).reshape(self.num_layers or 1, -1) for data in self.data)
 
@@ -54,7 +54,7 @@ class Snapshot:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Snapshot:
-        """Reads what `to_bytes` gave.
+        """Decodes the bytes of `to_bytes`.
 
         Raises:
             ValueError: the bytes are not a snapshot, or one of a newer format.
@@ -66,16 +66,16 @@ class Snapshot:
         return cls.from_proto(message)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the snapshot to a file, which is there whole or not at all, even after a power cut."""
+        """Writes the snapshot to a file, completely or not at all, even after a power cut."""
         with replacing(Path(path)) as file:
             file.write(self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Snapshot:
-        """Reads what `save` wrote.
+        """Reads a file of `save`.
 
         Raises:
-            ValueError: the file holds no snapshot.
+            ValueError: the file does not hold a snapshot.
             OSError: it can't be read.
         """
         try:
@@ -84,7 +84,7 @@ class Snapshot:
             raise ValueError(f"{path}: {error}") from None
 
     def to_proto(self) -> pb.Snapshot:
-        """The message of the wire."""
+        """Encodes the snapshot as a message of the wire."""
         return pb.Snapshot(
             format=FORMAT,
             model=self.model,
@@ -97,10 +97,10 @@ class Snapshot:
 
     @classmethod
     def from_proto(cls, message: pb.Snapshot, num_layers: int = 0) -> Snapshot:
-        """Reads a message of the wire.
+        """Decodes a message of the wire.
 
         Raises:
-            ValueError: it is of another format, or its state is no float32 in equal layers.
+            ValueError: its format is another, or its state is not float32 in equal layers.
         """
         if message.format != FORMAT:
             raise ValueError(f"no snapshot of format {FORMAT}: its format is {message.format}")

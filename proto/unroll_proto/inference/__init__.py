@@ -1,1 +1,1 @@
-"""The Open Inference Protocol over gRPC, so that clients made for it work unchanged."""
+"""The Open Inference Protocol over gRPC: clients made for it work unchanged."""

@@ -1,1 +1,1 @@
-"""The part of ONNX that bundles hold and the engine runs, so that neither needs the onnx package."""
+"""The part of ONNX that bundles and the engine use, so that neither needs the onnx package."""

@@ -1,4 +1,4 @@
-"""Checks that every format shares: finite numbers, one feature count, known splits, names that can be written."""
+"""Checks that all formats share: finite numbers, one feature count, known splits, representable names."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ SEQUENCE, LABEL, SPLIT, ID = "sequence", "label", "split", "id"
 
 
 def to_float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Copies numbers of any dtype into a new C-contiguous float32 array; what doesn't fit becomes infinite."""
+    """Copies numbers of any dtype into a new C-contiguous float32 array; numbers out of range become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.array(values, dtype=np.float32, order="C", copy=True)
 
 
 def first_non_finite(values: NDArray[np.float32]) -> int | None:
-    """Flat index of the first NaN or infinity, or None."""
-    # A finite sum proves all terms finite, without a temporary array; anything else is looked at closely.
+    """Returns the flat index of the first NaN or infinity; None if all are finite."""
+    # A finite sum proves that all terms are finite, without a temporary array.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(values.sum()):
             return None
@@ -28,14 +28,14 @@ def first_non_finite(values: NDArray[np.float32]) -> int | None:
 
 
 def describe_non_finite(value: float, index: str) -> str:
-    """Says what is wrong with a number that is no finite float32; `index` is where it stands, as in "[3][0]"."""
+    """Describes a number that is not a finite float32; `index` is its place, as in "[3][0]"."""
     if np.isfinite(value):
         return f"{index} is {value:g}, which is too large for float32"
     return f"{index} is {value:g}, a finite number expected"
 
 
 class SequenceChecks:
-    """Checks sequences one by one, and that all of a file have the same number of features."""
+    """Checks sequences one by one; all of a file must have the same number of features."""
 
     def __init__(self, path: Path, column: str | None = SEQUENCE) -> None:
         self._path = path
@@ -43,14 +43,14 @@ class SequenceChecks:
         self._features: int | None = None
 
     def fail(self, what: str, row: int | None = None) -> SequenceError:
-        """The error to raise for the values of `row`."""
+        """Makes an error about the values of `row`."""
         return SequenceError(self._path, what, row=row, column=self._column)
 
     def features(self, count: int, row: int, step: int = 0) -> None:
-        """Holds the number of features of a timestep against what came before.
+        """Compares the number of features of a timestep with that of the rows before.
 
         Raises:
-            SequenceError: it is 0, or another one.
+            SequenceError: it is 0 or differs.
         """
         at = f"[{step}] has " if step else ""
         if count == 0:
@@ -72,7 +72,7 @@ class SequenceChecks:
             The values as a new float32 array.
 
         Raises:
-            SequenceError: no steps, no or other features than before, or a number that is no finite float32.
+            SequenceError: there are no steps, the features are none or differ, or a number is not a finite float32.
         """
         if len(values) == 0:
             raise self.fail("an empty sequence", row)
@@ -89,7 +89,7 @@ def check_split(path: Path, split: object, row: int, column: str = SPLIT) -> str
     """Returns a split's name.
 
     Raises:
-        SequenceError: it is none of the three.
+        SequenceError: there is no such split.
     """
     if split is None or (isinstance(split, str) and split in SPLITS):
         return split
@@ -102,7 +102,7 @@ def check_name(path: Path, value: object, row: int, column: str) -> str | None:
     UTF-8 has no lone surrogates, numpy drops NULs at the end, and a bundle bounds its class labels.
 
     Raises:
-        SequenceError: it is neither a string nor an integer, or has no place in one of the formats.
+        SequenceError: it is neither a string nor an integer, or one of the formats can't hold it.
     """
     if value is None:
         return None

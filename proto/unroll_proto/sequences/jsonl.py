@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line with the keys `sequence`, and optionally `label`, `split`, `id`."""
+"""JSON Lines: an object per line with the key `sequence`, and optionally `label`, `split` and `id`."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unroll_proto.sequences.checks import ID, LABEL, SEQUENCE, SPLIT, SequenceChecks, check_name, check_split
 from unroll_proto.sequences.types import Sequence, SequenceError
 
-# As a Python float, which compares with integers of any size.
+# A Python float, since it compares with integers of any size.
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -51,20 +51,20 @@ def _parse(path: Path, line: bytes, row: int) -> dict[str, Any]:
 
 
 def _array(value: object, line: bytes, checks: SequenceChecks, row: int) -> NDArray[np.generic]:
-    """Makes an array [steps, features] of nested lists, or says where they aren't lists of numbers."""
+    """Converts nested lists to an array [steps, features]; the error names the place that is not a number."""
     if isinstance(value, list) and value:
         try:
             array = np.asarray(value)
         except (ValueError, OverflowError):
             array = np.empty(0, dtype=object)
-        # numpy takes true and false for numbers, JSON doesn't; the words are rare enough to look closely then.
+        # numpy takes true and false for numbers; they are rare enough for a closer check.
         if array.ndim == 2 and array.dtype.kind in "iuf" and not (b"true" in line or b"false" in line):
             return array
     return np.array(_checked(value, checks, row), dtype=np.float64).reshape(-1, _width(value))
 
 
 def _checked(value: object, checks: SequenceChecks, row: int) -> list[list[float]]:
-    """Goes through the values one by one, for the message; slow, so only where something looks wrong."""
+    """Finds the first bad value, for the message; slow, so only used after a check has failed."""
     if not isinstance(value, list):
         raise checks.fail(f"a list of lists of numbers expected, got {_kind(value)}", row)
     if not value:
@@ -88,7 +88,7 @@ def _width(value: object) -> int:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls a value's type."""
+    """Returns JSON's name of a value's type."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}

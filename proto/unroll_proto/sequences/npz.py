@@ -14,7 +14,7 @@ from unroll_proto.sequences.types import Sequence, SequenceError
 
 VALUES, LENGTHS, LABELS, SPLITS, IDS = "values", "lengths", "labels", "splits", "ids"
 
-# What zipfile, zlib and numpy raise for a file that is cut off, damaged, encrypted, pickled or of a forged size.
+# Exceptions of zipfile, zlib and numpy for a file that is truncated, damaged, encrypted, pickled or of a forged size.
 _LOAD_ERRORS = (
     OSError,
     ValueError,
@@ -46,14 +46,14 @@ def read_npz(path: Path) -> Iterator[Sequence]:
 
 
 def count_npz(path: Path) -> int:
-    """Counts the sequences by `lengths` alone."""
+    """Counts the sequences from `lengths`."""
     return len(_lengths(path, _load(path, (LENGTHS,))))
 
 
 def _load(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     name = None
     try:
-        # numpy leaves a file open that it can't make sense of.
+        # numpy does not close a file that it can't read.
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -67,7 +67,7 @@ def _load(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
                 for name in names:
                     if name in archive:
                         arrays[name] = archive[name]
-                        # numpy returns the bytes of a member that isn't an array.
+                        # numpy returns the raw bytes of a member that is not an array.
                         if not isinstance(arrays[name], np.ndarray):
                             raise SequenceError(path, "not an array in numpy's format", column=name)
                 return arrays
@@ -76,7 +76,7 @@ def _load(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     except _LOAD_ERRORS as error:
         if "allow_pickle" not in str(error):
             raise SequenceError(path, f"not a readable npz: {error}", column=name) from None
-        # numpy takes whatever it doesn't know for a pickle.
+        # numpy takes unknown content for a pickle.
         what = "an object array, which only pickle can load; save numbers or strings" if name else "not an npz archive"
         raise SequenceError(path, what, column=name) from None
 
@@ -123,7 +123,7 @@ def _name(path: Path, names: NDArray[Any] | None, index: int, column: str) -> st
         value = names[index].item()
         if isinstance(value, bytes):
             value = value.decode()
-    # SystemError is what a number beyond Unicode, where a character should be, leads to in numpy.
+    # numpy raises SystemError for a character number beyond Unicode.
     except (UnicodeDecodeError, ValueError, SystemError):
         raise SequenceError(path, "not UTF-8 text", row=index + 1, column=column) from None
     return check_name(path, value, index + 1, column)

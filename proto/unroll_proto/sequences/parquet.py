@@ -1,4 +1,4 @@
-"""Parquet: batches of rows read column by column and turned into numpy through Arrow's own buffers; row groups written.
+"""Parquet: reads batches of rows by column, through Arrow's buffers, into numpy; writes row groups.
 
 The only file of the package that imports pyarrow.
 """
@@ -26,10 +26,10 @@ from unroll_proto.sequences.checks import (
 )
 from unroll_proto.sequences.types import Sequence, SequenceError
 
-# Numbers decoded at a time: 8 MiB as float64, whatever the row groups of the file.
+# Numbers decoded at a time: 8 MiB as float64, for row groups of any size.
 BATCH_VALUES = 1 << 20
 MAX_BATCH_ROWS = 16384
-# Of one row group that is written: it is held in memory, and Arrow counts the numbers in 32 bits.
+# Most numbers of a written row group: it is held in memory, and Arrow counts them in 32 bits.
 GROUP_ROWS = 4096
 GROUP_VALUES = 1 << 24
 
@@ -51,7 +51,7 @@ def read_parquet(path: Path) -> Iterator[Sequence]:
 
 
 def count_parquet(path: Path) -> int:
-    """Counts the rows by the file's metadata."""
+    """Counts the rows from the file's metadata."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except pa.ArrowException as error:
@@ -80,7 +80,7 @@ def write_parquet(file: IO[bytes], sequences: Iterable[Sequence]) -> None:
 
 
 def _groups(sequences: Iterable[Sequence]) -> Iterator[list[Sequence]]:
-    """Yields consecutive sequences, at most GROUP_ROWS of them and, unless one alone has more, GROUP_VALUES numbers."""
+    """Yields groups of at most GROUP_ROWS sequences and GROUP_VALUES numbers; a larger sequence is a group itself."""
     group: list[Sequence] = []
     values = 0
     for sequence in sequences:
@@ -94,7 +94,7 @@ def _groups(sequences: Iterable[Sequence]) -> Iterator[list[Sequence]]:
 
 
 def _columns(path: Path, schema: pa.Schema) -> list[str]:
-    """Names the columns to read, once their types are known to be good."""
+    """Checks the types of the columns and returns the names of those to read."""
     found = []
     for name in (SEQUENCE, LABEL, SPLIT, ID):
         fields = schema.get_all_field_indices(name)
@@ -133,7 +133,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _batch_rows(file: pq.ParquetFile) -> int:
-    """Rows to decode at a time, by the row group with the longest rows."""
+    """Returns the rows to decode at a time, from the row group with the longest rows."""
     rows = MAX_BATCH_ROWS
     for index in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(index)
@@ -185,7 +185,7 @@ def _is_utf8(text: pa.StringScalar) -> bool:
 
 
 def _ragged(column: pa.Array, checks: SequenceChecks, first_row: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Turns a column of sequences into one array [total steps, features] and the lengths [rows], all checked."""
+    """Converts a column of sequences to one array [total steps, features] and the lengths [rows], all checked."""
     if column.null_count:
         raise checks.fail("null, a list of lists of numbers expected", first_row + _first(column.is_null()))
     steps, lengths = _unnest(column)
@@ -195,7 +195,7 @@ def _ragged(column: pa.Array, checks: SequenceChecks, first_row: int) -> tuple[N
     ends = np.cumsum(lengths)
 
     def place(step: int) -> tuple[int, int]:
-        """Row and step within it of a step of the batch."""
+        """Returns the row of a step of the batch, and the step within the row."""
         row = int(np.searchsorted(ends, step, side="right"))
         return first_row + row, step - int(ends[row] - lengths[row])
 
@@ -226,7 +226,7 @@ def _ragged(column: pa.Array, checks: SequenceChecks, first_row: int) -> tuple[N
 
 
 def _unnest(lists: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Takes one level of lists away: the items end to end, and the length of each list. No list is null."""
+    """Removes one level of lists: returns the concatenated items and the length of each list. No list is null."""
     if pa.types.is_fixed_size_list(lists.type):
         return lists.flatten(), np.full(len(lists), lists.type.list_size, np.int64)
     offsets: NDArray[Any] = lists.offsets.to_numpy()

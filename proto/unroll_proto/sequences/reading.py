@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 def read_sequences(path: Path) -> Iterator[Sequence]:
-    """Reads a file's sequences one by one, in its order.
+    """Reads a file's sequences one by one, in order.
 
     Memory doesn't grow with the file, except for npz, whose arrays are loaded.
 
@@ -58,10 +58,10 @@ def read_sequences(path: Path) -> Iterator[Sequence]:
         path: A .parquet, .jsonl, .ndjson, .npz or .ts file.
 
     Yields:
-        Every sequence, checked; all have the same number of features. A file can hold none.
+        Checked sequences with the same number of features; none if the file is empty.
 
     Raises:
-        SequenceError: the file or something in it can't be used, as soon as the reading gets there.
+        SequenceError: the file or a sequence can't be used; raised when the reading gets there.
     """
     reader = _for_suffix(path, _READERS)
     assert reader is not None
@@ -72,7 +72,7 @@ def read_sequences(path: Path) -> Iterator[Sequence]:
 
 
 def count_sequences(path: Path) -> int | None:
-    """Counts a file's sequences where that is cheap, from what Parquet and npz say of themselves; else None.
+    """Counts a file's sequences from the metadata of Parquet and npz; returns None for other formats.
 
     Raises:
         SequenceError: the file can't be read.

@@ -1,4 +1,4 @@
-"""The .ts text format of the UCR and UEA archives: a line a sequence, features parted by ':', the label last."""
+"""The .ts text format of the UCR and UEA archives: a sequence per line, features separated by ':', the label last."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from unroll_proto.sequences.types import Sequence, SequenceError
 
 @dataclass
 class _Header:
-    """What the lines before @data say of those after it."""
+    """The lines before @data."""
 
     labelled: bool = False
     labels: frozenset[str] = frozenset()
@@ -25,7 +25,7 @@ def read_ts(path: Path) -> Iterator[Sequence]:
     header = _Header()
     in_data = False
     index = 0
-    # utf-8-sig drops a byte order mark. Comments of old archive files hold Latin-1 letters, which don't matter.
+    # utf-8-sig drops a byte order mark. Comments of old archive files may hold Latin-1 letters.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for row, raw in enumerate(lines, 1):
             line = raw.strip()
@@ -43,7 +43,7 @@ def read_ts(path: Path) -> Iterator[Sequence]:
 
 
 def _read_header(path: Path, line: str, header: _Header, row: int) -> bool:
-    """Takes one header line into account; True when it is the last."""
+    """Processes one header line; returns True for the last one."""
     word, *arguments = line[1:].split() or [""]
     word = word.lower()
     if word == "data":
@@ -82,7 +82,7 @@ def _sequence(path: Path, line: str, header: _Header, checks: SequenceChecks, ro
     if header.labelled:
         label = check_name(path, parts.pop().strip(), row, LABEL)
         if not label or (header.labels and label not in header.labels):
-            what = f"{label!r:.60} is none of the header's" if label else "missing after the last ':'"
+            what = f"{label!r:.60} is not in the header" if label else "missing after the last ':'"
             raise SequenceError(path, what, row=row, column=LABEL)
     if header.dimensions is not None and len(parts) != header.dimensions:
         raise checks.fail(f"{len(parts)} dimensions, {header.dimensions} expected by the header", row)

@@ -1,4 +1,4 @@
-"""What every sequence file gives: sequences, or an error of one line."""
+"""Results of reading a sequence file: sequences, or an error of one line."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ class Sequence:
     """One sequence of a file.
 
     Attributes:
-        id: As the file says, else the 0-based index as a string.
+        id: Id in the file; else the 0-based index as a string.
         values: float32 [steps, features], C-contiguous, writable, finite; 1 step and 1 feature or more.
-        label: Class name; None where the file has none for this sequence.
-        split: "train", "validation" or "test"; None where the file doesn't say.
+        label: Class name; None if the file has none for this sequence.
+        split: "train", "validation" or "test"; None if the file has none.
         row: 1-based position in the file, for messages: the row of a table, the line of a text.
     """
 

@@ -1,4 +1,4 @@
-"""Writing sequence files of every format that is read; complete or not at all."""
+"""Writers of all formats that can be read; a file is written completely or not at all."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ def write_sequences(path: Path, sequences: Iterable[Sequence]) -> int:
     for splits and ids, and its labels have no spaces and no ':'.
 
     Returns:
-        How many sequences there were.
+        Number of sequences.
 
     Raises:
         SequenceError: the suffix is unknown, a sequence couldn't be read again, or the format can't hold the sequences.
@@ -47,7 +47,7 @@ def write_sequences(path: Path, sequences: Iterable[Sequence]) -> int:
 
 def _write_jsonl(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
     for sequence in sequences:
-        # float64 of a float32 prints digits that read back to the same float32.
+        # The digits of the float64 value read back to the same float32.
         record: dict[str, Any] = {"id": sequence.id, "sequence": sequence.values.tolist()}
         if sequence.label is not None:
             record["label"] = sequence.label
@@ -66,7 +66,7 @@ def _write_npz(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> No
         "values": np.concatenate([sequence.values for sequence in group]) if group else np.empty((0, 1), np.float32),
         "lengths": np.array([len(sequence.values) for sequence in group], dtype=np.int64),
         "ids": np.array([sequence.id for sequence in group], dtype=str),
-        # An empty split stands for none.
+        # An empty split means that there is none.
         "splits": np.array([sequence.split or "" for sequence in group], dtype=str),
     }
     labels = [sequence.label for sequence in group if sequence.label is not None]
@@ -100,7 +100,7 @@ def _write_ts(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> Non
     for sequence in group:
         features = [",".join(map(repr, feature)) for feature in sequence.values.T.tolist()]
         lines.append(":".join([*features, *([] if sequence.label is None else [sequence.label])]))
-    # The name of the file, which is the problem's, may hold bytes that are not UTF-8.
+    # The file's name may hold bytes that are not UTF-8.
     file.write(("\n".join(lines) + "\n").encode(errors="replace"))
 
 

@@ -1,1 +1,1 @@
-"""Generated code of the protobuf package `unroll.v1`; `make proto` makes it again."""
+"""Generated code of the protobuf package `unroll.v1`; `make proto` regenerates it."""

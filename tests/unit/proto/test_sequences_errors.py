@@ -239,7 +239,7 @@ def test_npz_that_is_one_bare_array(tmp_path: Path) -> None:
         ("@classLabel true\n@data\n1,2:\n", "row 3: column 'label': missing after the last ':'"),
         ("@classLabel true\n@data\n:a\n", "row 3: column 'sequence': an empty sequence"),
         ("@classLabel true\n@data\na\n", "row 3: column 'sequence': an empty sequence"),
-        ("@classLabel true a b\n@data\n1,2:c\n", "row 3: column 'label': 'c' is none of the header's"),
+        ("@classLabel true a b\n@data\n1,2:c\n", "row 3: column 'label': 'c' is not in the header"),
         ("@univariate true\n@data\n1:2\n", "row 3: column 'sequence': 2 dimensions, 1 expected by the header"),
         ("@dimensions 3\n@data\n1:2\n", "row 3: column 'sequence': 2 dimensions, 3 expected by the header"),
         ("@data\n1:2\n1:2:3\n", "row 3: column 'sequence': 3 features, 2 expected as in the rows before"),
