@@ -11,7 +11,7 @@ from unroll_engine.observer import NoMetrics, QueueMetrics
 from unroll_engine.scheduler import IMPLICIT_DEADLINE
 
 STEPS, BYTES, DEADLINE = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR"
-"""Reasons of a refusal, with IDENTITY_LIMIT: too many timesteps queued, too many bytes, a late answer."""
+"""Reasons of a refusal, beside IDENTITY_LIMIT: too many timesteps queued, too many bytes, a late answer."""
 _CAUSES = {STEPS: "steps", BYTES: "bytes", DEADLINE: "deadline", IDENTITY_LIMIT: "identity"}
 """Names of the reasons in metrics."""
 MARGIN = 0.5
@@ -27,13 +27,13 @@ GRAIN = 0.05
 _FIRST = -1
 """The deadline, in grains, of interactive jobs, which go before all others."""
 UNKNOWN_RETRY = 1.0
-"""Seconds after which to try again, while no rate is known."""
+"""Seconds after which to retry while no rate is known."""
 RETRY = (0.02, 30.0)
-"""Least and most seconds after which to try again."""
+"""Least and most seconds after which to retry."""
 RATE_WINDOW = 0.05
-"""Seconds of work, at least, that the rate is measured over."""
+"""Least seconds of work over which the rate is measured."""
 RATE_LIFETIME = 10.0
-"""Seconds that a measured rate is used for."""
+"""Seconds for which a measured rate is used."""
 RATE_WEIGHT = 0.3
 """Weight of a single window in the rate."""
 
@@ -43,7 +43,7 @@ QuotaOf = Callable[[str], int | None]
 
 
 class Admissible(Protocol):
-    """What is asked of a job; see jobs.Job."""
+    """The attributes of a job that admission reads and writes; see jobs.Job."""
 
     owner: str
     deadline: float
@@ -55,7 +55,7 @@ class Admissible(Protocol):
 
     @property
     def interactive(self) -> bool:
-        """Whether it goes before bulk jobs."""
+        """True if the job goes before bulk jobs."""
         ...
 
 
@@ -63,9 +63,9 @@ class Refusal(NamedTuple):
     """Calls that an overloaded server refuses before it reads their message.
 
     Attributes:
-        least: Seconds to their deadline, at least.
-        most: They have less than that; infinite: calls without a deadline are refused too.
-        error: The error that they end with.
+        least: Least seconds to their deadline.
+        most: Upper bound of these seconds, exclusive; infinite if calls without a deadline are refused too.
+        error: The error of these calls.
     """
 
     least: float
@@ -79,12 +79,12 @@ class AdmissionController:
     The queue is bounded in time by the measured rate of timesteps. While no rate is known, no deadline is refused.
 
     Args:
-        max_steps: Timesteps queued, at most. A job that is alone is admitted at any size.
-        max_bytes: Bytes of values and states queued, at most.
-        full_tick: Timesteps of a tick with every lane in use: with twice as many queued, ticks are full.
+        max_steps: Most timesteps queued. A single job is admitted at any size.
+        max_bytes: Most bytes of values and states queued.
+        full_tick: Timesteps of a tick with every lane in use; with twice as many queued, ticks are full.
         quota_of: Quotas of callers; None if no caller has one.
         metrics: Counts refusals and what is queued.
-        clock: Seconds; deadlines are on it.
+        clock: Returns the time in seconds; deadlines are on this clock.
 
     Attributes:
         steps: Timesteps queued.
@@ -142,7 +142,7 @@ class AdmissionController:
         self._gauges[0], self._gauges[1] = self.steps, self.bytes
 
     def release(self, job: Admissible) -> None:
-        """Takes a job off the account; its steps count for the rate if it is over and was not cancelled."""
+        """Removes a job from the account; its steps count for the rate if it is over and was not cancelled."""
         steps = job.steps
         if self._quota_of:
             self._queued[job.owner] -= steps
@@ -164,7 +164,7 @@ class AdmissionController:
         Args:
             owner: Identity of the caller.
             remaining: Seconds to the call's deadline; None if it has none.
-            interactive: Whether it goes before bulk jobs.
+            interactive: True if its jobs go before bulk jobs.
 
         Raises:
             OverloadedError: there is no room for it, it can't be answered in time, or its caller's quota is used up.
@@ -182,7 +182,7 @@ class AdmissionController:
             self._check_quota(owner, 1, now)
 
     def refusal(self, interactive: bool) -> Refusal | None:
-        """Returns calls that `check_unread` refuses at this moment, whatever their caller; None if there are none.
+        """Returns which calls of any caller `check_unread` refuses at this moment; None if it refuses none.
 
         Args:
             interactive: True for calls whose jobs go before bulk jobs.
@@ -195,7 +195,7 @@ class AdmissionController:
         rate = self._rate.of(now)
         if rate is None or not self.steps:
             return None
-        # Of deadlines from one that is queued to the next, those too near for all that is queued before are refused.
+        # Between two queued deadlines, those too near for all that is queued before are refused.
         budget, before, refused = UNREAD * MARGIN * rate, 0, None
         for due in sorted(self._due):
             if due == _FIRST or not interactive:
@@ -218,7 +218,7 @@ class AdmissionController:
 
     @property
     def rate(self) -> float | None:
-        """Timesteps computed a second under load; None if not measured of late."""
+        """Timesteps computed per second under load; None if not measured recently."""
         return self._rate.of(self.clock())
 
     def _check_time(self, deadline: float, steps: int, now: float, interactive: bool, margin: float = MARGIN) -> None:
@@ -226,7 +226,7 @@ class AdmissionController:
         if rate is None or math.isinf(deadline):
             return
         budget = margin * (deadline - now) * rate
-        # Without a sum over the deadlines: enough is left for all that is queued.
+        # No sum over the deadlines is needed while there is time for all that is queued.
         if deadline <= now or self.steps + steps <= budget:
             return
         grain = _FIRST if interactive else int(deadline / GRAIN)
@@ -235,11 +235,11 @@ class AdmissionController:
             self._refuse(self._late(now), now)
 
     def _check_quota(self, owner: str, steps: int, now: float) -> None:
-        # A caller with nothing queued is admitted with any size, as the whole queue is.
+        # A caller without queued jobs is admitted at any size, as is a job in an empty queue.
         queued = self._queued.get(owner)
         quota = self._quota_of(owner) if queued and self._quota_of else None
         if queued and quota is not None and queued + steps > quota:
-            # It does not overload the server.
+            # One caller over its quota does not overload the server.
             self._metrics.refused(_CAUSES[IDENTITY_LIMIT])
             raise over_quota(owner, quota, "timesteps queued", self._retry_after(now))
 
@@ -257,9 +257,9 @@ class AdmissionController:
 
     def _retry_after(self, now: float) -> float:
         rate = self._rate.of(now)
-        # By then half of the queue is computed, so that there is room for more than the first to come.
+        # By then half of the queue is computed, which leaves room for several callers.
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate
-        # Rounded, so that refusals of the same moment are equal, and serialized once.
+        # Rounded, so that refusals of the same moment are equal and serialized once.
         return round(min(max(seconds, RETRY[0]), RETRY[1]), 2)
 
 
@@ -271,7 +271,7 @@ class ServiceRate:
             can be too low, never too high.
 
     Attributes:
-        since: Time of the window's begin, or of the last time that the queue filled, which sets it.
+        since: Begin of the window, or the time at which the queue last stopped being empty; set by the owner.
     """
 
     def __init__(self, ample: float) -> None:
@@ -279,13 +279,13 @@ class ServiceRate:
         self._rate: float | None = None
         self._until = -math.inf
         self.since = 0.0
-        # Of the window: busy seconds before `since`; units served; fewest queued.
+        # State of the window: busy seconds before `since`; units served; fewest units queued.
         self._busy = 0.0
         self._done = 0.0
         self._least = math.inf
 
     def of(self, now: float) -> float | None:
-        """Units served a second under load; None if not measured of late."""
+        """Returns the units served per second under load; None if not measured recently."""
         return self._rate if now < self._until else None
 
     def end(self, done: float, left: float, now: float) -> None:

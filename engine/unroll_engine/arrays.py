@@ -1,4 +1,4 @@
-"""Arrays of float32: the wire's bytes to and from numpy, and the checks of what a caller passes in process."""
+"""Arrays of float32: conversion between the wire's bytes and numpy, and checks of a caller's arrays."""
 
 from collections.abc import Iterable
 from itertools import accumulate
@@ -10,23 +10,23 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.models.spec import Float32Array
 
 FLOAT32 = np.dtype("<f4")
-"""Number format of the wire: little-endian, whatever the machine."""
+"""Number format of the wire: little-endian on every machine."""
 _NATIVE = np.float32 == FLOAT32
 
 
 def to_bytes(array: Float32Array) -> bytes:
-    """Little-endian float32, row-major."""
+    """Returns the bytes of an array as little-endian float32, row-major."""
     return array.tobytes() if _NATIVE else array.astype(FLOAT32).tobytes()
 
 
 def matrix(raw: bytes, width: int) -> Float32Array:
-    """Little-endian float32 as an array [rows, width]; a view of `raw` on little-endian machines."""
+    """Returns little-endian float32 as an array [rows, width]; a view of `raw` on little-endian machines."""
     values = np.frombuffer(raw, FLOAT32).reshape(-1, width)
     return values if _NATIVE else values.astype(np.float32)
 
 
 def first_not_finite(values: Float32Array) -> tuple[int, int] | None:
-    """Row and column of the first NaN or infinity of an array [rows, columns]; None if there is none."""
+    """Returns row and column of the first NaN or infinity of an array [rows, columns]; None if all are finite."""
     finite = np.isfinite(values)
     # A search for a zero byte: for a short sequence numpy's own reduction takes three times as long.
     if b"\0" not in finite.tobytes():
@@ -36,14 +36,14 @@ def first_not_finite(values: Float32Array) -> tuple[int, int] | None:
 
 
 def pack_sequences(sequences: Iterable[ArrayLike], features: int) -> tuple[Float32Array, NDArray[np.int64]]:
-    """Puts sequences end to end.
+    """Concatenates sequences.
 
     Args:
         sequences: Arrays [steps, features] of any lengths and any numeric dtype; or one array [batch, steps, features].
         features: Size of a timestep.
 
     Returns:
-        float32 [total_steps, features], and int64 [sequences + 1], where each sequence begins in it.
+        float32 [total_steps, features], and int64 [sequences + 1], the first row of each sequence and the end.
 
     Raises:
         InvalidRequestError: a sequence is not such an array, or holds a number that float32 can't represent as a finite
@@ -60,7 +60,7 @@ def pack_sequences(sequences: Iterable[ArrayLike], features: int) -> tuple[Float
 
 
 def _pack_at_once(given: list[ArrayLike], features: int) -> tuple[Float32Array, NDArray[np.int64]] | None:
-    """The result of `pack_sequences` if all are float32 and right: one check of many sequences is soon done."""
+    """Returns the result of `pack_sequences` if all sequences are valid float32, by one check of all; else None."""
     if len(given) < 2:
         return None
     try:
@@ -75,7 +75,7 @@ def _pack_at_once(given: list[ArrayLike], features: int) -> tuple[Float32Array, 
 
 
 def check_sequence(values: ArrayLike, features: int, field: str) -> Float32Array:
-    """Makes a C-contiguous float32 [steps, features] of numbers; a new array only if a conversion is needed.
+    """Converts numbers to C-contiguous float32 [steps, features]; copies only if needed.
 
     Raises:
         InvalidRequestError: `values` is not such an array, has no steps, or holds a number that float32 can't represent

@@ -25,11 +25,11 @@ from unroll_engine.observer import Metrics, NoMetrics
 
 ONE_CORE = usable_cores() == 1
 INLINE = 5e-3 if ONE_CORE else 250e-6
-"""Seconds of a tick on the event loop, at most. More on a single core, which a thread would have to share with it."""
+"""Most seconds of a tick on the event loop. More on a single core, which a thread would have to share."""
 LOOP_BUDGET = 250e-6
-"""Seconds of consecutive ticks on the event loop, after which it runs its other callbacks."""
+"""Seconds of consecutive ticks on the event loop after which other callbacks run."""
 TURNS = 16
-"""Turns of the event loop without a new job, at most, before a tick runs."""
+"""Most turns of the event loop without a new job before a tick runs."""
 
 
 def _nothing(_: None) -> None:
@@ -37,7 +37,7 @@ def _nothing(_: None) -> None:
 
 
 class _ModelChange(NamedTuple):
-    """A model to add or to remove."""
+    """A change of the models: one to add or to remove."""
 
     model: Model
     added: bool
@@ -48,13 +48,13 @@ class AsyncEngine:
 
     Args:
         models: Models that can be run.
-        max_lanes: Sequences of one class, interactive or bulk, in one tick, at most, on one thread.
-        tick_steps: Timesteps in a tick of all lanes, at most.
-        max_queued_steps: Timesteps admitted and not yet answered, over all models, at most.
-        max_queued_bytes: Bytes of values and states, likewise.
+        max_lanes: Most sequences of one class, interactive or bulk, in one tick on one thread.
+        tick_steps: Most timesteps of a tick of all lanes.
+        max_queued_steps: Most timesteps admitted and not yet answered, over all models.
+        max_queued_bytes: Most bytes of their values and states.
         threads: Threads that the step kernel computes on.
         metrics: Counts what is done.
-        quota_of: Most timesteps that a caller, by its identity, may have queued; None if no caller has a quota.
+        quota_of: Returns the most timesteps that an identity may have queued; None if no caller has a quota.
 
     Attributes:
         admission: Bounds what is queued.
@@ -84,13 +84,13 @@ class AsyncEngine:
         # Jobs that arrived or were cancelled, and changes of models, for the core's owner.
         self._inbox: deque[Job | _ModelChange] = deque()
         self._max_lanes = max_lanes
-        # Whether `_run_on_loop` is scheduled.
+        # True if `_run_on_loop` is scheduled.
         self._scheduled = False
         # Entries of the inbox at the last turn of the loop; turns left to wait; entries before the last tick.
         self._arrivals = 0
         self._turns = 0
         self._last_arrivals = 1
-        # Whether the core is the thread's. Set on the loop, cleared on the thread.
+        # True if the core belongs to the thread. Set on the loop, cleared on the thread.
         self._threaded = False
         self._closed = False
         self._handover: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -108,7 +108,7 @@ class AsyncEngine:
         self._send(_ModelChange(model, added=False))
 
     async def run(self, batch: BatchJob) -> None:
-        """Runs every sequence of `batch`; its results are in it afterwards.
+        """Runs every sequence of `batch`, which then holds the results.
 
         Raises:
             OverloadedError: there is no room for it, or it can't be answered in time.
@@ -129,26 +129,26 @@ class AsyncEngine:
             batch.raise_error()
 
     def start(self, job: Job) -> None:
-        """Queues a job; `end` must be called when it is over or its caller leaves.
+        """Queues a job. `end` must be called when it is over or its caller leaves.
 
         Raises:
-            OverloadedError: there is no room for it, it can't be answered in time, or its caller's share is used.
+            OverloadedError: there is no room for it, it can't be answered in time, or its caller's quota is used up.
             ModelNotFoundError: its model was removed.
         """
         if job.model not in self._models:
-            raise ModelNotFoundError(f"{job.model.spec.key} is not served any more", "model")
+            raise ModelNotFoundError(f"{job.model.spec.key} is no longer served", "model")
         self.admission.admit(job)
         self._send(job)
 
     def end(self, job: Job) -> None:
-        """Releases a job; what of it is not yet computed is dropped, and nothing more of it delivered."""
+        """Releases a job: drops the rest of its work and delivers no more results."""
         self.admission.release(job)
         if not job.over:
             job.cancelled = True
             self._send(job)
 
     def close(self) -> None:
-        """Ends the engine's thread after its current tick. Jobs that are not over never will be."""
+        """Ends the engine's thread after its current tick. Jobs that are not over never end."""
         self._closed = True
         self._handover.put(None)
         self._thread.join()
@@ -180,7 +180,7 @@ class AsyncEngine:
                 self._core.add(entry, now)
 
     def _run_on_loop(self) -> None:
-        """Runs ticks for as long as they are short, then hands the core to the thread."""
+        """Runs ticks while they are short, then hands the core to the thread."""
         # Delivering events may schedule this again, before the core is handed to the thread.
         if self._threaded or self._closed:
             self._scheduled = False
@@ -193,7 +193,7 @@ class AsyncEngine:
         if self._turns and self._arrivals < self._max_lanes and not self._core.backlog:
             self._turns -= 1
             if ONE_CORE and hasattr(os, "sched_yield"):
-                # To the threads that bring jobs.
+                # Yields to the threads that bring jobs.
                 os.sched_yield()
             self._loop.call_soon(self._run_on_loop)
             return
@@ -225,7 +225,7 @@ class AsyncEngine:
                 return
             now = time.monotonic()
             if ONE_CORE and now > until:
-                # In any case: a tick that is planned already is not planned anew.
+                # Even so: a planned tick is not planned again.
                 self._schedule()
                 return
         if seconds <= INLINE and ONE_CORE:
@@ -236,7 +236,7 @@ class AsyncEngine:
             self._handover.put(None)
 
     def _run_on_thread(self) -> None:
-        """Runs the core until it is idle, each time it is handed over."""
+        """Runs the core until it is idle whenever it is handed over."""
         while True:
             self._handover.get()
             idle = False

@@ -11,7 +11,7 @@ from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2
 
 Fingerprint = tuple[tuple[int, ...] | None, ...]
-"""Identity, size and times of a bundle's files; differs after a change. None stands for a missing file."""
+"""Identity, size and times of a bundle's files; differs after a change. None for a missing file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Found:
     Attributes:
         bundles: The version folders, each with its fingerprint.
         unreadable: Models whose folder could not be listed, with the reason; their versions are unknown.
-        passed_over: Folders that can't be served from, each with the reason.
+        passed_over: Folders that can't be served, each with the reason.
     """
 
     bundles: dict[ModelKey, Fingerprint]
@@ -58,13 +58,13 @@ def find_bundles(root: Path) -> Found:
 
 
 def fingerprint(root: Path, key: ModelKey) -> Fingerprint:
-    """The fingerprint of a bundle as it is now."""
+    """Returns the current fingerprint of a bundle."""
     folder = path_of(root, key)
     return tuple(_look_at(folder / name) for name in ("", bundle.MANIFEST, *bundle.FILES.values()))
 
 
 def path_of(root: Path, key: ModelKey) -> Path:
-    """The folder of a version."""
+    """Returns the folder of a version."""
     return root / key.name / str(key.version)
 
 
@@ -79,12 +79,12 @@ def _versions(root: Path, name: str) -> Iterator[ModelKey]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a link that can't be followed: refused later, without harm to the folders beside it
+    except OSError:  # a link that can't be followed: refused later, and the folders beside it are served
         return True
 
 
 def _unnamable(key: ModelKey) -> str:
-    """The reason why logs, metrics and the index can't name such a version; empty if they can."""
+    """Returns the reason why logs, metrics and the index can't name such a version; empty if they can."""
     if not key.name.isprintable():
         return "the model's name has characters that can't be printed"
     if key.version > bundle.MAX_VERSION:
@@ -117,11 +117,11 @@ class VerifiedBundle:
     report: bundle_pb2.ParityReport
 
     def read(self, kind: "bundle_pb2.ArtifactKind.ValueType") -> bytes:
-        """The content of an artifact, its checksum checked again: it may have changed since it was verified."""
+        """Returns the content of an artifact and checks it again, since the file may have changed."""
         return bundle.read_artifact(self.path, bundle.artifact_of(self.manifest, kind))
 
     def max_abs_diff(self, kind: "bundle_pb2.ArtifactKind.ValueType") -> float:
-        """The artifact's largest absolute difference from eager PyTorch in any runtime, from the proof."""
+        """Returns the artifact's largest absolute difference from eager PyTorch in any runtime, from the proof."""
         return max(proof.max_abs_diff for proof in self.report.proofs if proof.kind == kind)
 
 
@@ -173,7 +173,7 @@ def verify_folder(path: Path) -> VerifiedBundle:
 
 
 def folder_of(path: Path) -> Path:
-    """The bundle that a path means: the path itself, a model's newest version, or that of a repository's only model.
+    """Returns the bundle at a path, a model's newest version, or that of a repository's only model.
 
     Raises:
         BundleError: there is no bundle, or the repository has several models.

@@ -1,7 +1,7 @@
-"""EngineCore: plans and runs ticks. It has one owner at a time, and no threads.
+"""EngineCore: plans and runs ticks. It has one owner at a time and no threads.
 
 A tick runs K timesteps of the sequences of one model that are in flight. Sequences join and leave between ticks, each
-at its own length; there is no timer, what is ready runs. Compare cellular batching (Gao et al., "Low latency RNN
+at its own length. There is no timer: ready work runs at once. Compare cellular batching (Gao et al., "Low latency RNN
 inference with cellular batching", EuroSys 2018) and iteration-level scheduling (Yu et al., "Orca", OSDI 2022).
 """
 
@@ -24,9 +24,9 @@ from unroll_engine.slots import Slots
 _log = logging.getLogger(__name__)
 
 INITIAL_OVERHEAD = 50e-6
-"""Seconds that a tick takes beside the model's run, until some have been timed."""
+"""Seconds of a tick besides the model's run, until ticks have been timed."""
 OVERHEAD_WEIGHT = 0.05
-"""Weight of a single tick in that estimate."""
+"""Weight of one tick in that estimate."""
 
 Events = list[tuple[Job, object]]
 """Results for jobs, in order: an event for Job.deliver, or a RequestError for Job.fail."""
@@ -36,7 +36,7 @@ _LANES = attrgetter("lanes.count")
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -53,9 +53,9 @@ class ModelQueue:
     """The jobs of one model: those that wait, and the lanes of those that run.
 
     Attributes:
-        cost: Of a tick, as measured at load and learned since.
-        last_interactive: When an interactive job last arrived, on the core's clock.
-        traced: Whether jobs of traced calls may be in the lanes.
+        cost: Cost of a tick, measured at load and updated since.
+        last_interactive: Arrival of the last interactive job, on the core's clock.
+        traced: True if jobs of traced calls may be in the lanes.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ModelQueue:
         self.learn(INITIAL_OVERHEAD)
 
     def traces(self, single: Job | None) -> list[Trace]:
-        """The traces of the next tick's calls: that of `single`, or those of the lanes."""
+        """Returns the traces of the next tick's calls: that of `single`, or those of the lanes."""
         jobs = (single,) if single else self.lanes.jobs
         traces = {job.trace: None for job in jobs if job.trace is not None}
         self.traced = bool(traces or self.queue.waiting)
@@ -93,7 +93,7 @@ class ModelQueue:
             job.trace.waited(str(self.model.spec.key), job.waited)
 
     def learn(self, overhead: float) -> None:
-        """Updates the cost of a tick by the seconds that one took beside the model's run."""
+        """Updates the cost of a tick by the seconds that one took besides the model's run."""
         # Bounded: a tick that another process held up does not predict the next one.
         usual = self._overhead or overhead
         self._overhead = usual + OVERHEAD_WEIGHT * (min(overhead, 4 * usual) - usual)
@@ -104,7 +104,7 @@ class ModelQueue:
 
     def close(self) -> None:
         """Ends the queue, which is idle."""
-        # Breaks the cycle with `_drop`: else the model's memory would wait for a garbage collection.
+        # Breaks the cycle with `_drop`, which would keep the model in memory until a garbage collection.
         del self.queue
 
     def _drop(self, job: Job, cause: str) -> None:
@@ -121,14 +121,14 @@ class EngineCore:
 
     Args:
         models: Models that can be run.
-        max_lanes: Sequences of one class, interactive or bulk, in a tick of a model, at most; times `threads` if the
+        max_lanes: Most sequences of one class, interactive or bulk, in a tick of a model; times `threads` if the
             kernel runs it.
-        max_steps: Timesteps of a tick, at most, of all lanes or of interactive ones; one of few lanes may run more.
+        max_steps: Most timesteps of a tick of all lanes or of interactive ones; a tick of few lanes may run more.
         metrics: Counts what is done.
         threads: Threads that the kernel computes on.
 
     Attributes:
-        backlog: Whether jobs wait for lanes: then a job that arrives now can't join the next tick.
+        backlog: True if jobs wait for lanes: then a job that arrives now can't join the next tick.
         idle: True if there is nothing to run.
     """
 
@@ -209,7 +209,7 @@ class EngineCore:
             self._planned.metrics.dropped("cancelled", 1)
         self._single = None
         if self._retiring:
-            # Before each tick: under load there may never be nothing to run.
+            # Before each tick: under load there may always be something to run.
             self._remove_idle()
         begin = time.perf_counter()
         for _ in range(len(self._rotation)):
@@ -241,7 +241,7 @@ class EngineCore:
             each.last_interactive = now
         each.record_start(job, now)
         self._planned, self._single, self._steps = each, job, job.steps
-        # As TickCost.seconds.
+        # The formula of TickCost.seconds, without its call.
         return each.cost.fixed + (each.cost.step + each.cost.lane) * job.steps
 
     def _plan(self, each: ModelQueue, now: float) -> float | None:
@@ -281,7 +281,7 @@ class EngineCore:
         except Exception:
             _log.exception("%s: a tick of %d lanes failed", planned.model.spec.key, count)
             for job in [single] if single else lanes.clear():
-                # Sequences of it that still wait are not run either.
+                # Its sequences that still wait are not run either.
                 job.cancelled = True
                 self._emit((job, InternalError("the model's runtime failed")))
             return
@@ -296,7 +296,7 @@ class EngineCore:
             traces[0].ticked(traces[1:], str(planned.model.spec.key), count, steps, real, took)
 
     def events(self) -> Events:
-        """The events since the last call, as a new list."""
+        """Returns the events since the last call, as a new list."""
         events = self._events.copy()
         self._events.clear()
         return events

@@ -34,7 +34,7 @@ class Classification:
         label_indices: int64 [n], its index in the model's `class_labels`.
         probabilities: float32 [n, classes].
         logits: float32 [n, output_size], of each sequence's last timestep.
-        final_states: The state after each sequence's last timestep, if asked for.
+        final_states: The state after each sequence's last timestep; None if not asked for.
     """
 
     labels: list[str]
@@ -52,9 +52,8 @@ class Engine:
 
     Args:
         model: The model; `Engine.load` reads it from a bundle.
-        max_lanes: Sequences in one tick, at most, on one thread.
-        threads: Threads that the step kernel computes on; None is one for each usable core. The bits do not depend on
-            it.
+        max_lanes: Most sequences in one tick on one thread.
+        threads: Threads of the step kernel; None for one per usable core. The bits do not depend on it.
     """
 
     def __init__(self, model: Model, *, max_lanes: int = 64, threads: int | None = None) -> None:
@@ -76,12 +75,11 @@ class Engine:
         """Verifies a bundle and loads it.
 
         Args:
-            path: A bundle; or a folder of a model's versions, of which the newest is taken; or a repository with only
-                one model.
+            path: A bundle; a folder of a model's versions, whose newest is loaded; or a repository of one model.
             runtime: "kernel", "onnx", "torchscript"; or "auto": the step kernel where it can run the model, else onnx.
             device: "cpu" or "cuda".
-            max_lanes: Sequences in one tick, at most, on one thread.
-            threads: Threads that the step kernel computes on; None is one for each usable core.
+            max_lanes: Most sequences in one tick on one thread.
+            threads: Threads of the step kernel; None for one per usable core.
 
         Raises:
             BundleError: there is no bundle, or it can't be trusted, loaded or run.
@@ -97,7 +95,7 @@ class Engine:
 
     @property
     def bitwise(self) -> bool:
-        """Whether a sequence has the same bits alone, in any batch, and cut into any chunks."""
+        """True if a sequence has the same bits alone, in any batch, and cut into any chunks."""
         return self._model.bitwise
 
     def classify(
@@ -111,8 +109,8 @@ class Engine:
 
         Args:
             sequences: Arrays [steps, input_size] of any lengths, or one array [batch, steps, input_size].
-            initial_states: The state that each sequence begins with; None is the zero state.
-            return_final_states: Whether to return the state after each sequence's last timestep.
+            initial_states: The state that each sequence begins with; None for the zero state.
+            return_final_states: True to return the state after each sequence's last timestep.
 
         Raises:
             InvalidRequestError: a sequence or a state can't be used; a ValueError, which names it.

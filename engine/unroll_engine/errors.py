@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 MAX_MESSAGE_BYTES = 1024
-"""Bytes of a message, at most: gRPC's clients refuse a call whose trailers have more than 8 KiB."""
+"""Most bytes of a message: gRPC's clients refuse a call whose trailers have more than 8 KiB."""
 _MAX_FIELD_BYTES = 128
 
 
 def shortened(text: str, most: int = MAX_MESSAGE_BYTES) -> str:
-    """The text, without its middle if it has more than `most` bytes."""
+    """Returns the text, without its middle if it has more than `most` bytes."""
     raw = text.encode(errors="replace")
     if len(raw) <= most:
         return text
@@ -30,13 +30,13 @@ class RequestError(Exception):
     reason = ""
 
     def __init__(self, description: str, field: str = "") -> None:
-        # Both can hold what a caller sent, at any length.
+        # Both may quote the caller's input at any length.
         self.description = shortened(description)
         self.field = shortened(field, _MAX_FIELD_BYTES)
         super().__init__(self._message())
 
     def rename(self, fields: Mapping[str, str]) -> None:
-        """Replaces the name of the field at fault by the one that the caller used.
+        """Renames the field at fault to the caller's name for it.
 
         Args:
             fields: The caller's names by those used when the error was raised; others stay as they are.
@@ -49,7 +49,7 @@ class RequestError(Exception):
 
 
 class InvalidRequestError(RequestError, ValueError):
-    """A value is wrong, whatever the state of the engine."""
+    """A value is invalid in any state of the engine."""
 
 
 class ModelNotFoundError(RequestError):
@@ -64,9 +64,9 @@ class OverloadedError(RequestError):
     """The queue is full, or the answer would come too late.
 
     Args:
-        description: What is full, with the limit.
-        retry_after: Seconds after which to try again.
-        reason: Which limit was reached: see admission.py.
+        description: The exhausted resource, with its limit.
+        retry_after: Seconds after which to retry.
+        reason: Name of the limit; see admission.py.
     """
 
     def __init__(self, description: str, retry_after: float, reason: str = "") -> None:
@@ -80,13 +80,13 @@ IDENTITY_LIMIT = "IDENTITY_LIMIT"
 
 
 def over_quota(identity: str, limit: int, what: str, retry_after: float) -> OverloadedError:
-    """Returns the error for an identity that has as much of something as it may have at once.
+    """Returns the error for an identity that has used up a quota.
 
     Args:
         identity: Name of the identity.
         limit: Its quota.
-        what: Things that are counted, in the plural.
-        retry_after: Seconds after which to try again.
+        what: Name of what is counted, in the plural.
+        retry_after: Seconds after which to retry.
     """
     return OverloadedError(f"{identity} may have at most {limit} {what} at once", retry_after, IDENTITY_LIMIT)
 
@@ -100,4 +100,4 @@ class InternalError(RequestError):
 
 
 class RuntimeUnavailableError(Exception):
-    """The runtime or the device asked for can't be used on this machine; the message is one line."""
+    """The requested runtime or device can't be used on this machine; the message is one line."""

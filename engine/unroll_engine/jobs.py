@@ -27,10 +27,10 @@ class _Job:
         values: float32 [total_steps, input_size], the sequences end to end; never written to.
         offsets: int64 [sequences + 1], where each sequence begins in `values`.
         initial_state: [num_layers, sequences, hidden_size] each, before the first steps; None is the zero state.
-        keeps_states: Whether each sequence's state after its last step is wanted.
+        keeps_states: True if each sequence's state after its last step is wanted.
         deadline: In seconds of time.monotonic: a job still queued then is dropped; infinite for none.
-        interactive: Whether the caller waits for each step. Such jobs go before bulk and report every tick.
-        cancelled: Set by the driver if the caller left; what is not yet computed is dropped.
+        interactive: True if the caller waits for each step. Such jobs go before bulk and report every tick.
+        cancelled: Set by the driver if the caller left; the rest of the work is dropped.
         over: Set by the driver when the job is answered or has failed.
         taken: Sequences that have left the queue.
         arrived: In seconds of time.monotonic, when it was queued; 0 before.
@@ -101,7 +101,7 @@ class BatchJob(_Job):
 
     Attributes:
         on_end: Called once with None, when the job is over.
-        error: Why it failed; None if it did not.
+        error: Error that it failed with; None if it did not fail.
         logits: float32 [sequences, output_size]; this and the following are complete when the job is over.
         probabilities: float32 [sequences, classes].
         labels: [sequences], index of the most probable class.
@@ -109,7 +109,7 @@ class BatchJob(_Job):
     """
 
     interactive = False
-    # Defaults on the class: a job is made by one call.
+    # Defaults are on the class, so that making a job is one call.
     on_end: Callable[[None], object] = staticmethod(lambda _: None)
     error: RequestError | None = None
     logits: Float32Array
@@ -119,12 +119,12 @@ class BatchJob(_Job):
     _done = 0
 
     def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
-        """Takes the ends of sequences.
+        """Receives the results of sequences that ended.
 
         Args:
             indices: The sequences, int64 [count].
-            logits: Of their last steps, [count, output_size].
-            state: After them, [num_layers, count, hidden_size] each, if `keeps_states`.
+            logits: [count, output_size], logits of their last steps.
+            state: [num_layers, count, hidden_size] each, the state after them; used if `keeps_states`.
 
         Returns:
             True if no sequence is missing. `probabilities` and `labels` are still to be set then.
@@ -143,12 +143,12 @@ class BatchJob(_Job):
         return self._done == size
 
     def make_results(self) -> None:
-        """Makes the arrays that a runtime writes the ends of sequences to by itself: `logits`, `final_state`."""
+        """Allocates `logits` and `final_state` for a runtime that writes into them itself."""
         self.logits = np.empty((self.size, self.model.spec.output_size), np.float32)
         self.final_state = self.model.spec.zero_state(self.size) if self.keeps_states else None
 
     def sequences_done(self, count: int) -> bool:
-        """Records that the ends of further sequences are written; returns as `lanes_done`."""
+        """Records that further sequences ended and their results are written; returns as `lanes_done`."""
         self._done += count
         return self._done == self.size
 
@@ -240,15 +240,15 @@ class Listener(Protocol):
     """Receives the results of a ChunkJob as they are computed."""
 
     def progressed(self, count: int, logits: Float32Array, states: Float32Array) -> None:
-        """Takes the next `count` steps: logits [count, output_size], states [count, hidden_size], views of a tick."""
+        """Receives the next `count` steps: logits [count, output_size], states [count, hidden_size], as views."""
         ...
 
     def finished(self, state: State) -> None:
-        """Takes the state after the last step, [num_layers, hidden_size] each."""
+        """Receives the state after the last step, [num_layers, hidden_size] each."""
         ...
 
     def failed(self, error: RequestError) -> None:
-        """Takes the error that ended the job; nothing follows."""
+        """Receives the error that ended the job; nothing follows."""
         ...
 
 
@@ -258,11 +258,11 @@ class ChunkJob(_Job):
     Args:
         model: The model to run them on.
         values: float32 [steps, input_size], 1 step or more.
-        state: Before the first step, [num_layers, hidden_size] each; None is the zero state.
+        state: [num_layers, hidden_size] each, the state before the first step; None for the zero state.
         listener: Receives the results.
-        deadline: As of every job.
-        owner: As of every job.
-        trace: As of every job.
+        deadline: See Job.
+        owner: See Job.
+        trace: See Job.
     """
 
     __slots__ = ("_listener",)
@@ -300,9 +300,9 @@ class ChunkJob(_Job):
         """Passes an event of `steps_done` or `ended` to the listener."""
         if isinstance(event, tuple):
             logits, states = event
-            # As in BatchJob; a state with a NaN keeps it.
+            # As in BatchJob: a state with a NaN keeps it.
             if logits[-1, 0] != logits[-1, 0]:
-                # Not over: the driver cancels the rest when the listener ends the job.
+                # The job is not over: the driver cancels the rest when the listener ends it.
                 self._listener.failed(_not_finite(self.model, ""))
                 return
             self._listener.progressed(len(states), logits, states)
@@ -324,13 +324,13 @@ Emit = Callable[[tuple[Job, object]], None]
 
 
 def _not_finite(model: Model, whose: str) -> RequestError:
-    """The error for finite values that overflow in the model's arithmetic."""
+    """Makes the error for finite values that overflow in the model's arithmetic."""
     return InvalidRequestError(f"values {whose}are so large that the state of {model.spec.key} is not finite", "values")
 
 
 @lru_cache(1024)
 def span(steps: int) -> NDArray[np.int64]:
-    """The offsets of one sequence: 0 and `steps`. Read-only."""
+    """Returns the offsets of one sequence, 0 and `steps`; read-only."""
     offsets = np.array((0, steps), np.int64)
     offsets.flags.writeable = False
     return offsets

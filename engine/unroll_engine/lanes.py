@@ -22,7 +22,7 @@ _REGION_STEPS = 128
 """Timesteps of a lane's region: most sequences fit, a longer one is copied into it piece by piece."""
 
 # Rows of the table of lanes: the sequence's index in its job; steps left to run; the row of the regions that the next
-# step is in; the first row of the lane's region; whether the job is interactive; whether a tick must end where the lane
+# step is in; the first row of the lane's region; 1 if the job is interactive; 1 if a tick must end where the lane
 # does.
 _INDEX, _LEFT, _ROW, _REGION, _INTERACTIVE, _EXACT = range(6)
 
@@ -34,8 +34,8 @@ class Lanes:
 
     Args:
         model: The model to run them on.
-        capacity: The most lanes at a time.
-        max_steps: The most timesteps of a tick of all lanes.
+        capacity: Most lanes in use.
+        max_steps: Most timesteps of a tick of all lanes.
 
     Attributes:
         count: Lanes in use.
@@ -58,7 +58,7 @@ class Lanes:
         self._state = tuple(_aligned((layers, capacity, size)) for _, (layers, size) in model.spec.states)
         self._table = np.zeros((6, capacity), np.int64)
         self._table[_REGION] = np.arange(capacity) * self._region
-        self._jobs: list[Job | None] = []  # by column; None where a lane left
+        self._jobs: list[Job | None] = []  # by column; None for a lane that left
         self._holes: list[int] = []
 
     @property
@@ -175,11 +175,11 @@ class Lanes:
         return self._scatter(steps, result, emit), seconds
 
     def fits_single(self, job: Job) -> bool:
-        """Whether a job is one sequence of at most a tick, for `run_single`; only without lanes in use."""
+        """Returns True if a job is one sequence of at most a tick, for `run_single`; only without lanes in use."""
         return job.size == 1 and job.steps <= (self._max_steps if job.interactive else self._region)
 
     def run_single(self, job: Job, emit: Emit) -> None:
-        """Runs a job of one sequence by itself, past the lanes: there is nothing to gather it with."""
+        """Runs a job of one sequence by itself, without a lane."""
         logits, states, final = self.model.runtime.run(job.values[:, np.newaxis], job.initial_state or self._zero_state)
         if isinstance(job, ChunkJob):
             emit((job, job.steps_done(logits[:, 0], states[:, 0])))
@@ -190,7 +190,7 @@ class Lanes:
             emit((job, job))
 
     def _shortest(self, kind: int) -> int:
-        """The fewest steps left to a lane that is _INTERACTIVE or _EXACT; there is one."""
+        """Returns the fewest steps left to a lane that is _INTERACTIVE or _EXACT; there must be one."""
         left, is_kind = self._table[[_LEFT, kind], : self.count]
         return int(left[is_kind != 0].min())
 
@@ -214,7 +214,7 @@ class Lanes:
                 array[:, holes] = array[:, movers]
 
     def _gather(self, steps: int) -> tuple[Float32Array, State]:
-        """The input of a tick, [steps, lanes, features], and the states of the lanes; only after `_settle`.
+        """Returns the input of a tick, [steps, lanes, features], and the states of the lanes; only after `_settle`.
 
         Past a lane's end the input holds values of other lanes: by causality, no reported result depends on them.
         """
@@ -223,7 +223,7 @@ class Lanes:
             self._refill(steps)
         x = self._input[: steps * count]
         rows = self._table[_ROW, :count] + self._steps[:steps]
-        # Clipped: past the last region there is nothing, and results of it are not reported.
+        # Clipped at the last region; results past it are not reported.
         self._regions.take(rows.reshape(-1), axis=0, out=x, mode="clip")
         states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
         return x.reshape(steps, count, -1), states
@@ -325,7 +325,7 @@ class Lanes:
 
 
 def _aligned(shape: tuple[int, ...]) -> Float32Array:
-    """Zeros, aligned to a cache line."""
+    """Returns zeros, aligned to a cache line."""
     size = int(np.prod(shape))
     raw = np.zeros(4 * size + _ALIGNMENT, np.uint8)
     begin = -raw.ctypes.data % _ALIGNMENT

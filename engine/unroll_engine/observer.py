@@ -44,7 +44,7 @@ class QueueMetrics(Protocol):
 
     @property
     def queued(self) -> Gauges:
-        """Takes the timesteps and the bytes that are admitted and not yet answered, as [steps, bytes]."""
+        """Timesteps and bytes that are admitted and not yet answered, [steps, bytes]; written by the engine."""
         ...
 
     def refused(self, cause: str, count: int = 1) -> None:
@@ -99,7 +99,7 @@ class NoMetrics:
 
 
 class Trace(Protocol):
-    """The trace of a call, for the time that its jobs are in the engine."""
+    """The trace of a call while its jobs are in the engine."""
 
     def waited(self, model: str, seconds: float) -> None:
         """Reports that a job of the call, for the model NAME/VERSION, left the queue now, after so many seconds."""

@@ -1,4 +1,4 @@
-"""From logits to probabilities and classes."""
+"""Conversion of logits to probabilities and classes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from unroll_engine.models.spec import Float32Array
 
 
 def classify(logits: Float32Array) -> tuple[Float32Array, NDArray[np.intp]]:
-    """Turns logits [n, output_size] into probabilities [n, classes] and the index of each row's most probable class.
+    """Converts logits [n, output_size] to probabilities [n, classes] and the index of each row's most probable class.
 
     Softmax over several logits; the sigmoid of a single one, which is class 1's. Computed in float64: after rounding to
     float32, numpy's order of operations does not show.

@@ -21,7 +21,7 @@ class Runner:
 
     Args:
         model: The model of all jobs.
-        max_lanes: Sequences in one tick, at most, on one thread.
+        max_lanes: Most sequences in one tick on one thread.
         threads: Threads that the kernel computes on.
     """
 

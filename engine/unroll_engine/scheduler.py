@@ -28,7 +28,7 @@ class Queued(Protocol):
 
     @property
     def interactive(self) -> bool:
-        """Whether the caller waits for each step."""
+        """True if the caller waits for each step."""
         ...
 
 
@@ -47,7 +47,7 @@ class Queue(Generic[JobT]):
     """Jobs of one model that wait for lanes, interactive before bulk; then earliest deadline first, then arrival.
 
     Args:
-        lanes: Sequences of one class in flight, at most. There is room for a quarter more of both together, so
+        lanes: Most sequences of one class in flight. There is room for a quarter more of both together, so
             neither class can take all lanes: a stream's step need not wait for a long bulk sequence to end, and bulk
             is never starved.
         drop: Called for each job that is not run, with the cause, "expired" or "cancelled".
@@ -124,7 +124,7 @@ class Queue(Generic[JobT]):
 
 
 def capacity_of(lanes: int) -> int:
-    """Lanes of both classes together, if each class may have `lanes`."""
+    """Returns the lanes of both classes together, if each class may have `lanes`."""
     return lanes + (lanes + 3) // 4
 
 
@@ -136,7 +136,7 @@ class TickCost(NamedTuple):
     lane: float
 
     def seconds(self, lanes: int, steps: int) -> float:
-        """Expected seconds of a tick."""
+        """Returns the expected seconds of a tick."""
         return self.fixed + (self.step + self.lane * lanes) * steps
 
 
@@ -146,16 +146,16 @@ def tick_steps(
     """Chooses how many timesteps the next tick runs.
 
     A short tick pays its fixed cost for few steps, a long one computes padding after the ends of short lanes: the
-    length with the most real timesteps a second is chosen, and a shorter one if a caller waits.
+    length with the most real timesteps per second is chosen, and a shorter one if a caller waits.
 
     Args:
-        limit: The most that a tick may run.
-        cost: What ticks cost.
+        limit: Most timesteps of the tick.
+        cost: Cost of ticks.
         remaining: Steps that each lane still has to run, 1 or more each; at least one lane.
         interactive: The fewest steps left to an interactive lane, which is answered at once; None without such lanes.
         exact: The fewest steps left to a lane whose state can't be read in mid-tick, so that the tick must end there;
             None without such lanes.
-        alert: Whether streams are active, so that the next step of one may arrive at any time.
+        alert: True if streams are active, so that the next step of one may arrive at any time.
     """
     lanes = len(remaining)
     limit = min(limit, interactive or limit, exact or limit, int(remaining.max()))
@@ -169,17 +169,17 @@ def tick_steps(
 
 
 def alert_steps(cost: TickCost, lanes: int) -> int:
-    """The most timesteps of a tick while streams are active."""
+    """Returns the most timesteps of a tick while streams are active."""
     # Never so short that most of it is the fixed cost.
     return int(max(ALERT_SECONDS - cost.fixed, cost.fixed) / (cost.step + cost.lane * lanes))
 
 
 _LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Lengths of ticks to choose from, beside the longest possible."""
+"""Lengths of ticks to choose from, besides the longest possible."""
 
 
 @lru_cache(1024)
 def _lengths(limit: int, lanes: int, cost: TickCost) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The lengths to choose from, [lengths, 1], and the ticks of each in a second."""
+    """Returns the lengths to choose from, [lengths, 1], and the ticks of each per second."""
     lengths = np.array([length for length in _LENGTHS if length < limit] + [limit])
     return lengths[:, np.newaxis], 1 / (cost.fixed + (cost.step + cost.lane * lanes) * lengths)

@@ -1,4 +1,4 @@
-"""One sequence in this process, chunk by chunk."""
+"""A sequence in this process, advanced chunk by chunk."""
 
 import threading
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Steps:
     """The results of consecutive timesteps of a sequence.
 
     Attributes:
-        first_step: Number of the first of them, counted from 0 at the beginning of the sequence.
+        first_step: Number of the first timestep, counted from 0 at the beginning of the sequence.
         states: float32 [steps, hidden_size], the last layer's hidden state after each.
         logits: float32 [steps, output_size].
     """
@@ -35,7 +35,7 @@ class Steps:
 
 
 class OpenSequence:
-    """A sequence between its timesteps. It costs its state alone; made by `Engine.open`.
+    """A sequence between its timesteps, which costs only its state; made by `Engine.open`.
 
     Attributes:
         step: Timesteps consumed.
@@ -77,7 +77,7 @@ class OpenSequence:
             self._busy.release()
 
     def snapshot(self) -> Snapshot:
-        """The state after the last timestep, as a value to keep, to send to a server, and to resume from."""
+        """Returns the state after the last timestep: a value to keep, to send to a server, and to resume from."""
         spec = self._model.spec
         return Snapshot.from_proto(encode_snapshot(spec, self.step, self._state), spec.num_layers)
 
@@ -120,7 +120,7 @@ class _Collector:
         self.job.cancelled = True
 
     def result(self) -> tuple[State, Float32Array, Float32Array]:
-        """The final state, and logits and states of all steps, copied out of the ticks; raises what it failed with."""
+        """Returns the final state, logits and states of all steps, copied out of the ticks; raises the job's error."""
         if self._error:
             raise self._error
         assert self._state is not None

@@ -16,23 +16,23 @@ from unroll_engine.models.spec import State
 from unroll_engine.scheduler import Slice, TickCost, alert_steps
 
 _FEW_LANES_STEPS = 128
-"""The most timesteps of a tick of few bulk lanes."""
+"""Most timesteps of a tick of few bulk lanes."""
 _UNBOUNDED = 2**62
 
 
 class Slots:
-    """The sequences of one model in flight. It does for the step kernel what Lanes does for other runtimes.
+    """The sequences of one model in flight in the step kernel; the counterpart of Lanes.
 
     Args:
         model: The model to run them on.
         network: Its network.
-        capacity: The most sequences at a time on one thread.
-        max_steps: The most timesteps of a tick of all sequences.
+        capacity: Most sequences in flight on one thread.
+        max_steps: Most timesteps of a tick of all sequences.
         threads: Threads that compute a tick.
 
     Attributes:
         count: Sequences in flight.
-        interactive: Those of interactive jobs.
+        interactive: Sequences of interactive jobs.
     """
 
     def __init__(self, model: Model, network: Network, capacity: int, max_steps: int, threads: int) -> None:
@@ -113,7 +113,7 @@ class Slots:
         if self.interactive:
             progress = self._queue.advance(_UNBOUNDED, rounds=steps)
         else:
-            # As many as `steps` of every sequence, though those that run on take over what others leave.
+            # `steps` of every sequence on average: longer sequences use the steps that ended ones leave.
             progress = self._queue.advance(steps * self.count - self.count + 1)
         seconds = time.perf_counter() - begin
         for ticket in self._left:
@@ -132,7 +132,7 @@ class Slots:
         return progress.steps, seconds
 
     def fits_single(self, job: Job) -> bool:
-        """Whether a job is one sequence of at most a tick, for `run_single`; only without sequences in flight."""
+        """Returns True if a job is one sequence of at most a tick, for `run_single`, while nothing is in flight."""
         return job.size == 1 and job.steps <= (self._max_steps if job.interactive else _FEW_LANES_STEPS)
 
     def run_single(self, job: Job, emit: Emit) -> None:
@@ -208,5 +208,5 @@ class _Chunk:
 
 
 def _only(state: State | None) -> State | None:
-    """The state of the only sequence of [num_layers, 1, hidden_size] each, without that axis."""
+    """Returns the state of the only sequence, [num_layers, 1, hidden_size] each, without the middle axis."""
     return None if state is None else tuple([array[:, 0] for array in state])

@@ -1,4 +1,4 @@
-"""Snapshots of sequences: the message `unroll.v1.Snapshot` to and from the state of a model."""
+"""Snapshots of sequences: conversion between the message `unroll.v1.Snapshot` and the state of a model."""
 
 import numpy as np
 
@@ -21,8 +21,8 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
         field: Its field in the request.
 
     Raises:
-        SequenceStateError: it is of another model, version or architecture, or of another content of the version.
-        InvalidRequestError: it is not a snapshot of such a model.
+        SequenceStateError: it is of another model, version or architecture, or of other content of the version.
+        InvalidRequestError: its state does not fit the model.
     """
     if snapshot.format != FORMAT:
         raise InvalidRequestError(f"{snapshot.format}, {FORMAT} expected", f"{field}.format")
@@ -56,7 +56,7 @@ def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) 
     """Checks that a snapshot is of the same content of the version; errors call it `what`.
 
     Raises:
-        SequenceStateError: it is of another content of the version.
+        SequenceStateError: it is of other content of the version.
     """
     if snapshot.bundle and snapshot.bundle != spec.bundle:
         theirs, ours = snapshot.bundle.hex(), spec.bundle.hex()
@@ -65,7 +65,7 @@ def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) 
 
 
 def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snapshot:
-    """The snapshot of a sequence after `step` timesteps; None is the zero state."""
+    """Makes the snapshot of a sequence after `step` timesteps; a state of None is the zero state."""
     if state is None:
         state = tuple([np.zeros(shape, np.float32) for _, shape in spec.states])
     return pb.Snapshot(

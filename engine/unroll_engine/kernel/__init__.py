@@ -58,7 +58,7 @@ _UNBOUNDED = 2**63 - 1
 
 
 class Outcome(IntEnum):
-    """How a sequence ended."""
+    """Outcome of a sequence."""
 
     DONE = 0
     CANCELLED = 1
@@ -66,7 +66,7 @@ class Outcome(IntEnum):
 
 
 class Ended(NamedTuple):
-    """Sequences of a ticket that ended alike. Their results are written only if they are done."""
+    """Sequences of a ticket with the same outcome. Their results are written only if they are done."""
 
     ticket: int
     outcome: Outcome
@@ -77,7 +77,7 @@ class Progress(NamedTuple):
     """Result of one `advance`."""
 
     steps: int
-    """Timesteps that were computed, of all sequences together."""
+    """Timesteps computed, over all sequences."""
     ended: list[Ended]
 
 
@@ -85,7 +85,7 @@ class Network:
     """A network, packed for the kernel.
 
     Args:
-        weights: Copied; float32, C-contiguous.
+        weights: Weights of the network, float32, C-contiguous; copied.
         isa: One of `isas()`; the fastest if empty. All give the same bits.
 
     Raises:
@@ -123,7 +123,7 @@ class Network:
         return logits, states, final
 
     def run_to_end(self, x: Float32Array, state: State) -> tuple[Float32Array, State]:
-        """As `run`, without the steps between: returns the last step's logits, [lanes, output_size], and the state."""
+        """Computes as `run` does, but returns only the last step's logits, [lanes, output_size], and the state."""
         logits = np.empty((x.shape[1], self.packed.output_size), np.float32)
         final = tuple(np.empty_like(tensor) for tensor in state)
         self.packed.run_lanes(x, state, final, None, logits)
@@ -138,14 +138,14 @@ class Network:
         states: Float32Array | None = None,
         logits: Float32Array | None = None,
     ) -> None:
-        """Computes one sequence, at the lowest latency. Results are written into the arrays that are given.
+        """Computes one sequence at the lowest latency. Results are written into the given arrays.
 
         Args:
             x: [steps, input_size], raw features; rows may be apart.
-            state: [num_layers, hidden_size] each; zeros if absent.
-            final_state: Takes the state after the last step. May be `state` itself.
-            states: [steps, hidden_size], takes the last layer's state at every step.
-            logits: [output_size] takes the last step's logits, [steps, output_size] every step's.
+            state: [num_layers, hidden_size] each; None for zeros.
+            final_state: Receives the state after the last step; may be `state` itself.
+            states: [steps, hidden_size], receives the last layer's state at every step.
+            logits: [output_size] receives the last step's logits, [steps, output_size] those of every step.
 
         Raises:
             ValueError, TypeError: an array has another shape or dtype. The message names it.
@@ -156,12 +156,12 @@ class Network:
 class SequenceQueue:
     """Sequences that wait, and slots that run them: a slot is refilled as soon as its sequence ends.
 
-    Every thread of several has slots of its own. They get equal shares of the sequences, in the order of arrival.
+    Each thread has slots of its own. The threads get equal shares of the sequences, in the order of arrival.
 
     Args:
         network: Runs the sequences.
         slots: Sequences side by side on one thread, 1 to 4,096.
-        threads: Threads that `advance` computes on, the caller's among them; fewer where there is little to compute.
+        threads: Threads that `advance` computes on, the caller's among them; fewer if there is little work.
     """
 
     def __init__(self, network: Network, slots: int = SLOTS, threads: int = 1) -> None:
@@ -177,15 +177,15 @@ class SequenceQueue:
         logits: Float32Array | None = None,
         deadline: float | None = None,
     ) -> int:
-        """Queues a sequence and returns its ticket. The arrays are kept, and must not be changed, until it ended.
+        """Queues a sequence and returns its ticket. The arrays are kept and must not change until it ends.
 
         Args:
-            x: See Network.run_one, as for the other arrays.
+            x: See Network.run_one, also for the other arrays.
             state: Read when the sequence begins to run.
             final_state: Written when it is done.
             states: Written while it runs.
             logits: Written while it runs.
-            deadline: `time.monotonic()` at which it ends as expired; None for none.
+            deadline: Seconds of `time.monotonic()` at which it ends as expired; None for none.
 
         Raises:
             ValueError, TypeError: an array has another shape or dtype. The message names it.
@@ -207,12 +207,13 @@ class SequenceQueue:
 
         Args:
             values: [rows, input_size].
-            offsets: The first row of each of these sequences, and the row behind the last.
+            offsets: First row of each of these sequences, and the end of the last.
             first: Index of the first of them in the batch.
-            state: [num_layers, batch, hidden_size] each; zeros if absent.
-            final_state: As `state`, takes the states after the last steps.
-            logits: [batch, output_size] takes those of the last steps; [rows, output_size] with `states`, every step's.
-            states: [rows, hidden_size], takes the last layer's state at every step; `final_state` must be given too.
+            state: [num_layers, batch, hidden_size] each; None for zeros.
+            final_state: Shaped as `state`, receives the states after the last steps.
+            logits: [batch, output_size], receives the logits of the last steps; [rows, output_size] with `states`,
+                receives the logits of every step.
+            states: [rows, hidden_size], receives the last layer's state at every step; needs `final_state`.
 
         Raises:
             ValueError, TypeError: an array has another shape or dtype. The message names it.
@@ -220,7 +221,7 @@ class SequenceQueue:
         return self._queue.submit_batch(values, offsets, first, state, final_state, logits, states)
 
     def cancel(self, ticket: int) -> bool:
-        """Lets the next `advance` end a ticket's sequences as cancelled. Returns False if all have ended already."""
+        """Makes the next `advance` end a ticket's sequences as cancelled. Returns False if all have ended already."""
         return self._queue.cancel(ticket)
 
     def advance(self, budget: int, *, rounds: int = _UNBOUNDED) -> Progress:
@@ -230,7 +231,7 @@ class SequenceQueue:
 
         Args:
             budget: 1 or more.
-            rounds: The most steps of one sequence, 1 or more. Those in the slots run just so many, or to their ends.
+            rounds: Most steps of one sequence, 1 or more. Sequences in the slots run exactly as many, or to their ends.
 
         Raises:
             RuntimeError: the last call, on another thread, has not returned.
@@ -240,5 +241,5 @@ class SequenceQueue:
         return Progress(steps, [Ended(ticket, Outcome(outcome), number) for ticket, outcome, number in ended])
 
     def __len__(self) -> int:
-        """Sequences that have not ended."""
+        """Number of sequences that have not ended."""
         return len(self._queue)

@@ -31,7 +31,7 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 _BLOCK = 2**20
 """Values in float64 that are multiplied at once; bounds the memory of wide networks."""
 _KEPT = 2**24
-"""Weights of a matrix that are kept in float64, at most; those of a larger one are converted for each product."""
+"""Most weights of a matrix that are kept in float64; a larger matrix is converted for each product."""
 
 
 class Near(NamedTuple):
@@ -54,7 +54,7 @@ class Near(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums of products in float64, and all that the error of float32's depends on; rows are in the first axes."""
+    """Sums of products in float64, and the quantities that float32's error depends on; rows are in the first axes."""
 
     value: Float64Array
     sizes: Float32Array
@@ -73,11 +73,11 @@ class Sums(NamedTuple):
         )
 
     def at(self, index: int | tuple[slice, int]) -> "Sums":
-        """The sums of some rows."""
+        """Returns the sums of some rows."""
         return Sums(self.value[index], self.sizes[index], self.terms[index], self.passed[index])
 
     def repeated(self, times: int) -> "Sums":
-        """The sums so many times along the first axis."""
+        """Repeats the sums along the first axis."""
         return Sums(
             np.concatenate([self.value] * times),
             np.concatenate([self.sizes] * times),
@@ -86,12 +86,12 @@ class Sums(NamedTuple):
         )
 
     def near(self) -> Near:
-        """The sums with their bounds."""
+        """Returns the sums with their bounds."""
         factor = np.minimum(self.terms, 4 * np.sqrt(self.terms)) + EXTRA
         return Near(self.value, factor * UNIT * self.sizes + _SMALLEST + self.passed)
 
     def split(self, parts: int) -> Iterator["Sums"]:
-        """Equal parts of the outputs, such as gates."""
+        """Splits the outputs into equal parts, such as gates."""
         width = self.value.shape[-1] // parts
         for gate in (slice(part * width, (part + 1) * width) for part in range(parts)):
             yield Sums(self.value[..., gate], self.sizes[..., gate], self.terms, self.passed[..., gate])
@@ -114,7 +114,7 @@ class Matrix:
         """Multiplies inputs [..., inputs], which are exact or have errors of their own."""
         parts = []
         for weight, sizes, bias in self._kept or self._blocks():
-            # A bound need not be in float64.
+            # The bound does not need float64.
             size = np.abs(inputs).astype(np.float32) @ sizes + np.abs(bias)
             passed = np.zeros_like(size) if off is None else off.astype(np.float32) @ sizes
             parts.append((inputs @ weight + bias, size, passed))
@@ -161,7 +161,7 @@ class ExactNetwork:
 
     @classmethod
     def of(cls, weights: NetworkWeights) -> "ExactNetwork":
-        """The network of the kernel's weights."""
+        """Makes the network of the kernel's weights."""
         layers = []
         for of_input, of_state, bias in weights.layers:
             apart = bias[len(of_input) :]  # of a GRU: its state has a bias of its own

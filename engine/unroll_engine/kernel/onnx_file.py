@@ -1,6 +1,6 @@
-"""Opens ONNX files that nobody vouches for.
+"""Opens untrusted ONNX files.
 
-A file can vary nothing but its nodes and its weights: what `onnx.proto` lacks (data outside the file, functions,
+Files may differ only in nodes and weights: what `onnx.proto` lacks (data outside the file, functions,
 training graphs) and other operator sets are refused, and every tensor is as large as the file says. `onnx_reader` is as
 strict with the nodes, so ONNX Runtime can be given a file that was read.
 """
@@ -21,10 +21,10 @@ _DTYPES: dict[int, np.dtype[Any]] = {onnx.TensorProto.FLOAT: np.dtype("<f4"), on
 
 
 def parse(content: bytes) -> onnx.GraphProto:
-    """The graph of a file with nothing beside it.
+    """Returns the graph of a file that holds nothing else.
 
     Raises:
-        UnsupportedNetworkError: it is not such a file.
+        UnsupportedNetworkError: the file holds more, or is not an ONNX file.
     """
     model = onnx.ModelProto()
     try:
@@ -41,7 +41,7 @@ def parse(content: bytes) -> onnx.GraphProto:
 
 
 def array_of(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """The values of an initializer: finite float32, or int64; a view of the file's bytes."""
+    """Returns the values of an initializer, finite float32 or int64; a view of the file's bytes."""
     name, dtype, dims = f"tensor {short(tensor.name)}", _DTYPES.get(tensor.data_type), tuple(tensor.dims)
     if dtype is None:
         raise UnsupportedNetworkError(f"{name}: float32 or int64 expected")
@@ -59,6 +59,6 @@ def require(condition: bool, problem: str) -> None:
 
 
 def short(value: object) -> str:
-    """A name or a shape out of the file, at a length that fits a message."""
+    """Returns a name or a shape of the file, shortened for a message."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."

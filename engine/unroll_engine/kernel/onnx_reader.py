@@ -1,4 +1,4 @@
-"""Reads the weights of a recurrent network out of its standard ONNX form."""
+"""Reads the weights of a recurrent network from its standard ONNX form."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,13 +84,13 @@ def read_onnx(content: bytes) -> NetworkWeights:
     the state tensors after the last.
 
     Raises:
-        UnsupportedNetworkError: the graph is not such a one. The message names the node, and the reason.
+        UnsupportedNetworkError: the graph differs; the message names the node and the reason.
     """
     return _Reader(parse(content)).network()
 
 
 class _Reader:
-    """Walks a graph once, and gives every value a meaning."""
+    """Walks a graph once and gives every value a meaning."""
 
     def __init__(self, graph: GraphProto) -> None:
         self._graph = graph
@@ -267,7 +267,7 @@ class _Reader:
         return cell, LayerWeights(input_, recurrent, bias.ravel())
 
     def _inputs(self, *kinds: Any) -> list[Any]:
-        """Values of the node's inputs, each of the kind expected; a kind of None stands for an input left out."""
+        """Returns the values of the node's inputs, each of the expected kind; None stands for an omitted input."""
         node, values = self._node, []
         if len(node.input) != len(kinds):
             self._refuse(f"{len(kinds)} inputs expected, got {len(node.input)}")

@@ -31,7 +31,7 @@ class NetworkWeights:
     Attributes:
         cell: The kind of every layer.
         scale: Mean and standard deviation of the inputs, [input_size] each; None if inputs are used as they are.
-        layers: From the inputs up.
+        layers: Layers, from the inputs up.
         readout: [output_size, hidden_size].
         readout_bias: [output_size].
     """

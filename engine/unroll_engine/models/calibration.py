@@ -25,7 +25,7 @@ def tick_cost(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> TickCost:
 
 
 def measure(runtime: Runtime, spec: ModelSpec, lanes: int, steps: int) -> float:
-    """The shortest of a few runs, in seconds: other load of the machine only adds to it."""
+    """Returns the shortest of a few runs, in seconds: other load of the machine only adds to it."""
     x, state = _example(spec, lanes, steps)
     times = []
     for _ in range(_REPEATS):
@@ -36,7 +36,7 @@ def measure(runtime: Runtime, spec: ModelSpec, lanes: int, steps: int) -> float:
 
 
 def keeps_bits(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
-    """Whether this machine gives a lane the same bits at several numbers of lanes."""
+    """Returns True if this machine gives a lane the same bits at several numbers of lanes."""
     x, state = _example(spec, max_lanes, 4)
     whole = runtime.run(x, state)
     for lanes in {count for count in (1, 2, 3, max_lanes // 2, max_lanes - 1) if 0 < count <= max_lanes}:
@@ -52,7 +52,7 @@ def keeps_bits(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
 
 
 def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
-    """The problem with the model's results for ordinary inputs; empty if there is none.
+    """Returns the problem with the model's results for ordinary inputs; empty if there is none.
 
     The proof is the claim of the bundle's maker. Weights can make every result NaN, and TorchScript can return arrays
     of any shape, which would fail ticks that other sequences share.
@@ -75,7 +75,7 @@ def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
 
 
 def difference_of(runtime: Runtime, reference: Runtime, weights: NetworkWeights, spec: ModelSpec) -> str:
-    """Why a runtime does not compute what another does; empty if no value differs by more than float32 allows.
+    """Returns where two runtimes differ by more than float32 allows; empty if they agree.
 
     That is twice the bound of the proof, since either may be so far from float64. One step is compared, from random
     states: over many steps two right runtimes can part, if the network expands.

@@ -32,11 +32,11 @@ class Model:
     Attributes:
         spec: Its sizes, labels and names.
         runtime: Computes its timesteps.
-        bitwise: Whether the same bits are promised: the runtime claims them and this machine showed them.
+        bitwise: True if the same bits are promised: the runtime claims them and this machine kept them in a test.
         max_abs_diff: Largest absolute difference of the artifact from eager PyTorch, from the proof.
         test_accuracy: From the training summary; None without a test split.
-        cost: Of a tick on this machine.
-        runtime_note: Why the step kernel does not run it; empty if it does, or if another runtime was asked for.
+        cost: Cost of a tick on this machine.
+        runtime_note: Reason why the step kernel does not run it; empty if it does, or if another runtime was chosen.
     """
 
     spec: ModelSpec
@@ -49,7 +49,7 @@ class Model:
 
     @property
     def runtime_text(self) -> str:
-        """The runtime, and its instruction set or why it is not the kernel: "kernel (x86-64-v4)"."""
+        """Runtime, with its instruction set or the reason for not using the kernel: "kernel (x86-64-v4)"."""
         details = self.runtime.variant or self.runtime_note
         return f"{self.runtime.name} ({details})" if details else self.runtime.name
 
@@ -60,7 +60,7 @@ class Model:
 
     @property
     def states_are_state(self) -> bool:
-        """Whether the last layer's hidden state at a step is the whole state of the sequence after it."""
+        """True if the last layer's hidden state at a step is the whole state of the sequence after it."""
         return len(self.spec.states) == self.spec.num_layers == 1
 
 
@@ -70,7 +70,7 @@ class Loader:
     Args:
         runtime: "kernel", "onnx", "torchscript"; or "auto": the step kernel where it can run a model, else onnx.
         device: "cpu" or "cuda".
-        max_lanes: Widest tick, warmed up for.
+        max_lanes: Lanes of the widest tick, for the warm-up.
 
     Raises:
         RuntimeUnavailableError: the runtime can't be used here.
@@ -88,15 +88,15 @@ class Loader:
     def load(self, bundle: VerifiedBundle, others: Sequence[Model] = ()) -> Model:
         """Checks the graphs of a bundle, loads and warms them up.
 
-        The bits promise is withdrawn where this machine does not keep it.
+        The promise of bits is withdrawn if this machine does not keep it.
 
         Args:
             bundle: The bundle.
-            others: Models that are loaded: what was measured of one of the same sizes is not measured again.
+            others: Loaded models; measurements of one of the same sizes are reused.
 
         Raises:
             BundleError: it can't be trusted, loaded or run.
-            RuntimeUnavailableError: the device is not there.
+            RuntimeUnavailableError: there is no such device.
         """
         try:
             if self._torchscript:
@@ -109,14 +109,14 @@ class Loader:
             return self._model(bundle, kind, runtime, others, note)
         except (BundleError, RuntimeUnavailableError):
             raise
-        except Exception as error:  # each library raises types of its own for a graph that it can't load or run
+        except Exception as error:  # each library raises its own exceptions for a graph that it can't load or run
             raise BundleError(f"{bundle.path}: does not run: {_one_line(error)}") from error
 
     def _onnx(self, bundle: VerifiedBundle) -> tuple[Runtime, str]:
-        """The first runtime that computes what `model.onnx` does, and why the kernel is not it."""
+        """Returns the first runtime that computes what `model.onnx` does, and the reason if it is not the kernel."""
         from unroll_engine.runtimes.onnx import OnnxCudaRuntime, OnnxOperatorRuntime
 
-        # The bytes that are loaded are those that were checked.
+        # Loads the very bytes that were checked.
         content = bundle.read(bundle_pb2.ARTIFACT_KIND_ONNX_RNN)
         weights = _network_of(content, bundle)
         if self._device == "cuda":
@@ -124,7 +124,7 @@ class Loader:
             _check_results(runtime, bundle)
             return runtime, self._kernel_note
         note, problem = self._kernel_note, ""
-        # The proof is of the file itself, so what is made of its weights is held against that.
+        # The proof covers the file itself, so a graph made of its weights is compared with it.
         reference = OnnxOperatorRuntime(content)
         for runtime in self._candidates(content):
             _check_results(runtime, bundle)

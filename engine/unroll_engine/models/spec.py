@@ -1,4 +1,4 @@
-"""The values of every model: its name, its sizes, its state."""
+"""Values of every model: its name, its sizes, its state."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +11,7 @@ Float32Array = NDArray[np.float32]
 State = tuple[Float32Array, ...]
 """The recurrent state: one array for each state tensor of the model.
 
-Of one sequence each array is [num_layers, hidden_size]; of a tick, [num_layers, lanes, hidden_size].
+For one sequence each array is [num_layers, hidden_size]; in a tick, [num_layers, lanes, hidden_size].
 """
 
 
@@ -27,9 +27,9 @@ class StateTensor(NamedTuple):
     """A tensor of a model's state: float32, zeros at the beginning of a sequence."""
 
     name: str
-    """Unique in the model; graphs take `initial_NAME` and give `final_NAME`."""
+    """Name, unique in the model; a graph's input is `initial_NAME`, its output `final_NAME`."""
     shape: tuple[int, int]
-    """Of one sequence, [num_layers, hidden_size]. The lanes of a tick are an axis between them."""
+    """Shape for one sequence, [num_layers, hidden_size]; in a tick, the axis of lanes is between them."""
 
 
 class ModelKey(NamedTuple):
@@ -47,7 +47,7 @@ class ModelSpec:
     """Sizes, labels and names of a model, from its manifest.
 
     `bundle` is the first 16 bytes of the SHA-256 of the manifest, which has the checksum of every other file. It
-    distinguishes contents of one version; empty if the model is not of a bundle.
+    distinguishes contents of one version; empty if the model is not from a bundle.
     """
 
     key: ModelKey
@@ -66,5 +66,5 @@ class ModelSpec:
         return tuple([StateTensor(name, (self.num_layers, self.hidden_size)) for name in STATES[self.architecture]])
 
     def zero_state(self, lanes: int) -> State:
-        """The initial state of `lanes` sequences, [num_layers, lanes, hidden_size] each."""
+        """Returns the initial state of `lanes` sequences, [num_layers, lanes, hidden_size] each."""
         return tuple([np.zeros((layers, lanes, size), np.float32) for _, (layers, size) in self.states])

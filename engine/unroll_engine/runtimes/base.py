@@ -26,7 +26,7 @@ class Runtime(Protocol):
     artifact: str
     """File of the bundle that it runs."""
     bitwise: bool
-    """Whether it claims the same bits for a lane in any tick, wherever the sequence is cut."""
+    """True if it claims the same bits for a lane in any tick, wherever the sequence is cut."""
     variant: str
     """Instruction set that the kernel uses; empty for other runtimes."""
 

@@ -7,7 +7,7 @@ from unroll_proto import bundle
 
 
 class KernelRuntime:
-    """Runs the network of `model.onnx` in C++. The same bits for a lane in any company, on every CPU that it runs on.
+    """Runs the network of `model.onnx` in C++, with the same bits for a lane in any tick and on every CPU.
 
     Args:
         model: Content of `model.onnx`.
@@ -17,7 +17,7 @@ class KernelRuntime:
         UnsupportedNetworkError: the kernel can't express the network.
 
     Attributes:
-        network: Runs sequences of any lengths too.
+        network: The network, which also runs sequences of any lengths.
         variant: Instruction set in use.
     """
 

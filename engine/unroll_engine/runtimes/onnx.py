@@ -20,7 +20,7 @@ onnxruntime.disable_telemetry_events()
 
 
 def session_options() -> onnxruntime.SessionOptions:
-    """The options of the parity proof: one thread, so that no sum is split by load."""
+    """Returns the options of the parity proof: one thread, so that no sum is split by load."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -30,14 +30,14 @@ def session_options() -> onnxruntime.SessionOptions:
 
 
 class _Session:
-    """A graph that takes values and state tensors, and gives logits, states and state tensors, in this order."""
+    """A graph with inputs values and state tensors, and outputs logits, states and state tensors, in this order."""
 
     def __init__(self, model: bytes, providers: Sequence[str | tuple[str, dict[str, str]]]) -> None:
         self.session = onnxruntime.InferenceSession(model, session_options(), providers=providers)
         self._inputs = [each.name for each in self.session.get_inputs()]
 
     def run(self, x: Float32Array, state: State) -> TickResult:
-        """Runs the graph; `x` and the results are laid out as it wants them."""
+        """Runs the graph; `x` and the results are in its layout."""
         logits, states, *final = self.session.run(None, dict(zip(self._inputs, (x, *state), strict=True)))
         return TickResult(logits, states, tuple(final))
 
@@ -49,7 +49,7 @@ class OnnxCpuRuntime:
         model: Content of `model.onnx`.
 
     Raises:
-        UnsupportedNetworkError: there is no such form of the network.
+        UnsupportedNetworkError: the network has no such form.
     """
 
     name = "onnx"

@@ -3,7 +3,7 @@
 Why this form:
 
 - All products have a constant right-hand side, which ONNX Runtime packs once, when the model is loaded. The packed
-  kernel sums over the inner dimension in one order whatever the number of rows, so a row's bits depend on nothing
+  kernel sums over the inner dimension in one order for any number of rows, so a row's bits depend on nothing
   beside it. (The recurrent operators pack their weights anew at every step, and take another kernel for one row.)
 - The parts without recurrence are done for all steps at once: one product for the input of a layer, one for the logits.
 - The bias rides in the input product, as the last row of its matrix against a feature that is always 1. A separate
@@ -146,7 +146,7 @@ class _Body(_Graph):
         return self.node(operator, inputs, self.name(output))
 
     def split(self, value: str, *parts: str) -> list[str]:
-        """Cuts [batch, parts * hidden] into equal parts."""
+        """Splits [batch, parts * hidden] into equal parts."""
         names = [self.name(part) for part in parts]
         self.node("Split", [value], *names, axis=1)
         return names

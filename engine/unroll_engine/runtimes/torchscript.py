@@ -19,7 +19,7 @@ from unroll_proto import bundle
 
 _GROWTH = 2**20
 _MOST_TENSORS = 4
-"""Tensors that a network gives: logits, states, and up to two of the state."""
+"""Outputs of a network: logits, states, and up to two state tensors."""
 _LAYER_GROWTH = 2**14
 """Bytes that the archive may grow by when it is unpacked, and for each layer: the exporter compresses code only."""
 
@@ -77,7 +77,7 @@ class TorchScriptRuntime:
         return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), tuple(final))
 
     def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[Float32Array]:
-        """The results in their own memory: callers keep them, and the next run overwrites the buffers."""
+        """Returns the results in their own memory, since the next run overwrites the buffers."""
         if self.device == "cpu":
             return [tensor.numpy() for tensor in tensors]
         copies = [buffer.received(tensor) for buffer, tensor in zip(self._results, tensors, strict=False)]
@@ -86,10 +86,10 @@ class TorchScriptRuntime:
 
 
 class _Buffer:
-    """Host memory that is reused from run to run, and grows to the largest.
+    """Host memory that is reused by all runs and grows to the largest.
 
     Args:
-        pinned: Whether its pages are locked, so that the device copies from and to it directly.
+        pinned: True to lock its pages, so that the device copies from and to it directly.
     """
 
     def __init__(self, pinned: bool) -> None:
@@ -97,13 +97,13 @@ class _Buffer:
         self._memory = torch.empty(0)
 
     def filled(self, values: Float32Array) -> torch.Tensor:
-        """A copy of `values`, C-contiguous."""
+        """Returns a C-contiguous copy of `values`."""
         tensor = self._of(values.shape)
         np.copyto(tensor.numpy(), values)
         return tensor
 
     def received(self, values: torch.Tensor) -> torch.Tensor:
-        """A copy of a device tensor, complete once the current stream is synchronized."""
+        """Returns a copy of a device tensor, complete once the current stream is synchronized."""
         return self._of(values.shape).copy_(values, non_blocking=True)
 
     def _of(self, shape: Sequence[int]) -> torch.Tensor:

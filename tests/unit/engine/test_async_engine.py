@@ -413,7 +413,7 @@ async def test_a_removed_model_finishes_what_it_has_and_takes_no_more() -> None:
         await asyncio.sleep(0)
         engine.remove_model(ONE_LAYER)
         engine.end(left)
-        with pytest.raises(ModelNotFoundError, match="one/1 is not served any more"):
+        with pytest.raises(ModelNotFoundError, match="one/1 is no longer served"):
             engine.start(batch_of(ONE_LAYER, [values]))
         await asyncio.gather(*answers)
         logits, _, _ = alone(ONE_LAYER, values, None)

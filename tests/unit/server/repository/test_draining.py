@@ -31,7 +31,7 @@ async def test_a_version_stays_loaded_until_its_last_sequence_ends(root: Path) -
         await until(lambda: version.state is VersionState.UNLOADED)  # without a refresh
         with pytest.raises(ModelNotFoundError):
             served.catalog.find("m", 1, resumes=b"")
-        with pytest.raises(ModelNotFoundError, match="m/1 is not served any more"):
+        with pytest.raises(ModelNotFoundError, match="m/1 is no longer served"):
             await served.classify(version.model)
 
 
