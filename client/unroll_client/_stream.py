@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
 import grpc
 
-from unroll_client._errors import Unavailable, UnrollError, from_rpc_error
+from unroll_client._errors import Internal, Unavailable, UnrollError, from_rpc_error
+from unroll_client._outbox import Outbox
 from unroll_proto.v1 import unroll_pb2 as pb
 
 Call = grpc.aio.StreamStreamCall[pb.UnrollRequest, pb.UnrollResponse]
-
-# Most messages that wait to be written before senders wait.
-OUTBOX = 64
 
 
 class Route(Protocol):
@@ -40,7 +37,7 @@ class SharedStream:
         self._call: Call | None = call
         self._routes: dict[str, Route] = {}
         self._keys = 0
-        self._outbox: deque[pb.UnrollRequest] = deque()
+        self._outbox = Outbox()
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -90,9 +87,9 @@ class SharedStream:
     def put(self, message: pb.UnrollRequest) -> None:
         """Hands a message to the writer, without waiting."""
         if self._ended is None:
-            self._outbox.append(message)
+            self._outbox.put(message)
             self._filled.set()
-            if len(self._outbox) >= OUTBOX:
+            if self._outbox.full:
                 self._room.clear()
 
     async def close(self) -> None:
@@ -109,8 +106,8 @@ class SharedStream:
                 self._filled.clear()
                 await self._filled.wait()
                 continue
-            message = self._outbox.popleft()
-            if len(self._outbox) < OUTBOX:
+            message = self._outbox.take()
+            if not self._outbox.full:
                 self._room.set()
             try:
                 await call.write(message)
@@ -127,9 +124,15 @@ class SharedStream:
         try:
             # read() would drop answers that have arrived already after a failed write.
             async for response in call:
-                route = self._routes.get(response.key)
-                if route is not None:
-                    route.receive(response)
+                if response.HasField("steps_batch"):
+                    self._receive_batch(response.steps_batch)
+                    continue
+                if response.HasField("opened"):
+                    self._outbox.max_batch_bytes = response.opened.max_chunks_bytes
+                self._receive(response)
+        except UnrollError as failure:
+            error = failure
+            call.cancel()
         except grpc.aio.AioRpcError as failure:
             error = from_rpc_error(failure)
             if failure.code() is grpc.StatusCode.CANCELLED:
@@ -138,6 +141,20 @@ class SharedStream:
             error = Unavailable("the stream was cancelled")
         finally:
             self._end(error)
+
+    def _receive(self, response: pb.UnrollResponse) -> None:
+        route = self._routes.get(response.key)
+        if route is not None:
+            route.receive(response)
+
+    def _receive_batch(self, batch: pb.StepsBatch) -> None:
+        """Passes the answers of several sequences on, as if each had come by itself."""
+        fields = (batch.keys, batch.first_steps, batch.counts, batch.states, batch.logits)
+        if len({len(field) for field in fields}) > 1:
+            raise Internal("the server's answer can't be read: fields of different lengths in steps_batch")
+        for key, first_step, count, states, logits in zip(*fields, strict=True):
+            steps = pb.Steps(first_step=first_step, count=count, states=states, logits=logits)
+            self._receive(pb.UnrollResponse(key=key, steps=steps))
 
     def _end_if_deserted(self) -> None:
         if self._retired and not self._routes and self._call is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -12,6 +12,7 @@ from support.models import random_network, served
 
 from unroll_engine.async_engine import AsyncEngine
 from unroll_engine.models.loader import Model
+from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1 import unroll_pb2_grpc
 from unroll_server.addresses import Address
 from unroll_server.api.data_plane import DataPlane
@@ -71,17 +72,23 @@ class LoopThread:
 
 
 class Counting:
-    """Middleware that counts the calls of each method."""
+    """Middleware that counts the calls of each method, and the messages of streams by their action."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.messages: Counter[str | None] = Counter()
 
     def wrap(self, method: Method) -> Behavior:
         async def call(request: Any, context: CallContext) -> Any:
             self.calls[method.path.rpartition("/")[2]] += 1
-            return await method.behavior(request, context)
+            return await method.behavior(self._read(request) if method.request_streaming else request, context)
 
         return call
+
+    async def _read(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncIterator[pb.UnrollRequest]:
+        async for request in requests:
+            self.messages[request.WhichOneof("action")] += 1
+            yield request
 
 
 class LocalServer:
@@ -90,13 +97,14 @@ class LocalServer:
     Attributes:
         address: HOST:PORT.
         calls: How often each method was called.
+        messages: Messages of streams by their action.
     """
 
     def __init__(self, *models: Model, limits: Limits = LIMITS, port: int = 0, queued: int = 10**6) -> None:
         self._thread = LoopThread()
         self._open = True
         self._counting = Counting()
-        self.calls = self._counting.calls
+        self.calls, self.messages = self._counting.calls, self._counting.messages
         self.address = self._thread.run(self._start(models, limits, port, queued))
 
     @property

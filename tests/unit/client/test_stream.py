@@ -127,6 +127,35 @@ async def test_a_fork_and_a_resumed_sequence_have_the_same_bits(address: str) ->
     assert states_of(answer).tobytes() == expected[10:].tobytes()
 
 
+async def test_chunks_of_many_sequences_travel_together(start: Callable[..., LocalServer]) -> None:
+    """Snapshots, refusals and chunks over the limits among them; each has its own bits, in its own order."""
+    server, count = start(MODEL), 60
+    values = [random_values(200, seed) for seed in range(count)]
+    bad = np.full((1, 3), np.nan, np.float32)
+    async with AsyncClient(server.address, model="m") as client:
+        sequences = await asyncio.gather(*(client.unroll().open() for _ in values))
+        parts: list[list[Steps]] = [[] for _ in values]
+        for begin, end in [(0, 1), (1, 3), (3, 120), (120, 200)]:
+            sent = [
+                sequence.send(own[begin:end]) if index % 5 or begin != 1 else sequence.send(bad)
+                for index, (sequence, own) in enumerate(zip(sequences, values, strict=True))
+            ]
+            for index, answer in enumerate(await asyncio.gather(*sent, return_exceptions=True)):
+                if isinstance(answer, InvalidArgument):
+                    assert index % 5 == 0
+                    assert begin == 1
+                    answer = await sequences[index].send(values[index][begin:end])
+                assert isinstance(answer, Steps)
+                parts[index].append(answer)
+        closed = await asyncio.gather(*(sequence.close() for sequence in sequences))
+    for own, answers, snapshot in zip(values, parts, closed, strict=True):
+        _, expected, (final,) = alone(MODEL, own, None)
+        assert np.concatenate([states_of(answer) for answer in answers]).tobytes() == expected.tobytes()
+        assert snapshot.state[0].tobytes() == final.tobytes()
+    assert server.messages["chunks"] >= 4
+    assert server.messages["chunk"] < count
+
+
 async def test_many_sequences_share_one_call(start: Callable[..., LocalServer]) -> None:
     async def one(client: AsyncClient, seed: int) -> None:
         values = random_values(40, seed)

@@ -1,10 +1,12 @@
 """unroll against servers that answer what can't be, late, or not at all."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from support.processes import PATIENCE
 from support.servicers import PartialServicer
 
 from unroll_client import AsyncClient, AsyncSequence, DeadlineExceeded, Internal, Unavailable
@@ -71,6 +73,24 @@ async def test_an_answer_that_cannot_be_is_internal(
         with pytest.raises(Internal):
             await bad.send(ones(2))
         assert (await good.send(ones(1))).count == 1
+
+
+async def test_a_server_that_knows_no_batches_gets_none(script: Callable[[UnrollServiceServicer], str]) -> None:
+    """The scripted one answers nothing but single chunks."""
+    address = script(Scripted(lambda chunk: [steps(chunk.first_step, 1, 1)]))
+    async with AsyncClient(address, timeout=PATIENCE) as client:
+        sequences = await asyncio.gather(*(client.unroll().open() for _ in range(20)))
+        answers = await asyncio.gather(*(sequence.send(ones(1)) for sequence in sequences))
+        await asyncio.gather(*(sequence.close() for sequence in sequences))
+    assert [answer.count for answer in answers] == [1] * 20
+
+
+async def test_a_batch_of_answers_that_cannot_be_is_internal(script: Callable[[UnrollServiceServicer], str]) -> None:
+    batch = pb.StepsBatch(keys=["1", "2"], first_steps=[0], counts=[1, 1], states=[b"", b""], logits=[b"", b""])
+    address = script(Scripted(lambda chunk: [pb.UnrollResponse(steps_batch=batch)]))
+    async with AsyncClient(address, reconnect_timeout=0) as client, client.unroll() as sequence:
+        with pytest.raises(Internal, match="steps_batch"):
+            await sequence.send(ones(1))
 
 
 async def test_an_answer_that_does_not_come(script: Callable[[UnrollServiceServicer], str]) -> None:
