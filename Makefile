@@ -24,6 +24,8 @@ endef
 export VALIDATE
 # aeon is data here, never imported: its wheel carries the JapaneseVowels files.
 AEON := aeon==1.6.0
+# Imported by tests and demos as anyone's ONNX file; without it they are skipped.
+SILERO := silero-vad==6.2.3
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 
 .PHONY: help setup native sanitize fuzz demo test test-python bench gpu soak sbom notice check lint types imports proto proto-check clean
@@ -38,7 +40,7 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis,uvloop]' -e './client[otel]' \
 	  -e './bench[contest]' -r requirements-dev.txt
-	$(BIN)/pip install --quiet --no-deps $(AEON)
+	$(BIN)/pip install --quiet --no-deps $(AEON) $(SILERO)
 	touch $@
 
 native: .venv/native ## Compiles the step kernel and the native transport beside their sources; CXX=clang++ picks a compiler.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,18 +15,18 @@ FLOAT32 = np.dtype("<f4")
 _NATIVE = np.float32 == FLOAT32
 
 
-def to_bytes(array: Float32Array) -> bytes:
-    """Returns the bytes of an array as little-endian float32, row-major."""
-    return array.tobytes() if _NATIVE else array.astype(FLOAT32).tobytes()
+def to_bytes(array: NDArray[Any]) -> bytes:
+    """Returns the bytes of an array, little-endian and row-major."""
+    return array.tobytes() if _NATIVE else array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
-def matrix(raw: bytes, width: int) -> Float32Array:
-    """Returns little-endian float32 as an array [rows, width]; a view of `raw` on little-endian machines."""
-    values = np.frombuffer(raw, FLOAT32).reshape(-1, width)
-    return values if _NATIVE else values.astype(np.float32)
+def matrix(raw: bytes, width: int, dtype: np.dtype[Any] = FLOAT32) -> NDArray[Any]:
+    """Returns little-endian numbers as an array [rows, width]; a view of `raw` on little-endian machines."""
+    values = np.frombuffer(raw, dtype.newbyteorder("<")).reshape(-1, width)
+    return values.astype(dtype.newbyteorder("="), copy=False)
 
 
-def first_not_finite(values: Float32Array) -> tuple[int, int] | None:
+def first_not_finite(values: NDArray[Any]) -> tuple[int, int] | None:
     """Returns row and column of the first NaN or infinity of an array [rows, columns]; None if all are finite."""
     finite = np.isfinite(values)
     # A search for a zero byte: for a short sequence numpy's own reduction takes three times as long.

@@ -1,13 +1,14 @@
 """Bundles on disk: finds them in a model repository, verifies them, and reads their artifacts."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from unroll_engine.models.spec import STATES, ModelKey, ModelSpec
-from unroll_proto import bundle
+from unroll_engine.models.spec import STATES, ModelKey, ModelSpec, StateTensor, StepSpec, Tensor
+from unroll_proto import bundle, step_model
 from unroll_proto.v1 import bundle_pb2
 
 Fingerprint = tuple[tuple[int, ...] | None, ...]
@@ -156,7 +157,8 @@ def verify_folder(path: Path) -> VerifiedBundle:
         manifest, report = bundle.verify_bundle(path)
     except OSError as error:
         raise bundle.BundleError(f"{path}: {error}") from None
-    if manifest.architecture not in STATES:
+    step = _step_of(manifest.step) if manifest.HasField("step") else None
+    if step is None and manifest.architecture not in STATES:
         raise bundle.BundleError(f"{path}: architecture {manifest.architecture!r} is not one of {', '.join(STATES)}")
     spec = ModelSpec(
         key=ModelKey(manifest.name, manifest.version),
@@ -168,8 +170,23 @@ def verify_folder(path: Path) -> VerifiedBundle:
         class_labels=tuple(manifest.class_labels),
         feature_names=tuple(manifest.feature_names),
         bundle=hashlib.sha256(manifest.SerializeToString(deterministic=True)).digest()[:16],
+        step=step,
     )
     return VerifiedBundle(path, spec, manifest, report)
+
+
+def _step_of(step: bundle_pb2.StepModel) -> StepSpec:
+    inputs, outputs = (
+        tuple([Tensor(each.name, each.dims, each.dtype) for each in map(step_model.tensor_of, specs)])
+        for specs in (step.inputs, step.outputs)
+    )
+    states = []
+    for state in step.states:
+        tensor = step_model.tensor_of(state.tensor)
+        shape = math.prod(tensor.before), math.prod(tensor.after)
+        initial = step_model.initial_of(state, tensor).reshape(shape) if state.initial else None
+        states.append(StateTensor(tensor.name, shape, tensor.dtype, initial))
+    return StepSpec(inputs, outputs, tuple(states), step.probabilities)
 
 
 def folder_of(path: Path) -> Path:

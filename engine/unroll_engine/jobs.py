@@ -135,7 +135,7 @@ class BatchJob(_Job):
             return True
         if not self._done:
             self.logits = np.empty((size, logits.shape[1]), np.float32)
-            self.final_state = self.model.spec.zero_state(size) if self.keeps_states else None
+            self.final_state = self.model.spec.initial_state(size) if self.keeps_states else None
         self.logits[indices] = logits
         for kept, value in zip(self.final_state or (), state or (), strict=True):
             kept[:, indices] = value
@@ -145,7 +145,7 @@ class BatchJob(_Job):
     def make_results(self) -> None:
         """Allocates `logits` and `final_state` for a runtime that writes into them itself."""
         self.logits = np.empty((self.size, self.model.spec.output_size), np.float32)
-        self.final_state = self.model.spec.zero_state(self.size) if self.keeps_states else None
+        self.final_state = self.model.spec.initial_state(self.size) if self.keeps_states else None
 
     def sequences_done(self, count: int) -> bool:
         """Records that further sequences ended and their results are written; returns as `lanes_done`."""
@@ -209,7 +209,7 @@ class StepsJob(BatchJob):
         spec = self.model.spec
         self.logits = np.empty((self.steps, spec.output_size), np.float32)
         self.states = np.empty((self.steps, spec.hidden_size), np.float32)
-        self.final_state = spec.zero_state(self.size)
+        self.final_state = spec.initial_state(self.size)
 
     def deliver(self, event: object) -> None:
         """Ends the job: all steps are done."""
@@ -223,11 +223,14 @@ class StepsJob(BatchJob):
 
 
 def complete(batches: Sequence[BatchJob]) -> None:
-    """Sets `probabilities` and `labels` of batches that have all logits, in one pass: one row costs as much as many."""
+    """Sets `probabilities` and `labels` of batches of one model that have all logits.
+
+    In one pass, since one row costs as much as many.
+    """
     if not batches:
         return
     logits = batches[0].logits if len(batches) == 1 else np.concatenate([batch.logits for batch in batches])
-    probabilities, labels = classify(logits)
+    probabilities, labels = classify(logits, batches[0].model.spec.step)
     begin = 0
     for batch in batches:
         rows = slice(begin, begin + batch.size)
@@ -307,6 +310,10 @@ class ChunkJob(_Job):
                 return
             self._listener.progressed(len(states), logits, states)
         elif isinstance(event, list):
+            # The outputs of a graph from elsewhere need not show what its state holds.
+            if self.model.spec.step and not all(np.isfinite(array).all() for array in event):
+                self._listener.failed(_not_finite(self.model, ""))
+                return
             self.over = True
             self._listener.finished(tuple(event))
 
@@ -324,7 +331,11 @@ Emit = Callable[[tuple[Job, object]], None]
 
 
 def _not_finite(model: Model, whose: str) -> RequestError:
-    """Makes the error for finite values that overflow in the model's arithmetic."""
+    """Makes the error for finite values that overflow in the model's arithmetic, or that a step model can't take."""
+    if model.spec.step:
+        return InvalidRequestError(
+            f"{model.spec.key} can't compute values {whose}(too large, or not an index)", "values"
+        )
     return InvalidRequestError(f"values {whose}are so large that the state of {model.spec.key} is not finite", "values")
 
 

@@ -5,11 +5,13 @@ gathers a tick's input from the regions, and one reads the last steps of all lan
 """
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, complete
 from unroll_engine.models.loader import Model
@@ -54,8 +56,8 @@ class Lanes:
         self._regions = _aligned((capacity * self._region, features))
         self._input = _aligned((max_steps * capacity, features))
         self._steps = np.arange(self._region)[:, np.newaxis]
-        self._zero_state = model.spec.zero_state(1)
-        self._state = tuple(_aligned((layers, capacity, size)) for _, (layers, size) in model.spec.states)
+        self._initial = model.spec.initial_state(1)
+        self._state = tuple(_aligned((each.shape[0], capacity, each.shape[2]), each.dtype) for each in self._initial)
         self._table = np.zeros((6, capacity), np.int64)
         self._table[_REGION] = np.arange(capacity) * self._region
         self._jobs: list[Job | None] = []  # by column; None for a lane that left
@@ -111,11 +113,11 @@ class Lanes:
         self.interactive += len(interactive)
         self._exact += len(exact)
         if len(begun) < count:
-            for array in self._state:
-                array[:, chosen] = 0
+            for array, initial in zip(self._state, self._initial, strict=True):
+                array[:, chosen] = initial
         if begun:
-            for array, *initial in zip(self._state, *begun_with, strict=True):
-                array[:, begun] = np.concatenate(initial, axis=1)
+            for array, *given in zip(self._state, *begun_with, strict=True):
+                array[:, begun] = np.concatenate(given, axis=1)
 
     def _copy_in(self, job: Job, first: int, number: int, rows: list[int]) -> list[int]:
         """Copies the values of sequences to the regions that begin at `rows`; returns the sequences' lengths."""
@@ -180,7 +182,7 @@ class Lanes:
 
     def run_single(self, job: Job, emit: Emit) -> None:
         """Runs a job of one sequence by itself, without a lane."""
-        logits, states, final = self.model.runtime.run(job.values[:, np.newaxis], job.initial_state or self._zero_state)
+        logits, states, final = self.model.runtime.run(job.values[:, np.newaxis], job.initial_state or self._initial)
         if isinstance(job, ChunkJob):
             emit((job, job.steps_done(logits[:, 0], states[:, 0])))
             emit((job, job.ended(tuple(array[:, 0] for array in final))))
@@ -324,9 +326,9 @@ class Lanes:
             self._long -= int((row + left > region + self._region).sum())
 
 
-def _aligned(shape: tuple[int, ...]) -> Float32Array:
+def _aligned(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Returns zeros, aligned to a cache line."""
-    size = int(np.prod(shape))
-    raw = np.zeros(4 * size + _ALIGNMENT, np.uint8)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
     begin = -raw.ctypes.data % _ALIGNMENT
-    return raw[begin : begin + 4 * size].view(np.float32).reshape(shape)
+    return raw[begin : begin + size].view(dtype).reshape(shape)

@@ -22,16 +22,18 @@ class Steps:
 
     Attributes:
         first_step: Number of the first timestep, counted from 0 at the beginning of the sequence.
-        states: float32 [steps, hidden_size], the last layer's hidden state after each.
-        logits: float32 [steps, output_size].
+        states: float32 [steps, hidden_size], the last layer's hidden state after each; of a step model [steps, 0].
+        logits: float32 [steps, output_size]; of a step model, its outputs side by side.
+        outputs: Outputs by name, float32 [steps, *shape] each: `logits`, or those of a step model.
     """
 
     first_step: int
     states: Float32Array
     logits: Float32Array
+    outputs: dict[str, Float32Array]
 
     def __len__(self) -> int:
-        return len(self.states)
+        return len(self.logits)
 
 
 class OpenSequence:
@@ -89,7 +91,7 @@ class OpenSequence:
 
     def _end(self, collector: "_Collector") -> Steps:
         state, logits, states = collector.result()
-        steps = Steps(self.step, states, logits)
+        steps = Steps(self.step, states, logits, self._model.spec.named_outputs(logits))
         self._state = state
         self.step += len(states)
         return steps

@@ -202,7 +202,7 @@ class _Chunk:
         self.job = job
         self.left = job.steps
         self.initial = _only(job.initial_state)
-        self.final: State = tuple([np.empty(shape, np.float32) for _, shape in spec.states])
+        self.final: State = tuple([np.empty(tensor.shape, np.float32) for tensor in spec.states])
         self.states = np.empty((job.steps, spec.hidden_size), np.float32)
         self.logits = np.empty((job.steps, spec.output_size), np.float32)
 

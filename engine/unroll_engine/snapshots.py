@@ -1,10 +1,8 @@
 """Snapshots of sequences: conversion between the message `unroll.v1.Snapshot` and the state of a model."""
 
-import numpy as np
-
-from unroll_engine.arrays import FLOAT32, first_not_finite, matrix, to_bytes
+from unroll_engine.arrays import first_not_finite, matrix, to_bytes
 from unroll_engine.errors import InvalidRequestError, SequenceStateError
-from unroll_engine.models.spec import STATES, ModelSpec, State
+from unroll_engine.models.spec import ModelSpec, State
 from unroll_proto.snapshot import FORMAT
 from unroll_proto.v1 import unroll_pb2 as pb
 
@@ -35,17 +33,16 @@ def decode_snapshot(snapshot: pb.Snapshot, spec: ModelSpec, field: str) -> State
     check_bundle(snapshot, spec, "snapshot", field)
     tensors = spec.states
     if len(snapshot.state) != len(tensors):
-        problem = (
-            f"{len(snapshot.state)} state tensors, {len(tensors)} expected: {', '.join(STATES[spec.architecture])}"
-        )
+        names = ", ".join(tensor.name for tensor in tensors)
+        problem = f"{len(snapshot.state)} state tensors, {len(tensors)} expected: {names}"
         raise InvalidRequestError(problem, f"{field}.state")
     state = []
-    for index, (raw, (_, shape)) in enumerate(zip(snapshot.state, tensors, strict=True)):
-        expected = shape[0] * shape[1] * FLOAT32.itemsize
+    for index, (raw, tensor) in enumerate(zip(snapshot.state, tensors, strict=True)):
         where = f"{field}.state[{index}]"
-        if len(raw) != expected:
-            raise InvalidRequestError(f"{len(raw)} bytes, {expected} expected: float32 {list(shape)}", where)
-        array = matrix(raw, shape[1])
+        if len(raw) != tensor.nbytes:
+            problem = f"{len(raw)} bytes, {tensor.nbytes} expected: {tensor.dtype} {list(tensor.shape)}"
+            raise InvalidRequestError(problem, where)
+        array = matrix(raw, tensor.shape[1], tensor.dtype)
         if first_not_finite(array):
             raise InvalidRequestError("holds a value that is not finite", where)
         state.append(array)
@@ -65,9 +62,9 @@ def check_bundle(snapshot: pb.Snapshot, spec: ModelSpec, what: str, field: str) 
 
 
 def encode_snapshot(spec: ModelSpec, step: int, state: State | None) -> pb.Snapshot:
-    """Makes the snapshot of a sequence after `step` timesteps; a state of None is the zero state."""
+    """Makes the snapshot of a sequence after `step` timesteps; a state of None is the initial state."""
     if state is None:
-        state = tuple([np.zeros(shape, np.float32) for _, shape in spec.states])
+        state = tuple([array[:, 0] for array in spec.initial_state(1)])
     return pb.Snapshot(
         format=FORMAT,
         model=spec.key.name,

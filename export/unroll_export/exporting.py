@@ -1,28 +1,23 @@
 """From a training run to a bundle version: artifacts, proof, manifest, and then its place in the model folder."""
 
-import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import version as version_of
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeAlias
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from safetensors.torch import save
 
-from unroll_export.bundle_writer import Draft, VersionTaken
+from unroll_export.bundle_writer import Draft
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.graphs.tensors import input_shapes, output_shapes, specs
 from unroll_export.graphs.torchscript import build_torchscript
 from unroll_export.model import RecurrentClassifier
 from unroll_export.parity.gate import Proven, prove
+from unroll_export.publishing import library_versions, model_name, now, publish
 from unroll_export.runs import SUMMARY, RunError, TrainedRun
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
 
 Kind: TypeAlias = "pb.ArtifactKind.ValueType"
-
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "protobuf", "safetensors", "torch")
-PACKAGES = ("unroll-engine", "unroll-export", "unroll-proto")
 
 BUILDERS: dict[Kind, Callable[[RecurrentClassifier[Any]], bytes]] = {
     pb.ARTIFACT_KIND_ONNX_RNN: build_onnx_rnn,
@@ -52,10 +47,7 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
         RunError: the run's summary lacks something that a manifest says.
         OSError: `out` can't be written to.
     """
-    name = out.absolute().name
-    bundle.check_name(name)
-    if (out / bundle.MANIFEST).exists():
-        raise bundle.BundleError(f"{out}: is a version of a bundle; the folder above it is the model's")
+    name = model_name(out)
     training = _training_summary(run.summary)
     model = run.model.eval()
     with Draft(out) as draft:
@@ -64,23 +56,7 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
             draft.write(bundle.FILES[kind], build(model))
         written = {kind: (draft.path / bundle.FILES[kind]).read_bytes() for kind in BUILDERS}
         proven = prove(model, written, on_case)
-        while True:
-            manifest = _manifest(run, model, name, draft.next_version(), training)
-            _describe(draft, manifest, proven)
-            try:
-                return Exported(draft.publish(manifest.version), proven)
-            except VersionTaken:
-                continue
-
-
-def cpu_name() -> str:
-    """Model name of the processor, or its architecture where the system doesn't tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return Exported(publish(draft, _manifest(run, model, name, training), proven.proofs, proven.left_out), proven)
 
 
 def artifact_shapes(model: RecurrentClassifier[Any]) -> tuple[list[pb.TensorSpec], list[pb.TensorSpec]]:
@@ -88,42 +64,18 @@ def artifact_shapes(model: RecurrentClassifier[Any]) -> tuple[list[pb.TensorSpec
     return specs(input_shapes(model)), specs(output_shapes(model))
 
 
-def _describe(draft: Draft, manifest: pb.BundleManifest, proven: Proven) -> None:
-    """Writes the proof and the manifest, and checks the bundle as a server will."""
-    report = pb.ParityReport(
-        format=bundle.PARITY_FORMAT,
-        name=manifest.name,
-        version=manifest.version,
-        proofs=proven.proofs,
-        left_out=proven.left_out,
-        libraries=dict(manifest.libraries),
-        cpu=cpu_name(),
-        created=manifest.created,
-    )
-    draft.write(bundle.PARITY, bundle.to_json(report).encode())
-    for artifact in manifest.artifacts:
-        file = draft.path / artifact.file
-        artifact.sha256 = bundle.sha256_of(file)
-        artifact.size_bytes = file.stat().st_size
-    draft.write(bundle.MANIFEST, bundle.to_json(manifest).encode())
-    bundle.verify_bundle(draft.path)
-
-
 def _manifest(
-    run: TrainedRun, model: RecurrentClassifier[Any], name: str, version: int, training: pb.TrainingSummary
+    run: TrainedRun, model: RecurrentClassifier[Any], name: str, training: pb.TrainingSummary
 ) -> pb.BundleManifest:
-    """Everything but the artifacts' checksums and sizes."""
+    """Everything but the version and the artifacts' checksums and sizes."""
     rnn = model.rnn
     artifacts = []
     for kind, file in bundle.FILES.items():
         inputs, outputs = artifact_shapes(model) if kind in BUILDERS else ([], [])
         artifacts.append(pb.Artifact(kind=kind, file=file, inputs=inputs, outputs=outputs))
-    created = Timestamp()
-    created.GetCurrentTime()
     return pb.BundleManifest(
         format=bundle.FORMAT,
         name=name,
-        version=version,
         architecture=model.architecture,
         input_size=rnn.input_size,
         hidden_size=rnn.hidden_size,
@@ -132,8 +84,8 @@ def _manifest(
         class_labels=run.class_labels,
         feature_names=run.feature_names,
         artifacts=artifacts,
-        created=created,
-        libraries={"python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES + PACKAGES},
+        created=now(),
+        libraries=library_versions(),
         training=training,
     )
 

@@ -12,6 +12,7 @@ from unroll_engine.kernel import UnsupportedNetworkError, read_onnx
 from unroll_export.exporting import artifact_shapes
 from unroll_export.model import CELLS, Nonlinearity, RecurrentClassifier, build
 from unroll_export.parity.gate import Proven, prove
+from unroll_export.steps.importing import verify_step
 from unroll_proto import bundle
 from unroll_proto.v1 import bundle_pb2 as pb
 
@@ -24,6 +25,8 @@ def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> Prove
         ParityError: an artifact doesn't compute here what eager PyTorch computes here.
     """
     manifest, _ = bundle.verify_bundle(path)
+    if manifest.HasField("step"):
+        return Proven([verify_step(path, manifest, on_case).proof], {})
     model = _eager_model(path, manifest)
     contents = {}
     for kind in bundle.MODEL_KINDS:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from unroll_proto import step_model
 from unroll_proto.v1 import bundle_pb2 as pb
 
 FORMAT = 1
@@ -36,7 +37,9 @@ FILES = {
     pb.ARTIFACT_KIND_TORCHSCRIPT: TORCHSCRIPT,
     pb.ARTIFACT_KIND_PARITY: PARITY,
 }
-"""File names of a bundle by kind, without the manifest."""
+"""File names of a trained network's bundle by kind, without the manifest."""
+STEP_FILES = {pb.ARTIFACT_KIND_ONNX_STEP: ONNX_RNN, pb.ARTIFACT_KIND_PARITY: PARITY}
+"""File names of a step model's bundle, likewise."""
 
 _OLD_FILES = {pb.ARTIFACT_KIND_ONNX_SCAN: "model.scan.onnx"}
 """Files that older bundles may have; they are verified and not used."""
@@ -52,6 +55,8 @@ MAX_MODEL_BYTES = 2**31 - 1
 """Most bytes of a file with weights; protobuf, and so ONNX, allows no more."""
 MAX_SIZES = {"input_size": 2**14, "hidden_size": 2**14, "output_size": 2**16, "num_layers": 2**8}
 """Largest network that is accepted, by field of the manifest."""
+MAX_STEP_MODEL_BYTES = 2**29
+"""Most bytes of the graph of a step model, whose weights the manifest does not describe."""
 
 # Most bytes of graph, names and code beside the weights; exported files have less than a tenth of it.
 _BESIDE_WEIGHTS = 2**20
@@ -101,6 +106,14 @@ def to_json(message: Message) -> str:
     return json_format.MessageToJson(message, always_print_fields_with_no_presence=True) + "\n"
 
 
+def files_of(manifest: pb.BundleManifest) -> dict["pb.ArtifactKind.ValueType", str]:
+    """Returns the file names of a bundle by kind, without the manifest."""
+    if manifest.HasField("step"):
+        return STEP_FILES
+    there = {artifact.kind for artifact in manifest.artifacts}
+    return FILES | {kind: name for kind, name in _OLD_FILES.items() if kind in there}
+
+
 def artifact_of(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") -> pb.Artifact:
     """Returns the artifact of a kind; raises BundleError unless there is exactly one."""
     found = [artifact for artifact in manifest.artifacts if artifact.kind == kind]
@@ -121,6 +134,8 @@ def size_limit(manifest: pb.BundleManifest, kind: "pb.ArtifactKind.ValueType") -
     """Returns the most bytes that an artifact of this kind can have for the network in the manifest."""
     if kind == pb.ARTIFACT_KIND_PARITY:
         return MAX_PARITY_BYTES
+    if kind == pb.ARTIFACT_KIND_ONNX_STEP:
+        return MAX_STEP_MODEL_BYTES
     return min(weights_bytes(manifest) + _BESIDE_WEIGHTS + _BESIDE_LAYER * manifest.num_layers, MAX_MODEL_BYTES)
 
 
@@ -182,19 +197,12 @@ def read_manifest(path: Path) -> pb.BundleManifest:
     manifest = _parse(content, pb.BundleManifest(), file)
     _require(manifest.format == FORMAT, file, f"format {manifest.format}, {FORMAT} expected")
     check_name(manifest.name)
-    for field in ("version", *MAX_SIZES):
-        _require(getattr(manifest, field) > 0, file, f"{field} is 0")
-    for field, limit in MAX_SIZES.items():
-        _require(getattr(manifest, field) <= limit, file, f"{field} {getattr(manifest, field)}, {limit} at most")
-    classes = max(manifest.output_size, 2)
-    labels, features = manifest.class_labels, manifest.feature_names
-    _require(len(labels) == len(set(labels)) == classes, file, f"class_labels: {classes} distinct ones expected")
-    _require(len(features) == manifest.input_size, file, f"feature_names: {manifest.input_size} of them expected")
-    for field, texts in (("class_labels", labels), ("feature_names", features)):
-        longest = max(len(text.encode()) for text in texts)
-        _require(longest <= MOST_TEXT_BYTES, file, f"{field}: one of {longest} bytes, {MOST_TEXT_BYTES} at most")
-    there = {artifact.kind for artifact in manifest.artifacts}
-    files = FILES | {kind: name for kind, name in _OLD_FILES.items() if kind in there}
+    _require(manifest.version > 0, file, "version is 0")
+    try:
+        check_model(manifest)
+    except ValueError as error:
+        raise BundleError(f"{file}: {error}") from None
+    files = files_of(manifest)
     for kind, name in files.items():
         artifact = artifact_of(manifest, kind)
         _require(artifact.file == name, file, f"{artifact.file!r} given for {name}")
@@ -202,6 +210,29 @@ def read_manifest(path: Path) -> pb.BundleManifest:
         _require(artifact.size_bytes <= limit, file, f"{name}: {artifact.size_bytes} bytes, {limit} at most")
     _require(len(manifest.artifacts) == len(files), file, f"{len(files)} artifacts expected")
     return manifest
+
+
+def check_model(manifest: pb.BundleManifest) -> None:
+    """Checks the model that a manifest describes: sizes, labels, names, and the tensors of a step model.
+
+    Raises:
+        ValueError: it contradicts itself, or is over a limit.
+    """
+    sizes = {field: getattr(manifest, field) for field in MAX_SIZES}
+    for field, size in sizes.items():
+        _check(size <= MAX_SIZES[field], f"{field} {size}, {MAX_SIZES[field]} at most")
+    labels, features = manifest.class_labels, manifest.feature_names
+    if manifest.HasField("step"):
+        step_model.check(manifest)
+    else:
+        for field, size in sizes.items():
+            _check(size > 0, f"{field} is 0")
+        classes = max(manifest.output_size, 2)
+        _check(len(labels) == len(set(labels)) == classes, f"class_labels: {classes} distinct ones expected")
+        _check(len(features) == manifest.input_size, f"feature_names: {manifest.input_size} of them expected")
+    for field, texts in (("class_labels", labels), ("feature_names", features)):
+        longest = max((len(text.encode()) for text in texts), default=0)
+        _check(longest <= MOST_TEXT_BYTES, f"{field}: one of {longest} bytes, {MOST_TEXT_BYTES} at most")
 
 
 def verify_bundle(path: Path) -> tuple[pb.BundleManifest, pb.ParityReport]:
@@ -221,13 +252,18 @@ def verify_bundle(path: Path) -> tuple[pb.BundleManifest, pb.ParityReport]:
     if report.format == 1:
         problem = f"tolerance {report.tolerance}, at most {TOLERANCE} expected"
         _require(0 < report.tolerance <= TOLERANCE, file, problem)
-    for kind in MODEL_KINDS:
+    kinds = (pb.ARTIFACT_KIND_ONNX_STEP,) if manifest.HasField("step") else MODEL_KINDS
+    for kind in kinds:
         runtimes = [proof.runtime for proof in report.proofs if proof.kind == kind]
         once = 0 < len(runtimes) == len(set(runtimes))
-        _require(once, file, f"proofs of {FILES[kind]} in {runtimes}, one for each runtime expected")
+        _require(once, file, f"proofs of {files_of(manifest)[kind]} in {runtimes}, one for each runtime expected")
     for proof in report.proofs:
         _check_proof(proof, artifact_of(manifest, proof.kind), report, file)
-    _require(any(proof.bitwise for proof in report.proofs), file, "nothing is proven to the bit")
+    bitwise = any(proof.bitwise for proof in report.proofs)
+    if manifest.HasField("step"):
+        _require(bitwise == manifest.step.bitwise, file, f"step.bitwise is {manifest.step.bitwise}, the proof says not")
+    else:
+        _require(bitwise, file, "nothing is proven to the bit")
     return manifest, report
 
 
@@ -262,3 +298,8 @@ def _parse(content: bytes, message: _MessageT, file: Path) -> _MessageT:
 def _require(condition: bool, file: Path, problem: str) -> None:
     if not condition:
         raise BundleError(f"{file}: {problem}")
+
+
+def _check(condition: bool, problem: str) -> None:
+    if not condition:
+        raise ValueError(problem)

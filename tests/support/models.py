@@ -78,6 +78,6 @@ def alone(model: Model, values: Float32Array, state: State | None) -> tuple[Floa
     Returns:
         logits [steps, output_size], states [steps, hidden_size], final state [num_layers, hidden_size] each.
     """
-    initial = model.spec.zero_state(1) if state is None else tuple(array[:, np.newaxis] for array in state)
+    initial = model.spec.initial_state(1) if state is None else tuple(array[:, np.newaxis] for array in state)
     result = model.runtime.run(values[:, np.newaxis], initial)
     return result.logits[:, 0], result.states[:, 0], tuple(array[:, 0] for array in result.final_state)

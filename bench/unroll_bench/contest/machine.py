@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import version
 from typing import NamedTuple
 
-from unroll_export.exporting import cpu_name
+from unroll_export.publishing import cpu_name
 
 LIBRARIES = ("grpcio", "numpy", "onnxruntime", "protobuf", "torch")
 

@@ -26,18 +26,24 @@ def parse(content: bytes) -> onnx.GraphProto:
     Raises:
         UnsupportedNetworkError: the file holds more, or is not an ONNX file.
     """
+    model = known_only(content)
+    opsets = [(opset.domain, opset.version) for opset in model.opset_import]
+    require(opsets == [("", _OPSET)], f"operator sets {opsets[:4]}, version {_OPSET} of ONNX's own expected")
+    require(model.ir_version == _IR_VERSION, f"IR version {model.ir_version}, {_IR_VERSION} expected")
+    return model.graph
+
+
+def known_only(content: bytes) -> onnx.ModelProto:
+    """Parses a file; raises UnsupportedNetworkError if it has anything that `onnx.proto` lacks."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
     except DecodeError:
         raise UnsupportedNetworkError("not an ONNX model") from None
-    opsets = [(opset.domain, opset.version) for opset in model.opset_import]
-    require(opsets == [("", _OPSET)], f"operator sets {opsets[:4]}, version {_OPSET} of ONNX's own expected")
-    require(model.ir_version == _IR_VERSION, f"IR version {model.ir_version}, {_IR_VERSION} expected")
     known = model.ByteSize()
     model.DiscardUnknownFields()
     require(model.ByteSize() == known, "it holds more than nodes, weights, inputs and outputs")
-    return model.graph
+    return model
 
 
 def array_of(tensor: onnx.TensorProto) -> NDArray[Any]:

@@ -99,7 +99,11 @@ class Loader:
             RuntimeUnavailableError: there is no such device.
         """
         try:
-            if self._torchscript:
+            if bundle.spec.step:
+                kind = bundle_pb2.ARTIFACT_KIND_ONNX_STEP
+                runtime, note = self._step(bundle), "a step model"
+                _check_results(runtime, bundle)
+            elif self._torchscript:
                 kind = bundle_pb2.ARTIFACT_KIND_TORCHSCRIPT
                 runtime, note = self._torchscript(bundle.read(kind), bundle.spec), ""
                 _check_results(runtime, bundle)
@@ -111,6 +115,19 @@ class Loader:
             raise
         except Exception as error:  # each library raises its own exceptions for a graph that it can't load or run
             raise BundleError(f"{bundle.path}: does not run: {_one_line(error)}") from error
+
+    def _step(self, bundle: VerifiedBundle) -> Runtime:
+        """The runtime of a step model, which there is one of."""
+        from unroll_engine.runtimes.step import StepRuntime
+
+        if self._runtime not in ("auto", "onnx") or self._device != "cpu":
+            wanted = f"{self._runtime} on {self._device}"
+            raise BundleError(f"{bundle.path}: {wanted} can't run it: a step model is run by onnx on cpu")
+        content = bundle.read(bundle_pb2.ARTIFACT_KIND_ONNX_STEP)
+        try:
+            return StepRuntime(content, bundle.manifest.step)
+        except (UnsupportedNetworkError, ValueError) as error:
+            raise BundleError(f"{bundle.path}: {ONNX_RNN}: {error}") from None
 
     def _onnx(self, bundle: VerifiedBundle) -> tuple[Runtime, str]:
         """Returns the first runtime that computes what `model.onnx` does, and the reason if it is not the kernel."""
@@ -209,7 +226,9 @@ def _torchscript(device: str) -> Callable[[bytes, ModelSpec], Runtime]:
 
 def _sizes(spec: ModelSpec) -> tuple[object, ...]:
     """The properties that a run's cost depends on."""
-    return spec.architecture, spec.input_size, spec.hidden_size, spec.output_size, spec.num_layers
+    # Step models of the same sizes can be very different graphs.
+    of_step = spec.bundle if spec.step else b""
+    return spec.architecture, spec.input_size, spec.hidden_size, spec.output_size, spec.num_layers, of_step
 
 
 def _one_line(error: Exception) -> str:

@@ -1,17 +1,18 @@
 """Values of every model: its name, its sizes, its state."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32Array = NDArray[np.float32]
 
-State = tuple[Float32Array, ...]
+State = tuple[NDArray[Any], ...]
 """The recurrent state: one array for each state tensor of the model.
 
-For one sequence each array is [num_layers, hidden_size]; in a tick, [num_layers, lanes, hidden_size].
+For one sequence each array is [rows, size], the `shape` of its StateTensor; in a tick, [rows, lanes, size].
 """
 
 
@@ -20,16 +21,47 @@ STATES: dict[str, tuple[str, ...]] = {
     "simple_lstm": ("state", "cell"),
     "simple_gru": ("state",),
 }
-"""Names of the state tensors of each architecture: the hidden state, and the cell state of an LSTM."""
+"""Names of the state tensors of each trained architecture: the hidden state, and the cell state of an LSTM."""
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Tensor(NamedTuple):
+    """An input or output of a timestep. The wire has them as float32, flattened, side by side."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape for one timestep of one sequence."""
+    dtype: np.dtype[Any] = _FLOAT32
+    """Number format in the graph."""
 
 
 class StateTensor(NamedTuple):
-    """A tensor of a model's state: float32, zeros at the beginning of a sequence."""
+    """A tensor of a model's state."""
 
     name: str
-    """Name, unique in the model; a graph's input is `initial_NAME`, its output `final_NAME`."""
+    """Name, unique in the model; a trained network's graph has an input `initial_NAME` and an output `final_NAME`."""
     shape: tuple[int, int]
-    """Shape for one sequence, [num_layers, hidden_size]; in a tick, the axis of lanes is between them."""
+    """Shape for one sequence: sizes before and after the axis of lanes; [num_layers, hidden_size] of our own cells."""
+    dtype: np.dtype[Any] = _FLOAT32
+    initial: NDArray[Any] | None = None
+    """Value before the first step, of `shape`; None for zeros."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes for one sequence."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+
+class StepSpec(NamedTuple):
+    """Tensors of a step model: an imported graph of one timestep, whose state is among its inputs and outputs."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    """Outputs; the first holds the logits or probabilities of the classes, if the model has labels."""
+    states: tuple[StateTensor, ...]
+    probabilities: bool
+    """True if the first output holds probabilities."""
 
 
 class ModelKey(NamedTuple):
@@ -47,7 +79,8 @@ class ModelSpec:
     """Sizes, labels and names of a model, from its manifest.
 
     `bundle` is the first 16 bytes of the SHA-256 of the manifest, which has the checksum of every other file. It
-    distinguishes contents of one version; empty if the model is not from a bundle.
+    distinguishes contents of one version; empty if the model is not from a bundle. `step` is None for a trained
+    network. A step model has no names of features; its `hidden_size` and `num_layers` are 0.
     """
 
     key: ModelKey
@@ -59,12 +92,42 @@ class ModelSpec:
     class_labels: tuple[str, ...]
     feature_names: tuple[str, ...]
     bundle: bytes = b""
+    step: StepSpec | None = field(default=None, compare=False)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Inputs of a timestep, `input_size` values together."""
+        return self.step.inputs if self.step else (Tensor("input", (self.input_size,)),)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Outputs of a timestep, `output_size` values together: logits, or those of a step model."""
+        return self.step.outputs if self.step else (Tensor("logits", (self.output_size,)),)
 
     @property
     def states(self) -> tuple[StateTensor, ...]:
-        """The state: one tensor, or two of an LSTM."""
+        """Tensors of the state."""
+        if self.step:
+            return self.step.states
         return tuple([StateTensor(name, (self.num_layers, self.hidden_size)) for name in STATES[self.architecture]])
 
-    def zero_state(self, lanes: int) -> State:
-        """Returns the initial state of `lanes` sequences, [num_layers, lanes, hidden_size] each."""
-        return tuple([np.zeros((layers, lanes, size), np.float32) for _, (layers, size) in self.states])
+    def initial_state(self, lanes: int) -> State:
+        """Returns the state of `lanes` sequences before their first steps, [rows, lanes, size] each."""
+        state = []
+        for tensor in self.states:
+            rows, size = tensor.shape
+            array = np.zeros((rows, lanes, size), tensor.dtype)
+            if tensor.initial is not None:
+                array[:] = tensor.initial[:, np.newaxis]
+            state.append(array)
+        return tuple(state)
+
+    def named_outputs(self, rows: Float32Array) -> dict[str, Float32Array]:
+        """Splits the outputs of timesteps, [steps, output_size], by name; each is [steps, *shape]."""
+        named = {}
+        begin = 0
+        for name, shape, _ in self.outputs:
+            end = begin + math.prod(shape)
+            named[name] = rows[:, begin:end].reshape(-1, *shape)
+            begin = end
+        return named

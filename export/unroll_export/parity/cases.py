@@ -33,7 +33,7 @@ class Values(NamedTuple):
     batch: int
     time: int
     saturate: bool = False
-    zero_state: bool = False
+    initial_state: bool = False
 
 
 class Plan(NamedTuple):
@@ -83,7 +83,7 @@ def draw(values: Values, model: RecurrentClassifier[Any]) -> Drawn:
         driven = np.take(gains, chosen) * rng.choice([-1.0, 1.0], size=chosen.shape)
         np.put_along_axis(x, chosen, driven, axis=2)
     # States lie in (-1, 1), but for the cells of an LSTM and under relu.
-    limit = 0.0 if values.zero_state else 1.0
+    limit = 0.0 if values.initial_state else 1.0
     layers = model.rnn.num_layers * len(state_names(model))
     state = rng.uniform(-limit, limit, (layers, values.batch, model.rnn.hidden_size))
     x *= std
@@ -99,7 +99,7 @@ def _plans() -> Iterator[Plan]:
                 name = f"random chunks, length={time} batch={batch}"
                 yield Plan(name, Values(batch, time), _random_cuts(name, time))
     for time, batch in ((1, 1), (17, 7), (5, 64)):
-        yield Plan(f"zero state, length={time} batch={batch}", Values(batch, time, zero_state=True))
+        yield Plan(f"zero state, length={time} batch={batch}", Values(batch, time, initial_state=True))
     for time, batch in ((1, 1), (3, 7), (17, 64)):
         yield Plan(f"saturating inputs, length={time} batch={batch}", Values(batch, time, saturate=True))
     yield from _chunked()

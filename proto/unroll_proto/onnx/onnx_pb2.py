@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cunroll_proto/onnx/onnx.proto\x12\x0bunroll.onnx\"\xa8\x02\n\nModelProto\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12\x18\n\x10producer_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\x03\x12\x12\n\ndoc_string\x18\x06 \x01(\t\x12&\n\x05graph\x18\x07 \x01(\x0b\x32\x17.unroll.onnx.GraphProto\x12\x35\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1f.unroll.onnx.OperatorSetIdProto\x12;\n\x0emetadata_props\x18\x0e \x03(\x0b\x32#.unroll.onnx.StringStringEntryProto\"4\n\x16StringStringEntryProto\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"5\n\x12OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xdc\x01\n\nGraphProto\x12$\n\x04node\x18\x01 \x03(\x0b\x32\x16.unroll.onnx.NodeProto\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x0binitializer\x18\x05 \x03(\x0b\x32\x18.unroll.onnx.TensorProto\x12\x12\n\ndoc_string\x18\n \x01(\t\x12*\n\x05input\x18\x0b \x03(\x0b\x32\x1b.unroll.onnx.ValueInfoProto\x12+\n\x06output\x18\x0c \x03(\x0b\x32\x1b.unroll.onnx.ValueInfoProto\"\x9d\x01\n\tNodeProto\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12.\n\tattribute\x18\x05 \x03(\x0b\x32\x1b.unroll.onnx.AttributeProto\x12\x12\n\ndoc_string\x18\x06 \x01(\t\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xcd\x02\n\x0e\x41ttributeProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01\x66\x18\x02 \x01(\x02\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x04 \x01(\x0c\x12\"\n\x01g\x18\x06 \x01(\x0b\x32\x17.unroll.onnx.GraphProto\x12\x0e\n\x06\x66loats\x18\x07 \x03(\x02\x12\x0c\n\x04ints\x18\x08 \x03(\x03\x12\x0f\n\x07strings\x18\t \x03(\x0c\x12\x12\n\ndoc_string\x18\r \x01(\t\x12\x37\n\x04type\x18\x14 \x01(\x0e\x32).unroll.onnx.AttributeProto.AttributeType\"l\n\rAttributeType\x12\r\n\tUNDEFINED\x10\x00\x12\t\n\x05\x46LOAT\x10\x01\x12\x07\n\x03INT\x10\x02\x12\n\n\x06STRING\x10\x03\x12\t\n\x05GRAPH\x10\x05\x12\n\n\x06\x46LOATS\x10\x06\x12\x08\n\x04INTS\x10\x07\x12\x0b\n\x07STRINGS\x10\x08\"\x93\x01\n\x0bTensorProto\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x12\n\ndoc_string\x18\x0c \x01(\t\"/\n\x08\x44\x61taType\x12\r\n\tUNDEFINED\x10\x00\x12\t\n\x05\x46LOAT\x10\x01\x12\t\n\x05INT64\x10\x07\"X\n\x0eValueInfoProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04type\x18\x02 \x01(\x0b\x32\x16.unroll.onnx.TypeProto\x12\x12\n\ndoc_string\x18\x03 \x01(\t\"\x8a\x01\n\tTypeProto\x12\x32\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x1d.unroll.onnx.TypeProto.Tensor\x1aI\n\x06Tensor\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12,\n\x05shape\x18\x02 \x01(\x0b\x32\x1d.unroll.onnx.TensorShapeProto\"\x88\x01\n\x10TensorShapeProto\x12\x34\n\x03\x64im\x18\x01 \x03(\x0b\x32\'.unroll.onnx.TensorShapeProto.Dimension\x1a>\n\tDimension\x12\x13\n\tdim_value\x18\x01 \x01(\x03H\x00\x12\x13\n\tdim_param\x18\x02 \x01(\tH\x00\x42\x07\n\x05value')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cunroll_proto/onnx/onnx.proto\x12\x0bunroll.onnx\"\xa8\x02\n\nModelProto\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12\x18\n\x10producer_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\x03\x12\x12\n\ndoc_string\x18\x06 \x01(\t\x12&\n\x05graph\x18\x07 \x01(\x0b\x32\x17.unroll.onnx.GraphProto\x12\x35\n\x0copset_import\x18\x08 \x03(\x0b\x32\x1f.unroll.onnx.OperatorSetIdProto\x12;\n\x0emetadata_props\x18\x0e \x03(\x0b\x32#.unroll.onnx.StringStringEntryProto\"4\n\x16StringStringEntryProto\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"5\n\x12OperatorSetIdProto\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xdc\x01\n\nGraphProto\x12$\n\x04node\x18\x01 \x03(\x0b\x32\x16.unroll.onnx.NodeProto\x12\x0c\n\x04name\x18\x02 \x01(\t\x12-\n\x0binitializer\x18\x05 \x03(\x0b\x32\x18.unroll.onnx.TensorProto\x12\x12\n\ndoc_string\x18\n \x01(\t\x12*\n\x05input\x18\x0b \x03(\x0b\x32\x1b.unroll.onnx.ValueInfoProto\x12+\n\x06output\x18\x0c \x03(\x0b\x32\x1b.unroll.onnx.ValueInfoProto\"\x9d\x01\n\tNodeProto\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12.\n\tattribute\x18\x05 \x03(\x0b\x32\x1b.unroll.onnx.AttributeProto\x12\x12\n\ndoc_string\x18\x06 \x01(\t\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xfe\x02\n\x0e\x41ttributeProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01\x66\x18\x02 \x01(\x02\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x04 \x01(\x0c\x12#\n\x01t\x18\x05 \x01(\x0b\x32\x18.unroll.onnx.TensorProto\x12\"\n\x01g\x18\x06 \x01(\x0b\x32\x17.unroll.onnx.GraphProto\x12\x0e\n\x06\x66loats\x18\x07 \x03(\x02\x12\x0c\n\x04ints\x18\x08 \x03(\x03\x12\x0f\n\x07strings\x18\t \x03(\x0c\x12\x12\n\ndoc_string\x18\r \x01(\t\x12\x37\n\x04type\x18\x14 \x01(\x0e\x32).unroll.onnx.AttributeProto.AttributeType\"x\n\rAttributeType\x12\r\n\tUNDEFINED\x10\x00\x12\t\n\x05\x46LOAT\x10\x01\x12\x07\n\x03INT\x10\x02\x12\n\n\x06STRING\x10\x03\x12\n\n\x06TENSOR\x10\x04\x12\t\n\x05GRAPH\x10\x05\x12\n\n\x06\x46LOATS\x10\x06\x12\x08\n\x04INTS\x10\x07\x12\x0b\n\x07STRINGS\x10\x08\"\xd6\x01\n\x0bTensorProto\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0c\x12\x12\n\ndoc_string\x18\x0c \x01(\t\"r\n\x08\x44\x61taType\x12\r\n\tUNDEFINED\x10\x00\x12\t\n\x05\x46LOAT\x10\x01\x12\t\n\x05UINT8\x10\x02\x12\x08\n\x04INT8\x10\x03\x12\t\n\x05INT32\x10\x06\x12\t\n\x05INT64\x10\x07\x12\x08\n\x04\x42OOL\x10\t\x12\x0b\n\x07\x46LOAT16\x10\n\x12\n\n\x06\x44OUBLE\x10\x0b\"X\n\x0eValueInfoProto\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04type\x18\x02 \x01(\x0b\x32\x16.unroll.onnx.TypeProto\x12\x12\n\ndoc_string\x18\x03 \x01(\t\"\x8a\x01\n\tTypeProto\x12\x32\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x1d.unroll.onnx.TypeProto.Tensor\x1aI\n\x06Tensor\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12,\n\x05shape\x18\x02 \x01(\x0b\x32\x1d.unroll.onnx.TensorShapeProto\"\x88\x01\n\x10TensorShapeProto\x12\x34\n\x03\x64im\x18\x01 \x03(\x0b\x32\'.unroll.onnx.TensorShapeProto.Dimension\x1a>\n\tDimension\x12\x13\n\tdim_value\x18\x01 \x01(\x03H\x00\x12\x13\n\tdim_param\x18\x02 \x01(\tH\x00\x42\x07\n\x05value')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,21 +42,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEPROTO']._serialized_start=677
   _globals['_NODEPROTO']._serialized_end=834
   _globals['_ATTRIBUTEPROTO']._serialized_start=837
-  _globals['_ATTRIBUTEPROTO']._serialized_end=1170
-  _globals['_ATTRIBUTEPROTO_ATTRIBUTETYPE']._serialized_start=1062
-  _globals['_ATTRIBUTEPROTO_ATTRIBUTETYPE']._serialized_end=1170
-  _globals['_TENSORPROTO']._serialized_start=1173
-  _globals['_TENSORPROTO']._serialized_end=1320
-  _globals['_TENSORPROTO_DATATYPE']._serialized_start=1273
-  _globals['_TENSORPROTO_DATATYPE']._serialized_end=1320
-  _globals['_VALUEINFOPROTO']._serialized_start=1322
-  _globals['_VALUEINFOPROTO']._serialized_end=1410
-  _globals['_TYPEPROTO']._serialized_start=1413
-  _globals['_TYPEPROTO']._serialized_end=1551
-  _globals['_TYPEPROTO_TENSOR']._serialized_start=1478
-  _globals['_TYPEPROTO_TENSOR']._serialized_end=1551
-  _globals['_TENSORSHAPEPROTO']._serialized_start=1554
-  _globals['_TENSORSHAPEPROTO']._serialized_end=1690
-  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_start=1628
-  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_end=1690
+  _globals['_ATTRIBUTEPROTO']._serialized_end=1219
+  _globals['_ATTRIBUTEPROTO_ATTRIBUTETYPE']._serialized_start=1099
+  _globals['_ATTRIBUTEPROTO_ATTRIBUTETYPE']._serialized_end=1219
+  _globals['_TENSORPROTO']._serialized_start=1222
+  _globals['_TENSORPROTO']._serialized_end=1436
+  _globals['_TENSORPROTO_DATATYPE']._serialized_start=1322
+  _globals['_TENSORPROTO_DATATYPE']._serialized_end=1436
+  _globals['_VALUEINFOPROTO']._serialized_start=1438
+  _globals['_VALUEINFOPROTO']._serialized_end=1526
+  _globals['_TYPEPROTO']._serialized_start=1529
+  _globals['_TYPEPROTO']._serialized_end=1667
+  _globals['_TYPEPROTO_TENSOR']._serialized_start=1594
+  _globals['_TYPEPROTO_TENSOR']._serialized_end=1667
+  _globals['_TENSORSHAPEPROTO']._serialized_start=1670
+  _globals['_TENSORSHAPEPROTO']._serialized_end=1806
+  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_start=1744
+  _globals['_TENSORSHAPEPROTO_DIMENSION']._serialized_end=1806
 # @@protoc_insertion_point(module_scope)

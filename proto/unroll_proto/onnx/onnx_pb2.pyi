@@ -206,6 +206,7 @@ class AttributeProto(_message.Message):
         FLOAT: AttributeProto._AttributeType.ValueType  # 1
         INT: AttributeProto._AttributeType.ValueType  # 2
         STRING: AttributeProto._AttributeType.ValueType  # 3
+        TENSOR: AttributeProto._AttributeType.ValueType  # 4
         GRAPH: AttributeProto._AttributeType.ValueType  # 5
         FLOATS: AttributeProto._AttributeType.ValueType  # 6
         INTS: AttributeProto._AttributeType.ValueType  # 7
@@ -218,6 +219,7 @@ class AttributeProto(_message.Message):
     FLOAT: AttributeProto.AttributeType.ValueType  # 1
     INT: AttributeProto.AttributeType.ValueType  # 2
     STRING: AttributeProto.AttributeType.ValueType  # 3
+    TENSOR: AttributeProto.AttributeType.ValueType  # 4
     GRAPH: AttributeProto.AttributeType.ValueType  # 5
     FLOATS: AttributeProto.AttributeType.ValueType  # 6
     INTS: AttributeProto.AttributeType.ValueType  # 7
@@ -227,6 +229,7 @@ class AttributeProto(_message.Message):
     F_FIELD_NUMBER: _builtins.int
     I_FIELD_NUMBER: _builtins.int
     S_FIELD_NUMBER: _builtins.int
+    T_FIELD_NUMBER: _builtins.int
     G_FIELD_NUMBER: _builtins.int
     FLOATS_FIELD_NUMBER: _builtins.int
     INTS_FIELD_NUMBER: _builtins.int
@@ -239,6 +242,8 @@ class AttributeProto(_message.Message):
     s: _builtins.bytes
     doc_string: _builtins.str
     type: Global___AttributeProto.AttributeType.ValueType
+    @_builtins.property
+    def t(self) -> Global___TensorProto: ...
     @_builtins.property
     def g(self) -> Global___GraphProto: ...
     @_builtins.property
@@ -254,6 +259,7 @@ class AttributeProto(_message.Message):
         f: _builtins.float | None = ...,
         i: _builtins.int | None = ...,
         s: _builtins.bytes | None = ...,
+        t: Global___TensorProto | None = ...,
         g: Global___GraphProto | None = ...,
         floats: _abc.Iterable[_builtins.float] | None = ...,
         ints: _abc.Iterable[_builtins.int] | None = ...,
@@ -261,9 +267,9 @@ class AttributeProto(_message.Message):
         doc_string: _builtins.str | None = ...,
         type: Global___AttributeProto.AttributeType.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["doc_string", b"doc_string", "f", b"f", "g", b"g", "i", b"i", "name", b"name", "s", b"s", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["doc_string", b"doc_string", "f", b"f", "g", b"g", "i", b"i", "name", b"name", "s", b"s", "t", b"t", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["doc_string", b"doc_string", "f", b"f", "floats", b"floats", "g", b"g", "i", b"i", "ints", b"ints", "name", b"name", "s", b"s", "strings", b"strings", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doc_string", b"doc_string", "f", b"f", "floats", b"floats", "g", b"g", "i", b"i", "ints", b"ints", "name", b"name", "s", b"s", "strings", b"strings", "t", b"t", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,12 +289,24 @@ class TensorProto(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         UNDEFINED: TensorProto._DataType.ValueType  # 0
         FLOAT: TensorProto._DataType.ValueType  # 1
+        UINT8: TensorProto._DataType.ValueType  # 2
+        INT8: TensorProto._DataType.ValueType  # 3
+        INT32: TensorProto._DataType.ValueType  # 6
         INT64: TensorProto._DataType.ValueType  # 7
+        BOOL: TensorProto._DataType.ValueType  # 9
+        FLOAT16: TensorProto._DataType.ValueType  # 10
+        DOUBLE: TensorProto._DataType.ValueType  # 11
 
     class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper): ...
     UNDEFINED: TensorProto.DataType.ValueType  # 0
     FLOAT: TensorProto.DataType.ValueType  # 1
+    UINT8: TensorProto.DataType.ValueType  # 2
+    INT8: TensorProto.DataType.ValueType  # 3
+    INT32: TensorProto.DataType.ValueType  # 6
     INT64: TensorProto.DataType.ValueType  # 7
+    BOOL: TensorProto.DataType.ValueType  # 9
+    FLOAT16: TensorProto.DataType.ValueType  # 10
+    DOUBLE: TensorProto.DataType.ValueType  # 11
 
     DIMS_FIELD_NUMBER: _builtins.int
     DATA_TYPE_FIELD_NUMBER: _builtins.int

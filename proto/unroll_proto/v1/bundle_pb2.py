@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cunroll_proto/v1/bundle.proto\x12\tunroll.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x03\n\x0e\x42undleManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x12\n\ninput_size\x18\x05 \x01(\r\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x13\n\x0boutput_size\x18\x07 \x01(\r\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\x14\n\x0c\x63lass_labels\x18\t \x03(\t\x12\x15\n\rfeature_names\x18\n \x03(\t\x12&\n\tartifacts\x18\x0b \x03(\x0b\x32\x13.unroll.v1.Artifact\x12+\n\x07\x63reated\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\tlibraries\x18\r \x03(\x0b\x32(.unroll.v1.BundleManifest.LibrariesEntry\x12,\n\x08training\x18\x0e \x01(\x0b\x32\x1a.unroll.v1.TrainingSummary\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb2\x01\n\x08\x41rtifact\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.unroll.v1.ArtifactKind\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12%\n\x06inputs\x18\x05 \x03(\x0b\x32\x15.unroll.v1.TensorSpec\x12&\n\x07outputs\x18\x06 \x03(\x0b\x32\x15.unroll.v1.TensorSpec\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\"\xb6\x01\n\x0fTrainingSummary\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_sha256\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\r\x12\x1a\n\x12training_sequences\x18\x05 \x01(\r\x12\x18\n\x10longest_sequence\x18\x06 \x01(\r\x12\x1a\n\rtest_accuracy\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_test_accuracy\"\x89\x03\n\x0cParityReport\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x11\n\ttolerance\x18\x04 \x01(\x01\x12(\n\x06proofs\x18\x05 \x03(\x0b\x32\x18.unroll.v1.ArtifactProof\x12\x39\n\tlibraries\x18\x06 \x03(\x0b\x32&.unroll.v1.ParityReport.LibrariesEntry\x12\x0b\n\x03\x63pu\x18\x07 \x01(\t\x12+\n\x07\x63reated\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08left_out\x18\t \x03(\x0b\x32$.unroll.v1.ParityReport.LeftOutEntry\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cLeftOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc7\x01\n\rArtifactProof\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.unroll.v1.ArtifactKind\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12$\n\x05\x63\x61ses\x18\x04 \x03(\x0b\x32\x15.unroll.v1.ParityCase\x12\x14\n\x0cmax_abs_diff\x18\x05 \x01(\x01\x12\x0f\n\x07\x62itwise\x18\x06 \x01(\x08\x12\x13\n\x0bworst_ratio\x18\x07 \x01(\x01\x12\x0f\n\x07runtime\x18\x08 \x01(\t\"\x8a\x01\n\nParityCase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\r\x12\x14\n\x0cmax_abs_diff\x18\x04 \x01(\x01\x12\x17\n\x0f\x62it_differences\x18\x05 \x01(\x04\x12\x13\n\x0bworst_ratio\x18\x06 \x01(\x01\x12\r\n\x05\x62ound\x18\x07 \x01(\x01*\xba\x01\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41RTIFACT_KIND_WEIGHTS\x10\x01\x12\x1a\n\x16\x41RTIFACT_KIND_ONNX_RNN\x10\x02\x12\x1b\n\x17\x41RTIFACT_KIND_ONNX_SCAN\x10\x03\x12\x1d\n\x19\x41RTIFACT_KIND_TORCHSCRIPT\x10\x04\x12\x18\n\x14\x41RTIFACT_KIND_PARITY\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cunroll_proto/v1/bundle.proto\x12\tunroll.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x03\n\x0e\x42undleManifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x12\n\ninput_size\x18\x05 \x01(\r\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x13\n\x0boutput_size\x18\x07 \x01(\r\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\x14\n\x0c\x63lass_labels\x18\t \x03(\t\x12\x15\n\rfeature_names\x18\n \x03(\t\x12&\n\tartifacts\x18\x0b \x03(\x0b\x32\x13.unroll.v1.Artifact\x12+\n\x07\x63reated\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\tlibraries\x18\r \x03(\x0b\x32(.unroll.v1.BundleManifest.LibrariesEntry\x12,\n\x08training\x18\x0e \x01(\x0b\x32\x1a.unroll.v1.TrainingSummary\x12\"\n\x04step\x18\x0f \x01(\x0b\x32\x14.unroll.v1.StepModel\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd6\x02\n\tStepModel\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x15\n\rsource_sha256\x18\x02 \x01(\t\x12%\n\x06inputs\x18\x03 \x03(\x0b\x32\x15.unroll.v1.TensorSpec\x12&\n\x07outputs\x18\x04 \x03(\x0b\x32\x15.unroll.v1.TensorSpec\x12$\n\x06states\x18\x05 \x03(\x0b\x32\x14.unroll.v1.StateSpec\x12\x36\n\tconstants\x18\x06 \x03(\x0b\x32#.unroll.v1.StepModel.ConstantsEntry\x12\x0c\n\x04\x66orm\x18\x07 \x01(\t\x12\x0f\n\x07\x62itwise\x18\x08 \x01(\x08\x12\r\n\x05\x61lone\x18\t \x01(\x08\x12\x15\n\rprobabilities\x18\n \x01(\x08\x1a\x30\n\x0e\x43onstantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\tStateSpec\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x15.unroll.v1.TensorSpec\x12\x0c\n\x04next\x18\x02 \x01(\t\x12\x0f\n\x07initial\x18\x03 \x01(\x0c\"\xb2\x01\n\x08\x41rtifact\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.unroll.v1.ArtifactKind\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12%\n\x06inputs\x18\x05 \x03(\x0b\x32\x15.unroll.v1.TensorSpec\x12&\n\x07outputs\x18\x06 \x03(\x0b\x32\x15.unroll.v1.TensorSpec\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\"\xb6\x01\n\x0fTrainingSummary\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_sha256\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\r\x12\x1a\n\x12training_sequences\x18\x05 \x01(\r\x12\x18\n\x10longest_sequence\x18\x06 \x01(\r\x12\x1a\n\rtest_accuracy\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_test_accuracy\"\x89\x03\n\x0cParityReport\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x11\n\ttolerance\x18\x04 \x01(\x01\x12(\n\x06proofs\x18\x05 \x03(\x0b\x32\x18.unroll.v1.ArtifactProof\x12\x39\n\tlibraries\x18\x06 \x03(\x0b\x32&.unroll.v1.ParityReport.LibrariesEntry\x12\x0b\n\x03\x63pu\x18\x07 \x01(\t\x12+\n\x07\x63reated\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08left_out\x18\t \x03(\x0b\x32$.unroll.v1.ParityReport.LeftOutEntry\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cLeftOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc7\x01\n\rArtifactProof\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.unroll.v1.ArtifactKind\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12$\n\x05\x63\x61ses\x18\x04 \x03(\x0b\x32\x15.unroll.v1.ParityCase\x12\x14\n\x0cmax_abs_diff\x18\x05 \x01(\x01\x12\x0f\n\x07\x62itwise\x18\x06 \x01(\x08\x12\x13\n\x0bworst_ratio\x18\x07 \x01(\x01\x12\x0f\n\x07runtime\x18\x08 \x01(\t\"\x8a\x01\n\nParityCase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\r\x12\x0c\n\x04time\x18\x03 \x01(\r\x12\x14\n\x0cmax_abs_diff\x18\x04 \x01(\x01\x12\x17\n\x0f\x62it_differences\x18\x05 \x01(\x04\x12\x13\n\x0bworst_ratio\x18\x06 \x01(\x01\x12\r\n\x05\x62ound\x18\x07 \x01(\x01*\xd7\x01\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41RTIFACT_KIND_WEIGHTS\x10\x01\x12\x1a\n\x16\x41RTIFACT_KIND_ONNX_RNN\x10\x02\x12\x1b\n\x17\x41RTIFACT_KIND_ONNX_SCAN\x10\x03\x12\x1d\n\x19\x41RTIFACT_KIND_TORCHSCRIPT\x10\x04\x12\x18\n\x14\x41RTIFACT_KIND_PARITY\x10\x05\x12\x1b\n\x17\x41RTIFACT_KIND_ONNX_STEP\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,30 +34,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BUNDLEMANIFEST_LIBRARIESENTRY']._loaded_options = None
   _globals['_BUNDLEMANIFEST_LIBRARIESENTRY']._serialized_options = b'8\001'
+  _globals['_STEPMODEL_CONSTANTSENTRY']._loaded_options = None
+  _globals['_STEPMODEL_CONSTANTSENTRY']._serialized_options = b'8\001'
   _globals['_PARITYREPORT_LIBRARIESENTRY']._loaded_options = None
   _globals['_PARITYREPORT_LIBRARIESENTRY']._serialized_options = b'8\001'
   _globals['_PARITYREPORT_LEFTOUTENTRY']._loaded_options = None
   _globals['_PARITYREPORT_LEFTOUTENTRY']._serialized_options = b'8\001'
-  _globals['_ARTIFACTKIND']._serialized_start=1697
-  _globals['_ARTIFACTKIND']._serialized_end=1883
+  _globals['_ARTIFACTKIND']._serialized_start=2161
+  _globals['_ARTIFACTKIND']._serialized_end=2376
   _globals['_BUNDLEMANIFEST']._serialized_start=77
-  _globals['_BUNDLEMANIFEST']._serialized_end=531
-  _globals['_BUNDLEMANIFEST_LIBRARIESENTRY']._serialized_start=483
-  _globals['_BUNDLEMANIFEST_LIBRARIESENTRY']._serialized_end=531
-  _globals['_ARTIFACT']._serialized_start=534
-  _globals['_ARTIFACT']._serialized_end=712
-  _globals['_TENSORSPEC']._serialized_start=714
-  _globals['_TENSORSPEC']._serialized_end=770
-  _globals['_TRAININGSUMMARY']._serialized_start=773
-  _globals['_TRAININGSUMMARY']._serialized_end=955
-  _globals['_PARITYREPORT']._serialized_start=958
-  _globals['_PARITYREPORT']._serialized_end=1351
-  _globals['_PARITYREPORT_LIBRARIESENTRY']._serialized_start=483
-  _globals['_PARITYREPORT_LIBRARIESENTRY']._serialized_end=531
-  _globals['_PARITYREPORT_LEFTOUTENTRY']._serialized_start=1305
-  _globals['_PARITYREPORT_LEFTOUTENTRY']._serialized_end=1351
-  _globals['_ARTIFACTPROOF']._serialized_start=1354
-  _globals['_ARTIFACTPROOF']._serialized_end=1553
-  _globals['_PARITYCASE']._serialized_start=1556
-  _globals['_PARITYCASE']._serialized_end=1694
+  _globals['_BUNDLEMANIFEST']._serialized_end=567
+  _globals['_BUNDLEMANIFEST_LIBRARIESENTRY']._serialized_start=519
+  _globals['_BUNDLEMANIFEST_LIBRARIESENTRY']._serialized_end=567
+  _globals['_STEPMODEL']._serialized_start=570
+  _globals['_STEPMODEL']._serialized_end=912
+  _globals['_STEPMODEL_CONSTANTSENTRY']._serialized_start=864
+  _globals['_STEPMODEL_CONSTANTSENTRY']._serialized_end=912
+  _globals['_STATESPEC']._serialized_start=914
+  _globals['_STATESPEC']._serialized_end=995
+  _globals['_ARTIFACT']._serialized_start=998
+  _globals['_ARTIFACT']._serialized_end=1176
+  _globals['_TENSORSPEC']._serialized_start=1178
+  _globals['_TENSORSPEC']._serialized_end=1234
+  _globals['_TRAININGSUMMARY']._serialized_start=1237
+  _globals['_TRAININGSUMMARY']._serialized_end=1419
+  _globals['_PARITYREPORT']._serialized_start=1422
+  _globals['_PARITYREPORT']._serialized_end=1815
+  _globals['_PARITYREPORT_LIBRARIESENTRY']._serialized_start=519
+  _globals['_PARITYREPORT_LIBRARIESENTRY']._serialized_end=567
+  _globals['_PARITYREPORT_LEFTOUTENTRY']._serialized_start=1769
+  _globals['_PARITYREPORT_LEFTOUTENTRY']._serialized_end=1815
+  _globals['_ARTIFACTPROOF']._serialized_start=1818
+  _globals['_ARTIFACTPROOF']._serialized_end=2017
+  _globals['_PARITYCASE']._serialized_start=2020
+  _globals['_PARITYCASE']._serialized_end=2158
 # @@protoc_insertion_point(module_scope)

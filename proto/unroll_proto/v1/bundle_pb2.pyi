@@ -37,6 +37,8 @@ class _ArtifactKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Artifact
     """TorchScript, batch-major."""
     ARTIFACT_KIND_PARITY: _ArtifactKind.ValueType  # 5
     """`parity.json`."""
+    ARTIFACT_KIND_ONNX_STEP: _ArtifactKind.ValueType  # 6
+    """ONNX graph of one timestep, of a step model."""
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper): ...
 
@@ -51,6 +53,8 @@ ARTIFACT_KIND_TORCHSCRIPT: ArtifactKind.ValueType  # 4
 """TorchScript, batch-major."""
 ARTIFACT_KIND_PARITY: ArtifactKind.ValueType  # 5
 """`parity.json`."""
+ARTIFACT_KIND_ONNX_STEP: ArtifactKind.ValueType  # 6
+"""ONNX graph of one timestep, of a step model."""
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
 
 @_typing.final
@@ -93,6 +97,7 @@ class BundleManifest(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     LIBRARIES_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Version of this layout, 1. A reader refuses a layout it does not know."""
     name: _builtins.str
@@ -100,22 +105,22 @@ class BundleManifest(_message.Message):
     version: _builtins.int
     """Model version, 1 or more; the folder's name."""
     architecture: _builtins.str
-    """Kind of network, whatever its depth: "simple_rnn", "simple_lstm" or "simple_gru"."""
+    """Kind of network, whatever its depth: "simple_rnn", "simple_lstm" or "simple_gru"; or "step", which `step` describes."""
     input_size: _builtins.int
-    """Features of one timestep."""
+    """Features of one timestep; of a step model, values of all its inputs."""
     hidden_size: _builtins.int
-    """Width of the hidden state of one layer."""
+    """Width of the hidden state of one layer; 0 of a step model."""
     output_size: _builtins.int
-    """Logits of one timestep; 1 for a binary model (one logit, sigmoid)."""
+    """Logits of one timestep; 1 for a binary model (one logit, sigmoid). Of a step model, values of all its outputs."""
     num_layers: _builtins.int
-    """Stacked recurrent layers, 1 or more."""
+    """Stacked recurrent layers, 1 or more; 0 of a step model."""
     @_builtins.property
     def class_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Class names by index: `output_size` of them, or 2 where `output_size` is 1."""
+        """Class names by index: `output_size` of them, or 2 where `output_size` is 1. A step model may have none."""
 
     @_builtins.property
     def feature_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the input features: `input_size` of them."""
+        """Names of the input features: `input_size` of them. A step model has none."""
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
@@ -129,6 +134,10 @@ class BundleManifest(_message.Message):
 
     @_builtins.property
     def training(self) -> Global___TrainingSummary: ...
+    @_builtins.property
+    def step(self) -> Global___StepModel:
+        """Of a step model only."""
+
     def __init__(
         self,
         *,
@@ -146,14 +155,134 @@ class BundleManifest(_message.Message):
         created: _timestamp_pb2.Timestamp | None = ...,
         libraries: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         training: Global___TrainingSummary | None = ...,
+        step: Global___StepModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "step", b"step", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "artifacts", b"artifacts", "class_labels", b"class_labels", "created", b"created", "feature_names", b"feature_names", "format", b"format", "hidden_size", b"hidden_size", "input_size", b"input_size", "libraries", b"libraries", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "training", b"training", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "artifacts", b"artifacts", "class_labels", b"class_labels", "created", b"created", "feature_names", b"feature_names", "format", b"format", "hidden_size", b"hidden_size", "input_size", b"input_size", "libraries", b"libraries", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "step", b"step", "training", b"training", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BundleManifest: _TypeAlias = BundleManifest  # noqa: Y015
+
+@_typing.final
+class StepModel(_message.Message):
+    """A graph of one timestep, imported from an ONNX file, whose state is among its inputs and outputs. `model.onnx` takes
+    `inputs` and `states`, and gives `outputs` and the next states. A dimension "batch" holds the sequences.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ConstantsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SOURCE_SHA256_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    CONSTANTS_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    BITWISE_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The file that it was imported from, without its path."""
+    source_sha256: _builtins.str
+    form: _builtins.str
+    """How the graph was made: "published", the source as it is, with its constants and contexts folded in; or "stepped",
+    one timestep of the source's sequences.
+    """
+    bitwise: _builtins.bool
+    """Whether the proof found the same bits at every batch size, position and cut."""
+    alone: _builtins.bool
+    """Whether sequences run one at a time, because the graph has no batch."""
+    probabilities: _builtins.bool
+    """Whether the first output holds probabilities of the classes, not logits."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
+        """Values of one timestep: side by side, flattened, they are the `input_size` features of the wire."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
+        """Results of one timestep, likewise `output_size` values. Those of the first are the classes', if there are labels."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateSpec]: ...
+    @_builtins.property
+    def constants(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Inputs of the source that were set for good, by name."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        source_sha256: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___TensorSpec] | None = ...,
+        outputs: _abc.Iterable[Global___TensorSpec] | None = ...,
+        states: _abc.Iterable[Global___StateSpec] | None = ...,
+        constants: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        form: _builtins.str = ...,
+        bitwise: _builtins.bool = ...,
+        alone: _builtins.bool = ...,
+        probabilities: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "bitwise", b"bitwise", "constants", b"constants", "form", b"form", "inputs", b"inputs", "outputs", b"outputs", "probabilities", b"probabilities", "source", b"source", "source_sha256", b"source_sha256", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepModel: _TypeAlias = StepModel  # noqa: Y015
+
+@_typing.final
+class StateSpec(_message.Message):
+    """One tensor of the state of a step model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    INITIAL_FIELD_NUMBER: _builtins.int
+    next: _builtins.str
+    """The output that gives its next value; empty if it never changes within a sequence."""
+    initial: _builtins.bytes
+    """Its value before the first step, little-endian, without the batch; empty for zeros."""
+    @_builtins.property
+    def tensor(self) -> Global___TensorSpec:
+        """The input that takes it."""
+
+    def __init__(
+        self,
+        *,
+        tensor: Global___TensorSpec | None = ...,
+        next: _builtins.str = ...,
+        initial: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tensor", b"tensor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial", b"initial", "next", b"next", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateSpec: _TypeAlias = StateSpec  # noqa: Y015
 
 @_typing.final
 class Artifact(_message.Message):
@@ -204,7 +333,7 @@ class TensorSpec(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     dtype: _builtins.str
-    """"float32"."""
+    """"float32"; of a step model "float64", "int32", "int64" too, and of its outputs "bool"."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """One entry a dimension: a decimal size, or the name of a dynamic one ("batch", "time")."""
@@ -270,7 +399,9 @@ Global___TrainingSummary: _TypeAlias = TrainingSummary  # noqa: Y015
 
 @_typing.final
 class ParityReport(_message.Message):
-    """`parity.json`: the proof that every artifact computes what eager PyTorch computes, in each runtime that serves it."""
+    """`parity.json`: the proof that every artifact computes what eager PyTorch computes, in each runtime that serves it; of a
+    step model, what its source computes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

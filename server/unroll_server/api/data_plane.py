@@ -141,8 +141,8 @@ def check_answer(spec: ModelSpec, sequences: int, keeps_states: bool, field: str
     Raises:
         InvalidRequestError: the answer would be too large.
     """
-    state = sum(layers * size for _, (layers, size) in spec.states) if keeps_states else 0
-    size = sequences * (2 * spec.output_size + state) * FLOAT32.itemsize
+    state = sum(tensor.nbytes for tensor in spec.states) if keeps_states else 0
+    size = sequences * (2 * spec.output_size * FLOAT32.itemsize + state)
     if size > MAX_ANSWER_BYTES:
         problem = f"{sequences} sequences make an answer of {size} bytes, at most {MAX_ANSWER_BYTES} allowed"
         raise InvalidRequestError(problem, field)

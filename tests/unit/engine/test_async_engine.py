@@ -71,12 +71,12 @@ async def running(
 
 def random_state(model: Model, seed: int) -> State:
     rng = np.random.default_rng(seed)
-    return tuple(rng.uniform(-1, 1, shape).astype(np.float32) for _, shape in model.spec.states)
+    return tuple(rng.uniform(-1, 1, shape).astype(np.float32) for _, shape, *_ in model.spec.states)
 
 
 def stack(model: Model, states: Sequence[State | None]) -> State:
     """States of sequences as a batch takes them, [num_layers, sequences, hidden_size] each."""
-    stacked = model.spec.zero_state(len(states))
+    stacked = model.spec.initial_state(len(states))
     for index, state in enumerate(states):
         for array, value in zip(stacked, state or (), strict=state is not None):
             array[:, index] = value

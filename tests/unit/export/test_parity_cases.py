@@ -37,7 +37,7 @@ def test_values_depend_on_the_arguments_alone() -> None:
     first, again = draw(values, random_network()), draw(values, random_network())
     np.testing.assert_array_equal(first.x, again.x)
     np.testing.assert_array_equal(first.initial_state, again.initial_state)
-    assert not np.array_equal(first.x, draw(values._replace(zero_state=True), random_network()).x)
+    assert not np.array_equal(first.x, draw(values._replace(initial_state=True), random_network()).x)
 
 
 def test_inputs_are_in_the_scale_of_the_data() -> None:

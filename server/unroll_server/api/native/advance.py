@@ -64,8 +64,8 @@ def _answer(done: Advanced, request: pb.AdvanceRequest) -> pb.AdvanceResponse:
         response.states = to_bytes(done.states)
     if request.return_logits:
         response.logits = to_bytes(done.logits)
-    if len(done.logits):
-        probabilities, labels = classify(done.logits[-1:])
+    if len(done.logits) and spec.class_labels:
+        probabilities, labels = classify(done.logits[-1:], spec.step)
         response.probabilities = to_bytes(probabilities)
         response.label_index = int(labels[0])
         response.label = spec.class_labels[response.label_index]

@@ -12,6 +12,7 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import BatchJob, span
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import State
+from unroll_engine.readout import check_classes
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
@@ -103,6 +104,7 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
         SequenceStateError: an initial state is of another model.
     """
     spec = model.spec
+    check_classes(spec)
     # Read once: each access to a repeated field of a message makes an object.
     given_lengths = request.lengths
     count = len(given_lengths)
@@ -139,7 +141,7 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     initial: State | None = None
     for index, snapshot in enumerate(given_states):
         if snapshot.format:
-            initial = initial or spec.zero_state(count)
+            initial = initial or spec.initial_state(count)
             state = decode_snapshot(snapshot, spec, f"initial_states[{index}]")
             for array, value in zip(initial, state, strict=True):
                 array[:, index] = value

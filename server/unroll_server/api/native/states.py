@@ -17,18 +17,19 @@ class StateTable:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._tensors = spec.zero_state(_FIRST_ROWS)
+        self._initial = spec.initial_state(1)
+        self._tensors = spec.initial_state(_FIRST_ROWS)
         self._free = list(range(_FIRST_ROWS))
 
     def allocate(self) -> int:
-        """Returns a row that holds the zero state."""
+        """Returns a row that holds the initial state."""
         if not self._free:
             rows = self._tensors[0].shape[1]
             self._tensors = tuple([np.concatenate([tensor, np.zeros_like(tensor)], 1) for tensor in self._tensors])
             self._free = list(range(rows, 2 * rows))
         row = self._free.pop()
-        for tensor in self._tensors:
-            tensor[:, row] = 0
+        for tensor, initial in zip(self._tensors, self._initial, strict=True):
+            tensor[:, row] = initial[:, 0]
         return row
 
     def release(self, row: int) -> None:

@@ -154,7 +154,7 @@ class Inference:
         spec, engine = model.spec, self._plane.engine
         logits = np.empty((inputs.batch, spec.output_size), np.float32)
         states = np.zeros((inputs.batch, inputs.longest, spec.hidden_size), np.float32)
-        final = spec.zero_state(inputs.batch)
+        final = spec.initial_state(inputs.batch)
 
         async def run(index: int, first: int, end: int) -> None:
             initial = None if state is None else tuple(array[:, index] for array in state)
@@ -172,7 +172,7 @@ class Inference:
         except ExceptionGroup as errors:
             # All were refused for the same reason, or one failed and the others were cancelled.
             raise errors.exceptions[0] from None
-        return _arrays(spec, logits, classify(logits)[0], final) | {"states": states}
+        return _arrays(spec, logits, classify(logits, spec.step)[0], final) | {"states": states}
 
     async def _advance(
         self,
@@ -226,7 +226,7 @@ class Inference:
         last = done.logits[-1:]
         final = tuple(array[:, np.newaxis] for array in done.state)
         own = done.model.spec
-        arrays = _arrays(own, last, classify(last)[0], final) if len(last) else _final(own, final)
+        arrays = _arrays(own, last, classify(last, own.step)[0], final) if len(last) else _final(own, final)
         if keep_states:
             arrays["states"] = np.zeros((1, inputs.longest, done.model.spec.hidden_size), np.float32)
             arrays["states"][0, : len(done.states)] = done.states
@@ -236,7 +236,7 @@ class Inference:
 def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: ModelSpec) -> None:
     check_answer(spec, inputs.batch, any(_is_final(each.name) for each in wanted), "inputs")
     size = inputs.batch * inputs.longest * spec.hidden_size * 4
-    finals = {f"final_{name}" for name, _ in spec.states}
+    finals = {f"final_{name}" for name, *_ in spec.states}
     for name, classes in wanted:
         if _is_final(name) and name not in finals:
             raise InvalidRequestError(f"{spec.key} has no `{name}`", "outputs")
@@ -264,7 +264,7 @@ def _arrays(
 
 
 def _final(spec: ModelSpec, state: State) -> dict[str, Float32Array]:
-    return {f"final_{name}": array.transpose(1, 0, 2) for (name, _), array in zip(spec.states, state, strict=True)}
+    return {f"final_{name}": array.transpose(1, 0, 2) for (name, *_), array in zip(spec.states, state, strict=True)}
 
 
 def _encode(request: pb.ModelInferRequest, results: _Results, wanted: tuple[Wanted, ...]) -> pb.ModelInferResponse:

@@ -24,7 +24,7 @@ def _inputs(spec: ModelSpec) -> list[_Tensor]:
     return [
         _Tensor("input", "FP32", (-1, -1, spec.input_size)),
         _Tensor("lengths", "INT32", (-1,), optional=True),
-        *(_Tensor(f"initial_{name}", "FP32", (-1, *shape), optional=True) for name, shape in spec.states),
+        *(_Tensor(f"initial_{name}", "FP32", (-1, *shape), optional=True) for name, shape, *_ in spec.states),
     ]
 
 
@@ -33,7 +33,7 @@ def _outputs(spec: ModelSpec) -> list[_Tensor]:
         _Tensor("logits", "FP32", (-1, spec.output_size)),
         _Tensor("probabilities", "FP32", (-1, max(spec.output_size, 2))),
         _Tensor("states", "FP32", (-1, -1, spec.hidden_size)),
-        *(_Tensor(f"final_{name}", "FP32", (-1, *shape)) for name, shape in spec.states),
+        *(_Tensor(f"final_{name}", "FP32", (-1, *shape)) for name, shape, *_ in spec.states),
     ]
 
 

@@ -139,7 +139,7 @@ def initial_state(inputs: Inputs, spec: ModelSpec) -> State | None:
     given = inputs.initial
     if not given:
         return None
-    shapes = {f"initial_{name}": shape for name, shape in spec.states}
+    shapes = {f"initial_{name}": shape for name, shape, *_ in spec.states}
     if given.keys() != shapes.keys():
         problem = f"{', '.join(sorted(given))} given, {spec.key} takes {' with '.join(shapes)}, or none"
         raise InvalidRequestError(problem, "inputs")

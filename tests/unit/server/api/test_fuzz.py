@@ -103,7 +103,7 @@ def test_any_snapshot_is_decoded_or_refused(data: bytes) -> None:
     except RequestError as error:
         hold_to_be_the_caller_s(error)
     else:
-        assert [array.shape for array in state] == [shape for _, shape in SPEC.states]
+        assert [array.shape for array in state] == [tensor.shape for tensor in SPEC.states]
 
 
 _tensors = st.builds(

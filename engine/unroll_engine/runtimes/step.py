@@ -1,0 +1,161 @@
+"""ONNX Runtime on the graph of a step model: one run a timestep, of all lanes."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.onnx import session_options
+from unroll_engine.runtimes.step_graph import check_step_graph
+from unroll_proto import bundle, step_model
+from unroll_proto.step_model import StepTensor
+from unroll_proto.v1 import bundle_pb2 as pb
+
+# Of values: an index out of range, a shape that does not fit.
+_FAILURES = (errors.Fail, errors.InvalidArgument, errors.RuntimeException)
+
+MAX_MEMORY = 2**32
+"""Bytes of weights and intermediate values of all step models of the process, at most: a run that needs more fails."""
+
+
+class StepRuntime:
+    """Runs a step model on one core.
+
+    Args:
+        model: Content of `model.onnx`.
+        step: What the manifest says of it.
+
+    Raises:
+        UnsupportedNetworkError: the graph has what can't be trusted.
+        ValueError: its inputs and outputs are not those of the manifest.
+
+    Attributes:
+        bitwise: Whether the proof found the same bits in any tick.
+    """
+
+    name = "onnx"
+    device = "cpu"
+    artifact = bundle.ONNX_RNN
+    variant = ""
+
+    def __init__(self, model: bytes, step: pb.StepModel) -> None:
+        check_step_graph(model)
+        self.bitwise = step.bitwise
+        self._alone = step.alone
+        self._session = step_session(model)
+        self._inputs = [step_model.tensor_of(each) for each in step.inputs]
+        self._outputs = [step_model.tensor_of(each) for each in step.outputs]
+        self._states = [step_model.tensor_of(each.tensor) for each in step.states]
+        self._next = [each.next for each in step.states]
+        self._wanted = [each.name for each in self._outputs] + [name for name in self._next if name]
+        self._width = sum(each.size for each in self._outputs)
+        given = {each.name for each in self._session.get_inputs()}
+        expected = {each.name for each in (*self._inputs, *self._states)}
+        if given != expected:
+            raise ValueError(f"it takes {sorted(given)}, the manifest says {sorted(expected)}")
+
+    def run(self, x: Float32Array, state: State) -> TickResult:
+        """See Runtime.run; a lane that the graph fails for, as by an index out of range, gives NaN."""
+        steps, lanes, _ = x.shape
+        results = np.empty((steps, lanes, self._width), np.float32)
+        final: State | None = None
+        if not self._alone:
+            with suppress(*_FAILURES):
+                final = self._run(x, state, results)
+        if final is None:
+            final = self._run_apart(x, state, results)
+        return TickResult(results, np.empty((steps, lanes, 0), np.float32), final)
+
+    def _run_apart(self, x: Float32Array, state: State, results: Float32Array) -> State:
+        """Runs the lanes one at a time, so that none notices the failure of another."""
+        final = tuple(array.copy() for array in state)
+        for lane in range(x.shape[1]):
+            one = slice(lane, lane + 1)
+            try:
+                ended = self._run(x[:, one], tuple(array[:, one] for array in state), results[:, one])
+            except _FAILURES:
+                results[:, lane] = np.nan
+                continue
+            for whole, part in zip(final, ended, strict=True):
+                whole[:, one] = part
+        return final
+
+    def _run(self, x: Float32Array, state: State, results: Float32Array) -> State:
+        lanes = x.shape[1]
+        current: list[NDArray[Any]] = [
+            np.ascontiguousarray(array).reshape(tensor.batch_dims(lanes))
+            for array, tensor in zip(state, self._states, strict=True)
+        ]
+        for values, result in zip(x, results, strict=True):
+            feeds = {tensor.name: array for tensor, array in zip(self._states, current, strict=True)}
+            feeds |= {tensor.name: array for tensor, array in zip(self._inputs, self._parts(values), strict=True)}
+            found = self._session.run(self._wanted, feeds)
+            self._join(found[: len(self._outputs)], result)
+            after = iter(found[len(self._outputs) :])
+            for index, name in enumerate(self._next):
+                if name:
+                    current[index] = _checked(next(after), self._states[index], lanes)
+        return tuple(
+            [array.reshape(rows.shape[0], lanes, rows.shape[2]) for array, rows in zip(current, state, strict=True)]
+        )
+
+    def _parts(self, values: Float32Array) -> Sequence[NDArray[Any]]:
+        """Cuts the values of a timestep, [lanes, input_size], into the inputs of the graph."""
+        lanes = len(values)
+        parts: list[NDArray[Any]] = []
+        begin = 0
+        for tensor in self._inputs:
+            end = begin + tensor.size
+            part = values[:, begin:end].reshape((lanes, *tensor.dims) if tensor.batched else tensor.dims)
+            if tensor.before and tensor.batched:
+                part = np.moveaxis(part, 0, len(tensor.before))
+            parts.append(np.ascontiguousarray(part, tensor.dtype))
+            begin = end
+        return parts
+
+    def _join(self, arrays: Sequence[NDArray[Any]], result: Float32Array) -> None:
+        """Writes the outputs of the graph side by side into `result`, [lanes, output_size]."""
+        lanes = len(result)
+        begin = 0
+        for array, tensor in zip(arrays, self._outputs, strict=True):
+            end = begin + tensor.size
+            values = _checked(array, tensor, lanes)
+            if tensor.before and tensor.batched:
+                values = np.moveaxis(values, len(tensor.before), 0)
+            result[:, begin:end] = values.reshape(lanes, -1)
+            begin = end
+
+
+def step_session(model: bytes) -> onnxruntime.InferenceSession:
+    """Opens a graph with the options that serve it; they are those of its proof."""
+    _bound_memory()
+    options = session_options()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _bound_memory() -> None:
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    # Grown as needed, not by doubling: the bound is on what is used.
+    arena = onnxruntime.OrtArenaCfg({"max_mem": MAX_MEMORY, "arena_extend_strategy": 1})
+    onnxruntime.create_and_register_allocator(memory, arena)
+
+
+def _checked(array: NDArray[Any], tensor: StepTensor, lanes: int) -> NDArray[Any]:
+    """The result of a graph; raises ValueError if it is not of the manifest's shape and dtype."""
+    expected = tensor.batch_dims(lanes)
+    if array.shape != expected or array.dtype != tensor.dtype:
+        problem = f"{tensor.name!r} gives {array.dtype} {list(array.shape)}, {tensor.dtype} {list(expected)} expected"
+        raise ValueError(problem)
+    return array

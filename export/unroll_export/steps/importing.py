@@ -1,0 +1,149 @@
+"""From an ONNX file to a bundle version of a step model."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from unroll_engine.arrays import to_bytes
+from unroll_engine.runtimes.step import StepRuntime
+from unroll_export.bundle_writer import Draft
+from unroll_export.publishing import library_versions, model_name, now, publish
+from unroll_export.steps.folding import fold, measure_outputs
+from unroll_export.steps.plan import Options, Plan, make_plan
+from unroll_export.steps.proof import OnCase, Proven, own_steps, prove, source_steps
+from unroll_export.steps.reading import Source
+from unroll_export.weight_files import ImportRefusedError
+from unroll_proto import bundle, step_model
+from unroll_proto.step_model import spec_of
+from unroll_proto.v1 import bundle_pb2 as pb
+
+
+class StepGraph(NamedTuple):
+    """A step graph and what a manifest says of it.
+
+    Attributes:
+        content: The graph, serialized ONNX.
+        step: Its description; `bitwise` is not known before the proof.
+        plan: The meaning of its inputs and outputs.
+    """
+
+    content: bytes
+    step: pb.StepModel
+    plan: Plan
+
+
+class Imported(NamedTuple):
+    """A bundle version that was written.
+
+    Attributes:
+        path: Its folder.
+        step: The description of its graph.
+        proven: Its proof.
+    """
+
+    path: Path
+    step: pb.StepModel
+    proven: Proven
+
+
+def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
+    """Makes the step graph of a source.
+
+    Args:
+        source: The ONNX file.
+        options: What the caller says of it.
+        classes: Number of classes; the output that fits them comes first. 0 for none.
+
+    Raises:
+        ImportRefusedError: there is none, or an option doesn't fit the source.
+    """
+    plan = make_plan(source, options)
+    content = fold(source, plan).SerializeToString(deterministic=True)
+    outputs = measure_outputs(content, plan)
+    if classes:
+        fitting = [tensor for tensor in outputs if max(tensor.size, 2) == classes]
+        if not fitting:
+            sizes = ", ".join(f"{tensor.name!r} has {tensor.size}" for tensor in outputs)
+            raise ImportRefusedError(f"--labels: {classes} names, and no output has as many values: {sizes}")
+        outputs = (fitting[0], *(tensor for tensor in outputs if tensor is not fitting[0]))
+        plan = replace(plan, outputs=tuple(tensor.name for tensor in outputs))
+    states = []
+    for state in plan.states:
+        initial = b"" if state.initial is None else to_bytes(state.initial)
+        states.append(pb.StateSpec(tensor=spec_of(state.tensor), next=state.next, initial=initial))
+    step = pb.StepModel(
+        source=source.file,
+        source_sha256=source.sha256,
+        inputs=[spec_of(tensor) for tensor in plan.inputs],
+        outputs=[spec_of(tensor) for tensor in outputs],
+        states=states,
+        constants={name: ",".join(map(str, value.reshape(-1).tolist())) for name, value in plan.constants.items()},
+        form="published",
+        alone=plan.alone,
+    )
+    return StepGraph(content, step, plan)
+
+
+def import_step(
+    source: Source, options: Options, out: Path, labels: Sequence[str] = (), on_case: OnCase = lambda _: None
+) -> Imported:
+    """Writes a source as the next version of the model folder `out`, whose name is the model's.
+
+    Args:
+        source: The ONNX file.
+        options: What the caller says of it.
+        out: The model folder; made if it is missing.
+        labels: Class names of the values of the first output; none if it has no classes.
+        on_case: Called with each case of the proof before it is run.
+
+    Raises:
+        ImportRefusedError: it is not a step graph, or can't be served.
+        ParityError: its step graph computes something else. Nothing is left behind.
+        BundleError: `out` can't be a model folder.
+        OSError: `out` can't be written to.
+    """
+    name = model_name(out)
+    content, step, plan = step_graph(source, options, len(labels))
+    manifest = pb.BundleManifest(
+        format=bundle.FORMAT,
+        name=name,
+        architecture=step_model.ARCHITECTURE,
+        input_size=sum(tensor.size for tensor in map(step_model.tensor_of, step.inputs)),
+        output_size=sum(tensor.size for tensor in map(step_model.tensor_of, step.outputs)),
+        class_labels=labels,
+        step=step,
+        artifacts=[
+            pb.Artifact(
+                kind=pb.ARTIFACT_KIND_ONNX_STEP,
+                file=bundle.ONNX_RNN,
+                inputs=[*step.inputs, *(state.tensor for state in step.states)],
+                outputs=step.outputs,
+            ),
+            pb.Artifact(kind=pb.ARTIFACT_KIND_PARITY, file=bundle.PARITY),
+        ],
+        created=now(),
+        libraries=library_versions(),
+    )
+    try:
+        bundle.check_model(manifest)
+    except ValueError as error:
+        raise ImportRefusedError(f"{source.file}: {error}") from None
+    proven = prove(content, step, source_steps(source, plan), on_case)
+    manifest.step.bitwise = proven.bitwise
+    manifest.step.probabilities = bool(labels) and proven.probabilities
+    with Draft(out) as draft:
+        draft.write(bundle.ONNX_RNN, content)
+        path = publish(draft, manifest, [proven.proof], {})
+    return Imported(path, manifest.step, proven)
+
+
+def verify_step(path: Path, manifest: pb.BundleManifest, on_case: OnCase = lambda _: None) -> Proven:
+    """Proves again on this machine that sequences of a step model have the same bits in any batch.
+
+    Raises:
+        ParityError: they depend on each other.
+    """
+    content = bundle.read_artifact(path, bundle.artifact_of(manifest, pb.ARTIFACT_KIND_ONNX_STEP))
+    reference = own_steps(StepRuntime(content, manifest.step), manifest.step)
+    return prove(content, manifest.step, reference, on_case)

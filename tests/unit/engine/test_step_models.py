@@ -1,0 +1,135 @@
+"""Step models in process: outputs by name, states of any dtype and layout, snapshots, classes, bits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from support.step_graphs import I64, counter, elman, graph, import_graph
+
+from unroll_engine import BundleError, Engine, InvalidRequestError, Snapshot
+from unroll_engine.bundle import verify_folder
+from unroll_engine.models.loader import Loader
+from unroll_export.steps.plan import Options
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of step models."""
+    root = tmp_path_factory.mktemp("step-models")
+    import_graph(elman(), root, "elman")
+    import_graph(elman(last=["Softmax"]), root, "classes", labels=["a", "b", "c", "d"])
+    import_graph(counter(), root, "counter")
+    return root
+
+
+@pytest.fixture(scope="module")
+def engine(root: Path) -> Engine:
+    """A step model without classes."""
+    return Engine.load(root / "elman")
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), cut=st.integers(0, 39))
+def test_a_sequence_has_the_same_bits_beside_others_cut_and_resumed(
+    engine: Engine, lengths: list[int], cut: int
+) -> None:
+    rng = np.random.default_rng(len(lengths))
+    for steps in lengths:
+        values = rng.standard_normal((steps, 3)).astype(np.float32)
+        whole = engine.open().advance(values)
+        assert whole.outputs["y"].tobytes() == whole.logits.tobytes()
+        assert (whole.outputs["y"].shape, whole.states.shape) == ((steps, 4), (steps, 0))
+        begin = min(cut, steps - 1)
+        sequence = engine.open()
+        if begin:
+            sequence.advance(values[:begin])
+        resumed = engine.open(Snapshot.from_bytes(sequence.snapshot().to_bytes()))
+        assert resumed.advance(values[begin:]).logits.tobytes() == whole.logits[begin:].tobytes()
+        assert resumed.step == steps
+
+
+def test_without_labels_there_are_no_classes(engine: Engine) -> None:
+    assert engine.bitwise
+    with pytest.raises(InvalidRequestError, match=r"elman/1 has no class labels"):
+        engine.classify([np.zeros((2, 3))])
+
+
+def test_probabilities_are_taken_as_they_are(root: Path) -> None:
+    with Engine.load(root / "classes") as engine:
+        sequences = [np.random.default_rng(steps).standard_normal((steps, 3)) for steps in (1, 7, 30)]
+        result = engine.classify(sequences, return_final_states=True)
+        for index, values in enumerate(sequences):
+            last = engine.open().advance(values).outputs["y"][-1]
+            assert result.probabilities[index].tobytes() == last.tobytes()
+            assert result.labels[index] == "abcd"[int(last.argmax())]
+        assert result.final_states is not None
+        again = engine.classify(sequences, initial_states=result.final_states)
+        for index, values in enumerate(sequences):
+            assert again.logits[index].tobytes() == engine.open().advance(np.tile(values, (2, 1))).logits[-1].tobytes()
+
+
+def test_a_state_of_whole_numbers_is_kept(root: Path) -> None:
+    with Engine.load(root / "counter") as engine:
+        sequence = engine.open()
+        assert sequence.advance(np.zeros((3, 1))).outputs["y"].ravel().tolist() == [0, 1, 2]
+        snapshot = sequence.snapshot()
+        assert snapshot.data == (np.int64(3).tobytes(),)
+        assert engine.open(snapshot).advance(np.full((2, 1), 0.5)).outputs["y"].ravel().tolist() == [3.5, 4.5]
+        wrong = snapshot.to_proto()
+        wrong.state[0] = b"\0" * 4
+        with pytest.raises(InvalidRequestError, match=r"4 bytes, 8 expected: int64 \[1, 1\]"):
+            engine.open(Snapshot.from_proto(wrong))
+
+
+def test_an_initial_state_is_the_beginning_of_every_sequence(tmp_path: Path) -> None:
+    initial = np.linspace(-1, 1, 8, dtype=np.float32)
+    import_graph(elman(), tmp_path, "zeros")
+    import_graph(elman(), tmp_path, "begun", Options(initial={"h": initial}))
+    values = np.random.default_rng(0).standard_normal((5, 3))
+    with Engine.load(tmp_path / "begun") as begun, Engine.load(tmp_path / "zeros") as zeros:
+        first = begun.open().snapshot()
+        assert first.data == (initial.tobytes(),)
+        of_zeros = zeros.open().snapshot().to_proto()
+        of_zeros.state[0] = initial.tobytes()
+        expected = zeros.open(Snapshot.from_proto(of_zeros)).advance(values).logits
+        assert begun.open().advance(values).logits.tobytes() == expected.tobytes()
+        assert begun.open(first).advance(values).logits.tobytes() == expected.tobytes()
+
+
+def test_values_that_overflow_in_the_state_are_refused(root: Path, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Exp", ["x"], ["s_next"]), helper.make_node("Add", ["s", "x"], ["y"])]
+    content = graph(nodes, {"x": ["batch", 1], "s": ["batch", 1]}, {"y": ["batch", 1], "s_next": ["batch", 1]}, {})
+    import_graph(content, tmp_path, "exp")
+    with Engine.load(tmp_path / "exp") as engine:
+        sequence = engine.open()
+        sequence.advance([[1.0]])
+        before = sequence.snapshot().data
+        with pytest.raises(InvalidRequestError, match="can't compute values"):
+            sequence.advance([[1000.0]])
+        assert (sequence.step, sequence.snapshot().data) == (1, before)
+
+
+def test_an_index_out_of_range_harms_no_other_sequence(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gather", ["table", "id"], ["row"]), helper.make_node("Add", ["s", "row"], ["y"])]
+    nodes.append(helper.make_node("Identity", ["y"], ["s_next"]))
+    shape = ["batch", 1]
+    table = {"table": np.array([[0.5], [2.0]], np.float32)}
+    content = graph(nodes, {"id": ["batch"], "s": shape}, {"y": shape, "s_next": shape}, table, {"id": I64})
+    import_graph(content, tmp_path, "ids")
+    with Engine.load(tmp_path / "ids") as engine, pytest.raises(InvalidRequestError, match="or not an index"):
+        engine.open().advance([[7.0]])
+    model = Loader("auto", "cpu", 4).load(verify_folder(tmp_path / "ids" / "1"))
+    ids = np.array([[[1], [7], [0]], [[1], [0], [0]]], np.float32)
+    result = model.runtime.run(ids, model.spec.initial_state(3))
+    assert result.logits[:, [0, 2], 0].tolist() == [[2, 0.5], [4, 1]]
+    assert np.isnan(result.logits[:, 1]).all()
+    assert result.final_state[0].ravel().tolist() == [4, 0, 1]
+
+
+def test_another_runtime_is_refused(root: Path) -> None:
+    bundle = verify_folder(root / "elman" / "1")
+    with pytest.raises(BundleError, match="a step model is run by onnx on cpu"):
+        Loader("torchscript", "cpu", 4).load(bundle)
