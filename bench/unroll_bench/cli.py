@@ -1,4 +1,4 @@
-"""`unroll-bench`: measures how fast a server answers, under a load of the user's making."""
+"""`unroll-bench`: measures how fast a server answers under a chosen load."""
 
 import asyncio
 import json
@@ -21,41 +21,41 @@ _natural = click.IntRange(min=1)
 
 
 @click.command(context_settings={"max_content_width": 100})
-@click.option("--model", default="", metavar="NAME", help="Model to ask; needless where only one is served.")
-@click.option("--model-version", type=_natural, metavar="N", help="Its version.  [default: the newest]")
+@click.option("--model", default="", metavar="NAME", help="Model to ask; not needed if only one is served.")
+@click.option("--model-version", type=_natural, metavar="N", help="Model version.  [default: the newest]")
 @click.option(
     "--closed", type=_natural, metavar="N", help=f"Keep N requests in flight.  [default: {DEFAULT_IN_FLIGHT}]"
 )
-@click.option("--open", type=_positive, metavar="RATE", help="Send RATE requests a second, at random moments.")
+@click.option("--open", type=_positive, metavar="RATE", help="Send RATE requests per second, at random moments.")
 @click.option("--sequences", type=_natural, metavar="N", help="Stream: keep N sequences open.  [default: --streams]")
-@click.option("--streams", type=_natural, metavar="N", help="Stream: on N calls.  [default: 1]")
+@click.option("--streams", type=_natural, metavar="N", help="Stream: number of calls.  [default: 1]")
 @click.option(
     "--cadence",
     type=_positive,
     metavar="SECONDS",
-    help="Stream: a chunk of each sequence so often.  [default: when the one before is answered]",
+    help="Stream: seconds between chunks of a sequence.  [default: when the previous one is answered]",
 )
-@click.option("--chunk", type=_natural, default=1, show_default=True, help="Stream: timesteps of a chunk.")
+@click.option("--chunk", type=_natural, default=1, show_default=True, help="Stream: timesteps per chunk.")
 @click.option("--lengths", metavar="N|N..M", help=f"Timesteps of random sequences.  [default: {DEFAULT_LENGTHS}]")
 @click.option(
     "--batch", type=_natural, default=1, show_default=True, help="Sequences of a request, or of a stream's message."
 )
 @click.option("--connections", type=_natural, default=1, show_default=True, help="TCP connections.")
-@click.option("--seconds", type=_positive, default=10.0, show_default=True, help="How long to measure.")
-@click.option("--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds before that.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all settings.")
+@click.option("--seconds", type=_positive, default=10.0, show_default=True, help="Seconds to measure.")
+@click.option("--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds of warm-up.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with all settings.")
 @server_options
 def command(model: str, model_version: int | None, as_json: bool, **options: Any) -> None:
     """Drives an Unroll server and reports how fast it answers: rates, and percentiles of latency.
 
-    Requests are Classify calls, a number in flight (--closed) or at a rate (--open). With --sequences, --streams or
-    --cadence, sequences are kept open on streams instead, and each chunk's answer is waited for.
+    Requests are Classify calls, a fixed number in flight (--closed) or at a rate (--open). With --sequences, --streams
+    or --cadence, sequences are kept open on streams instead, and the answer to each chunk is timed.
 
-    Latencies of --open and --cadence count from when a request should have been sent, however late it was. Those of
+    Latencies of --open and --cadence count from when a request should have been sent, even if it was late. Those of
     --closed count from the sending, so a slow answer keeps its caller from sending.
 
-    Every answer is checked: numbers finite, the label that of the largest logit, and the same bits whenever the same
-    is asked. Exit code 1 if an answer is wrong or a call failed.
+    Every answer is checked: finite numbers, the label of the largest logit, and the same bits for the same
+    request. Exit code 1 if an answer is wrong or a call failed.
 
     \b
     Examples:
@@ -107,7 +107,7 @@ async def _measure(server: Server, settings: Settings, name: str, version: int) 
 
 def _peer(server: Server) -> Peer:
     if "," in server.target:
-        raise InputError("--server: one server expected, since it is what is measured")
+        raise InputError("--server: one server expected, the one to measure")
     token = server.token
     return Peer(
         server.target,
@@ -119,7 +119,7 @@ def _peer(server: Server) -> Peer:
 
 def _context(server: Server) -> ssl.SSLContext:
     if server.server_name is not None:
-        raise InputError("--server-name: can't be given here")
+        raise InputError("--server-name: not supported here")
     try:
         context = ssl.create_default_context(cafile=server.ca)
     except (OSError, ssl.SSLError) as error:

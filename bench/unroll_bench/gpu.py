@@ -1,7 +1,7 @@
-"""Every cell on a CUDA card: against float64 by the proof's bound, in its bits, and against eager cuDNN in speed.
+"""Correctness and speed of every cell on a CUDA card: the proof's bound, the bits, and the rate against eager cuDNN.
 
 `python -m unroll_bench.gpu` (`make gpu`) needs torch with CUDA, numpy and protobuf, no network, and a few minutes. If
-onnx and onnxruntime-gpu are installed, the CUDA provider is tried too. Without a card it says so and ends.
+onnx and onnxruntime-gpu are installed, the CUDA provider is tried too. Without a card it reports that and ends.
 `--device cpu` does the same on the CPU.
 """
 
@@ -27,11 +27,11 @@ NETWORKS: "Mapping[str, tuple[Cell, Nonlinearity]]" = {
 FEATURES, CLASSES, STEPS = 12, 9, 64
 HIDDEN, LANES = (128, 512, 1024), (64, 1024)
 BAR = 0.9
-"""Share of eager cuDNN's rate that the engine is to reach, end to end."""
+"""Share of eager cuDNN's rate that the engine must reach, end to end."""
 
 
 class Rate(NamedTuple):
-    """Timesteps a second of one size."""
+    """Timesteps per second for one size."""
 
     eager: float
     engine: float
@@ -45,7 +45,7 @@ def _is_missing(module: str) -> bool:
 
 
 def reason_to_skip(device: str) -> str:
-    """Returns why nothing can be tried here; empty if it can."""
+    """Returns the reason why nothing can be tried here; empty if it can."""
     for module in ("torch", "numpy", "google.protobuf"):
         if _is_missing(module):
             return f"{module} is not installed"
@@ -71,7 +71,7 @@ def network(name: str, hidden: int, layers: int) -> "RecurrentClassifier[Any]":
 
 
 def runtimes(device: str) -> "tuple[dict[str, Callable[[bytes], Runtime]], str]":
-    """Returns the runtimes to try, by file of the bundle, and why one is left out."""
+    """Returns the runtimes to try by file of the bundle, and the reason for one that is left out."""
     from unroll_engine.runtimes.torchscript import TorchScriptRuntime
 
     found: dict[str, Callable[[bytes], Runtime]] = {"model.ts": lambda content: TorchScriptRuntime(content, device)}
@@ -101,10 +101,10 @@ def artifact(model: "RecurrentClassifier[Any]", file: str) -> bytes:
 
 
 def parity(name: str, device: str, hidden: int = 48) -> Iterator[str]:
-    """Proves a cell in every runtime there is, and yields a line for each.
+    """Proves a cell in every runtime and yields a line for each.
 
     Raises:
-        ParityError: it does not compute what float64 does, within what float32 allows.
+        ParityError: it differs from float64 by more than float32 allows.
     """
     from unroll_export.parity.gate import prove
     from unroll_proto import bundle
@@ -120,7 +120,7 @@ def parity(name: str, device: str, hidden: int = 48) -> Iterator[str]:
 
 
 def differing_bits(runtime: "Runtime", model: "RecurrentClassifier[Any]", lanes: int = 64) -> tuple[int, int]:
-    """Counts values of lanes whose bits depend on the company in a tick of one shape, and all values."""
+    """Counts values whose bits depend on the other lanes of a tick of one shape, and all values."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def differing_bits(runtime: "Runtime", model: "RecurrentClassifier[Any]", lanes:
 
 
 def served(model: "RecurrentClassifier[Any]", device: str, lanes: int) -> "Model":
-    """Makes the model that the engine runs, by TorchScript."""
+    """Makes the model that the engine runs by TorchScript."""
     from unroll_engine.models.calibration import tick_cost
     from unroll_engine.models.loader import Model
     from unroll_engine.models.spec import ModelKey, ModelSpec
@@ -187,7 +187,7 @@ def rate(name: str, device: str, hidden: int, lanes: int, rounds: int) -> Rate:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what holds, line by line; returns the exit code: 1 if a cell does not compute what it should."""
+    """Prints the results line by line; returns the exit code, 1 if a cell computes wrong results."""
     parser = argparse.ArgumentParser(prog="unroll_bench.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--cells", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))

@@ -2,7 +2,7 @@
 
 `python -m unroll_bench.hot_path MODELS [options of unroll-serve]` serves MODELS, a repository with one model,
 classifies one sequence at a time, and prints each call of one request, and the median of both counts. Only the event
-loop's thread and only functions of ours count.
+loop's thread and only Unroll's functions count.
 """
 
 import asyncio

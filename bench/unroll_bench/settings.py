@@ -1,4 +1,4 @@
-"""Options of a load, and the run that they describe."""
+"""Options of a load, and the run that they define."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class Load:
     """A load on one model.
 
     Attributes:
-        run: Drives a server and returns what was measured.
-        of_one_call: What a call carries on average, by name.
+        run: Drives a server and returns the result.
+        of_one_call: Average content of a call, by name.
     """
 
     run: Callable[[Peer], Awaitable[Result]]
@@ -34,23 +34,23 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Options of `unroll-bench` about the load, None if not given.
+    """Options of `unroll-bench` about the load; None if not given.
 
     Attributes:
         closed: Requests to keep in flight.
-        open: Requests a second.
+        open: Requests per second.
         sequences: Sequences to keep open on streams.
         streams: Calls that carry them.
         cadence: Seconds between the chunks of a sequence.
         chunk: Timesteps of a chunk.
-        lengths: Of random sequences, as `Lengths.parse` reads them.
+        lengths: Lengths of random sequences, as in `Lengths.parse`.
         batch: Sequences of a request.
         connections: TCP connections.
-        seconds: To measure.
-        warm_up: Seconds before that.
+        seconds: Seconds to measure.
+        warm_up: Seconds before the measurement.
 
     Raises:
-        ValueError: options that exclude each other.
+        ValueError: options exclude each other.
     """
 
     closed: int | None
@@ -88,10 +88,10 @@ class Settings:
         return "open" if self.open else "closed"
 
     def load(self, model: ModelInfo) -> Load:
-        """Makes what is to be sent to a model.
+        """Makes the load for a model.
 
         Raises:
-            ValueError: an option doesn't go with the model or the server's limits.
+            ValueError: an option does not fit the model or the server's limits.
         """
         timing: dict[str, Any] = {
             "seconds": self.seconds,

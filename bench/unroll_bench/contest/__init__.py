@@ -1,1 +1,1 @@
-"""`make bench`: every contestant in one run, in turns, and the bars that our own are held against."""
+"""`make bench`: measures all contestants in one run, in turns, and compares ours with their bars."""

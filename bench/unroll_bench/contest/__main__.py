@@ -1,4 +1,4 @@
-"""`make bench`: runs rows of the table and writes what they gave. Exit code 1 if a row failed."""
+"""`make bench`: runs rows of the table and writes their results. Exit code 1 if a row failed."""
 
 import asyncio
 import signal
@@ -37,7 +37,7 @@ def _names(known: Collection[str]) -> Callable[[click.Context, click.Parameter, 
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--only", callback=_names([row.key for row in ROWS]), default="", help="Rows to run, all if empty.")
+@click.option("--only", callback=_names([row.key for row in ROWS]), default="", help="Rows to run; all if empty.")
 @click.option("--peers", callback=_names(PEERS), default="", help="Further contestants.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, help="Repeats of each measurement.")
 @click.option("--seconds", type=click.FloatRange(min=0.2), default=0.8, help="Length of each measurement.")
@@ -48,14 +48,14 @@ def _names(known: Collection[str]) -> Callable[[click.Context, click.Parameter, 
     help="Report's folder.",
 )
 def command(only: tuple[str, ...], peers: tuple[str, ...], rounds: int, seconds: float, out: Path) -> None:
-    """Measures every contestant, in turns, and holds the server against its bars."""
+    """Measures all contestants, in turns, and compares the server with its bars."""
     rows = [row for row in ROWS if not only or row.key in only]
     out.mkdir(parents=True, exist_ok=True)
     cores = machine.cores()
     described = machine.describe(cores)
     click.echo(f"{described['cpu']}; cores: {described['cores']}")
     if not cores.apart:
-        click.echo("One core only: client and server get in each other's way.")
+        click.echo("One core only: client and server compete for it.")
     outcomes: list[Outcome] = []
     try:
         asyncio.run(_run(rows, cores, {PEERS[peer] for peer in peers}, rounds, seconds, outcomes))
@@ -74,7 +74,7 @@ def command(only: tuple[str, ...], peers: tuple[str, ...], rounds: int, seconds:
 async def _run(
     rows: Sequence[Row], cores: machine.Cores, peers: set[str], rounds: int, seconds: float, outcomes: list[Outcome]
 ) -> None:
-    """Runs rows one after another, prints what each gave, and adds it to `outcomes`."""
+    """Runs rows one after another; prints each outcome and adds it to `outcomes`."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -89,7 +89,7 @@ async def _run(
                     await row.measure(session, outcome)
                 except (StartError, WrongAnswerError) as error:
                     outcome.problem = str(error)
-                except Exception as error:  # what the other rows gave is not to be lost
+                except Exception as error:  # The results of the other rows must not be lost.
                     traceback.print_exc()
                     outcome.problem = f"{type(error).__name__}: {error}"
                 outcome.seconds = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Contestants' messages: the same sequences for each in its own protocol, answers checked before any is timed."""
+"""Messages for the contestants: the same sequences in each protocol. Answers are checked before any is timed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ Group = Sequence[Float32Array]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server, and the calls that it is asked in turn.
+    """A server, and the calls to send it in turn.
 
     Attributes:
-        name: As figures name it.
+        name: Its name in figures.
         address: HOST:PORT.
         calls: One for each group of sequences, with a check of its answers.
-        sequences: In one call.
+        sequences: Sequences of one call.
     """
 
     name: str
@@ -53,16 +53,16 @@ async def answers(address: str, path: str, messages: Sequence[bytes]) -> list[by
 
 
 async def classifier(name: str, address: str, groups: Sequence[Group], expected: Sequence[Float32Array]) -> Contestant:
-    """Asks a server that speaks unroll.v1 for everything once.
+    """Sends everything once to a server of unroll.v1.
 
     Args:
-        name: As figures name it.
+        name: Its name in figures.
         address: HOST:PORT.
         groups: Sequences of each request.
         expected: Logits [sequences, classes] of each request. Every later answer must have the bits of the first one.
 
     Raises:
-        WrongAnswerError: an answer is not what eager PyTorch computes.
+        WrongAnswerError: an answer differs from eager PyTorch's.
     """
     messages = [classify_request(group, MODEL) for group in groups]
     calls = []
@@ -77,10 +77,10 @@ async def classifier(name: str, address: str, groups: Sequence[Group], expected:
 
 
 async def triton(name: str, address: str, groups: Sequence[Group], expected: Sequence[Float32Array]) -> Contestant:
-    """Asks Triton by ModelInfer: sequences of a request padded to its longest, with their lengths.
+    """Sends everything once to Triton by ModelInfer: sequences padded to the longest of their request, with lengths.
 
     Raises:
-        WrongAnswerError: an answer is not what eager PyTorch computes.
+        WrongAnswerError: an answer differs from eager PyTorch's.
     """
     messages = [_infer_request(group).SerializeToString() for group in groups]
     calls = []
@@ -94,7 +94,7 @@ async def triton(name: str, address: str, groups: Sequence[Group], expected: Seq
 
 
 def _close_to(expected: Float32Array) -> Callable[[bytes], bool]:
-    """Returns a check of the values at an answer's end: a dynamic batcher pads differently each time."""
+    """Returns a check of an answer's values, with a tolerance, since a dynamic batcher varies the padding."""
     flat, size = expected.ravel(), expected.nbytes
 
     def check(answer: bytes) -> bool:

@@ -1,6 +1,6 @@
-"""A process on one core that ends with its parent.
+"""Runs a process on one core that ends with its parent.
 
-`python -m unroll_bench.contest.confine CORE COMMAND...` becomes COMMAND. Code between fork and exec would not be safe
+`python -m unroll_bench.contest.confine CORE COMMAND...` executes COMMAND. Code between fork and exec would be unsafe
 in a process that has threads.
 """
 
@@ -13,12 +13,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def pin(core: int) -> None:
-    """Keeps the calling process, and what it starts from now on, on one core."""
+    """Pins the calling process, and the processes that it starts from now on, to one core."""
     os.sched_setaffinity(0, {core})
 
 
 def die_with_parent() -> None:
-    """Has the kernel ask the calling process to end when its parent is gone, however that went."""
+    """Asks the kernel to send SIGTERM to the calling process when its parent ends for any reason."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""The model that all contestants serve, and the command lines that start their servers."""
+"""The model that all contestants serve, and the commands that start their servers."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ FEATURES, HIDDEN, CLASSES = 12, 128, 9
 
 GRPCIO = "Unroll, grpcio"
 OURS = (GRPCIO,)
-"""Contestants of our own, one for each transport."""
+"""Unroll's contestants, one for each transport."""
 AFTERNOON = "afternoon server"
 TORCHSCRIPT = "TorchScript by request"
 TRITON = "Triton"

@@ -1,4 +1,4 @@
-"""Results: samples with their spread, figures of contestants, claims held against a bar."""
+"""Results: samples with their spread, figures of contestants, claims and their bars."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Spread":
-        """Of one sample or more."""
+        """Computes the spread of one sample or more."""
         if len(samples) == 1:
             return cls(samples[0], samples[0], samples[0])
         low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
@@ -23,7 +23,7 @@ class Spread(NamedTuple):
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round, so that what else the machine did in a round hits both sides of a ratio."""
+    """Divides round by round, so that other load of the machine in a round affects both sides of a ratio."""
     return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 
@@ -33,8 +33,8 @@ class Figure:
 
     Attributes:
         contestant: Its name.
-        metric: What was measured, with its unit.
-        samples: One a round.
+        metric: Name of the quantity, with its unit.
+        samples: One per round.
     """
 
     contestant: str
@@ -43,11 +43,11 @@ class Figure:
 
     @property
     def spread(self) -> Spread:
-        """Of the rounds."""
+        """Spread over the rounds."""
         return Spread.of(self.samples)
 
     def to_json(self) -> dict[str, Any]:
-        """As the report's file has it."""
+        """Returns the figure for the report's file."""
         return {
             "contestant": self.contestant,
             "metric": self.metric,
@@ -61,12 +61,12 @@ class Verdict:
     """A claim of the table, measured.
 
     Attributes:
-        claim: What is compared with what.
-        samples: One a round; none where it could not be measured.
-        bar: What is asked.
-        at_least: Whether the bar is a lower bound; else an upper one.
+        claim: Text of the comparison.
+        samples: One per round; empty if it could not be measured.
+        bar: Required value.
+        at_least: True if the bar is a lower bound, False if it is an upper one.
         unit: "x", "%" (samples are shares of 1), or a unit.
-        missing: Why there are no samples.
+        missing: Reason why there are no samples.
     """
 
     claim: str
@@ -78,19 +78,19 @@ class Verdict:
 
     @property
     def spread(self) -> Spread:
-        """Of the rounds."""
+        """Spread over the rounds."""
         return Spread.of(self.samples)
 
     @property
     def met(self) -> bool:
-        """True if the median holds the bar; what was not measured does not."""
+        """True if the median meets the bar; False if there are no samples."""
         if not self.samples:
             return False
-        # bool: the samples may be numpy's.
+        # bool, since the samples may be numpy's.
         return bool(self.spread.median >= self.bar if self.at_least else self.spread.median <= self.bar)
 
     def show(self, value: float) -> str:
-        """A value in the claim's unit."""
+        """Returns a value in the claim's unit."""
         if self.unit == "%":
             return f"{value * 100:.0f} %"
         text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
@@ -98,7 +98,7 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        """Median and quartiles as text."""
+        """Returns median and quartiles as text."""
         if not self.samples:
             return "not measured"
         spread = self.spread
@@ -108,11 +108,11 @@ class Verdict:
 
     @property
     def asked(self) -> str:
-        """The bar as text."""
+        """Returns the bar as text."""
         return f"{self.show(self.bar)} or {'more' if self.at_least else 'less'}"
 
     def to_json(self) -> dict[str, Any]:
-        """As the report's file has it."""
+        """Returns the verdict for the report's file."""
         return {
             "claim": self.claim,
             "unit": self.unit,
@@ -131,12 +131,12 @@ class Outcome:
 
     Attributes:
         key: The row's name on the command line.
-        what: The row's text.
-        verdicts: Its claims.
-        figures: What they were made of.
-        notes: What a reader must know.
-        problem: Why it could not be measured; "" where it was.
-        seconds: How long it took.
+        what: Text of the row.
+        verdicts: Claims of the row.
+        figures: Figures that the verdicts are computed from.
+        notes: Remarks for the reader.
+        problem: Reason why it could not be measured; empty if it was.
+        seconds: Duration of the measurement.
     """
 
     key: str
@@ -148,7 +148,7 @@ class Outcome:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As the report's file has it."""
+        """Returns the outcome for the report's file."""
         return {
             "key": self.key,
             "what": self.what,

@@ -1,4 +1,4 @@
-"""The machine: which core serves, which one asks, and what a report says of it."""
+"""The machine: cores of client and server, and its description in reports."""
 
 import os
 import platform
@@ -11,19 +11,19 @@ LIBRARIES = ("grpcio", "numpy", "onnxruntime", "protobuf", "torch")
 
 
 class Cores(NamedTuple):
-    """Cores of the load generator and of what is measured."""
+    """Cores of the load generator and of the measured server."""
 
     client: int
     server: int
 
     @property
     def apart(self) -> bool:
-        """True if the two do not get in each other's way."""
+        """True if the two are different cores."""
         return self.client != self.server
 
 
 def cores() -> Cores:
-    """The first core that this process may use asks, the last one serves."""
+    """Returns the first usable core for the client, the last one for the server."""
     allowed = sorted(os.sched_getaffinity(0))
     return Cores(allowed[0], allowed[-1])
 

@@ -1,4 +1,4 @@
-"""The network of the benchmark, exported with proof; sequences for it; its answers by eager PyTorch."""
+"""The network of the benchmark, exported with proof; its input sequences; its answers by eager PyTorch."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,26 +15,26 @@ from unroll_export.exporting import export_run
 from unroll_export.model import RecurrentClassifier
 from unroll_export.runs import TrainedRun
 
-# Every process of the benchmark is pinned to one core, where a second thread of torch's only spins.
+# Every process of the benchmark is pinned to one core, on which a second thread of torch would only spin.
 torch.set_num_threads(1)
 
 Network = TypeVar("Network", bound=RecurrentClassifier[Any])
 SHORTEST, LONGEST = 5, 120
 EVEN = 29
-"""Steps of every sequence where all are alike: the longest of JapaneseVowels."""
+"""Steps of sequences of equal length: the longest of JapaneseVowels."""
 TOLERANCE = 1e-5
 """Largest difference between an answer and eager PyTorch."""
 
 
 class WrongAnswerError(Exception):
-    """A contestant refused, or its answer was not what eager PyTorch computes."""
+    """A contestant refused a request, or its answer differs from eager PyTorch's."""
 
 
 def hold(name: str, logits: Float32Array, expected: Float32Array) -> None:
     """Compares logits with those of eager PyTorch.
 
     Raises:
-        WrongAnswerError: another shape, or a difference above TOLERANCE. The message begins with `name`.
+        WrongAnswerError: the shape differs, or values differ by more than TOLERANCE. The message begins with `name`.
     """
     if logits.shape != expected.shape:
         raise WrongAnswerError(f"{name}: logits {logits.shape}, {expected.shape} expected")
@@ -60,7 +60,7 @@ def network() -> SimpleRNN:
 
 
 def export(root: Path) -> Path:
-    """Writes a model repository with the network, by the real exporter, unless it is there; returns its folder."""
+    """Exports the network into a model repository, unless it exists; returns its folder."""
     repository = root / "models"
     if not repository.exists():
         training = {"data": "none", "data_sha256": "", "seed": 0, "epochs": 0, "training_sequences": 0}
@@ -76,7 +76,7 @@ def even(count: int, steps: int = EVEN) -> list[Float32Array]:
 
 
 def ragged(count: int) -> list[Float32Array]:
-    """Draws sequences of uniform lengths 5 to 120; `count` is best a multiple of 116, for then the mean is exact."""
+    """Draws sequences of uniform lengths 5 to 120; the mean is exact if `count` is a multiple of 116."""
     rng = np.random.default_rng(0)
     lengths = np.resize(np.arange(SHORTEST, LONGEST + 1), count)
     rng.shuffle(lengths)

@@ -1,4 +1,4 @@
-"""Servers as processes of their own on one core, each in a session of its own, so that all it started ends with it."""
+"""Servers as processes on one core, each in its own session, so that their child processes end with them."""
 
 import asyncio
 import contextlib
@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PATIENCE = 60.0
-"""Seconds that a server has to start, or to end."""
+"""Seconds within which a server must start or end."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 class StartError(Exception):
-    """A contestant can't run here; the message is one line that says why."""
+    """A contestant can't run here; the message is one line with the reason."""
 
 
 class Server:
@@ -70,7 +70,7 @@ class Server:
 
     @property
     def processes(self) -> list[int]:
-        """Ids of the process and of all that it, and what it started, have started."""
+        """Returns the ids of the process and of all its descendants."""
         children: dict[int, list[int]] = {}
         for path in Path("/proc").iterdir():
             if path.name.isdigit():
@@ -82,11 +82,11 @@ class Server:
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that are its own alone or its share of what is shared, over all its processes."""
+        """Returns its proportional set size in bytes, over all its processes."""
         return sum(_proportional(pid) for pid in self.processes)
 
     async def stop(self) -> None:
-        """Asks it to end, and ends what is left of it, itself and what it started."""
+        """Asks it to end, then kills the remaining processes."""
         started = {pid: _session_of(pid) for pid in self.processes}
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
@@ -96,7 +96,7 @@ class Server:
             pass
         finally:
             for pid, session in started.items():
-                # By now the number may be somebody else's.
+                # The number may belong to another process by now.
                 if session and _session_of(pid) == session:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -114,7 +114,7 @@ def _environment() -> dict[str, str]:
 
 def _parent_of(process: Path) -> int:
     try:
-        # After the name, which may hold anything but ends with the last parenthesis: state, parent.
+        # Fields after the name, which ends with the last parenthesis: state, parent.
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0

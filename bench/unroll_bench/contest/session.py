@@ -1,4 +1,4 @@
-"""One run of the benchmark: its processes, its model, and turns taken by contestants."""
+"""A run of the benchmark: its processes, its model, and the turns of contestants."""
 
 import asyncio
 import multiprocessing
@@ -26,9 +26,9 @@ class Session:
     """Starts servers when a row first needs them, and keeps them for the next rows, until the session ends.
 
     Args:
-        folder: For the model and logs; the caller's to remove.
+        folder: Folder for the model and logs, which the caller removes.
         cores: Cores of the client and of the servers.
-        peers: Contestants beside those that are always there.
+        peers: Further contestants.
         rounds: Repeats of each measurement.
         seconds: Length of each measurement.
     """
@@ -74,10 +74,10 @@ class Session:
     async def contestants(
         self, outcome: Outcome, names: Iterable[str], groups: Sequence[Group]
     ) -> dict[str, Contestant]:
-        """Returns the contestants that run here, which have answered every group; notes why another does not.
+        """Returns the contestants that run here, after they answered every group; notes why others do not run.
 
         Raises:
-            WrongAnswerError: an answer was not what eager PyTorch computes.
+            WrongAnswerError: an answer differs from eager PyTorch's.
         """
         there = {}
         expected = [network.eager(group) for group in groups]
@@ -100,7 +100,7 @@ class Session:
         return await asyncio.wrap_future(self._pool.submit(function, *args, **kwargs))
 
     async def in_turns(self, measures: Mapping[K, Callable[[], Awaitable[T]]]) -> dict[K, list[T]]:
-        """Runs every measure once a round, in turns, so that what else the machine does hits all alike."""
+        """Runs every measure once per round, in turns, so that other load of the machine affects all alike."""
         results: dict[K, list[T]] = {name: [] for name in measures}
         for _ in range(self.rounds):
             for name, measure in measures.items():
@@ -114,7 +114,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            # A measurement that is under way takes a second or two; nobody waits for the rest.
+            # A running measurement takes a second or two; the rest is dropped.
             await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
         await self._stack.aclose()
 
@@ -122,5 +122,5 @@ class Session:
 def _enter_worker(core: int) -> None:
     die_with_parent()
     pin(core)
-    # Ctrl-C reaches the whole group; who started the worker ends it.
+    # Ctrl-C reaches the whole group; the parent ends the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -13,7 +13,7 @@ HEADER = ("what", "compared", "measured (quartiles)", "bar", "")
 
 
 def word(verdict: Verdict) -> str:
-    """Met, not met, or why neither can be said."""
+    """Returns "met" or "not met", or why the claim was not measured."""
     if not verdict.samples:
         return "not measured"
     return "met" if verdict.met else "not met"
@@ -32,7 +32,7 @@ def lines(outcome: Outcome) -> Iterator[str]:
 
 
 def markdown(machine: Mapping[str, str], outcomes: Sequence[Outcome]) -> str:
-    """The machine, the verdicts, every figure, and the notes."""
+    """Returns machine, verdicts, figures and notes as Markdown."""
     lines = ["## Machine", "", *_markdown_table(("", ""), [tuple(item) for item in machine.items()]), "", "## Bars", ""]
     rows = []
     for outcome in outcomes:
@@ -58,7 +58,7 @@ def markdown(machine: Mapping[str, str], outcomes: Sequence[Outcome]) -> str:
 
 
 def to_json(machine: Mapping[str, str], settings: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
-    """Everything, with every round's sample."""
+    """Returns everything as JSON, with the samples of every round."""
     report = {"machine": machine, "settings": settings, "rows": [outcome.to_json() for outcome in outcomes]}
     return json.dumps(report, indent=1) + "\n"
 
@@ -75,5 +75,5 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 
 def number(value: float) -> str:
-    """A figure with three digits, or whole."""
+    """Formats a figure with three digits, or as a whole number."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

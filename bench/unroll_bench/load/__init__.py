@@ -1,4 +1,4 @@
-"""A load generator for gRPC servers: closed loops, open loops and streams, faster than what it measures."""
+"""A load generator for gRPC servers: closed loops, open loops and streams, faster than the servers."""
 
 from unroll_bench.load.loops import closed_loop, open_loop
 from unroll_bench.load.pool import Peer

@@ -1,4 +1,4 @@
-"""Checks of answers, by what can be known without the model."""
+"""Checks of answers that need no model."""
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from unroll_proto.v1 import unroll_pb2 as pb
 
-# What two answers may differ by where the same bits are not promised: each is within 1e-5 of eager PyTorch.
+# Largest difference of two answers without a promise of bits: each is within 1e-5 of eager PyTorch.
 TOLERANCE = 2e-5
 _REMEMBERED_BYTES = 64 << 20
 
@@ -14,13 +14,13 @@ _REMEMBERED_BYTES = 64 << 20
 class ClassifyCheck:
     """Checks the answers to one Classify request.
 
-    The first is looked at closely: as many sequences as asked, finite logits, probabilities that sum to 1, the label
-    of the largest. Each further one must say the same: to the bit where the model promises that.
+    The first one is checked in full: number of sequences, finite logits, probabilities that sum to 1, the label
+    of the largest. Each further answer must be the same, bit for bit if the model promises that.
 
     Args:
         sequences: Sequences of the request.
-        output_size: Logits of each.
-        bitwise: Whether the model promises the same bits every time.
+        output_size: Logits of each sequence.
+        bitwise: True if the model promises the same bits every time.
     """
 
     __slots__ = ("_bitwise", "_first", "_first_logits", "_outputs", "_sequences")
@@ -34,7 +34,7 @@ class ClassifyCheck:
 
     def __call__(self, answer: bytes) -> bool:
         """Returns True if an answer, a serialized ClassifyResponse, is right."""
-        # The same bytes say the same, which spares reading nearly all of them.
+        # Equal bytes need no parsing, which is nearly all of them.
         if answer == self._first:
             return True
         logits = self._sound(answer)
@@ -55,7 +55,7 @@ class ClassifyCheck:
             probabilities = np.frombuffer(response.probabilities, "<f4").reshape(self._sequences, classes)
         except (DecodeError, ValueError):
             return None
-        # A binary model's one logit stands against 0.
+        # The single logit of a binary model is compared with 0.
         scores = logits if self._outputs > 1 else np.concatenate([np.zeros_like(logits), logits], axis=1)
         right = (
             np.isfinite(logits).all()
@@ -67,14 +67,14 @@ class ClassifyCheck:
 
 
 class StepsCheck:
-    """Checks the states of sequences that are all fed the same values.
+    """Checks the states of sequences with the same values.
 
-    Every step's state must be the same in all sequences, wherever the server cuts its answers: to the bit where the
-    model promises that. The first of each is looked at closely.
+    The state of a step must be the same in all sequences, wherever the server cuts its answers; bit for bit if the
+    model promises that. The first state of each step is checked in full.
 
     Args:
         hidden_size: Width of a state.
-        bitwise: Whether the model promises the same bits every time.
+        bitwise: True if the model promises the same bits every time.
     """
 
     def __init__(self, hidden_size: int, bitwise: bool) -> None:

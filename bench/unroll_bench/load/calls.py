@@ -1,4 +1,4 @@
-"""One call on a connection: what is sent on it, and who takes what comes back."""
+"""A call on a connection: the messages to send, and the receiver of the answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def framed(message: bytes) -> bytes:
-    """A message as gRPC puts it on a stream: a byte that says it is not compressed, its size, itself."""
+    """Returns a message as gRPC sends it: a byte for no compression, the size, the message."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
@@ -35,16 +35,16 @@ class Request:
 
 
 class Stream:
-    """One call. Subclasses say what to do with what comes; one that has ended can be used for another call."""
+    """A call. Subclasses handle the answers; an object can be reused after its call has ended."""
 
     __slots__ = ("closing", "connection", "number", "outbox", "partial", "received", "unsent", "window")
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
         self.number = 0
-        # What follows is the connection's: bytes that the peer still takes, messages for the next write, what the
-        # windows did not let through, whether nothing follows that; the beginning of a message whose rest is to
-        # come, and bytes received that the peer does not know we have taken.
+        # The connection's fields: bytes that the peer still accepts, messages for the next write, data that the
+        # windows held back, True if nothing follows that data; the begin of a message whose rest is to
+        # come, and bytes received that are not yet reported to the peer.
         self.window = 0
         self.outbox: list[bytes] = []
         self.unsent = memoryview(b"")
@@ -53,32 +53,32 @@ class Stream:
         self.received = 0
 
     def message(self, data: bytes, now: float) -> None:
-        """Takes one message.
+        """Handles one message.
 
         Args:
-            data: It, without gRPC's prefix.
-            now: When it was read off the socket, in seconds of `time.perf_counter`.
+            data: The message, without gRPC's prefix.
+            now: Time at which it was read from the socket, in seconds of `time.perf_counter`.
         """
         raise NotImplementedError
 
     def ended(self, status: str, now: float) -> None:
-        """The call is over. Called once, and last.
+        """Handles the end of the call; called once, and last.
 
         Args:
-            status: "OK", or a status's name and message, or what became of the connection.
-            now: When that was read off the socket, in seconds of `time.perf_counter`.
+            status: "OK", or a status's name and message, or the fate of the connection.
+            now: Time at which that was read from the socket, in seconds of `time.perf_counter`.
         """
         raise NotImplementedError
 
     def send(self, data: bytes) -> None:
-        """Sends a message, or several, that `framed` has made; nothing happens where the call has ended."""
+        """Sends one message or several, as made by `framed`; does nothing if the call has ended."""
         if self.connection is not None:
             if not self.outbox:
                 self.connection.mark(self)
             self.outbox.append(data)
 
     def half_close(self) -> None:
-        """Says that no more messages come."""
+        """Half-closes the call: no more messages follow."""
         if self.connection is not None and not self.closing:
             self.send(b"")
             self.closing = True

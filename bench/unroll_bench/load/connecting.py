@@ -7,7 +7,7 @@ from collections.abc import Callable
 from unroll_bench.load.h2 import Connection
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds after which a server that says nothing is taken for none."""
+"""Seconds after which a silent server counts as unreachable."""
 
 
 async def connect(
@@ -16,16 +16,16 @@ async def connect(
     *,
     tls: ssl.SSLContext | None = None,
 ) -> Connection:
-    """Connects to `address` and waits until the server has said what it allows.
+    """Connects to `address` and waits for the server's HTTP/2 settings.
 
     Args:
         address: HOST:PORT, [IPV6]:PORT, or unix:PATH.
         on_unusable: See `Connection`.
-        tls: Encrypts with it; it must offer "h2" (`set_alpn_protocols`).
+        tls: Context for TLS; it must offer "h2" (`set_alpn_protocols`). None for plaintext.
 
     Raises:
-        OSError: there is no such server, or it speaks no HTTP/2, or does not answer within 10 s.
-        ValueError: `address` is none.
+        OSError: there is no such server, it does not speak HTTP/2, or it does not answer within 10 s.
+        ValueError: `address` is not an address.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -48,7 +48,7 @@ async def connect(
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT or [IPV6]:PORT.
+    """Returns host and port of HOST:PORT or [IPV6]:PORT.
 
     Raises:
         ValueError: it is neither.

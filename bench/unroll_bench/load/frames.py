@@ -15,13 +15,13 @@ MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
 
 # Length (its high byte, its low two), type, flags, stream.
 FRAME_HEADER: Final = struct.Struct(">BHBBL")
-# Before each message of gRPC: compressed or not, length.
+# Prefix of each gRPC message: 1 if compressed, length.
 PREFIX: Final = struct.Struct(">BL")
 SETTING: Final = struct.Struct(">HL")
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW: Final = 65_535
 DEFAULT_FRAME_SIZE: Final = 16_384
-# Half of what can be given, so that giving back never goes over the limit.
+# Half of the largest window, so that returning credit never exceeds the limit.
 RECEIVE_WINDOW: Final = 1 << 30
 LAST_STREAM: Final = (1 << 31) - 1
 
@@ -66,22 +66,22 @@ _CACHED_BLOCKS: Final = 4096
 
 
 class ProtocolError(Exception):
-    """The peer sent what HTTP/2 does not allow; the connection can't be used any more."""
+    """The peer violated HTTP/2; the connection can no longer be used."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One whole frame."""
+    """Returns a complete frame."""
     return frame_start(len(payload), kind, flags) + stream.to_bytes(4, "big") + payload
 
 
 def frame_start(size: int, kind: int, flags: int) -> bytes:
-    """The five bytes of a frame before the number of its stream, so that a frame built once serves any stream."""
+    """Returns the five bytes of a frame before its stream number, so that a frame can be reused for any stream."""
     return size.to_bytes(3, "big") + bytes((kind, flags))
 
 
 def opening() -> bytes:
-    """Returns the first bytes of a client: no header tables, no pushes, windows as large as can be."""
-    # HEADER_TABLE_SIZE 0 makes each block that the peer sends mean the same wherever it stands.
+    """Returns the first bytes of a client: no header tables, no pushes, the largest windows."""
+    # With HEADER_TABLE_SIZE 0, a header block of the peer has the same meaning anywhere.
     settings = ((1, 0), (2, 0), (INITIAL_WINDOW_SIZE, RECEIVE_WINDOW))
     return b"".join(
         (
@@ -93,12 +93,12 @@ def opening() -> bytes:
 
 
 def error_name(code: int) -> str:
-    """The name of an HTTP/2 error code."""
+    """Returns the name of an HTTP/2 error code."""
     return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"error {code}"
 
 
 def request_block(path: str, authority: str, scheme: str, metadata: Iterable[tuple[str, str]]) -> bytes:
-    """The header block of a gRPC request: it enters nothing into the peer's table, so that it can be sent again."""
+    """Returns the header block of a gRPC request. It adds nothing to the peer's table, so it can be reused."""
     headers = [
         (":method", "POST"),
         (":scheme", scheme),
@@ -116,23 +116,23 @@ def request_block(path: str, authority: str, scheme: str, metadata: Iterable[tup
 
 
 class Blocks:
-    """Reads header blocks, each distinct one once: servers send the same few over and over."""
+    """Reads header blocks, each distinct one once: servers repeat the same few."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, str | None] = {}
         self._decoder = Decoder()
-        # A table of size 0 is what we asked for: whatever is put in falls out at once, as it does at the peer.
+        # We asked for a table of size 0: every entry is evicted at once, as at the peer.
         self._decoder.header_table_size = 0
         self._decoder.max_allowed_table_size = 0
 
     def outcome(self, block: bytes) -> str | None:
-        """Reads the outcome of a call out of a header block.
+        """Reads the outcome of a call from a header block.
 
         Returns:
-            None where the call goes on; "OK"; or the status's name and message ("NOT_FOUND: no such model").
+            None if the call continues; "OK"; or the status's name and message ("NOT_FOUND: no such model").
 
         Raises:
-            ProtocolError: it is no header block.
+            ProtocolError: it is not a header block.
         """
         try:
             return self._known[block]
@@ -142,7 +142,7 @@ class Blocks:
             pairs = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except HPACKError as error:
             raise ProtocolError(f"header block: {error}") from None
-        if len(self._known) >= _CACHED_BLOCKS:  # a peer that dates its answers must not fill the memory
+        if len(self._known) >= _CACHED_BLOCKS:  # Bounded: a peer may put the date into each answer.
             self._known.clear()
         self._known[block] = outcome = _outcome(
             {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
@@ -154,7 +154,7 @@ def _outcome(headers: dict[str, str]) -> str | None:
     code = headers.get("grpc-status")
     if code is None:
         status = headers.get(":status", "200")
-        # As gRPC says where there is no gRPC server behind a proxy (doc/http-grpc-status-mapping.md).
+        # gRPC's mapping for a proxy without a gRPC server behind it (doc/http-grpc-status-mapping.md).
         return None if status == "200" else f"UNAVAILABLE: HTTP status {status}"
     if code == "0":
         return OK

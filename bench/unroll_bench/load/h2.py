@@ -1,6 +1,6 @@
-"""gRPC over HTTP/2 on an asyncio socket, made to cost little a call: one pass over what arrives, one write a turn.
+"""gRPC over HTTP/2 on an asyncio socket, at little cost per call: one pass over arrived data, one write per turn.
 
-Why our own: a load generator has to be faster than what it measures. Processor time a unary call of 4.8 kB and 200 B
+A load generator has to be faster than the servers that it measures. Processor time a unary call of 4.8 kB and 200 B
 back, 64 in flight, against a server that answers bytes made beforehand: this 10 to 17 us, grpc.aio 100 to 127 us,
 pyqwest 0.12 (Rust) 210 to 255 us. Measured on a machine that others used, too; the best runs of many made 63,000 calls
 a second, and 140,000 messages a second on streams.
@@ -16,7 +16,7 @@ from unroll_bench.load.calls import Request, Stream
 from unroll_bench.load.frames import OK, frame, frame_start
 from unroll_bench.load.receiving import Receiver
 
-# Written when this much has come together, so that a server works on the first calls while we make the next.
+# Bytes after which data is written at once, so that a server works on the first calls while the next are made.
 _WRITE_AT = 1 << 15
 
 
@@ -25,11 +25,11 @@ class Connection(Receiver):
 
     Args:
         on_unusable: Called once when no more calls can be started: the connection broke, the peer said GOAWAY, or
-            the stream numbers are used up. Calls in flight go on where they can.
+            the stream numbers are used up. Calls in flight continue if possible.
 
     Attributes:
-        usable: Whether calls can be started.
-        reason: Why not.
+        usable: True if calls can be started.
+        reason: Reason why no calls can be started.
     """
 
     def __init__(self, on_unusable: "Callable[[Connection], None]") -> None:
@@ -48,14 +48,14 @@ class Connection(Receiver):
         self._blocked: dict[int, Stream] = {}
         self._waiting: deque[tuple[Stream, Request | bytes]] = deque()
         self._flushing = False  # or about to
-        # What the peer allows.
+        # Limits of the peer.
         self._window = frames.DEFAULT_WINDOW
         self._stream_window = frames.DEFAULT_WINDOW
         self._frame_size = frames.DEFAULT_FRAME_SIZE
         self._max_streams = frames.LAST_STREAM
 
     def call(self, stream: Stream, request: Request) -> None:
-        """Starts a unary call; it waits where the peer allows no more streams."""
+        """Starts a unary call; it waits while the peer allows no more streams."""
         if len(self._streams) >= self._max_streams:
             self._waiting.append((stream, request))
             return
@@ -77,9 +77,9 @@ class Connection(Receiver):
             stream.half_close()
 
     def open(self, stream: Stream, block: bytes) -> None:
-        """Starts a call that streams both ways; it waits where the peer allows no more streams."""
+        """Starts a call that streams both ways; it waits while the peer allows no more streams."""
         if len(self._streams) >= self._max_streams:
-            stream.connection = self  # so that what is sent on it meanwhile waits, too
+            stream.connection = self  # so that messages sent meanwhile wait, too
             self._waiting.append((stream, block))
             return
         self._out.append(frame(frames.HEADERS, frames.END_HEADERS, self._begin(stream), block))
@@ -88,18 +88,18 @@ class Connection(Receiver):
         self._flush_soon()
 
     def mark(self, stream: Stream) -> None:
-        """Notes that a stream has something in its outbox."""
+        """Records that a stream has messages in its outbox."""
         self._marked.append(stream)
         if not self._flushing:
             self._flush_soon()
 
     def flush(self) -> None:
-        """Writes what has come together; what a stream was sent in one turn leaves in as few frames as can be."""
+        """Writes the collected data; messages of one stream and turn share as few frames as possible."""
         self._flushing = False
         if self._marked:
             marked, self._marked = self._marked, []
             for stream in marked:
-                # It may have ended since, or not be admitted yet.
+                # It may have ended, or not be admitted yet.
                 if stream.outbox and stream.number:
                     data = b"".join((stream.unsent, *stream.outbox))
                     stream.outbox.clear()
@@ -115,15 +115,15 @@ class Connection(Receiver):
         if self._transport is not None and not self._lost.done():
             self._fail("CANCELLED: the connection was closed")
             self._transport.write(frame(frames.GOAWAY, 0, 0, bytes(8)))
-            # A peer that does not read must not keep us.
+            # A peer that does not read must not block the end.
             self._transport.abort() if self._transport.get_write_buffer_size() else self._transport.close()
             await self._lost
 
     async def ready(self) -> None:
-        """Waits until the peer has said what it allows.
+        """Waits for the peer's settings.
 
         Raises:
-            ConnectionError: it speaks no HTTP/2, or hung up.
+            ConnectionError: it does not speak HTTP/2, or closed the connection.
         """
         await self._ready
 
@@ -132,20 +132,20 @@ class Connection(Receiver):
         """True if a call was started."""
         return self._next > 1
 
-    # What asyncio calls.
+    # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begins the connection."""
+        """See asyncio.Protocol; sends the client's preface."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(frames.opening())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends every call that is left."""
+        """See asyncio.Protocol; ends every remaining call."""
         self._fail(f"UNAVAILABLE: connection lost{f' ({exc})' if exc else ''}")
         self._lost.set_result(None)
 
-    # What the peer says.
+    # Frames of the peer.
 
     def _settings(self, payload: bytes) -> None:
         for name, value in frames.SETTING.iter_unpack(payload[: len(payload) // 6 * 6]):
@@ -198,7 +198,7 @@ class Connection(Receiver):
     def _give_back(self, number: int, size: int) -> None:
         self._out.append(frame(frames.WINDOW_UPDATE, 0, number, size.to_bytes(4, "big")))
 
-    # Beginning and ending calls.
+    # Starting and ending calls.
 
     def _begin(self, stream: Stream) -> int:
         number = self._next

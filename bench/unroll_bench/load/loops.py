@@ -1,4 +1,4 @@
-"""Unary calls in a closed loop (a number in flight) and in an open one (arrivals at a rate)."""
+"""Unary calls in a closed loop (a fixed number in flight) and in an open loop (arrivals at a rate)."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ async def closed_loop(
     """Keeps `in_flight` calls in flight: each answer starts the next call.
 
     Args:
-        address: The server, HOST:PORT or more of it (`Peer`).
-        calls: Made one after the other, and again from the first.
-        in_flight: Calls that wait for an answer at any time, spread over the connections.
+        address: The server: HOST:PORT, or a `Peer`.
+        calls: Calls to make in order, repeated from the first.
+        in_flight: Calls in flight, spread over the connections.
         seconds: Length of the measured window; calls answered within it are measured.
-        warm_up: Seconds before it.
+        warm_up: Seconds before the window.
         connections: TCP connections.
-        tally: Filled meanwhile, to be looked at.
+        tally: Counters that are filled during the run.
 
     Returns:
-        Latencies from the sending. A slow answer keeps its caller from sending; `open_loop` omits no such call.
+        Latencies from the sending. A slow answer delays its caller's next call; `open_loop` avoids that bias.
 
     Raises:
-        OSError: the server can't be reached at the beginning; later, that is counted as an error.
-        ValueError: an argument makes no sense.
+        OSError: the server can't be reached at the start; later failures are counted as errors.
+        ValueError: an argument is invalid.
     """
     if in_flight < 1:
         raise ValueError(f"in_flight: {in_flight}, 1 or more expected")
@@ -70,30 +70,30 @@ async def open_loop(
     max_in_flight: int = 10_000,
     tally: Tally | None = None,
 ) -> Result:
-    """Makes calls at random moments, `rate` a second on average (Poisson arrivals), however slow the answers are.
+    """Makes calls at random moments, `rate` per second on average (Poisson arrivals), however slow the answers are.
 
-    Every latency counts from when the call should have been made, so nothing is omitted by waiting. A call that has
+    Latencies count from the intended start of a call, so that waiting is not omitted. A call that has
     to wait for one of `max_in_flight` places waits on its own clock; one that still waits when the window ends is the
     error "not sent". Where the gaps are short this keeps a core busy, for exact timing.
 
     Args:
-        address: The server, HOST:PORT or more of it (`Peer`).
-        calls: Made one after the other, and again from the first.
-        rate: Calls a second.
+        address: The server: HOST:PORT, or a `Peer`.
+        calls: Calls to make in order, repeated from the first.
+        rate: Calls per second.
         seconds: Length of the measured window; calls meant to begin within it are measured.
-        warm_up: Seconds before it.
-        connections: TCP connections, taken in turn.
-        seed: Of the arrivals.
-        max_in_flight: Most calls that wait for an answer.
-        tally: Filled meanwhile, to be looked at.
+        warm_up: Seconds before the window.
+        connections: TCP connections, used in turn.
+        seed: Seed of the arrivals.
+        max_in_flight: Most calls in flight.
+        tally: Counters that are filled during the run.
 
     Returns:
         Latencies from the intended beginning; `seconds` lasts until the last measured answer, so that `rate` is what
         the server did.
 
     Raises:
-        OSError: the server can't be reached at the beginning; later, that is counted as an error.
-        ValueError: an argument makes no sense.
+        OSError: the server can't be reached at the start; later failures are counted as errors.
+        ValueError: an argument is invalid.
     """
     if rate <= 0 or max_in_flight < 1:
         raise ValueError("rate, max_in_flight: more than 0 expected")

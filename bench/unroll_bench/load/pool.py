@@ -1,4 +1,4 @@
-"""Connections to one server that are made again when they end."""
+"""Connections to one server that are replaced when they end."""
 
 import asyncio
 import ssl
@@ -16,13 +16,13 @@ _LONGEST_DELAY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The server to drive, and what every call carries.
+    """The server to drive, and the properties of every call.
 
     Attributes:
         address: HOST:PORT, [IPV6]:PORT, or unix:PATH.
-        tls: Encrypts with it where given; `set_alpn_protocols(["h2"])` must have been called.
+        tls: Context for TLS, with `set_alpn_protocols(["h2"])`; None for plaintext.
         metadata: Names (lower case) and values sent with each call, as ("authorization", "Bearer ...").
-        timeout: Deadline of each unary call in seconds, which the server is told; None sets none.
+        timeout: Deadline of each unary call in seconds, sent to the server; None for none.
     """
 
     address: str
@@ -31,7 +31,7 @@ class Peer:
     timeout: float | None = None
 
     def block(self, path: str, *, deadline: bool = True) -> bytes:
-        """The header block of a call of `path`."""
+        """Returns the header block of a call of `path`."""
         authority = "localhost" if self.address.startswith("unix:") else self.address
         metadata = list(self.metadata)
         if deadline and self.timeout is not None:
@@ -48,13 +48,13 @@ def _timeout(seconds: float) -> str:
 
 
 class Pool:
-    """A fixed number of connections, each made anew when it can't take more calls.
+    """A fixed number of connections, each replaced when it can't take more calls.
 
     Args:
-        peer: Where they go.
-        size: How many there are.
-        tally: Counts attempts to connect that failed, as errors.
-        on_ready: Called with the index of a connection that was made again.
+        peer: The server.
+        size: Number of connections.
+        tally: Counts failed attempts to connect as errors.
+        on_ready: Called with the index of a connection that was replaced.
     """
 
     def __init__(self, peer: Peer, size: int, tally: Tally, on_ready: Callable[[int], None]) -> None:
@@ -72,7 +72,7 @@ class Pool:
 
         Raises:
             OSError: one can't be made.
-            ValueError: the address is none.
+            ValueError: the address is not one.
         """
         for _ in range(self._size):
             self.lines.append(await self._connect())
@@ -92,7 +92,7 @@ class Pool:
         return line
 
     def _lost(self, line: Connection) -> None:
-        # One that is not in use yet is the business of who makes it.
+        # The code that makes a connection handles one that is not in use yet.
         if not self._closed and line in self.lines:
             task = asyncio.get_running_loop().create_task(self._replace(self.lines.index(line), line.was_used))
             self._tasks.add(task)

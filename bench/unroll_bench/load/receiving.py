@@ -1,4 +1,4 @@
-"""The receiving half of an HTTP/2 connection: one pass over what has arrived."""
+"""The receiving half of an HTTP/2 connection: one pass over the arrived data."""
 
 import asyncio
 from time import perf_counter
@@ -13,7 +13,7 @@ _NO_STATUS = "INTERNAL: the call ended without a status"
 
 
 class Receiver(asyncio.BufferedProtocol):
-    """Takes frames apart and hands on what they say; `Connection` is the rest."""
+    """Parses frames and passes their content on; `Connection` is the rest."""
 
     def __init__(self) -> None:
         self._streams: dict[int, Stream] = {}
@@ -22,20 +22,20 @@ class Receiver(asyncio.BufferedProtocol):
         self._filled = 0
         self._blocks = frames.Blocks()
         self._headers: tuple[int, int, bytes] | None = None  # flags, stream, block, until CONTINUATION ends it
-        self._received = 0  # bytes that the peer doesn't know we have taken
+        self._received = 0  # bytes received that are not yet reported to the peer
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Returns the room for the next bytes."""
+        """See asyncio.BufferedProtocol; returns the room for the next bytes."""
         return self._view[self._filled :]
 
     def buffer_updated(self, count: int) -> None:
-        """Reads every frame that is there whole, then lets the answers go."""
+        """See asyncio.BufferedProtocol; reads every complete frame, then writes the answers."""
         now = perf_counter()
         end = self._filled + count
         try:
             at = self._read(end, now)
         except Exception as error:
-            # Whatever it is, also in who takes the messages: a run must say so, and end its calls.
+            # Any error, also of a message's handler: the run must report it and end its calls.
             self._broken(f"{type(error).__name__}: {error}")
             return
         if at < end:
@@ -47,7 +47,7 @@ class Receiver(asyncio.BufferedProtocol):
         self._pass_done()
 
     def _read(self, end: int, now: float) -> int:
-        # The pass that everything goes through: names are local and the common cases inline, since this is the cost.
+        # The hot loop: names are local and the common cases inline.
         buffer, view, streams, outcome_of = self._buffer, self._view, self._streams, self._blocks.outcome
         unpack = FRAME_HEADER.unpack_from
         at = 0
@@ -86,7 +86,7 @@ class Receiver(asyncio.BufferedProtocol):
         return at
 
     def _messages(self, stream: Stream, body: int, stop: int, now: float) -> None:
-        # Messages and frames are cut independently: a frame can hold a part of one, or many.
+        # A frame can hold a part of a message, or several.
         source, view, at, end = self._buffer, self._view, body, stop
         if stream.partial is not None:
             stream.partial += view[body:stop]
@@ -148,7 +148,7 @@ class Receiver(asyncio.BufferedProtocol):
             raise ProtocolError("padding longer than its frame")
         return body + 1, stop - padding
 
-    # What `Connection` does about it.
+    # Implemented by `Connection`.
 
     def _end(self, stream: Stream, status: str, flags: int, now: float, *, reset: bool = False) -> None:
         raise NotImplementedError

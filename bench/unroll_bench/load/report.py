@@ -12,12 +12,11 @@ PERCENTILES: Final = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 
 def summary(result: Result, work: Mapping[str, float]) -> dict[str, Any]:
-    """Returns everything measured, ready for JSON.
+    """Returns all results, ready for JSON.
 
     Args:
         result: The run.
-        work: What one call carries on average, by name, as {"sequences": 64, "steps": 1856}; rates of these are
-            given, too.
+        work: Average content of a call by name, as {"sequences": 64, "steps": 1856}; their rates are added.
     """
     out: dict[str, Any] = {
         "seconds": result.seconds,
@@ -46,7 +45,7 @@ def percentiles(latencies: NDArray[np.float64]) -> dict[str, float | None]:
 
 
 def lines(out: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what `summary` returned, a line a figure."""
+    """Yields a line for each figure of `summary`."""
     for name, rate in out["rates"].items():
         yield f"{name + '/s':<14} {rate:,.1f}" if rate < 100 else f"{name + '/s':<14} {rate:,.0f}"
     latencies = out["latency_ms"]

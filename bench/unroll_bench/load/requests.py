@@ -13,7 +13,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 CLASSIFY = "/unroll.v1.UnrollService/Classify"
 
-# Each distinct request is sent many times, so that answers can be compared; more of them make the lengths' mix finer.
+# Each distinct request is sent many times, so that answers can be compared; more give a finer mix of lengths.
 DISTINCT = 256
 MOST_BYTES = 256 << 20
 
@@ -31,15 +31,15 @@ def random_calls(lengths: Lengths, model: ModelInfo, batch: int) -> tuple[list[C
     """Makes requests of standard normal sequences: `DISTINCT`, or as many as 256 MiB hold.
 
     Args:
-        lengths: Of the sequences.
-        model: The model asked. The version is named, so that a newer one doesn't change the answers.
+        lengths: Lengths of the sequences.
+        model: The model to ask. Requests name its version, so that a newer one doesn't change the answers.
         batch: Sequences of a request.
 
     Returns:
-        The calls, each with a check of its own, and the mean timesteps of one.
+        The calls, each with its check, and the mean timesteps of one.
 
     Raises:
-        ValueError: a request is larger than the server takes.
+        ValueError: a request exceeds the server's limits.
     """
     generator = np.random.default_rng(0)
     calls: list[Call] = []

@@ -14,10 +14,9 @@ class Call:
     """One unary call to make.
 
     Attributes:
-        path: Of the method, as "/unroll.v1.UnrollService/Classify".
+        path: Path of the method, such as "/unroll.v1.UnrollService/Classify".
         message: The serialized request.
-        check: Says whether an answer's serialized message is right; it is asked about every answer, between calls, so
-            it has to be cheap.
+        check: Returns True if an answer's serialized message is right; called between calls, so it must be fast.
     """
 
     path: str
@@ -30,12 +29,12 @@ class Result:
     """A load run.
 
     Attributes:
-        latencies: float64 [calls], seconds; of a closed loop from the sending, of anything with a schedule from when
-            the call should have been sent.
-        seconds: Length of the measured window: as asked for, or to the last answer that belongs to it.
-        calls: Calls answered with OK in the window; chunks, of a stream.
-        errors: What else became of calls, by status or reason, warm-up and end included.
-        wrong: Answers that the check refused, warm-up and end included.
+        latencies: float64 [calls], seconds; in a closed loop from the sending, with a schedule from the intended
+            start.
+        seconds: Length of the measured window: as requested, or to its last answer.
+        calls: Calls answered with OK in the window; on streams, chunks.
+        errors: Failed calls by status or reason, warm-up and end included.
+        wrong: Answers that failed the check, warm-up and end included.
         messages: Messages that streams answered in the window.
     """
 
@@ -48,26 +47,26 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Calls a second."""
+        """Calls per second."""
         return self.calls / self.seconds if self.seconds else 0.0
 
     def percentile(self, q: float) -> float:
-        """The latency in seconds that `q` percent of calls stay at or under; NaN where there are none."""
+        """Returns the latency in seconds that `q` percent of calls do not exceed; NaN if there are none."""
         return float(np.percentile(self.latencies, q, method="higher")) if len(self.latencies) else float("nan")
 
 
 class Tally:
-    """Counters of a run, which can be read while it goes on.
+    """Counters of a run, which can be read while it runs.
 
     Attributes:
-        latencies: Seconds, of the calls measured so far.
+        latencies: Seconds of the calls measured so far.
         errors: As in `Result`.
         wrong: As in `Result`.
-        in_flight: Calls, or chunks, that wait for an answer.
+        in_flight: Calls, or chunks, in flight.
         messages: As in `Result`.
-        begin: Begin of the measured window, in seconds of `time.perf_counter`; it is not measured before.
-        end: Its end.
-        last: When the last measured answer came.
+        begin: Begin of the measured window, in seconds of `time.perf_counter`.
+        end: End of the window.
+        last: Time of the last measured answer.
     """
 
     def __init__(self) -> None:
@@ -82,7 +81,7 @@ class Tally:
         self.last = 0.0
 
     def result(self, seconds: float) -> Result:
-        """Everything counted, as a value of its own."""
+        """Returns the counts as a value."""
         return Result(
             latencies=np.array(self.latencies, np.float64),
             seconds=seconds,

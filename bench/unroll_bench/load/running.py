@@ -1,4 +1,4 @@
-"""Unary calls in flight: places that are used for one call after the other, and what is counted of each."""
+"""Unary calls in flight: places that are used for one call after another, and their counters."""
 
 import asyncio
 import gc
@@ -13,11 +13,11 @@ from unroll_bench.load.pool import Peer, Pool
 from unroll_bench.load.result import Call, Result, Tally
 
 PATIENCE = 10.0
-"""Seconds after its end for which a run waits for answers; what is missing then is the error "unanswered"."""
+"""Seconds for which a run waits for answers at its end; missing ones are the error "unanswered"."""
 
 
 class _Caller(Stream):
-    """One place of a call in flight, used for one call after the other."""
+    """A place of a call in flight, used for one call after another."""
 
     __slots__ = ("answer", "index", "line", "run", "started", "surplus")
 
@@ -36,7 +36,7 @@ class _Caller(Stream):
 
     def ended(self, status: str, now: float) -> None:
         run = self.run
-        if run.closed:  # what ends now has been counted
+        if run.closed:  # these calls are counted already
             return
         tally = run.tally
         tally.in_flight -= 1
@@ -56,7 +56,7 @@ class _Caller(Stream):
 
 
 class _Run:
-    """Connections, calls and the clock of the window, shared by both loops."""
+    """Base of both loops: connections, calls and the clock of the window."""
 
     def __init__(
         self, address: str | Peer, calls: Sequence[Call], connections: int, tally: Tally | None, seconds: float
@@ -78,7 +78,7 @@ class _Run:
         self.idle = asyncio.Event()
 
     def begin(self, caller: _Caller, started: float) -> None:
-        """Starts the next call; where its connection is being made anew, as soon as that is there."""
+        """Starts the next call, or waits for its connection if that is being replaced."""
         caller.started = started
         index = self._next
         caller.index = index
@@ -100,7 +100,7 @@ class _Run:
             self.parked[caller.line].append(caller)
 
     async def finish(self) -> None:
-        """Waits for what is in flight, for a while; counts what is missing."""
+        """Waits a while for calls in flight; counts the missing ones."""
         self.over = True
         if self.tally.in_flight:
             self.idle.clear()
@@ -117,7 +117,7 @@ class _Run:
         await self.pool.close()
 
     def result(self, seconds: float) -> Result:
-        """Everything counted."""
+        """Returns the result of the run."""
         return self.tally.result(seconds)
 
 
@@ -125,7 +125,7 @@ class ClosedRun(_Run):
     """A fixed number of calls in flight."""
 
     def add(self, line: int) -> None:
-        """Puts one more call in flight."""
+        """Starts one more call."""
         self.begin(_Caller(self, line), perf_counter())
 
     def measure(self, started: float, now: float) -> None:
@@ -142,7 +142,7 @@ class ClosedRun(_Run):
 
 
 class OpenRun(_Run):
-    """Calls at moments of their own; `arrive` says when."""
+    """Calls at given moments; `arrive` starts them."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class OpenRun(_Run):
         self._max = max_in_flight
 
     def arrive(self, moment: float) -> None:
-        """Makes a call that was to begin at `moment`, at once if a place is free."""
+        """Makes a call whose intended start is `moment`, at once if a place is free."""
         if self._spare:
             self.begin(self._spare.popleft(), moment)
         elif self._made < self._max:
@@ -188,7 +188,7 @@ class OpenRun(_Run):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the garbage collector from going over all that was there before, which would look like slow answers."""
+    """Freezes existing objects, so that garbage collection does not look like slow answers."""
     gc.collect()
     gc.freeze()
     try:

@@ -1,21 +1,21 @@
-"""Doing things at exact moments on an event loop."""
+"""Calls at exact moments on an event loop."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
-# The timers of the event loop are a millisecond coarse; what is nearer is waited for awake.
+# Timers of the event loop are a millisecond coarse; nearer moments are awaited in a busy loop.
 _COARSE = 0.0015
-# Done in one go before what has arrived is read.
+# Most calls at once before arrived data is read.
 _AT_ONCE = 64
 
 
 async def on_schedule(moments: Iterator[float], act: Callable[[float], None]) -> None:
-    """Calls `act` at each moment, or as soon after it as can be, with that moment; ends after the last.
+    """Calls `act` with each moment, at that moment or as soon after it as possible.
 
     Args:
         moments: Ascending, in seconds of `time.perf_counter`.
-        act: Must not block.
+        act: The function; it must not block.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()

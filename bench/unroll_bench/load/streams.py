@@ -20,7 +20,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 PATH = "/unroll.v1.UnrollService/Unroll"
 
-# A server reads so many messages of a stream ahead; whoever is further behind than that has stopped.
+# Messages of a stream that a server reads ahead; one that is further behind has stopped.
 _MOST_UNANSWERED = 256
 
 
@@ -35,7 +35,7 @@ class _Frame:
 
 
 class _Sequence:
-    """One open sequence: what it was sent, and what of that is answered."""
+    """One open sequence: the chunks sent, and the steps answered."""
 
     __slots__ = ("answered", "carrier", "frame", "gone", "key", "live", "sent", "unanswered")
 
@@ -47,7 +47,7 @@ class _Sequence:
         self.gone = False
         self.sent = 0
         self.answered = 0
-        self.unanswered: deque[float] = deque()  # when each chunk began
+        self.unanswered: deque[float] = deque()  # intended start of each chunk
 
 
 class _Carrier(Stream):
@@ -86,7 +86,7 @@ class _Carrier(Stream):
 
     def ended(self, status: str, now: float) -> None:
         self.over = True
-        if self.run.closed:  # what ends now has been counted
+        if self.run.closed:  # these calls are counted already
             return
         for sequence in self.sequences:
             if not (status == OK and self.run.over):
@@ -128,7 +128,7 @@ class _Run:
         self._chunk_steps = chunk_steps
         self._check = check
         self._feed = feed
-        # One of each for all: filling a message anew takes a third of making it.
+        # One message of each kind for all: refilling one takes a third of the time of making it.
         self.response = pb.UnrollResponse()
         self._request = pb.UnrollRequest()
         self._batch = pb.ChunkBatch()
@@ -137,7 +137,7 @@ class _Run:
         self._changed = asyncio.Event()
 
     def send(self, frame: _Frame, moment: float) -> None:
-        """Sends the next chunks of a frame's sequences, which were to leave at `moment`."""
+        """Sends the next chunks of a frame's sequences, whose intended start is `moment`."""
         steps, chunks, request, batch = self._chunk_steps, self._chunks, self._request, self._batch
         keys, first_steps, values = [], [], []
         for sequence in frame.sequences:
@@ -164,7 +164,7 @@ class _Run:
         frame.sequences[0].carrier.send(framed(request.SerializeToString()))
 
     def batch_answered(self, batch: pb.StepsBatch, now: float) -> None:
-        """Takes answers to chunks of several sequences."""
+        """Handles answers to chunks of several sequences."""
         steps = self._steps
         fields = batch.keys, batch.first_steps, batch.counts, batch.states
         for key, first, covered, states in zip(*fields, strict=True):
@@ -174,7 +174,7 @@ class _Run:
                 self.answered(sequence, steps, now)
 
     def answered(self, sequence: _Sequence, steps: pb.Steps, now: float) -> None:
-        """Takes an answer: the rest of a chunk, a part, or more than one."""
+        """Handles an answer: a part of a chunk, its rest, or several chunks."""
         tally = self.tally
         first, after = sequence.answered, sequence.answered + steps.count
         follows = steps.first_step == first and first < after <= sequence.sent
@@ -201,7 +201,7 @@ class _Run:
             self.settle()
 
     def lose(self, sequence: _Sequence, reason: str) -> None:
-        """Takes a sequence out that can't go on."""
+        """Drops a sequence that can't continue."""
         if sequence.gone:
             return
         if not sequence.live:
@@ -216,12 +216,12 @@ class _Run:
         self.settle()
 
     def settle(self) -> None:
-        """Looks whether what `wait` waits for is so."""
+        """Checks the condition that `wait` waits for."""
         if self._until():
             self._changed.set()
 
     async def wait(self, until: Callable[[], bool], seconds: float) -> bool:
-        """Waits until something is so that answers bring about; says whether it came to be in time."""
+        """Waits until answers make a condition true; returns False if that takes too long."""
         self._until = until
         self._changed.clear()
         self.settle()
@@ -250,10 +250,10 @@ async def stream_loop(
     connections: int = 1,
     tally: Tally | None = None,
 ) -> Result:
-    """Keeps sequences open and feeds each of them chunks of steps, until the time is over.
+    """Keeps sequences open and sends chunks of steps to each until the time is over.
 
-    With a cadence, the sequences' chunks are spread evenly over it, none waits for an answer, and latencies count from
-    when a chunk should have been sent. Without, an answer starts the sequence's next chunk.
+    With a cadence, the chunks of all sequences are spread evenly over it, none waits for an answer, and latencies count
+    from the intended start. Without, an answer starts the sequence's next chunk.
 
     Args:
         address: The server, HOST:PORT or more of it (`Peer`).
@@ -262,13 +262,13 @@ async def stream_loop(
         cadence: Seconds between the chunks of a sequence.
         chunk_steps: Timesteps of a chunk.
         seconds: Length of the measured window.
-        model: Its name.
+        model: Name of the model.
         batch: Sequences of a stream whose chunks travel in one message, at most. In a closed loop they go on when all
             are answered.
         values: float32 [n, features]; each sequence goes through as many whole chunks as there are, over and over.
-        check: Says whether an answer is right; asked about every one.
-        version: Of the model; 0 is the newest.
-        warm_up: Seconds before the window, when all sequences are open.
+        check: Returns True if an answer is right; called for every one.
+        version: Version of the model; 0 for the newest.
+        warm_up: Seconds before the window, once all sequences are open.
         connections: TCP connections that carry the streams.
         tally: Filled meanwhile, to be looked at.
 

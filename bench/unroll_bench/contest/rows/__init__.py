@@ -1,4 +1,4 @@
-"""The rows of the table: each measures what it needs and holds it against its bars."""
+"""Rows of the table: each measures its figures and compares them with its bars."""
 
 from unroll_bench.contest.rows import arrivals, engine, kernel, overload, requests, sequences, states, streams
 from unroll_bench.contest.rows.row import Row

@@ -1,4 +1,4 @@
-"""Arrivals at random moments, lengths 5 to 120: latency under load, from each call's intended beginning."""
+"""Arrivals at random moments, lengths 5 to 120: latency under load, from each call's intended start."""
 
 from functools import partial
 from itertools import count
@@ -14,9 +14,9 @@ from unroll_bench.load import Result, open_loop
 PEAK_IN_FLIGHT = 64
 LOAD = 0.7
 REQUESTS = 232
-"""Distinct ones, asked in turn: each length twice."""
+"""Distinct requests, sent in turn: each length twice."""
 MAX_IN_FLIGHT = 512
-"""Bounds what is waited for once the time is over, of a server that is asked for more than it can do."""
+"""Most calls in flight, which bounds the wait at the end for an overloaded server."""
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
@@ -46,7 +46,7 @@ async def measure(session: Session, outcome: Outcome) -> None:
 
 
 async def _poisson(session: Session, contestant: Contestant, rate: float, seeds: "count[int]") -> Result:
-    """Runs one open loop; the rounds' arrivals differ, those of one round are alike for all."""
+    """Runs one open loop; arrivals differ between rounds and are the same for all contestants of a round."""
     return await open_loop(
         contestant.address,
         contestant.calls,

@@ -1,4 +1,4 @@
-"""The engine in process against onnxruntime alone: what scheduling, joining and leaving cost, and the kernel saves.
+"""The engine in process against onnxruntime alone: the cost of scheduling and the gain of the kernel.
 
 `ragged_steps` and `alone_steps` run in the worker process.
 """
@@ -27,12 +27,12 @@ LANES = 64
 ENGINE = "engine in process"
 ALONE = "onnxruntime alone"
 TICK_STEPS = 32
-"""As `unroll-serve` has it by default."""
+"""Default of `unroll-serve`."""
 WARM_UP = 0.2
 SEQUENCES = 232
-"""Of 5 to 120 steps: each length twice, in four batches."""
+"""Sequences of 5 to 120 steps: each length twice, in four batches."""
 IN_FLIGHT = 8
-"""Of those batches: enough that lanes never wait for sequences."""
+"""Batches in flight: enough that lanes never wait for sequences."""
 ALONE_STEPS = (16, 64)
 """Steps of one run of onnxruntime alone; the faster one counts."""
 
@@ -45,10 +45,10 @@ def _model(repository: Path) -> Model:
 
 
 def ragged_steps(repository: Path, seconds: float) -> float:
-    """Measures timesteps a second of sequences of 5 to 120 steps, always enough of them to fill every lane.
+    """Measures timesteps per second of sequences of 5 to 120 steps, with enough of them to fill every lane.
 
     Raises:
-        WrongAnswerError: an answer is not what eager PyTorch computes.
+        WrongAnswerError: an answer differs from eager PyTorch's.
     """
     return asyncio.run(_drive(_model(repository), seconds))
 
@@ -80,7 +80,7 @@ async def _drive(model: Model, seconds: float) -> float:
 
 
 def alone_steps(repository: Path, seconds: float) -> float:
-    """Measures timesteps a second of onnxruntime on the Scan form: lanes full, lengths equal, nothing gathered."""
+    """Measures timesteps per second of onnxruntime on the Scan form: full lanes, equal lengths, no gathering."""
     runtime = OnnxCpuRuntime((repository / MODEL / "1" / bundle.ONNX_RNN).read_bytes())
     return max(_alone(runtime, steps, seconds / len(ALONE_STEPS)) for steps in ALONE_STEPS)
 

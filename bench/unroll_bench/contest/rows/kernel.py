@@ -31,7 +31,7 @@ ONE_THREAD, TWO_THREADS = "engine in process, one thread", "engine in process, t
 SEQUENCES, LENGTH = 1000, 29
 ROUNDS = 15
 SECONDS = 0.04
-"""Time of a contestant in a round, about."""
+"""Approximate seconds of a contestant in a round."""
 # Cell, features, hidden, lanes, steps, and the bars by contestant.
 CASES: tuple[tuple[str, int, int, int, int, dict[str, float]], ...] = (
     ("RNN", 12, 128, 64, STEPS, {OPERATOR: 5, SCAN: 1.35}),
@@ -44,10 +44,10 @@ NETWORKS = {"RNN": SimpleRNN, "LSTM": SimpleLSTM, "GRU": SimpleGRU}
 
 
 def equal_lanes(cell: str, features: int, hidden: int, lanes: int, steps: int) -> dict[str, list[float]]:
-    """Measures seconds for sequences of one length, logits of their last steps; the Scan form gives every step's.
+    """Measures seconds for the last logits of sequences of one length; the Scan form computes those of every step.
 
     Raises:
-        WrongAnswerError: the kernel's logits are not onnxruntime's.
+        WrongAnswerError: the kernel's logits differ from onnxruntime's.
     """
     torch.set_num_threads(1)
     network = random_network(partial(NETWORKS[cell], features, hidden, CLASSES))
@@ -88,7 +88,7 @@ def equal_lanes(cell: str, features: int, hidden: int, lanes: int, steps: int) -
 
 
 def _in_turns(calls: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Measures seconds that a call of each contestant takes, one figure a round."""
+    """Measures seconds per call of each contestant, one figure per round."""
     counts = {}
     for name, call in calls.items():
         begin = time.perf_counter()

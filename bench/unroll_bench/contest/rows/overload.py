@@ -1,4 +1,4 @@
-"""Five times the load that a server can carry: how much of its peak is still answered, and in time."""
+"""Five times the load that a server can carry: the share of its peak that is answered in time."""
 
 from functools import partial
 from itertools import count
@@ -13,9 +13,9 @@ from unroll_bench.load import Peer, Result, open_loop
 
 TIMES = 5
 TIMEOUT = 1.0
-"""Seconds to each call's deadline: what comes later is no good."""
+"""Seconds to each call's deadline; later answers do not count."""
 WARM_UP = 1.0
-"""Seconds until the queue is as long as it gets."""
+"""Seconds until the queue has its full length."""
 KINDS = ((64, 8, 8, 0.9), (1, 256, 64, 0.5))
 """Sequences of a request, distinct requests, requests in flight for the peak, bar."""
 
@@ -60,7 +60,7 @@ async def _overloaded(session: Session, contestant: Contestant, rate: float, see
 
 
 def _explain(outcome: Outcome, name: str, results: list[Result]) -> None:
-    """Notes what became of the other calls; a wrong answer is more than that."""
+    """Records the outcome of the other calls; raises if an answer was wrong."""
     if any(result.wrong for result in results):
         outcome.problem = f"{name}: wrong answers"
     errors = sum((result.errors for result in results), start=type(results[0].errors)())

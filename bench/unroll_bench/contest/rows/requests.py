@@ -1,4 +1,4 @@
-"""Requests in closed loops: how much of the arithmetic reaches callers, alone or many."""
+"""Requests in closed loops: the share of the arithmetic that reaches callers, for one and for many."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Requests:
         sequences: Makes the sequences of all distinct requests.
         size: Sequences of a request.
         in_flight: Requests in flight.
-        bars: The least ratio of our rate to each of the others; of the median latency, the largest.
-        latency: Whether the bars are on median latency.
+        bars: Least ratio of our rate to that of each other contestant; for latency, the largest ratio of medians.
+        latency: True if the bars are on median latency.
     """
 
     sequences: Callable[[], list[Float32Array]]

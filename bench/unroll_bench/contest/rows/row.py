@@ -1,4 +1,4 @@
-"""A row, and what rows share: closed loops in turns, late calls, comparisons."""
+"""Base of the rows: closed loops in turns, late calls, comparisons."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -16,9 +16,9 @@ from unroll_engine.models.spec import Float32Array
 WARM_UP = 0.2
 """Seconds before each measurement."""
 LATE = ("not sent", "unanswered")
-"""The load generator's names for calls, or steps, with which a server did not keep up."""
+"""Error names of the load generator for calls or steps that a server did not keep up with."""
 DID_NOT_END = "streams that did not end"
-"""Its name for streams on which such steps were still open at the end."""
+"""Its error name for streams on which such steps were open at the end."""
 
 
 class Row(NamedTuple):
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
     Attributes:
         key: Its name for `make bench ONLY=`.
-        what: What is measured.
+        what: Description of the measurement.
         measure: Fills the outcome.
     """
 
@@ -61,9 +61,9 @@ async def closed(session: Session, asked: Iterable[Contestant], in_flight: int) 
 
 
 def take_late(result: Result) -> int:
-    """Takes the calls that came too late to be sent or answered out of a result's errors; returns their number.
+    """Removes the calls that were not sent or answered in time from a result's errors; returns their number.
 
-    A server that is slower than the load offered is a measurement, not a failure of it.
+    A server that is slower than the offered load is a result, not a failure of the measurement.
     """
     late = sum(result.errors.pop(reason, 0) for reason in LATE)
     if late:
@@ -98,7 +98,7 @@ def against(
     of: str = "",
     at_least: bool = True,
 ) -> None:
-    """Claims that `ours` does `bar` times what `theirs` does; `of` names the figure where a row has several."""
+    """Claims that `ours` reaches `bar` times `theirs`; `of` names the figure if a row has several."""
     missing = [name for name in (ours, theirs) if name not in samples]
     found: Sequence[float] = [] if missing else ratios(samples[ours], samples[theirs])
     why = f"no {', no '.join(missing)} here" if missing else ""

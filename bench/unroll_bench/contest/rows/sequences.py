@@ -1,4 +1,4 @@
-"""Ten thousand open sequences in one process, a step of each every second."""
+"""Ten thousand open sequences in one process, with a step of each per second."""
 
 import asyncio
 from contextlib import suppress
@@ -14,12 +14,12 @@ from unroll_bench.contest.session import Session
 
 SEQUENCES, STREAMS, CADENCE = 10_000, 10, 1.0
 SECONDS = 17.0
-"""Long enough to fill each sequence's history of chunks that can be sent again."""
+"""Seconds of warm-up: long enough to fill each sequence's replay window."""
 BYTES = 2048
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
-    """Measures a fresh server, so that its memory before the sequences is known."""
+    """Measures a new server, whose memory before the sequences is known."""
     for ours in OURS:
         try:
             async with session.fresh_server(ours) as server:
@@ -57,7 +57,7 @@ async def _measure(outcome: Outcome, ours: str, server: Server) -> None:
 
 
 async def _watch(server: Server, held: list[int]) -> None:
-    """Notes the server's memory twice a second."""
+    """Records the server's memory twice a second."""
     while True:
         await asyncio.sleep(0.5)
         held.append(server.resident)

@@ -1,4 +1,4 @@
-"""Hidden states streamed, one message a step."""
+"""Streamed hidden states, one message per step."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from unroll_bench.contest.session import Session
 
 SEQUENCES, STREAMS = 256, 8
 MESSAGES = 60_000
-"""A second, on one core."""
+"""Required messages per second on one core."""
 
 
 async def measure(session: Session, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""One-step chunks on streams: values, the states that eager PyTorch gives them, and the loop."""
+"""One-step chunks on streams: values, their states by eager PyTorch, and the loop."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ PERIOD = 64
 HORIZON = 1024
 """Steps whose states are known."""
 EVERY = 16
-"""One of so many answers is held against eager PyTorch: the client shall not be what is measured."""
+"""One of so many answers is compared with eager PyTorch, so that the client is not the bottleneck."""
 
 
 def _state_check() -> Callable[[pb.Steps], bool]:

@@ -19,7 +19,7 @@ Feed = Callable[[], Awaitable[Result]]
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
-    """Measures latency of every chunk from when it should have been sent, with and without load, in turns."""
+    """Measures the latency of every chunk from its intended start, with and without load, in turns."""
     for ours, bulk in (await session.contestants(outcome, OURS, grouped(even(8 * BULK), BULK))).items():
         unloaded = partial(feed, bulk.address, SEQUENCES, STREAMS, CADENCE, session.seconds, WARM_UP)
         results = await session.in_turns(

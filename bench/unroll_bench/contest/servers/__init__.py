@@ -1,1 +1,1 @@
-"""Servers that ours is held against, each a process of its own."""
+"""Servers that ours is compared with, each a separate process."""

@@ -1,4 +1,4 @@
-"""The server that a user would write in an afternoon: grpc.aio, one call of a library per request, padded by request.
+"""The server that a user would write in an afternoon: grpc.aio, one library call per request, padded per request.
 
 `python -m unroll_bench.contest.servers.afternoon FORM FILE` with FORM one of `onnx` (onnxruntime on the RNN operator,
 model.onnx) and `torchscript` (model.ts). It answers the Classify of unroll.v1, so that one client asks all. It serves
@@ -21,7 +21,7 @@ from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer, add_UnrollSer
 MAX_MESSAGE_BYTES = 16 * 2**20
 Array = npt.NDArray[np.float32]
 Forward = Callable[[Array], Array]
-"""[batch, time, features] -> logits [batch, time, classes]."""
+"""Function of [batch, time, features] that returns logits [batch, time, classes]."""
 
 
 def onnx_forward(file: str) -> Forward:
@@ -60,17 +60,17 @@ def torchscript_forward(file: str) -> Forward:
 
 
 class Afternoon(UnrollServiceServicer):
-    """Classify; the rest of the service is unimplemented.
+    """Implements Classify; the rest of the service is unimplemented.
 
     Args:
-        forward: What computes.
+        forward: Computes logits.
     """
 
     def __init__(self, forward: Forward) -> None:
         self._forward = forward
 
     async def Classify(self, request: pb.ClassifyRequest, context: object) -> pb.ClassifyResponse:  # noqa: N802 (gRPC)
-        """Pads to the longest of the request, runs it, reads each logits row at its sequence's last step."""
+        """Pads the sequences to the longest, runs them, and reads the logits of each sequence's last step."""
         lengths = np.array(request.lengths)
         values = np.frombuffer(request.values, np.float32)
         count, longest = len(lengths), int(lengths.max())
@@ -100,7 +100,7 @@ async def serve(form: str, file: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
-    # The stubs call every method abstract; the class itself answers UNIMPLEMENTED for the others.
+    # Only the stubs declare the methods abstract; the class answers UNIMPLEMENTED for the others.
     service = Afternoon((onnx_forward if form == "onnx" else torchscript_forward)(file))  # type: ignore[abstract]
     add_UnrollServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

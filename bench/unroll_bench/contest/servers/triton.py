@@ -33,7 +33,7 @@ instance_group [ {{ count: 1, kind: KIND_CPU }} ]
 parameters {{ key: "graph" value: {{ string_value: "{graph}" }} }}
 """
 DELAY = 0
-"""Microseconds that the batcher waits for company; 0 was best at 64 in flight and at 1."""
+"""Microseconds that the batcher waits for more requests; 0 was best with 1 and with 64 in flight."""
 
 
 def write_repository(root: Path, graph: Path) -> None:
@@ -46,7 +46,7 @@ def write_repository(root: Path, graph: Path) -> None:
 
 
 def write_backend(root: Path, triton: Path, python: str) -> None:
-    """Writes the folder of backends: Triton's Python one with the stub of the environment's Python."""
+    """Writes the folder of backends: Triton's Python backend with the stub of the environment's Python."""
     shutil.copytree(triton / "backends" / "python", root / "python")
     shutil.copy(triton / "python_backend_stubs" / python / "triton_python_backend_stub", root / "python")
 
@@ -66,7 +66,7 @@ async def ready(address: str) -> None:
 
 
 async def run(environment: Path, graph: Path) -> None:
-    """Starts Triton, says where it serves, and ends it when asked to."""
+    """Starts Triton, prints its address, and ends it on a signal."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

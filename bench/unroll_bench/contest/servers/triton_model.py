@@ -1,6 +1,6 @@
 """The Python-backend model that Triton runs: onnxruntime on the RNN operator, each batch padded to its longest.
 
-It runs inside Triton, in Triton's environment; Triton's dynamic batcher hands it what waited.
+It runs inside Triton, in Triton's environment; Triton's dynamic batcher passes it the waiting requests.
 """
 
 import json
