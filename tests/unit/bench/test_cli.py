@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from support.servicers import PartialServicer
 
 from unroll_bench.cli import command
 from unroll_proto.v1 import unroll_pb2 as pb
