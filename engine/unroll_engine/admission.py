@@ -253,7 +253,11 @@ class AdmissionController:
     def _refuse(self, error: OverloadedError, now: float) -> NoReturn:
         self._metrics.refused(_CAUSES[error.reason])
         self.overloaded_until = now + OVERLOADED
-        raise error
+        try:
+            raise error
+        finally:
+            # Its traceback refers to this frame: nothing is left for the garbage collector.
+            del error
 
     def _retry_after(self, now: float) -> float:
         rate = self._rate.of(now)

@@ -7,9 +7,9 @@ MODEL = "rnn"
 """Name of the model in every server."""
 FEATURES, HIDDEN, CLASSES = 12, 128, 9
 
-GRPCIO = "Unroll, grpcio"
-OURS = (GRPCIO,)
-"""Unroll's contestants, one for each transport."""
+NATIVE, GRPCIO = "Unroll, native", "Unroll, grpcio"
+OURS = {NATIVE: "native", GRPCIO: "grpcio"}
+"""Contestants of our own, with the transport of each."""
 AFTERNOON = "afternoon server"
 TORCHSCRIPT = "TorchScript by request"
 TRITON = "Triton"
@@ -29,4 +29,5 @@ def command(contestant: str, repository: Path) -> list[str | Path]:
     if contestant == TRITON:
         return [*server, TRITON_ENVIRONMENT, version / "model.onnx"]
     serve = Path(sys.executable).with_name("unroll-serve")
-    return [serve, "--models", repository, "--listen", "127.0.0.1:0", "--log-level", "warning"]
+    options = ["--listen", "127.0.0.1:0", "--transport", OURS[contestant], "--log-level", "warning"]
+    return [serve, "--models", repository, *options]

@@ -1,5 +1,6 @@
 """Results: samples with their spread, figures of contestants, claims and their bars."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ class Spread(NamedTuple):
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Divides round by round, so that other load of the machine in a round affects both sides of a ratio."""
-    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    """Divides round by round, so that what else the machine did in a round hits both sides of a ratio."""
+    return [mine / other if other else math.inf * mine for mine, other in zip(ours, theirs, strict=True)]
 
 
 @dataclass(frozen=True)

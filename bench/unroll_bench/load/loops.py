@@ -1,6 +1,7 @@
 """Unary calls in a closed loop (a fixed number in flight) and in an open loop (arrivals at a rate)."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -68,6 +69,7 @@ async def open_loop(
     connections: int = 1,
     seed: int = 0,
     max_in_flight: int = 10_000,
+    most_late: float = math.inf,
     tally: Tally | None = None,
 ) -> Result:
     """Makes calls at random moments, `rate` per second on average (Poisson arrivals), however slow the answers are.
@@ -81,11 +83,13 @@ async def open_loop(
         calls: Calls to make in order, repeated from the first.
         rate: Calls per second.
         seconds: Length of the measured window; calls meant to begin within it are measured.
-        warm_up: Seconds before the window.
-        connections: TCP connections, used in turn.
-        seed: Seed of the arrivals.
-        max_in_flight: Most calls in flight.
-        tally: Counters that are filled during the run.
+        warm_up: Seconds before it.
+        connections: TCP connections, taken in turn.
+        seed: Of the arrivals.
+        max_in_flight: Most calls that wait for an answer.
+        most_late: Seconds after which a call that this process was too busy to make is left out: the error "left out".
+            Random arrivals with some left out are random arrivals at a lower rate.
+        tally: Filled meanwhile, to be looked at.
 
     Returns:
         Latencies from the intended beginning; `seconds` lasts until the last measured answer, so that `rate` is what
@@ -97,7 +101,7 @@ async def open_loop(
     """
     if rate <= 0 or max_in_flight < 1:
         raise ValueError("rate, max_in_flight: more than 0 expected")
-    run = OpenRun(address, calls, connections, tally, seconds, max_in_flight)
+    run = OpenRun(address, calls, connections, tally, seconds, max_in_flight, most_late)
     # The count of a Poisson process varies by its square root: enough gaps, then cut.
     generator = np.random.default_rng(seed)
     expected = rate * (warm_up + seconds)

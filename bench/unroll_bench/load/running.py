@@ -152,16 +152,20 @@ class OpenRun(_Run):
         tally: Tally | None,
         seconds: float,
         max_in_flight: int,
+        most_late: float,
     ) -> None:
         super().__init__(address, calls, connections, tally, seconds)
         self.backlog: deque[float] = deque()
         self._spare: deque[_Caller] = deque()
         self._made = 0
         self._max = max_in_flight
+        self._most_late = most_late
 
     def arrive(self, moment: float) -> None:
-        """Makes a call whose intended start is `moment`, at once if a place is free."""
-        if self._spare:
+        """Makes a call that was to begin at `moment`, at once if a place is free."""
+        if perf_counter() - moment > self._most_late:
+            self.tally.errors["left out"] += 1
+        elif self._spare:
             self.begin(self._spare.popleft(), moment)
         elif self._made < self._max:
             caller = _Caller(self, self._made % len(self.parked))

@@ -4,7 +4,7 @@ from functools import partial
 from itertools import count
 
 from unroll_bench.contest.asking import Contestant
-from unroll_bench.contest.contestants import AFTERNOON, OURS
+from unroll_bench.contest.contestants import AFTERNOON, NATIVE
 from unroll_bench.contest.figures import Figure, Outcome
 from unroll_bench.contest.network import ragged
 from unroll_bench.contest.rows.row import WARM_UP, Row, against, closed, grouped, hold, p99_ms, take_late
@@ -21,7 +21,7 @@ MAX_IN_FLIGHT = 512
 
 async def measure(session: Session, outcome: Outcome) -> None:
     """Measures the afternoon server's peak by a closed loop; then Poisson arrivals at 70 % of it."""
-    there = await session.contestants(outcome, [*OURS, AFTERNOON], grouped(ragged(REQUESTS), 1))
+    there = await session.contestants(outcome, [NATIVE, AFTERNOON], grouped(ragged(REQUESTS), 1))
     peaks = await closed(session, [there[AFTERNOON]], PEAK_IN_FLIGHT)
     rate = LOAD * min(result.rate for result in peaks[AFTERNOON])
     results = await session.in_turns(
@@ -41,8 +41,7 @@ async def measure(session: Session, outcome: Outcome) -> None:
             Figure(name, "p99 ms", p99[name]),
             Figure(name, "p50 ms", [result.percentile(50) * 1e3 for result in rounds]),
         ]
-    for ours in OURS:
-        against(outcome, p99, ours, AFTERNOON, 0.3, of=f", p99 at {rate:,.0f}/s", at_least=False)
+    against(outcome, p99, NATIVE, AFTERNOON, 0.3, of=f", p99 at {rate:,.0f}/s", at_least=False)
 
 
 async def _poisson(session: Session, contestant: Contestant, rate: float, seeds: "count[int]") -> Result:

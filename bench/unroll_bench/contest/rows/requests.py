@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from unroll_bench.contest.contestants import AFTERNOON, OURS, TORCHSCRIPT, TRITON
+from unroll_bench.contest.contestants import AFTERNOON, NATIVE, OURS, TORCHSCRIPT, TRITON
 from unroll_bench.contest.figures import Figure, Outcome
 from unroll_bench.contest.network import even, ragged
 from unroll_bench.contest.rows.row import Row, against, closed, grouped
@@ -19,7 +19,8 @@ class Requests:
         sequences: Makes the sequences of all distinct requests.
         size: Sequences of a request.
         in_flight: Requests in flight.
-        bars: Least ratio of our rate to that of each other contestant; for latency, the largest ratio of medians.
+        bars: The least ratio of our rate to each of the others; of the median latency, the largest. Those to Triton
+            hold for the native transport.
         latency: True if the bars are on median latency.
     """
 
@@ -44,9 +45,9 @@ class Requests:
                 Figure(name, "p50 ms", medians[name]),
                 Figure(name, "p99 ms", [each.percentile(99) * 1e3 for each in rounds]),
             ]
-        for ours in OURS:
-            for theirs, bar in self.bars.items():
-                samples = medians if self.latency else rates
+        samples = medians if self.latency else rates
+        for theirs, bar in self.bars.items():
+            for ours in (NATIVE,) if theirs == TRITON else OURS:
                 against(outcome, samples, ours, theirs, bar, at_least=not self.latency)
 
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from unroll_bench.contest.contestants import OURS
+from unroll_bench.contest.contestants import NATIVE
 from unroll_bench.contest.figures import Figure, Outcome, Verdict
 from unroll_bench.contest.processes import Server, StartError
 from unroll_bench.contest.rows.row import Row, hold, take_late
@@ -19,18 +19,17 @@ BYTES = 2048
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
-    """Measures a new server, whose memory before the sequences is known."""
-    for ours in OURS:
-        try:
-            async with session.fresh_server(ours) as server:
-                await _measure(outcome, ours, server)
-        except StartError as error:
-            outcome.notes.append(f"{ours}: {error}")
+    """Measures a fresh server, so that its memory before the sequences is known."""
+    try:
+        async with session.fresh_server(NATIVE) as server:
+            await _measure(outcome, server)
+    except StartError as error:
+        outcome.notes.append(f"{NATIVE}: {error}")
     outcome.notes.append(f"{STREAMS} streams; memory is the proportional share (PSS) of all the server's processes")
 
 
-async def _measure(outcome: Outcome, ours: str, server: Server) -> None:
-    hold(ours, await feed(server.address, 100, STREAMS, CADENCE, 1.0, CADENCE))
+async def _measure(outcome: Outcome, server: Server) -> None:
+    hold(NATIVE, await feed(server.address, 100, STREAMS, CADENCE, 1.0, CADENCE))
     before = server.resident
     held: list[int] = []
     watcher = asyncio.create_task(_watch(server, held))
@@ -40,19 +39,19 @@ async def _measure(outcome: Outcome, ours: str, server: Server) -> None:
         await watcher
     late = take_late(result)
     if late:
-        outcome.notes.append(f"{ours}: {late:,} steps not answered ten seconds after the last was sent")
-    hold(ours, result)
+        outcome.notes.append(f"{NATIVE}: {late:,} steps not answered ten seconds after the last was sent")
+    hold(NATIVE, result)
     in_time = np.count_nonzero(result.latencies <= CADENCE) / (len(result.latencies) + late)
     idle = (held[-1] - before) / SEQUENCES
     outcome.figures += [
-        Figure(ours, "steps/s", [result.rate]),
-        Figure(ours, "p50 ms", [result.percentile(50) * 1e3]),
-        Figure(ours, "p99 ms", [result.percentile(99) * 1e3]),
-        Figure(ours, "bytes a sequence", [idle]),
+        Figure(NATIVE, "steps/s", [result.rate]),
+        Figure(NATIVE, "p50 ms", [result.percentile(50) * 1e3]),
+        Figure(NATIVE, "p99 ms", [result.percentile(99) * 1e3]),
+        Figure(NATIVE, "bytes a sequence", [idle]),
     ]
     outcome.verdicts += [
-        Verdict(f"{ours}: steps answered before the sequence's next one", [in_time], 0.99, unit="%"),
-        Verdict(f"{ours}: memory of a sequence between its steps", [idle], BYTES, at_least=False, unit="bytes"),
+        Verdict(f"{NATIVE}: steps answered before the sequence's next one", [in_time], 0.99, unit="%"),
+        Verdict(f"{NATIVE}: memory of a sequence between its steps", [idle], BYTES, at_least=False, unit="bytes"),
     ]
 
 

@@ -155,9 +155,11 @@ class Context:
         """Cancels the handler: the call is over."""
         if self.task:
             self.task.cancel()
+        if not self._call.reports_end:
+            self._call.context = None
 
     def close(self) -> None:
         """Tells those who asked for it that the answer was taken, or never will be."""
         for callback in self._done or ():
             callback(self)
-        self._done = None
+        self._done = self._call.context = None

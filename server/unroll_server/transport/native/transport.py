@@ -183,6 +183,11 @@ class NativeTransport:
             # A cancelled call has ended already.
             context.finish(_UNKNOWN)
             raise
+        finally:
+            context.task = None
+            if not call.reports_end:
+                # Call and context refer to each other: nothing is left for the garbage collector.
+                call.context = None
 
     def _watch_deadlines(self) -> None:
         if self._timer:
