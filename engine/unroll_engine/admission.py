@@ -36,6 +36,8 @@ RATE_LIFETIME = 10.0
 """Seconds for which a measured rate is used."""
 RATE_WEIGHT = 0.3
 """Weight of a single window in the rate."""
+MEAN_WEIGHT = 0.02
+"""Weight of a single job in the mean timesteps of one."""
 
 
 QuotaOf = Callable[[str], int | None]
@@ -60,16 +62,18 @@ class Admissible(Protocol):
 
 
 class Refusal(NamedTuple):
-    """Calls that an overloaded server refuses before it reads their message.
+    """Calls that an overloaded server refuses before it reads their message: too much is queued before their deadline.
 
     Attributes:
-        least: Least seconds to their deadline.
-        most: Upper bound of these seconds, exclusive; infinite if calls without a deadline are refused too.
-        error: The error of these calls.
+        rate: Timesteps that may be queued before a call for each second to its deadline; 0: every call is refused.
+        call: Mean timesteps of a call, by which the queue grows with each that is not refused.
+        due: Deadlines on the clock, ascending, and the timesteps queued up to each.
+        error: The error that they end with.
     """
 
-    least: float
-    most: float
+    rate: float
+    call: float
+    due: list[tuple[float, float]]
     error: OverloadedError
 
 
@@ -116,6 +120,8 @@ class AdmissionController:
         self._due: dict[int, int] = defaultdict(int)
         self.overloaded_until = -math.inf
         self._rate = ServiceRate(2 * full_tick)
+        # Mean timesteps of a job, by kind: bulk, interactive.
+        self._mean = [0.0, 0.0]
 
     def admit(self, job: Admissible) -> None:
         """Accounts for a job, until `release`.
@@ -137,6 +143,7 @@ class AdmissionController:
             self._queued[job.owner] += steps
         self.steps += steps
         self.bytes += size
+        self._mean[job.interactive] += MEAN_WEIGHT * (steps - self._mean[job.interactive])
         job.due = _FIRST if job.interactive else int(min(job.deadline, now + IMPLICIT_DEADLINE) / GRAIN)
         self._due[job.due] += steps
         self._gauges[0], self._gauges[1] = self.steps, self.bytes
@@ -182,29 +189,26 @@ class AdmissionController:
             self._check_quota(owner, 1, now)
 
     def refusal(self, interactive: bool) -> Refusal | None:
-        """Returns which calls of any caller `check_unread` refuses at this moment; None if it refuses none.
+        """Returns which calls `check_unread` refuses at this moment, whatever their caller; None: no deadline matters.
 
         Args:
             interactive: True for calls whose jobs go before bulk jobs.
         """
         now = self.clock()
         if self.steps > UNREAD * self._max_steps:
-            return Refusal(-math.inf, math.inf, self._full(STEPS, now))
+            return Refusal(0.0, 0.0, [], self._full(STEPS, now))
         if self.bytes > UNREAD * self._max_bytes:
-            return Refusal(-math.inf, math.inf, self._full(BYTES, now))
+            return Refusal(0.0, 0.0, [], self._full(BYTES, now))
         rate = self._rate.of(now)
-        if rate is None or not self.steps:
+        if rate is None:
             return None
-        # Between two queued deadlines, those too near for all that is queued before are refused.
-        budget, before, refused = UNREAD * MARGIN * rate, 0, None
-        for due in sorted(self._due):
-            if due == _FIRST or not interactive:
-                before += self._due[due]
-                begin, end = max(0.0, due * GRAIN - now), (before + 1) / budget
-                if end > begin:
-                    joined = refused is not None and refused[1] >= begin
-                    refused = (refused[0] if refused and joined else begin, end)
-        return Refusal(*refused, self._late(now)) if refused else None
+        due: list[tuple[float, float]] = []
+        before = 0
+        for deadline in sorted(self._due):
+            if deadline == _FIRST or not interactive:
+                before += self._due[deadline]
+                due.append((deadline * GRAIN, before))
+        return Refusal(UNREAD * MARGIN * rate, self._mean[interactive], due, self._late(now))
 
     def record_refused(self, reason: str, count: int) -> None:
         """Counts calls that were refused by what `refusal` returned."""

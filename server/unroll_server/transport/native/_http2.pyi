@@ -54,7 +54,16 @@ class Server:
     ) -> None: ...
     def add_method(self, path: str, streams: bool, work: int = -1) -> int: ...
     def refuse(
-        self, work: int, until: float, least: float, most: float, code: int, details: str, trailers: Metadata, /
+        self,
+        work: int,
+        until: float,
+        rate: float,
+        call: float,
+        due: list[tuple[float, float]],
+        code: int,
+        details: str,
+        trailers: Metadata,
+        /,
     ) -> None: ...
     def take_refused(self, method: int, /) -> int: ...
     def take_events(self) -> list[tuple[int, Call, bytes]]: ...

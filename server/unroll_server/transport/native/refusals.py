@@ -41,9 +41,11 @@ class UnreadRefusals:
         for interactive in (False, True):
             refusal = self._admission.refusal(interactive)
             if refusal is None:
-                self._server.refuse(interactive, self._admission.clock(), 0.0, 0.0, _CODE, "", ())
+                self._server.refuse(interactive, self._admission.clock(), 0.0, 0.0, [], _CODE, "", ())
                 continue
             error, until = refusal.error, self._admission.overloaded_until
             self._reasons[interactive] = error.reason
             trailers = refusal_trailers(error.description, error.retry_after, error.reason)
-            self._server.refuse(interactive, until, refusal.least, refusal.most, _CODE, str(error), trailers)
+            self._server.refuse(
+                interactive, until, refusal.rate, refusal.call, refusal.due, _CODE, str(error), trailers
+            )

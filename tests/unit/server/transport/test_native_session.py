@@ -437,25 +437,49 @@ def test_an_http1_client_learns_where_it_is() -> None:
 
 def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     peer = Peer()
-    peer.server.refuse(0, 1001.0, 0.1, 0.5, 8, "the queue is full", [("grpc-retry-pushback-ms", "20")])
-    soon, near, far = (("grpc-timeout", f"{milliseconds}m") for milliseconds in (50, 400, 600))
-    peer.open(1, WORK, near)
-    answer = peer.answer()
+    trailers = [("grpc-retry-pushback-ms", "20")]
+
+    def strained() -> None:
+        """Work of 10 a second; by a deadline after 100 ms, 4; a call is 2."""
+        peer.server.refuse(0, 1001.0, 10.0, 2.0, [(1000.1, 4.0)], 8, "the queue is full", trailers)
+
+    strained()
+    soon, near, far = (("grpc-timeout", f"{milliseconds}m") for milliseconds in (50, 400, 900))
+    peer.call(1, b"", WORK, soon)
+    peer.open(3, WORK, near)
+    answer = peer.answer(3)
     assert answer.status == (RESOURCE_EXHAUSTED, "the queue is full")
     assert answer.headers["grpc-retry-pushback-ms"] == "20"
     assert answer.reset == NO_ERROR
-    peer.call(3, b"", WORK, far)
-    peer.call(5, b"", UNARY, near)
-    peer.call(9, b"", WORK, soon)
-    peer.call(11, b"", WORK)
+    peer.call(5, b"", WORK, far)
+    peer.call(7, b"", WORK)
+    peer.call(9, b"", UNARY, near)
+    # With the calls that were taken meanwhile there is too much before this one, too.
+    peer.call(11, b"", WORK, far)
+    assert peer.answer(11).status == (RESOURCE_EXHAUSTED, "the queue is full")
     assert len(peer.requests()) == 4
-    peer.now = 1001.0
-    peer.call(13, b"", WORK, near)
+    # Those were just handed over, and are not in the queue yet.
+    strained()
+    peer.call(13, b"", WORK, far)
+    assert peer.answer(13).status == (RESOURCE_EXHAUSTED, "the queue is full")
+    assert not peer.requests()
+    strained()
+    peer.open(15, WORK, far)
+    peer.open(17, WORK, far)
+    # Expected as long as nobody leaves.
+    peer.open(19, WORK, far)
+    assert peer.answer(19).status == (RESOURCE_EXHAUSTED, "the queue is full")
+    peer.send(frame(RST_STREAM, 0, 15, struct.pack(">I", CANCEL)))
+    strained()
+    peer.call(21, b"", WORK, far)
     assert len(peer.requests()) == 1
-    peer.server.refuse(0, 1002.0, float("-inf"), float("inf"), 8, "the queue is full", ())
-    peer.call(15, b"", WORK)
-    assert peer.answer(15).status == (RESOURCE_EXHAUSTED, "the queue is full")
-    assert [peer.server.take_refused(peer.methods[path]) for path in (WORK, WORK, UNARY)] == [2, 0, 0]
+    peer.now = 1001.0
+    peer.call(23, b"", WORK, near)
+    assert len(peer.requests()) == 1
+    peer.server.refuse(0, 1002.0, 0.0, 0.0, [], 8, "the queue is full", ())
+    peer.call(25, b"", WORK)
+    assert peer.answer(25).status == (RESOURCE_EXHAUSTED, "the queue is full")
+    assert [peer.server.take_refused(peer.methods[path]) for path in (WORK, WORK, UNARY)] == [5, 0, 0]
 
 
 CALL = frame(HEADERS, END_HEADERS, 1, header_block(STREAM))

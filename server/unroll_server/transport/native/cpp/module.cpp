@@ -1,7 +1,9 @@
 // The Python face of the sessions.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include "session.hpp"
 
@@ -112,9 +114,10 @@ NB_MODULE(_http2, module) {
              nb::arg("shortest_pings"))
         .def("add_method", &Server::add_method, nb::arg("path"), nb::arg("streams"), nb::arg("work") = -1)
         .def("refuse",
-             [](Server& server, size_t work, double until, double least, double most, int code, std::string details,
+             [](Server& server, size_t work, double until, double rate, double call,
+                std::vector<std::pair<double, double>> due, int code, std::string details,
                 const nb::sequence& trailers) {
-                 server.refuse(work, {until, least, most, status(code, std::move(details), trailers)});
+                 server.refuse(work, {until, rate, call, std::move(due), status(code, std::move(details), trailers)});
              })
         .def("take_refused", &Server::take_refused)
         .def("take_events", &events)

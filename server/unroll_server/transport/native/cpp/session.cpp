@@ -74,6 +74,8 @@ nghttp2_option* make_options() {
     nghttp2_option* options;
     if (nghttp2_option_new(&options)) throw std::bad_alloc();
     nghttp2_option_set_no_auto_window_update(options, 1);
+    // Kept for a tree of priorities, which gRPC does not use: hundreds of streams on each connection.
+    nghttp2_option_set_no_closed_streams(options, 1);
     // gRPC lets values begin and end with spaces.
     nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(options, 1);
     nghttp2_option_set_stream_reset_rate_limit(options, reset_burst, reset_rate);
@@ -261,6 +263,7 @@ void Call::finish(const Status& status) {
     status_ = status;
     if (!session_) return;
     session_->server_->deadlines_.erase({deadline, this});
+    session_->server_->unexpect(*this, false);
     release(unconsumed_);
     inbox_.clear();
     count();
@@ -364,14 +367,36 @@ void Server::emit(Kind kind, Call& call, std::string message) {
     events_.push_back({kind, call.shared_from_this(), std::move(message)});
 }
 
-const Refusal* Server::refusal_of(const Call& call, double now) {
+void Server::refuse(size_t work, Refusal refusal) {
+    refusals_.at(work) = std::move(refusal);
+    // What was just handed over is not part of the work that is known.
+    taken_[work] = expected_[work] + ready_[work] + handed_[work];
+}
+
+const Refusal* Server::refusal_of(Call& call, double now) {
     if (call.method == no_method) return nullptr;
     const int work = methods_[static_cast<size_t>(call.method)].work;
     if (work < 0) return nullptr;
-    const Refusal& refusal = refusals_[static_cast<size_t>(work)];
-    const double left = call.deadline - now;
-    const bool refused = left >= refusal.least && (left < refusal.most || refusal.most == never);
-    return refused && now < refusal.until ? &refusal : nullptr;
+    const auto kind = static_cast<size_t>(work);
+    const Refusal& refusal = refusals_[kind];
+    if (now < refusal.until) {
+        if (!refusal.rate) return &refusal;
+        double before = taken_[kind] * refusal.call;
+        const auto due = std::upper_bound(refusal.due.begin(), refusal.due.end(), std::pair{call.deadline, never});
+        if (due != refusal.due.begin()) before += std::prev(due)->second;
+        if (before && before + 1 > refusal.rate * (call.deadline - now)) return &refusal;
+    }
+    taken_[kind]++;
+    expected_[kind]++;
+    call.work_ = work;
+    return nullptr;
+}
+
+void Server::unexpect(Call& call, bool ready) {
+    if (call.work_ < 0) return;
+    const auto kind = static_cast<size_t>(std::exchange(call.work_, -1));
+    expected_[kind]--;
+    if (ready) ready_[kind]++;
 }
 
 // ---- Session
@@ -593,6 +618,7 @@ void Session::deliver(Call& call) {
     call.announced_ = true;
     call.inbox_.clear();
     call.count();
+    server_->unexpect(call, true);
     server_->emit(Kind::request, call, std::move(message));
 }
 
@@ -605,6 +631,7 @@ void Session::half_close(Call& call) {
 
 void Session::close(Call& call) {
     server_->deadlines_.erase({call.deadline, &call});
+    server_->unexpect(call, false);
     if (!call.finished_) {
         call.finished_ = true;
         call.status_.code = cancelled;

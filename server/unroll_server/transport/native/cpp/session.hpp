@@ -25,6 +25,7 @@ class Server;
 
 constexpr double never = std::numeric_limits<double>::infinity();
 constexpr int no_method = -1;
+constexpr size_t kinds_of_work = 2;
 
 struct Method {
     bool streams;   // takes many messages, or is handed over before its message has come
@@ -91,6 +92,7 @@ class Call : public std::enable_shared_from_this<Call> {
     Status status_;
     std::string content_type_;
     std::string verb_;
+    int work_ = -1;  // of its method, while its message is expected
     bool unary_ = false;
     bool has_te_ = false;
     bool headers_done_ = false;
@@ -128,11 +130,12 @@ struct Limits {
     double shortest_pings = 5;        // seconds between two pings of a client
 };
 
-// What a strained server refuses before it reads the message.
+// What a strained server refuses before it reads the message: a call before whose deadline too much is to be done.
 struct Refusal {
     double until = -never;
-    double least = 0;  // seconds to their deadline, at least
-    double most = 0;   // and less than that; never: calls without a deadline too
+    double rate = 0;    // work that may be done in a second until the deadline; 0: every call is refused
+    double call = 0;    // work of a call that is taken
+    std::vector<std::pair<double, double>> due;  // deadlines, ascending, and the work to be done by each
     Status status;
 };
 
@@ -142,11 +145,14 @@ class Server {
 
     int add_method(const std::string& path, bool streams, int work);
     // Refuses calls of methods with this kind of work.
-    void refuse(size_t work, const Refusal& refusal) { refusals_.at(work) = refusal; }
+    void refuse(size_t work, Refusal refusal);
     // The calls of a method that were refused since the last call of this.
     uint64_t take_refused(int method) { return std::exchange(methods_.at(static_cast<size_t>(method)).refused, 0); }
 
-    std::vector<Event> take_events() { return std::exchange(events_, {}); }
+    std::vector<Event> take_events() {
+        handed_ = std::exchange(ready_, {});
+        return std::exchange(events_, {});
+    }
     bool has_events() const { return !events_.empty(); }
     // The sessions that may have bytes to send since the last call of this.
     std::vector<Session*> take_dirty();
@@ -163,11 +169,16 @@ class Server {
     friend class Call;
 
     void emit(Kind kind, Call& call, std::string message = {});
-    const Refusal* refusal_of(const Call& call, double now);
+    const Refusal* refusal_of(Call& call, double now);
+    // Records that a call's message has come whole, or won't any more.
+    void unexpect(Call& call, bool ready);
 
     std::unordered_map<std::string, int> paths_;
     std::vector<Method> methods_;
-    std::array<Refusal, 2> refusals_;
+    std::array<Refusal, kinds_of_work> refusals_;
+    // Calls by kind of work: taken since the refusal was set or not handed over by then; whose message has not come
+    // whole; handed over, and with the last events.
+    std::array<double, kinds_of_work> taken_{}, expected_{}, ready_{}, handed_{};
     std::vector<Event> events_;
     std::set<std::pair<double, Call*>> deadlines_;
     std::unordered_set<Session*> sessions_;
