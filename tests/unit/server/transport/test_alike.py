@@ -178,10 +178,18 @@ PAIRS = st.lists(
 ).map(tuple)
 SIZES = st.sampled_from([0, 1, 5, 1000, 16_384, 65_535, MESSAGE_BYTES, MESSAGE_BYTES + 1])
 MESSAGES = st.binary(max_size=20) | st.builds(lambda size, seed: bytes([seed]) * size, SIZES, st.integers(0, 255))
+
+
+def up_to_too_large(messages: list[bytes]) -> tuple[bytes, ...]:
+    """Cuts after a message that ends the call: grpcio's client takes that for an error of its own while it writes."""
+    large = (index + 1 for index, message in enumerate(messages) if len(message) > MESSAGE_BYTES)
+    return tuple(messages[: next(large, None)])
+
+
 SCRIPTS = st.builds(
     Script,
     method=st.sampled_from(["Unary", "Stream", "Letters", "None"]),
-    messages=st.lists(MESSAGES, min_size=1, max_size=4).map(tuple),
+    messages=st.lists(MESSAGES, min_size=1, max_size=4).map(up_to_too_large),
     metadata=PAIRS,
     compression=st.sampled_from(list(grpc.Compression)),
     answers=st.integers(0, 3),
