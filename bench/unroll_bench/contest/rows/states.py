@@ -1,21 +1,42 @@
-"""Streamed hidden states, one message per step."""
+"""Streamed hidden states, one step at a time: one sequence per message, and many."""
 
 from functools import partial
+from typing import NamedTuple
 
-from unroll_bench.contest.contestants import OURS
-from unroll_bench.contest.figures import Figure, Outcome, Verdict
+from unroll_bench.contest.contestants import GRPCIO, OURS
+from unroll_bench.contest.figures import Figure, Outcome, Verdict, ratios
 from unroll_bench.contest.processes import StartError
 from unroll_bench.contest.rows.row import WARM_UP, Row, hold
 from unroll_bench.contest.rows.streaming import feed
 from unroll_bench.contest.session import Session
 
-SEQUENCES, STREAMS = 256, 8
-MESSAGES = 60_000
-"""Required messages per second on one core."""
+
+class _Way(NamedTuple):
+    """A way to send the steps.
+
+    Attributes:
+        name: Its name in the table.
+        sequences: Open sequences.
+        streams: Calls that carry them.
+        batch: Sequences of one message.
+        bar: Steps a second on one core.
+        ratio: The same, as a multiple of what the transport grpcio does with one sequence a message.
+    """
+
+    name: str
+    sequences: int
+    streams: int
+    batch: int
+    bar: int
+    ratio: int
+
+
+ONE = _Way("one key a message", 256, 8, 1, 60_000, 5)
+MANY = _Way("many keys a message", 2000, 2, 1000, 250_000, 20)
 
 
 async def measure(session: Session, outcome: Outcome) -> None:
-    """Measures sequences whose next step leaves when the last one is answered."""
+    """Measures sequences whose next step leaves when the last ones of its message are answered."""
     addresses = {}
     for ours in OURS:
         try:
@@ -24,17 +45,24 @@ async def measure(session: Session, outcome: Outcome) -> None:
             outcome.notes.append(f"{ours}: {error}")
     results = await session.in_turns(
         {
-            ours: partial(feed, address, SEQUENCES, STREAMS, None, session.seconds, WARM_UP)
+            (ours, way): partial(feed, address, *way[1:3], None, session.seconds, WARM_UP, way.batch)
             for ours, address in addresses.items()
+            for way in (ONE, MANY)
         }
     )
-    for ours, rounds in results.items():
+    rates = {}
+    for (ours, way), rounds in results.items():
         for result in rounds:
             hold(ours, result)
-        messages = [result.messages / result.seconds for result in rounds]
-        outcome.figures.append(Figure(ours, "messages/s", messages))
-        outcome.verdicts.append(Verdict(f"{ours}, messages of one step", messages, MESSAGES, unit="/s"))
-    outcome.notes.append(f"{SEQUENCES} sequences on {STREAMS} streams, 128 float32 a step")
+        rates[ours, way] = [result.messages / result.seconds for result in rounds]
+        outcome.figures.append(Figure(f"{ours}, {way.name}", "steps/s", rates[ours, way]))
+    for (ours, way), steps in rates.items():
+        outcome.verdicts.append(Verdict(f"{ours}, {way.name}, steps", steps, way.bar, unit="/s"))
+        if ours != GRPCIO and (GRPCIO, ONE) in rates:
+            claim = f"{ours}, {way.name} / {GRPCIO}, {ONE.name}"
+            outcome.verdicts.append(Verdict(claim, ratios(steps, rates[GRPCIO, ONE]), way.ratio))
+    outcome.notes += [f"{way.name}: {way.sequences} sequences on {way.streams} streams" for way in (ONE, MANY)]
+    outcome.notes.append("128 float32 a step")
 
 
-ROW = Row("states", "states streamed, one message a step, messages/s a core", measure)
+ROW = Row("states", "one-step stream messages, steps/s a core", measure)

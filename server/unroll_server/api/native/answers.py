@@ -21,12 +21,15 @@ class AnswerQueue:
 
     Args:
         on_room: Called when there is room again and nobody else waits for it.
+
+    Attributes:
+        bytes: Bytes of values in the answers, and in those that are about to be computed.
     """
 
     def __init__(self, on_room: Callable[[], None]) -> None:
         self._on_room = on_room
         self._answers: deque[tuple[pb.UnrollResponse, int]] = deque()
-        self._bytes = 0
+        self.bytes = 0
         self._waiting: deque[Callable[[], None]] = deque()
         self._crowded = False
         self._changed = asyncio.Event()
@@ -34,16 +37,12 @@ class AnswerQueue:
     def put(self, answer: pb.UnrollResponse, size: int = 0) -> None:
         """Appends an answer, which holds `size` bytes of values."""
         self._answers.append((answer, size))
-        self._bytes += size
+        self.bytes += size
         self._changed.set()
-
-    def expect(self, size: int) -> None:
-        """Counts `size` bytes of answers that are about to be computed; a negative size takes them back."""
-        self._bytes += size
 
     def has_room(self) -> bool:
         """Returns True if more may be computed. If not, `on_room` will be called."""
-        if len(self._answers) < MAX_UNSENT and self._bytes < MAX_UNSENT_BYTES:
+        if len(self._answers) < MAX_UNSENT and self.bytes < MAX_UNSENT_BYTES:
             return True
         self._crowded = True
         return False
@@ -63,7 +62,7 @@ class AnswerQueue:
                 answer, size = self._answers.popleft()
                 await write(answer)
                 # One that the transport has not taken yet still counts.
-                self._bytes -= size
+                self.bytes -= size
                 if self._crowded:
                     self._use_room()
             if last.done():

@@ -29,18 +29,25 @@ JOINED_STEPS = 16
 """Timesteps of a chunk that is joined, at most: it is answered when the longest of the others is done."""
 
 
-class Group(NamedTuple):
-    """The key of chunks that can be one job.
+class Group:
+    """Open sequences whose chunks can be one job.
 
     Attributes:
         model: Their model version.
         owner: Identity of their caller, for its quota.
         trace: The trace of their call; None if it is not traced.
+        table: Holds their states.
+        waiting: Those with a chunk that starts in the next turn of the event loop.
     """
 
-    model: Model
-    owner: str
-    trace: Trace | None
+    __slots__ = ("__weakref__", "model", "owner", "table", "trace", "waiting")
+
+    def __init__(self, model: Model, owner: str, trace: Trace | None) -> None:
+        self.model = model
+        self.owner = owner
+        self.trace = trace
+        self.table = StateTable(model.spec)
+        self.waiting: list[StreamSequence] = []
 
 
 class ChunkJoiner:
@@ -57,27 +64,24 @@ class ChunkJoiner:
     def __init__(self, engine: AsyncEngine, max_steps: int) -> None:
         self.max_steps = min(JOINED_STEPS, engine.tick_steps, max_steps)
         self._engine = engine
-        self._waiting: defaultdict[Group, list[StreamSequence]] = defaultdict(list)
         # Kept by the open sequences alone.
-        self._tables: WeakValueDictionary[Model, StateTable] = WeakValueDictionary()
+        self._groups: WeakValueDictionary[tuple[Model, str, Trace | None], Group] = WeakValueDictionary()
 
-    def table(self, model: Model) -> StateTable:
-        """Returns the table for the states of a model's sequences."""
-        table = self._tables.get(model)
-        if table is None:
-            table = self._tables[model] = StateTable(model.spec)
-        return table
+    def group(self, model: Model, owner: str, trace: Trace | None) -> Group:
+        """Returns the group for a new sequence; see Group."""
+        key = model, owner, trace
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(*key)
+        return group
 
-    def add(self, sequence: "StreamSequence") -> None:
-        """Takes the chunk that a sequence has joined; see StreamSequence.join."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._start)
-        self._waiting[sequence.group].append(sequence)
+    def schedule(self, group: Group) -> None:
+        """Starts the chunks of those that wait in a group in the next turn of the event loop."""
+        asyncio.get_running_loop().call_soon(self._start, group)
 
-    def _start(self) -> None:
-        waiting, self._waiting = self._waiting, defaultdict(list)
-        for group, sequences in waiting.items():
-            self._start_job(group, sequences)
+    def _start(self, group: Group) -> None:
+        sequences, group.waiting = group.waiting, []
+        self._start_job(group, sequences)
 
     def _start_job(self, group: Group, sequences: "list[StreamSequence]") -> None:
         sequences = [each for each in sequences if not each.closed]
@@ -91,7 +95,7 @@ class ChunkJoiner:
         if first_not_finite(values):
             self._start_job(group, self._refuse_not_finite(sequences, values, offsets.tolist()))
             return
-        states = sequences[0].table.read([each.row for each in sequences])
+        states = group.table.read([each.row for each in sequences])
         job = StepsJob(model, values, offsets, states, group.owner, group.trace)
         job.on_end = partial(self._ended, job, sequences)
         try:
@@ -138,7 +142,7 @@ class ChunkJoiner:
         assert final is not None
         if len(done) < len(sequences):
             final = tuple([tensor[:, done] for tensor in final])
-        sequences[0].table.write([sequences[index].row for index in done], final)
+        sequences[0].group.table.write([sequences[index].row for index in done], final)
         results = _Results(job, to_bytes(job.states), to_bytes(job.logits), job.offsets.tolist())
         streams: defaultdict[AnswerQueue, list[int]] = defaultdict(list)
         for index in done:
@@ -169,7 +173,8 @@ class _Results(NamedTuple):
         assert before is not None
         # What the replay window would drop at once is not put into it.
         skipped = len(indices) - REPLAY_CHUNKS
-        batch = _Batch([], [], [], [], [])
+        # In lists: each append to a field of a message looks for the field.
+        keys, first_steps, counts, batch_states, batch_logits = [], [], [], [], []
         expected = size = 0
         for number, index in enumerate(indices):
             sequence, begin, end = sequences[index], offsets[index], offsets[index + 1]
@@ -179,28 +184,26 @@ class _Results(NamedTuple):
             sequence.step = first_step + count
             sequence.joined = b""
             expected += sequence.expected
-            reported = sequence.reported(first_step, begin, end, states, logits)
+            state, logit = sequence.reported(first_step, begin, end, states, logits)
             if sequence.in_batch:
-                batch.keys.append(sequence.key)
-                batch.first_steps.append(first_step)
-                batch.counts.append(count)
-                batch.states.append(reported[0])
-                batch.logits.append(reported[1])
-                size += len(reported[0]) + len(reported[1])
+                keys.append(sequence.key)
+                first_steps.append(first_step)
+                counts.append(count)
+                batch_states.append(state)
+                batch_logits.append(logit)
+                size += len(state) + len(logit)
             else:
-                sequence.put_steps(first_step, count, *reported)
-        answers.expect(-expected)
-        if batch.keys:
-            answers.put(pb.UnrollResponse(steps_batch=pb.StepsBatch(**batch._asdict())), size)
+                sequence.put_steps(first_step, count, state, logit)
+        answers.bytes -= expected
+        if keys:
+            # Filled in place: a message that is given to another one is copied.
+            response = pb.UnrollResponse()
+            batch = response.steps_batch
+            batch.keys.extend(keys)
+            batch.first_steps.extend(first_steps)
+            batch.counts.extend(counts)
+            batch.states.extend(batch_states)
+            batch.logits.extend(batch_logits)
+            answers.put(response, size)
         answered = [sequences[index] for index in indices]
         answered[0].on_answered(answered)
-
-
-class _Batch(NamedTuple):
-    """The fields of a StepsBatch."""
-
-    keys: list[str]
-    first_steps: list[int]
-    counts: list[int]
-    states: list[bytes]
-    logits: list[bytes]

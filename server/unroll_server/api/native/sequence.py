@@ -12,8 +12,9 @@ from unroll_engine.errors import RequestError
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.snapshots import encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
+from unroll_server import caller
 from unroll_server.api.native.answers import AnswerQueue
-from unroll_server.api.native.joiner import ChunkJoiner, Group
+from unroll_server.api.native.joiner import ChunkJoiner
 from unroll_server.repository.version import LoadedVersion
 from unroll_server.sequence import OpenSequence, ReplayWindow
 from unroll_server.status import status_of
@@ -44,8 +45,7 @@ class StreamSequence(OpenSequence):
         in_batch: True if that came with others in one message.
         joined: The values of the chunk that the joiner runs; empty if it runs none.
         group: The sequences whose chunks can be joined with its own.
-        table: Holds the state.
-        row: The state's row there.
+        row: Row of the state in the table of the group.
     """
 
     __slots__ = (
@@ -67,7 +67,6 @@ class StreamSequence(OpenSequence):
         "pending",
         "row",
         "size",
-        "table",
     )
 
     def __init__(
@@ -82,9 +81,9 @@ class StreamSequence(OpenSequence):
         answers: AnswerQueue,
         on_answered: "Callable[[list[StreamSequence]], None]",
     ) -> None:
-        model, spec = version.model, version.spec
-        self.table = joiner.table(model)
-        self.row = self.table.allocate()
+        model, spec, call = version.model, version.spec, caller.current.get()
+        self.group = joiner.group(model, call.identity, call.trace)
+        self.row = self.group.table.allocate()
         super().__init__(engine, model, request.initial_state.step, state, window)
         version.acquire()
         self.key = key
@@ -95,7 +94,6 @@ class StreamSequence(OpenSequence):
         self.size = 0
         self.in_batch = False
         self.joined = b""
-        self.group = Group(model, self._call.identity, self._call.trace)
         self._joiner = joiner
         self._version = version
         self._every = request.every or 1
@@ -110,17 +108,12 @@ class StreamSequence(OpenSequence):
     @property
     def state(self) -> State | None:
         """See OpenSequence."""
-        return tuple([tensor[:, 0] for tensor in self.table.read([self.row])])
+        return tuple([tensor[:, 0] for tensor in self.group.table.read([self.row])])
 
     @state.setter
     def state(self, state: State | None) -> None:
         if state is not None:
-            self.table.write([self.row], tuple([tensor[:, np.newaxis] for tensor in state]))
-
-    @property
-    def idle(self) -> bool:
-        """True if the next message can be answered at once."""
-        return not (self.joined or self._chunk or self.pending)
+            self.group.table.write([self.row], tuple([tensor[:, np.newaxis] for tensor in state]))
 
     @property
     def busy(self) -> bool:
@@ -139,11 +132,11 @@ class StreamSequence(OpenSequence):
         """Drops the chunk that runs, if any, and releases the version."""
         self.cancel()
         self.closed = True
-        self.table.release(self.row)
+        self.group.table.release(self.row)
         self._version.release()
 
     def join(self, first_step: int, values: bytes, size: int, in_batch: bool) -> bool:
-        """Gives a chunk to the joiner, if it is short and the next one; returns False if not.
+        """Gives a chunk to the joiner, if it is short and the next one, and nothing is before it; returns False if not.
 
         Args:
             first_step: Number of its first step.
@@ -152,11 +145,16 @@ class StreamSequence(OpenSequence):
             in_batch: True if it came with others in one message.
         """
         count = len(values)
-        if first_step != self.step or count not in self._joinable:
+        if first_step != self.step or count not in self._joinable or self.joined or self._chunk or self.pending:
             return False
         self.joined, self.size, self.in_batch = values, size, in_batch
-        self._expect(count // self._joinable.step)
-        self._joiner.add(self)
+        # As in _expect; this is done for each chunk of a message with many.
+        self.expected = expected = count // self._joinable.step * self._width // self._every
+        self.answers.bytes += expected
+        waiting = self.group.waiting
+        if not waiting:
+            self._joiner.schedule(self.group)
+        waiting.append(self)
         return True
 
     def end_joined(self, error: RequestError) -> None:
@@ -204,8 +202,16 @@ class StreamSequence(OpenSequence):
 
     def put_steps(self, first_step: int, count: int, states: bytes, logits: bytes) -> None:
         """Puts the answer to some steps."""
-        steps = pb.Steps(first_step=first_step, count=count, states=states, logits=logits)
-        self.answers.put(pb.UnrollResponse(key=self.key, steps=steps), len(states) + len(logits))
+        response = pb.UnrollResponse(key=self.key)
+        # Filled in place: a message that is given to another one is copied.
+        steps = response.steps
+        steps.first_step = first_step
+        steps.count = count
+        if states:
+            steps.states = states
+        if logits:
+            steps.logits = logits
+        self.answers.put(response, len(states) + len(logits))
 
     def on_pause(self) -> None:
         """See OpenSequence."""
@@ -226,8 +232,8 @@ class StreamSequence(OpenSequence):
 
     def _expect(self, steps: int) -> None:
         self.expected = steps * self._width // self._every
-        self.answers.expect(self.expected)
+        self.answers.bytes += self.expected
 
     def _expect_nothing(self) -> None:
-        self.answers.expect(-self.expected)
+        self.answers.bytes -= self.expected
         self.expected = 0
