@@ -155,7 +155,11 @@ def decode_steps(message: pb.Steps, opening: pb.OpenSequence, every: int, info: 
             count=message.count,
             steps=steps,
             states=unpack(message.states, len(steps), info.hidden_size) if opening.return_states else None,
-            logits=unpack(message.logits, len(steps), info.output_size) if opening.return_logits else None,
+            # A step model has outputs instead of states.
+            logits=unpack(message.logits, len(steps), info.output_size)
+            if opening.return_logits or not info.hidden_size
+            else None,
+            _outputs=info.outputs,
         )
     except ValueError as error:
         raise Internal(f"the server's answer can't be read: {error}") from None
@@ -173,6 +177,7 @@ def since(steps: Steps, first_step: int) -> Steps:
         steps=steps.steps[rows],
         states=None if steps.states is None else steps.states[rows],
         logits=None if steps.logits is None else steps.logits[rows],
+        _outputs=steps._outputs,
     )
 
 
@@ -186,6 +191,7 @@ def joined(parts: list[Steps]) -> Steps:
         steps=np.concatenate([part.steps for part in parts]),
         states=_joined([part.states for part in parts]),
         logits=_joined([part.logits for part in parts]),
+        _outputs=parts[0]._outputs,
     )
 
 

@@ -121,6 +121,8 @@ def unpack(data: bytes, rows: int, columns: int) -> NDArray[np.float32]:
     Raises:
         ValueError: the number of values is another.
     """
+    if not columns:
+        return np.empty((rows, 0), np.float32)
     if rows and not data:
         raise ValueError(f"0 bytes for {rows} rows")
     return np.frombuffer(data, FLOAT32).reshape(rows, columns).astype(np.float32)

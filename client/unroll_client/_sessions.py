@@ -26,8 +26,8 @@ class SessionSteps:
         first_step: Number of the first timestep.
         count: Timesteps that were computed.
         states: float32 [count, hidden_size], the last layer's hidden state after each; None if not asked for.
-        logits: float32 [count, output_size]; None if not asked for.
-        label: Most probable class after the last step; empty if there was no step.
+        logits: float32 [count, output_size]; None if not asked for. Of a step model, its outputs side by side.
+        label: Most probable class after the last step; empty if there was no step, or the model has no classes.
         label_index: Its index in the model's `class_labels`.
         probabilities: float32 [classes], after the last step; [0] if there was no step.
         step: Timesteps that the session has consumed: the `first_step` of the next chunk.
@@ -137,7 +137,7 @@ def session_steps(answer: pb.AdvanceResponse, request: pb.AdvanceRequest) -> Ses
         first_step=answer.first_step,
         count=answer.count,
         states=_rows(answer.states, answer.count) if request.return_states else None,
-        logits=_rows(answer.logits, answer.count) if request.return_logits else None,
+        logits=_rows(answer.logits, answer.count) if request.return_logits or answer.logits else None,
         label=answer.label,
         label_index=answer.label_index,
         probabilities=np.frombuffer(answer.probabilities, FLOAT32).astype(np.float32),

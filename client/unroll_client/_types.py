@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +31,20 @@ class Limits:
     max_message_bytes: int
 
 
+class Tensor(NamedTuple):
+    """A tensor of one sequence.
+
+    Attributes:
+        name: Its name.
+        dtype: Its number format in the graph, such as "float32".
+        shape: Its sizes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """One served model version.
@@ -35,7 +52,7 @@ class ModelInfo:
     Attributes:
         name: Model name.
         version: 1 or more.
-        architecture: Kind of network, such as "simple_rnn".
+        architecture: Kind of network, such as "simple_rnn"; "step" for an imported graph of one timestep.
         input_size: Features of one timestep.
         hidden_size: Width of the hidden state of one layer.
         output_size: Logits of one timestep; 1 for a binary model.
@@ -51,6 +68,11 @@ class ModelInfo:
         bitwise: True if the same bits are promised alone, batched, chunked, streamed and resumed.
         limits: Limits of one RPC.
         test_accuracy: Share of the test split classified correctly, 0 to 1; None without one.
+        inputs: Inputs of a timestep: side by side, its `input_size` features.
+        outputs: Outputs of a timestep: side by side, its `output_size` logits.
+        states: The state, in the order of a snapshot.
+        form: Origin of the graph of a step model, "published" or "stepped"; empty for other models.
+        source_sha256: Checksum of the file that a step model was imported from; empty for other models.
     """
 
     name: str
@@ -71,6 +93,11 @@ class ModelInfo:
     bitwise: bool
     limits: Limits
     test_accuracy: float | None
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    states: tuple[Tensor, ...] = ()
+    form: str = ""
+    source_sha256: str = ""
 
     @classmethod
     def from_proto(cls, model: pb.Model) -> ModelInfo:
@@ -99,7 +126,16 @@ class ModelInfo:
                 max_message_bytes=model.limits.max_message_bytes,
             ),
             test_accuracy=model.test_accuracy if model.HasField("test_accuracy") else None,
+            inputs=_tensors(model.inputs),
+            outputs=_tensors(model.outputs),
+            states=_tensors(model.states),
+            form=model.form,
+            source_sha256=model.source_sha256,
         )
+
+
+def _tensors(messages: Iterable[pb.Tensor]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(each.name, each.dtype, tuple(each.shape)) for each in messages)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +173,7 @@ class Steps:
         count: Timesteps that were computed.
         steps: int64 [reported], the numbers of those that are reported: every one, or every n-th as asked for.
         states: float32 [reported, hidden_size], the last layer's hidden state after each; None if not asked for.
-        logits: float32 [reported, output_size]; None if not asked for.
+        logits: float32 [reported, output_size]; None if not asked for. Of a step model, its outputs side by side.
     """
 
     first_step: int
@@ -145,6 +181,23 @@ class Steps:
     steps: NDArray[np.int64]
     states: NDArray[np.float32] | None
     logits: NDArray[np.float32] | None
+    _outputs: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        """The outputs by name, float32 [reported, *shape] each: `logits`, or those of a step model."""
+        return {} if self.logits is None else named_outputs(self.logits, self._outputs)
+
+
+def named_outputs(rows: NDArray[np.float32], outputs: Iterable[Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Splits the outputs of steps, [steps, output_size], by name."""
+    named = {}
+    begin = 0
+    for name, _, shape in outputs:
+        end = begin + math.prod(shape)
+        named[name] = rows[:, begin:end].reshape(-1, *shape)
+        begin = end
+    return named

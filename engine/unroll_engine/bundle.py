@@ -186,7 +186,7 @@ def _step_of(step: bundle_pb2.StepModel) -> StepSpec:
         shape = math.prod(tensor.before), math.prod(tensor.after)
         initial = step_model.initial_of(state, tensor).reshape(shape) if state.initial else None
         states.append(StateTensor(tensor.name, shape, tensor.dtype, initial))
-    return StepSpec(inputs, outputs, tuple(states), step.probabilities)
+    return StepSpec(inputs, outputs, tuple(states), step.probabilities, step.form, step.source_sha256)
 
 
 def folder_of(path: Path) -> Path:

@@ -62,6 +62,10 @@ class StepSpec(NamedTuple):
     states: tuple[StateTensor, ...]
     probabilities: bool
     """True if the first output holds probabilities."""
+    form: str
+    """Origin of the graph, as in the manifest."""
+    source_sha256: str
+    """Checksum of the imported file."""
 
 
 class ModelKey(NamedTuple):

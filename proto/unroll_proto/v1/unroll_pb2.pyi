@@ -50,7 +50,9 @@ class Snapshot(_message.Message):
     """
     @_builtins.property
     def state(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One entry a state tensor, float32 [num_layers, hidden_size]: the hidden state, and the cell state of an LSTM."""
+        """One entry a state tensor, as in Model.states. A trained network has float32 [num_layers, hidden_size]: the hidden
+        state, and the cell state of an LSTM.
+        """
 
     def __init__(
         self,
@@ -445,7 +447,7 @@ class Steps(_message.Message):
     states: _builtins.bytes
     """float32 [reported, hidden_size] of the last layer; reported are the steps s with (s + 1) % every == 0."""
     logits: _builtins.bytes
-    """float32 [reported, output_size]."""
+    """float32 [reported, output_size]. Of a step model, the outputs of `Model.outputs`, whether asked for or not."""
     def __init__(
         self,
         *,
@@ -770,6 +772,11 @@ class Model(_message.Message):
     TEST_ACCURACY_FIELD_NUMBER: _builtins.int
     RUNTIME_NOTE_FIELD_NUMBER: _builtins.int
     RUNTIME_VARIANT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    SOURCE_SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     architecture: _builtins.str
@@ -793,12 +800,30 @@ class Model(_message.Message):
     """Why the step kernel does not run the model; empty where it does, or where another runtime was asked for."""
     runtime_variant: _builtins.str
     """Instruction set that the step kernel uses: "x86-64-v4", "x86-64-v3" or "neon"; empty for other runtimes."""
+    form: _builtins.str
+    """How the graph of a step model was made, "published" or "stepped"; empty for other models."""
+    source_sha256: _builtins.str
+    """Of the file that a step model was imported from."""
     @_builtins.property
     def class_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def feature_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
+        """Inputs of a timestep. Flattened and side by side they are its `input_size` features."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
+        """Outputs of a timestep. Flattened and side by side they are its `output_size` logits: "logits", or those that a step
+        model names.
+        """
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
+        """The state, in the order of a snapshot."""
+
     def __init__(
         self,
         *,
@@ -820,16 +845,50 @@ class Model(_message.Message):
         test_accuracy: _builtins.float | None = ...,
         runtime_note: _builtins.str = ...,
         runtime_variant: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___Tensor] | None = ...,
+        outputs: _abc.Iterable[Global___Tensor] | None = ...,
+        states: _abc.Iterable[Global___Tensor] | None = ...,
+        form: _builtins.str = ...,
+        source_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "limits", b"limits", "test_accuracy", b"test_accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "architecture", b"architecture", "artifact", b"artifact", "bitwise", b"bitwise", "class_labels", b"class_labels", "device", b"device", "feature_names", b"feature_names", "hidden_size", b"hidden_size", "input_size", b"input_size", "limits", b"limits", "max_abs_diff", b"max_abs_diff", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "runtime", b"runtime", "runtime_note", b"runtime_note", "runtime_variant", b"runtime_variant", "test_accuracy", b"test_accuracy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy", "architecture", b"architecture", "artifact", b"artifact", "bitwise", b"bitwise", "class_labels", b"class_labels", "device", b"device", "feature_names", b"feature_names", "form", b"form", "hidden_size", b"hidden_size", "input_size", b"input_size", "inputs", b"inputs", "limits", b"limits", "max_abs_diff", b"max_abs_diff", "name", b"name", "num_layers", b"num_layers", "output_size", b"output_size", "outputs", b"outputs", "runtime", b"runtime", "runtime_note", b"runtime_note", "runtime_variant", b"runtime_variant", "source_sha256", b"source_sha256", "states", b"states", "test_accuracy", b"test_accuracy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__test_accuracy: _TypeAlias = _typing.Literal["test_accuracy"]  # noqa: Y015
     _WhichOneofArgType__test_accuracy: _TypeAlias = _typing.Literal["_test_accuracy", b"_test_accuracy"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__test_accuracy) -> _WhichOneofReturnType__test_accuracy | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Tensor(_message.Message):
+    """A tensor of one sequence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dtype: _builtins.str
+    """In the graph, as "float32". Inputs and outputs are float32 on the wire; a state is what it is."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

@@ -62,7 +62,7 @@ def _answer(done: Advanced, request: pb.AdvanceRequest) -> pb.AdvanceResponse:
     )
     if request.return_states:
         response.states = to_bytes(done.states)
-    if request.return_logits:
+    if request.return_logits or spec.step:
         response.logits = to_bytes(done.logits)
     if len(done.logits) and spec.class_labels:
         probabilities, labels = classify(done.logits[-1:], spec.step)

@@ -1,6 +1,7 @@
 """unroll.v1.Model: the description of a served model."""
 
 from unroll_engine.models.loader import Model
+from unroll_engine.models.spec import StateTensor, Tensor
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server.config import Limits
 
@@ -32,4 +33,13 @@ def describe(model: Model, limits: Limits) -> pb.Model:
             max_message_bytes=limits.max_message_bytes,
         ),
         test_accuracy=model.test_accuracy,
+        inputs=[_tensor(each) for each in spec.inputs],
+        outputs=[_tensor(each) for each in spec.outputs],
+        states=[_tensor(each) for each in spec.states],
+        form=spec.step.form if spec.step else "",
+        source_sha256=spec.step.source_sha256 if spec.step else "",
     )
+
+
+def _tensor(tensor: Tensor | StateTensor) -> pb.Tensor:
+    return pb.Tensor(name=tensor.name, dtype=tensor.dtype.name, shape=tensor.shape)

@@ -98,7 +98,7 @@ class StreamSequence(OpenSequence):
         self._version = version
         self._every = request.every or 1
         self._states = 4 * spec.hidden_size if request.return_states else 0
-        self._logits = 4 * spec.output_size if request.return_logits else 0
+        self._logits = 4 * spec.output_size if request.return_logits or spec.step else 0
         self._width = self._states + self._logits
         self.expected = 0
         # Sizes of chunks to join.

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unroll_engine.errors import InvalidRequestError, RequestError
 from unroll_engine.models.loader import Model
@@ -15,13 +16,14 @@ from unroll_server import caller
 from unroll_server.api.data_plane import DataPlane, check_answer, new_batch
 from unroll_server.api.oip import tensors
 from unroll_server.api.oip.request import (
-    DEFAULT_OUTPUTS,
+    CLASSIFIED,
     Options,
     Wanted,
     options_of,
-    outputs_of,
     version_of,
+    wanted_outputs,
 )
+from unroll_server.api.oip.signature import default_outputs
 from unroll_server.api.oip.statistics import Stages, Statistics
 from unroll_server.errors import SessionNotFoundError
 from unroll_server.repository.version import LoadedVersion
@@ -40,14 +42,22 @@ MAX_STATES_BYTES = 2**26
 """Bytes of the `states` of one response, at most."""
 
 
+class _Asked(NamedTuple):
+    """A request that was decoded for a model."""
+
+    inputs: tensors.Inputs
+    wanted: tuple[Wanted, ...]
+
+
 class _Results(NamedTuple):
     """The outputs of a request by name, each with the batch first.
 
-    `logits` and `probabilities` are missing if there was no step.
+    `logits` and `probabilities` of a classifier are missing if there was no step.
     """
 
     model: Model
-    arrays: dict[str, Float32Array]
+    asked: _Asked
+    arrays: dict[str, NDArray[Any]]
 
 
 class Inference:
@@ -78,70 +88,67 @@ class Inference:
         stages = Stages()
         try:
             version = version_of(request.model_version, "model_version")
-            options, wanted = options_of(request), outputs_of(request)
+            options = options_of(request)
             deadline = min(deadline, time.monotonic() + options.timeout)
             if options.sequence is None:
                 found = self._plane.catalog.find(request.model_name, version)
                 stages.model = found.key
-                inputs = tensors.decode(request, self._plane.limits)
+                asked = self._read(request, found.spec)
                 stages.decoded = time.perf_counter_ns()
-                results = await self._run(found, inputs, wanted, deadline, stages)
+                results = await self._run(found, asked, deadline, stages)
             else:
-                name = request.model_name or self._plane.catalog.find("", 0).key.name
-                inputs = tensors.decode(request, self._plane.limits, shortest=0 if options.start or options.end else 1)
-                stages.decoded = time.perf_counter_ns()
-                results = await self._advance(name, version, options, inputs, wanted, deadline, stages)
+                results = await self._advance(request, version, options, deadline, stages)
             stages.computed = time.perf_counter_ns()
-            response = _encode(request, results, wanted)
+            response = _encode(request, results)
         except RequestError as error:
             if stages.model is not None:
                 self.statistics.failed(stages.model, stages.begin)
             error.rename(_FIELDS)
             raise
-        self.statistics.answered(results.model.spec.key, inputs.batch, stages)
+        self.statistics.answered(results.model.spec.key, results.asked.inputs.batch, stages)
         return response
 
     def expected_bytes(self, request: pb.ModelInferRequest) -> int:
-        """Returns the bytes of the states in the response to a request, at most; 0 if it asks for none."""
+        """Returns the bytes of states and steps in the response to a request, at most; 0 if it asks for none."""
         names = {output.name for output in request.outputs}
-        shapes = [list(each.shape) for each in request.inputs if each.name == "input"]
-        specs = [model.spec for model in self._plane.catalog.models if request.model_name in ("", model.spec.key.name)]
-        finals = sum(name.startswith("final_") for name in names)
-        if not (finals or "states" in names) or not specs or [len(shape) for shape in shapes] != [3]:
+        models = [each for each in self._plane.catalog.models if request.model_name in ("", each.spec.key.name)]
+        return max((self._expected(request, names, model.spec) for model in models), default=0)
+
+    def _expected(self, request: pb.ModelInferRequest, names: set[str], spec: ModelSpec) -> int:
+        width = 4 * (spec.output_size if spec.step else spec.hidden_size if "states" in names else 0)
+        final = sum(tensor.nbytes for tensor in spec.states if f"final_{tensor.name}" in names)
+        shape = next((list(each.shape) for each in request.inputs if each.name == spec.inputs[0].name), [])
+        if len(shape) < 2:
             return 0
         # Nothing is checked yet: a wrong shape will be refused.
-        batch, steps = min(max(shapes[0][0], 0), self._plane.limits.max_sequences), max(shapes[0][1], 0)
-        width = 4 * max(spec.hidden_size for spec in specs)
-        states = min(batch * steps * width, MAX_STATES_BYTES) if "states" in names else 0
-        final = finals * batch * max(spec.num_layers for spec in specs) * width
-        return states + final
+        batch, steps = min(max(shape[0], 0), self._plane.limits.max_sequences), max(shape[1], 0)
+        return min(batch * steps * width, MAX_STATES_BYTES) + batch * final
 
-    async def _run(
-        self,
-        version: LoadedVersion,
-        inputs: tensors.Inputs,
-        wanted: tuple[Wanted, ...],
-        deadline: float,
-        stages: Stages,
-    ) -> _Results:
+    def _read(self, request: pb.ModelInferRequest, spec: ModelSpec, shortest: int = 1) -> _Asked:
+        """Decodes a request for a model; sequences have at least `shortest` timesteps."""
+        wanted = wanted_outputs(request, spec)
+        inputs = tensors.decode(request, spec, self._plane.limits, shortest)
+        _check_outputs(wanted, inputs, spec)
+        return _Asked(inputs, wanted)
+
+    async def _run(self, version: LoadedVersion, asked: _Asked, deadline: float, stages: Stages) -> _Results:
         """Runs a batch of whole sequences."""
         model, spec = version.model, version.spec
-        _check_outputs(wanted, inputs, spec)
-        rows, offsets = tensors.ragged(inputs, spec)
-        state = tensors.initial_state(inputs, spec)
-        names = {each.name for each in wanted}
-        if "states" not in names:
+        rows, offsets = tensors.ragged(asked.inputs)
+        state = tensors.initial_state(asked.inputs, spec)
+        names = {each.name for each in asked.wanted}
+        if not spec.step and "states" not in names:
             batch = new_batch(model, rows, offsets, state, any(map(_is_final, names)), deadline)
             await self._plane.engine.run(batch)
             stages.waited = int(batch.waited * 1e9)
-            return _Results(model, _arrays(spec, batch.logits, batch.probabilities, batch.final_state))
+            final = {} if batch.final_state is None else _final(spec, batch.final_state)
+            return _Results(model, asked, {"logits": batch.logits, "probabilities": batch.probabilities} | final)
         # Between two pieces of a sequence the engine may have no work of the model.
         with version.acquired():
-            return _Results(
-                model, await self._run_keeping_states(model, inputs, rows, offsets.tolist(), state, deadline)
-            )
+            arrays = await self._run_steps(model, asked.inputs, rows, offsets.tolist(), state, deadline)
+            return _Results(model, asked, arrays)
 
-    async def _run_keeping_states(
+    async def _run_steps(
         self,
         model: Model,
         inputs: tensors.Inputs,
@@ -149,10 +156,10 @@ class Inference:
         offsets: list[int],
         state: State | None,
         deadline: float,
-    ) -> dict[str, Float32Array]:
-        """Runs each sequence as a chunk, which reports the states of all steps; a batch reports the last ones."""
+    ) -> dict[str, NDArray[Any]]:
+        """Runs each sequence as a chunk, which reports all steps; a batch reports the last ones."""
         spec, engine = model.spec, self._plane.engine
-        logits = np.empty((inputs.batch, spec.output_size), np.float32)
+        logits = np.zeros((inputs.batch, inputs.longest, spec.output_size), np.float32)
         states = np.zeros((inputs.batch, inputs.longest, spec.hidden_size), np.float32)
         final = spec.initial_state(inputs.batch)
 
@@ -160,7 +167,7 @@ class Inference:
             initial = None if state is None else tuple(array[:, index] for array in state)
             values = rows[first:end]
             own_logits, own_states, own_final = await run_chunk(engine, model, values, initial, deadline)
-            logits[index] = own_logits[-1]
+            logits[index, : end - first] = own_logits
             states[index, : end - first] = own_states
             for kept, value in zip(final, own_final, strict=True):
                 kept[:, index] = value
@@ -172,39 +179,39 @@ class Inference:
         except ExceptionGroup as errors:
             # All were refused for the same reason, or one failed and the others were cancelled.
             raise errors.exceptions[0] from None
-        return _arrays(spec, logits, classify(logits, spec.step)[0], final) | {"states": states}
+        return _arrays(spec, logits, states, np.diff(offsets), final)
 
     async def _advance(
-        self,
-        name: str,
-        version: int,
-        options: Options,
-        inputs: tensors.Inputs,
-        wanted: tuple[Wanted, ...],
-        deadline: float,
-        stages: Stages,
+        self, request: pb.ModelInferRequest, version: int, options: Options, deadline: float, stages: Stages
     ) -> _Results:
         """Advances a sequence whose state a session keeps."""
-        if inputs.batch != 1:
-            problem = f"`input` has {inputs.batch} sequences, 1 allowed with a sequence_id"
-            raise InvalidRequestError(problem, "inputs")
+        name = request.model_name or self._plane.catalog.find("", 0).key.name
+        asked: _Asked | None = None
+
+        def read(spec: ModelSpec) -> _Asked:
+            found = self._read(request, spec, shortest=0 if options.start or options.end else 1)
+            if found.inputs.batch != 1:
+                problem = f"the inputs are of {found.inputs.batch} sequences, 1 allowed with a sequence_id"
+                raise InvalidRequestError(problem, "inputs")
+            if found.inputs.initial and not options.start:
+                problem = f"`{min(found.inputs.initial)}` is only for the request that begins the sequence"
+                raise InvalidRequestError(problem, "inputs")
+            stages.decoded = time.perf_counter_ns()
+            return found
+
+        def values(spec: ModelSpec) -> Float32Array:
+            # All refusals are here: later the sequence has advanced.
+            nonlocal asked
+            stages.model = spec.key
+            asked = read(spec)
+            return tensors.ragged(asked.inputs)[0]
+
         state: State | None = None
         if options.start:
             # Chosen here, so that the version that is checked is the one that runs.
             spec = self._plane.catalog.find(name, version).spec
             version = spec.key.version
-            state = tensors.initial_state(inputs, spec)
-        elif inputs.initial:
-            problem = f"`{min(inputs.initial)}` is only for the request that begins the sequence"
-            raise InvalidRequestError(problem, "inputs")
-        keep_states = any(each.name == "states" for each in wanted)
-
-        def values(spec: ModelSpec) -> Float32Array:
-            # All refusals are here: later the sequence has advanced.
-            stages.model = spec.key
-            _check_outputs(wanted, inputs, spec)
-            return tensors.ragged(inputs, spec)[0]
-
+            state = tensors.initial_state(read(spec).inputs, spec)
         advance = Advance(
             owner=caller.current.get().identity,
             session_id=options.session_id(name),
@@ -216,34 +223,36 @@ class Inference:
             values=values,
             deadline=deadline,
             initial_state=None if state is None else tuple(array[:, 0] for array in state),
-            keep_states=keep_states,
+            keep_states=any(output.name == "states" for output in request.outputs),
         )
         try:
             done = await self._plane.sessions.advance(advance)
         except SessionNotFoundError:
             problem = f"sequence {options.sequence!r} has not begun; its first request needs sequence_start"
             raise InvalidRequestError(problem, "parameters[sequence_id]") from None
-        last = done.logits[-1:]
+        assert asked is not None
+        own, steps, longest = done.model.spec, len(done.logits), asked.inputs.longest
+        logits = np.zeros((1, longest, own.output_size), np.float32)
+        states = np.zeros((1, longest, own.hidden_size), np.float32)
+        logits[0, :steps] = done.logits
+        states[0, : len(done.states)] = done.states
         final = tuple(array[:, np.newaxis] for array in done.state)
-        own = done.model.spec
-        arrays = _arrays(own, last, classify(last, own.step)[0], final) if len(last) else _final(own, final)
-        if keep_states:
-            arrays["states"] = np.zeros((1, inputs.longest, done.model.spec.hidden_size), np.float32)
-            arrays["states"][0, : len(done.states)] = done.states
-        return _Results(done.model, arrays)
+        return _Results(done.model, asked, _arrays(own, logits, states, np.array([steps]), final))
 
 
 def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: ModelSpec) -> None:
     check_answer(spec, inputs.batch, any(_is_final(each.name) for each in wanted), "inputs")
-    size = inputs.batch * inputs.longest * spec.hidden_size * 4
-    finals = {f"final_{name}" for name, *_ in spec.states}
+    steps = inputs.batch * inputs.longest * 4
+    if spec.step and steps * spec.output_size > MAX_STATES_BYTES:
+        problem = f"the outputs would take {steps * spec.output_size} bytes, at most {MAX_STATES_BYTES} allowed"
+        raise InvalidRequestError(problem, "outputs")
+    if spec.step:
+        return
     for name, classes in wanted:
-        if _is_final(name) and name not in finals:
-            raise InvalidRequestError(f"{spec.key} has no `{name}`", "outputs")
-        if name == "states" and size > MAX_STATES_BYTES:
-            problem = f"`states` would take {size} bytes, at most {MAX_STATES_BYTES} allowed"
+        if name == "states" and steps * spec.hidden_size > MAX_STATES_BYTES:
+            problem = f"`states` would take {steps * spec.hidden_size} bytes, at most {MAX_STATES_BYTES} allowed"
             raise InvalidRequestError(problem, "outputs")
-        if name in DEFAULT_OUTPUTS and not inputs.shortest:
+        if name in CLASSIFIED and not inputs.shortest:
             raise InvalidRequestError(f"`{name}` needs a timestep, and a sequence has none", "outputs")
         if name == "logits" and classes and spec.output_size == 1:
             problem = "`logits` of a binary model is one value; ask for the classification of `probabilities`"
@@ -256,21 +265,38 @@ def _is_final(name: str) -> bool:
 
 
 def _arrays(
-    spec: ModelSpec, logits: Float32Array, probabilities: Float32Array, final: State | None
-) -> dict[str, Float32Array]:
-    """Returns outputs by name; the state is given as [num_layers, batch, hidden_size] each."""
-    arrays = {"logits": logits, "probabilities": probabilities}
-    return arrays if final is None else arrays | _final(spec, final)
+    spec: ModelSpec, logits: Float32Array, states: Float32Array, lengths: NDArray[np.int64], final: State
+) -> dict[str, NDArray[Any]]:
+    """Returns outputs by name.
+
+    Args:
+        spec: The model.
+        logits: Outputs of its steps, [batch, time, output_size].
+        states: Likewise, [batch, time, hidden_size].
+        lengths: Timesteps of each sequence; if any is 0, a classifier has no logits.
+        final: States after the last steps, [rows, batch, size] each.
+    """
+    batch, time_, size = logits.shape
+    if spec.step:
+        named = spec.named_outputs(logits.reshape(batch * time_, size))
+        arrays = {name: array.reshape(batch, time_, *array.shape[1:]) for name, array in named.items()}
+        return arrays | _final(spec, final)
+    arrays = {"states": states}
+    if lengths.all():
+        last = logits[np.arange(batch), lengths - 1]
+        arrays |= {"logits": last, "probabilities": classify(last)[0]}
+    return arrays | _final(spec, final)
 
 
-def _final(spec: ModelSpec, state: State) -> dict[str, Float32Array]:
-    return {f"final_{name}": array.transpose(1, 0, 2) for (name, *_), array in zip(spec.states, state, strict=True)}
+def _final(spec: ModelSpec, state: State) -> dict[str, NDArray[Any]]:
+    return {f"final_{tensor.name}": array.transpose(1, 0, 2) for tensor, array in zip(spec.states, state, strict=True)}
 
 
-def _encode(request: pb.ModelInferRequest, results: _Results, wanted: tuple[Wanted, ...]) -> pb.ModelInferResponse:
+def _encode(request: pb.ModelInferRequest, results: _Results) -> pb.ModelInferResponse:
     spec, arrays = results.model.spec, results.arrays
     response = pb.ModelInferResponse(model_name=spec.key.name, model_version=str(spec.key.version), id=request.id)
-    for name, classes in wanted or tuple(Wanted(name, 0) for name in DEFAULT_OUTPUTS if name in arrays):
+    default = tuple(Wanted(name, 0) for name in default_outputs(spec) if name in arrays)
+    for name, classes in results.asked.wanted or default:
         if classes:
             tensors.encode_classes(response, name, arrays[name], classes, spec.class_labels)
         else:

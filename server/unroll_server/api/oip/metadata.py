@@ -1,40 +1,15 @@
 """Metadata and configuration of a model, as the Open Inference Protocol defines them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from unroll_engine.models.loader import Model
-from unroll_engine.models.spec import ModelSpec
 from unroll_proto.inference import model_config_pb2 as config_pb
 from unroll_proto.inference import service_pb2 as pb
+from unroll_server.api.oip.signature import OPEN, Described, inputs_of, outputs_of
 
 PLATFORMS = {"kernel": "unroll_kernel", "onnx": "onnxruntime_onnx", "torchscript": "pytorch_libtorch"}
 """Triton's names of the runtimes."""
 BACKENDS = {"kernel": "unroll", "onnx": "onnxruntime", "torchscript": "pytorch"}
-
-
-class _Tensor(NamedTuple):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    optional: bool = False
-
-
-def _inputs(spec: ModelSpec) -> list[_Tensor]:
-    return [
-        _Tensor("input", "FP32", (-1, -1, spec.input_size)),
-        _Tensor("lengths", "INT32", (-1,), optional=True),
-        *(_Tensor(f"initial_{name}", "FP32", (-1, *shape), optional=True) for name, shape, *_ in spec.states),
-    ]
-
-
-def _outputs(spec: ModelSpec) -> list[_Tensor]:
-    return [
-        _Tensor("logits", "FP32", (-1, spec.output_size)),
-        _Tensor("probabilities", "FP32", (-1, max(spec.output_size, 2))),
-        _Tensor("states", "FP32", (-1, -1, spec.hidden_size)),
-        *(_Tensor(f"final_{name}", "FP32", (-1, *shape)) for name, shape, *_ in spec.states),
-    ]
 
 
 def metadata(model: Model, versions: Sequence[int]) -> pb.ModelMetadataResponse:
@@ -49,13 +24,13 @@ def metadata(model: Model, versions: Sequence[int]) -> pb.ModelMetadataResponse:
         name=spec.key.name,
         versions=[str(version) for version in versions],
         platform=PLATFORMS[model.runtime.name],
-        inputs=[_metadata(tensor) for tensor in _inputs(spec)],
-        outputs=[_metadata(tensor) for tensor in _outputs(spec)],
+        inputs=[_metadata(tensor) for tensor in inputs_of(spec)],
+        outputs=[_metadata(tensor) for tensor in outputs_of(spec)],
     )
 
 
-def _metadata(tensor: _Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
-    return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+def _metadata(tensor: Described) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatypes[0], shape=tensor.shape)
 
 
 def config(model: Model, versions: Sequence[int]) -> config_pb.ModelConfig:
@@ -83,14 +58,14 @@ def config(model: Model, versions: Sequence[int]) -> config_pb.ModelConfig:
                 name=tensor.name,
                 data_type=_type(tensor),
                 dims=tensor.shape,
-                allow_ragged_batch=tensor.name == "input",
+                allow_ragged_batch=tensor.shape[:2] == (OPEN, OPEN),
                 optional=tensor.optional,
             )
-            for tensor in _inputs(spec)
+            for tensor in inputs_of(spec)
         ],
         output=[
             config_pb.ModelOutput(name=tensor.name, data_type=_type(tensor), dims=tensor.shape)
-            for tensor in _outputs(spec)
+            for tensor in outputs_of(spec)
         ],
         instance_group=[
             kind(name=f"{spec.key.name}_0", count=1, kind=kind.KIND_GPU if runtime.device == "cuda" else kind.KIND_CPU)
@@ -105,5 +80,5 @@ def config(model: Model, versions: Sequence[int]) -> config_pb.ModelConfig:
     )
 
 
-def _type(tensor: _Tensor) -> "config_pb.DataType.ValueType":
-    return config_pb.DataType.Value(f"TYPE_{tensor.datatype}")
+def _type(tensor: Described) -> "config_pb.DataType.ValueType":
+    return config_pb.DataType.Value(f"TYPE_{tensor.datatypes[0]}")

@@ -4,12 +4,12 @@ import math
 from typing import NamedTuple
 
 from unroll_engine.errors import InvalidRequestError
+from unroll_engine.models.spec import ModelSpec
 from unroll_proto.inference import service_pb2 as pb
+from unroll_server.api.oip.signature import outputs_of
 from unroll_server.api.oip.tensors import check_content_type
 from unroll_server.config import MAX_KEY_BYTES
 
-OUTPUTS = ("logits", "probabilities", "states", "final_state", "final_cell")
-DEFAULT_OUTPUTS = ("logits", "probabilities")
 CLASSIFIED = ("logits", "probabilities")
 """Outputs that `classification` applies to."""
 
@@ -58,7 +58,7 @@ class Wanted(NamedTuple):
     """A requested output.
 
     Attributes:
-        name: One of `OUTPUTS`.
+        name: An output of the model.
         classes: Number of classes to return, those of the largest values; 0 for all values as float32.
     """
 
@@ -89,17 +89,20 @@ def options_of(request: pb.ModelInferRequest) -> Options:
     return Options(None if isinstance(sequence, bool) else sequence, start, end, timeout)
 
 
-def outputs_of(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
-    """Returns the outputs that a request names; empty if it names none.
+def wanted_outputs(request: pb.ModelInferRequest, spec: ModelSpec) -> tuple[Wanted, ...]:
+    """Returns the outputs of a model that a request names; empty if it names none.
 
     Raises:
         InvalidRequestError: an output is unknown, named twice, or has a parameter that it can't have.
     """
+    if not request.outputs:
+        return ()
+    known = [each.name for each in outputs_of(spec)]
     wanted: list[Wanted] = []
     for index, output in enumerate(request.outputs):
         name, field = output.name, f"outputs[{index}]"
-        if name not in OUTPUTS:
-            raise InvalidRequestError(f"no output {name!r}; there are {', '.join(OUTPUTS)}", f"{field}.name")
+        if name not in known:
+            raise InvalidRequestError(f"no output {name!r}; there are {', '.join(known)}", f"{field}.name")
         if any(name == other for other, _ in wanted):
             raise InvalidRequestError(f"`{name}` is named twice", f"{field}.name")
         classes = 0
@@ -116,7 +119,7 @@ def outputs_of(request: pb.ModelInferRequest) -> tuple[Wanted, ...]:
             if parameter != "classification":
                 problem = "unknown; an output takes `classification`, `content_type` and, as bool_param, `binary_data`"
                 raise InvalidRequestError(problem, where)
-            if name not in CLASSIFIED:
+            if name not in CLASSIFIED or spec.step:
                 raise InvalidRequestError(f"`{name}` has no classes; {' and '.join(CLASSIFIED)} have", where)
             if value.WhichOneof("parameter_choice") not in ("int64_param", "uint64_param"):
                 raise InvalidRequestError("int64_param expected", where)

@@ -1,43 +1,33 @@
 """Tensors of the Open Inference Protocol to and from numpy, with checks of names, types, shapes, sizes and limits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import span
-from unroll_engine.models.spec import Float32Array, ModelSpec, State
+from unroll_engine.models.spec import Float32Array, ModelSpec, State, Tensor
 from unroll_proto.inference import service_pb2 as pb
 from unroll_server.api.data_plane import check_finite
+from unroll_server.api.oip.signature import DATATYPES, Described, datatype_of, inputs_of
 from unroll_server.config import Limits
 
-INPUTS = {
-    "input": (("FP32",), 3),
-    "lengths": (("INT32", "INT64", "UINT32", "UINT64"), 1),
-    "initial_state": (("FP32",), 3),
-    "initial_cell": (("FP32",), 3),
-}
-"""Data types and number of dimensions of each input; the first dimension is the batch."""
 TYPED = {
     "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
     "INT32": "int_contents",
     "INT64": "int64_contents",
     "UINT32": "uint_contents",
     "UINT64": "uint64_contents",
 }
 """Field of InferTensorContents for each data type."""
-
-_WIRE: dict[str, np.dtype[Any]] = {
-    "FP32": np.dtype("<f4"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-}
+_EXACT = 2**24
+"""Largest whole number up to which float32 has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +35,14 @@ class Inputs:
     """The tensors of a request; shapes and sizes are checked, values are not yet.
 
     Attributes:
-        values: [batch, time, features].
+        values: float32 [batch, time, input_size].
         lengths: int64 [batch], timesteps of each sequence; None if all have `time`.
-        initial: [batch, num_layers, hidden_size] each, by input; empty is the zero state.
+        initial: [batch, rows, size] each, by input; empty for the initial state.
     """
 
     values: Float32Array
     lengths: NDArray[np.int64] | None
-    initial: dict[str, Float32Array]
+    initial: dict[str, NDArray[Any]]
 
     @property
     def batch(self) -> int:
@@ -70,30 +60,33 @@ class Inputs:
         return self.longest if self.lengths is None else int(self.lengths.min())
 
 
-def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> Inputs:
-    """Returns views of a request's tensors, after the checks that need no model.
+def decode(request: pb.ModelInferRequest, spec: ModelSpec, limits: Limits, shortest: int = 1) -> Inputs:
+    """Returns a request's tensors after the checks of names, types, shapes and limits; without integers no copies.
 
     Args:
         request: As the caller sent it.
+        spec: The model.
         limits: Limits of one request.
         shortest: Least number of timesteps of a sequence.
 
     Raises:
         InvalidRequestError: a tensor is wrong or over a limit.
     """
-    arrays = _arrays(request)
-    values = arrays.get("input")
-    if values is None:
-        raise InvalidRequestError("the input `input` is missing", "inputs")
-    batch, longest, _ = values.shape
+    arrays = _arrays(request, {each.name: each for each in inputs_of(spec)})
+    names = [name for name, *_ in spec.inputs]
+    for name in names:
+        if name not in arrays:
+            raise InvalidRequestError(f"the input `{name}` is missing", "inputs")
+    first = names[0]
+    batch, longest = arrays[first].shape[:2]
     if not 1 <= batch <= limits.max_sequences:
-        raise InvalidRequestError(f"`input` holds {batch} sequences, 1 to {limits.max_sequences} allowed", "inputs")
+        raise InvalidRequestError(f"`{first}` holds {batch} sequences, 1 to {limits.max_sequences} allowed", "inputs")
     if not shortest <= longest <= limits.max_steps:
-        problem = f"`input` holds {longest} timesteps a sequence, {shortest} to {limits.max_steps} allowed"
+        problem = f"`{first}` holds {longest} timesteps a sequence, {shortest} to {limits.max_steps} allowed"
         raise InvalidRequestError(problem, "inputs")
     for name, array in arrays.items():
         if len(array) != batch:
-            raise InvalidRequestError(f"`{name}` is for {len(array)} sequences, `input` holds {batch}", "inputs")
+            raise InvalidRequestError(f"`{name}` is for {len(array)} sequences, `{first}` holds {batch}", "inputs")
     lengths = arrays.get("lengths")
     if lengths is not None:
         # Before the conversion: an unsigned number can be too large for int64.
@@ -102,23 +95,37 @@ def decode(request: pb.ModelInferRequest, limits: Limits, shortest: int = 1) -> 
             problem = f"`lengths` gives {lengths[wrong[0]]} for sequence {wrong[0]}, {shortest} to {longest} allowed"
             raise InvalidRequestError(problem, "inputs")
         lengths = lengths.astype(np.int64)
-    initial = {name: array for name, array in arrays.items() if name.startswith("initial_")}
-    return Inputs(values, lengths, initial)
+    parts = [_values(arrays[tensor.name], tensor, spec, longest) for tensor in spec.inputs]
+    initial = {name: array for name, array in arrays.items() if name.startswith("initial_") and name not in names}
+    return Inputs(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2), lengths, initial)
 
 
-def ragged(inputs: Inputs, spec: ModelSpec) -> tuple[Float32Array, NDArray[np.int64]]:
+def _values(array: NDArray[Any], tensor: Tensor, spec: ModelSpec, longest: int) -> Float32Array:
+    """Returns the values of an input as float32 [batch, time, size]."""
+    name, shape, _ = tensor
+    if array.shape[2:] != shape:
+        if len(shape) == 1:
+            problem = f"`{name}` has {array.shape[2]} features, {spec.key} takes {shape[0]}"
+        else:
+            problem = f"`{name}` is {list(array.shape)}, {spec.key} takes {['batch', 'time', *shape]}"
+        raise InvalidRequestError(problem, "inputs")
+    if array.shape[1] != longest:
+        raise InvalidRequestError(f"`{name}` holds {array.shape[1]} timesteps, others hold {longest}", "inputs")
+    if array.dtype.kind in "iu" and array.size and (array.max() > _EXACT or array.min() < -_EXACT):
+        raise InvalidRequestError(f"`{name}` holds a number beyond {_EXACT}, which float32 can't represent", "inputs")
+    return array.reshape(*array.shape[:2], math.prod(shape)).astype(np.float32, copy=False)
+
+
+def ragged(inputs: Inputs) -> tuple[Float32Array, NDArray[np.int64]]:
     """Packs the sequences end to end: [total_steps, input_size], and where each begins, int64 [batch + 1].
 
     Values past a sequence's length are ignored.
 
     Raises:
-        InvalidRequestError: the number of features is wrong, or a value is not finite.
+        InvalidRequestError: a value is not finite.
     """
     values, lengths = inputs.values, inputs.lengths
     batch, longest, features = values.shape
-    if features != spec.input_size:
-        problem = f"`input` has {features} features, {spec.key} takes {spec.input_size}"
-        raise InvalidRequestError(problem, "inputs")
     if lengths is None or (lengths == longest).all():
         rows = values.reshape(batch * longest, features)
         offsets = span(longest) if batch == 1 else np.arange(batch + 1, dtype=np.int64) * longest
@@ -131,7 +138,7 @@ def ragged(inputs: Inputs, spec: ModelSpec) -> tuple[Float32Array, NDArray[np.in
 
 
 def initial_state(inputs: Inputs, spec: ModelSpec) -> State | None:
-    """Returns the states before the first steps, [num_layers, batch, hidden_size] each; None is the zero state.
+    """Returns the states before the first steps, [rows, batch, size] each; None is the initial state.
 
     Raises:
         InvalidRequestError: tensors or shapes are not the model's, or a value is not finite.
@@ -139,24 +146,29 @@ def initial_state(inputs: Inputs, spec: ModelSpec) -> State | None:
     given = inputs.initial
     if not given:
         return None
-    shapes = {f"initial_{name}": shape for name, shape, *_ in spec.states}
-    if given.keys() != shapes.keys():
-        problem = f"{', '.join(sorted(given))} given, {spec.key} takes {' with '.join(shapes)}, or none"
+    tensors = {f"initial_{tensor.name}": tensor for tensor in spec.states}
+    # The states of a trained network mean something together; those of a step model can be values of a sequence.
+    if given.keys() != tensors.keys() and not spec.step:
+        problem = f"{', '.join(sorted(given))} given, {spec.key} takes {' with '.join(tensors)}, or none"
         raise InvalidRequestError(problem, "inputs")
-    for name, shape in shapes.items():
-        array = given[name]
-        if array.shape[1:] != shape:
-            problem = f"`{name}` is {list(array.shape)}, {spec.key} takes {[inputs.batch, *shape]}"
+    state = list(spec.initial_state(inputs.batch))
+    for index, (name, tensor) in enumerate(tensors.items()):
+        array = given.get(name)
+        if array is None:
+            continue
+        if array.shape[1:] != tensor.shape:
+            problem = f"`{name}` is {list(array.shape)}, {spec.key} takes {[inputs.batch, *tensor.shape]}"
             raise InvalidRequestError(problem, "inputs")
         if not np.isfinite(array).all():
             raise InvalidRequestError(f"`{name}` holds a value that is not finite", "inputs")
-    return tuple([np.ascontiguousarray(given[name].transpose(1, 0, 2)) for name in shapes])
+        state[index] = np.ascontiguousarray(array.transpose(1, 0, 2))
+    return tuple(state)
 
 
-def encode(response: pb.ModelInferResponse, name: str, array: Float32Array) -> None:
-    """Adds a float32 output to a response."""
-    response.outputs.add(name=name, datatype="FP32", shape=array.shape)
-    response.raw_output_contents.append(array.astype(_WIRE["FP32"], copy=False).tobytes())
+def encode(response: pb.ModelInferResponse, name: str, array: NDArray[Any]) -> None:
+    """Adds an output to a response."""
+    response.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
+    response.raw_output_contents.append(to_bytes(array))
 
 
 def encode_classes(
@@ -182,7 +194,7 @@ def encode_classes(
     response.raw_output_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
 
 
-def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
+def _arrays(request: pb.ModelInferRequest, known: Mapping[str, Described]) -> dict[str, NDArray[Any]]:
     """Returns the inputs by name, with checked type, number of dimensions and number of elements."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -191,11 +203,11 @@ def _arrays(request: pb.ModelInferRequest) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for index, tensor in enumerate(request.inputs):
         name, field = tensor.name, f"inputs[{index}]"
-        if name not in INPUTS:
-            raise InvalidRequestError(f"no input {name!r}; there are {', '.join(INPUTS)}", f"{field}.name")
+        if name not in known:
+            raise InvalidRequestError(f"no input {name!r}; there are {', '.join(known)}", f"{field}.name")
         if name in arrays:
             raise InvalidRequestError(f"`{name}` is given twice", f"{field}.name")
-        datatypes, rank = INPUTS[name]
+        datatypes, rank = known[name].datatypes, len(known[name].shape)
         datatype = tensor.datatype
         if datatype not in datatypes:
             problem = f"`{name}` is {' or '.join(datatypes)}, not {datatype[:32]!r}"
@@ -244,7 +256,7 @@ def _check_parameter(name: str, value: pb.InferParameter, raw: bytes | None, fie
 
 
 def _raw(raw: bytes, datatype: str, shape: list[int], field: str) -> NDArray[Any]:
-    wire = _WIRE[datatype]
+    wire = DATATYPES[datatype]
     expected = math.prod(shape) * wire.itemsize
     if len(raw) != expected:
         raise InvalidRequestError(f"{len(raw)} bytes, {expected} expected: {datatype} {shape}", field)
@@ -261,4 +273,4 @@ def _typed(contents: pb.InferTensorContents, datatype: str, shape: list[int], fi
     expected = math.prod(shape)
     if len(elements) != expected:
         raise InvalidRequestError(f"{len(elements)} elements, {expected} expected: {datatype} {shape}", field)
-    return np.array(elements, _WIRE[datatype].newbyteorder("=")).reshape(shape)
+    return np.array(elements, DATATYPES[datatype].newbyteorder("=")).reshape(shape)

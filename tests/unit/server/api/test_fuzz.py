@@ -132,8 +132,8 @@ def test_any_tensors_are_decoded_or_refused(data: bytes) -> None:
     if request is None:
         return
     try:
-        inputs = tensors.decode(request, LIMITS)
-        values, offsets = tensors.ragged(inputs, SPEC)
+        inputs = tensors.decode(request, SPEC, LIMITS)
+        values, offsets = tensors.ragged(inputs)
         state = tensors.initial_state(inputs, SPEC)
     except RequestError as error:
         hold_to_be_the_caller_s(error)

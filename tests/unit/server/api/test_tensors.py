@@ -12,7 +12,8 @@ from support.settings import SETTINGS
 from unroll_engine.errors import InvalidRequestError
 from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec
 from unroll_proto.inference import service_pb2 as pb
-from unroll_server.api.oip.tensors import INPUTS, TYPED, decode, encode, encode_classes, initial_state, ragged
+from unroll_server.api.oip.signature import inputs_of
+from unroll_server.api.oip.tensors import TYPED, decode, encode, encode_classes, initial_state, ragged
 from unroll_server.config import Limits
 
 LIMITS = SETTINGS.limits
@@ -38,8 +39,8 @@ def request_of(raw: bool = True, **arrays: Any) -> pb.ModelInferRequest:
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("integer", [np.int32, np.int64, np.uint32, np.uint64])
 def test_raw_and_typed_contents_give_the_same_rows_end_to_end(raw: bool, integer: type[np.integer[Any]]) -> None:
-    inputs = decode(request_of(raw, lengths=LENGTHS.astype(integer), initial_state=STATE, input=VALUES), LIMITS)
-    rows, offsets = ragged(inputs, SPEC)
+    inputs = decode(request_of(raw, lengths=LENGTHS.astype(integer), initial_state=STATE, input=VALUES), SPEC, LIMITS)
+    rows, offsets = ragged(inputs)
     np.testing.assert_array_equal(rows, np.concatenate([VALUES[0, :1], VALUES[1], VALUES[2, :2]]))
     np.testing.assert_array_equal(offsets, [0, 1, 5, 7])
     state = initial_state(inputs, SPEC)
@@ -50,11 +51,11 @@ def test_raw_and_typed_contents_give_the_same_rows_end_to_end(raw: bool, integer
 
 def test_without_lengths_every_row_counts_and_nothing_is_copied() -> None:
     request = request_of(input=VALUES)
-    rows, offsets = ragged(decode(request, LIMITS), SPEC)
+    rows, offsets = ragged(decode(request, SPEC, LIMITS))
     np.testing.assert_array_equal(rows, VALUES.reshape(12, 2))
     np.testing.assert_array_equal(offsets, [0, 4, 8, 12])
     assert not rows.flags.owndata
-    assert initial_state(decode(request, LIMITS), SPEC) is None
+    assert initial_state(decode(request, SPEC, LIMITS), SPEC) is None
 
 
 @given(
@@ -67,7 +68,7 @@ def test_padding_changes_nothing(lengths: list[int], filler: float, spare: int) 
     values = np.full((len(lengths), max(lengths) + spare, 2), filler, np.float32)
     for row, sequence in zip(values, sequences, strict=True):
         row[: len(sequence)] = sequence
-    rows, offsets = ragged(decode(request_of(input=values, lengths=np.array(lengths, np.int32)), LIMITS), SPEC)
+    rows, offsets = ragged(decode(request_of(input=values, lengths=np.array(lengths, np.int32)), SPEC, LIMITS))
     np.testing.assert_array_equal(rows, np.concatenate(sequences))
     np.testing.assert_array_equal(np.diff(offsets), lengths)
 
@@ -147,7 +148,7 @@ def _with_parameter(name: str, raw: bool = True, **value: Any) -> pb.ModelInferR
 )
 def test_the_error_names_the_problem(request_: pb.ModelInferRequest, part: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        decode(request_, LIMITS)
+        decode(request_, SPEC, LIMITS)
     assert part in str(caught.value)
 
 
@@ -160,14 +161,14 @@ def test_the_error_names_the_problem(request_: pb.ModelInferRequest, part: str) 
     ],
 )
 def test_parameters_that_kserve_and_mlserver_clients_add_are_accepted(request_: pb.ModelInferRequest) -> None:
-    np.testing.assert_array_equal(decode(request_, LIMITS).values, VALUES)
+    np.testing.assert_array_equal(decode(request_, SPEC, LIMITS).values, VALUES)
 
 
 def test_empty_contents_beside_raw_ones_are_ignored() -> None:
     request = request_of(input=VALUES)
     request.inputs[0].contents.SetInParent()
     assert request.inputs[0].HasField("contents")
-    np.testing.assert_array_equal(decode(request, LIMITS).values, VALUES)
+    np.testing.assert_array_equal(decode(request, SPEC, LIMITS).values, VALUES)
 
 
 def test_an_input_given_twice_is_refused() -> None:
@@ -175,7 +176,7 @@ def test_an_input_given_twice_is_refused() -> None:
     request.inputs.append(request.inputs[0])
     request.raw_input_contents.append(request.raw_input_contents[0])
     with pytest.raises(InvalidRequestError, match="given twice"):
-        decode(request, LIMITS)
+        decode(request, SPEC, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -191,18 +192,24 @@ def test_an_input_given_twice_is_refused() -> None:
     ],
 )
 def test_the_error_names_what_does_not_fit_the_model(arrays: dict[str, Any], part: str) -> None:
-    inputs = decode(request_of(**{name: array.astype(np.float32) for name, array in arrays.items()}), LIMITS)
+    request = request_of(**{name: array.astype(np.float32) for name, array in arrays.items()})
+
+    def read() -> None:
+        inputs = decode(request, SPEC, LIMITS)
+        ragged(inputs)
+        initial_state(inputs, SPEC)
+
     with pytest.raises(InvalidRequestError) as caught:
-        _ = ragged(inputs, SPEC), initial_state(inputs, SPEC)
+        read()
     assert part in str(caught.value)
 
 
 def test_limits_hold_before_anything_is_computed() -> None:
     tight = Limits(max_sequences=2, max_steps=3, max_open_sequences=1, max_message_bytes=1)
     with pytest.raises(InvalidRequestError, match="3 sequences, 1 to 2 allowed"):
-        decode(request_of(input=VALUES), tight)
+        decode(request_of(input=VALUES), SPEC, tight)
     with pytest.raises(InvalidRequestError, match="4 timesteps a sequence, 1 to 3 allowed"):
-        decode(request_of(input=VALUES[:2]), tight)
+        decode(request_of(input=VALUES[:2]), SPEC, tight)
 
 
 _DIMENSIONS = st.one_of(st.integers(-2, 4), st.sampled_from([2**31, 2**62, -(2**63), 2**63 - 1]))
@@ -214,7 +221,7 @@ def _requests(draw: st.DrawFn) -> pb.ModelInferRequest:
     request = pb.ModelInferRequest()
     for _ in range(draw(st.integers(0, 4))):
         tensor = request.inputs.add(
-            name=draw(st.sampled_from([*INPUTS, "", "other"])),
+            name=draw(st.sampled_from([*(each.name for each in inputs_of(SPEC)), "", "other"])),
             datatype=draw(st.sampled_from(["FP32", "INT32", "FP64", ""])),
             shape=draw(st.lists(_DIMENSIONS, max_size=4)),
         )
@@ -229,8 +236,8 @@ def _requests(draw: st.DrawFn) -> pb.ModelInferRequest:
 @given(request=_requests(), shortest=st.integers(0, 1))
 def test_a_bad_request_is_refused_without_another_error(request: pb.ModelInferRequest, shortest: int) -> None:
     try:
-        inputs = decode(request, LIMITS, shortest)
-        rows, offsets = ragged(inputs, SPEC)
+        inputs = decode(request, SPEC, LIMITS, shortest)
+        rows, offsets = ragged(inputs)
         initial_state(inputs, SPEC)
     except InvalidRequestError as error:
         refusal = error
