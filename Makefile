@@ -1,6 +1,7 @@
 # Everything runs in .venv, made on the first call: `make demo`, `make test`, `make check`, `make proto`.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+USUAL_PYTHON := $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(USUAL_PYTHON)
 BIN := .venv/bin
 GEN := .venv-gen/bin
 # The environment of `make test-python`.
@@ -36,7 +37,7 @@ help: ## Lists the targets.
 setup: .venv/done ## Creates .venv with the packages and the tools.
 
 .venv/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
-	$(PYTHON) -m venv .venv
+	$(if $(filter test-python,$(MAKECMDGOALS)),$(USUAL_PYTHON),$(PYTHON)) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis,uvloop]' -e './client[otel]' \
 	  -e './bench[contest]' -r requirements-dev.txt
