@@ -216,11 +216,6 @@ class AdmissionController:
         self.overloaded_until = self.clock() + OVERLOADED
 
     @property
-    def overloaded(self) -> bool:
-        """True if a call was refused in the last second, so that `check_unread` is worth its cost."""
-        return self.clock() < self.overloaded_until
-
-    @property
     def rate(self) -> float | None:
         """Timesteps computed per second under load; None if not measured recently."""
         return self._rate.of(self.clock())

@@ -19,7 +19,7 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Loader, Model
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
-from unroll_engine.readout import check_classes
+from unroll_engine.readout import no_classes
 from unroll_engine.runner import Runner
 from unroll_engine.sequence import OpenSequence
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
@@ -161,7 +161,8 @@ class Engine:
         self, sequences: Iterable[ArrayLike], initial_states: Sequence[Snapshot | None] | None, keeps_states: bool
     ) -> tuple[BatchJob, list[int]]:
         """Makes a job of checked sequences, and returns the steps that each has consumed before."""
-        check_classes(self.spec)
+        if not self.spec.class_labels:
+            raise no_classes(self.spec)
         values, offsets = pack_sequences(sequences, self.spec.input_size)
         count = len(offsets) - 1
         begun = [0] * count

@@ -9,12 +9,9 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.models.spec import Float32Array, ModelSpec, StepSpec
 
 
-def check_classes(spec: ModelSpec) -> None:
-    """Raises InvalidRequestError if a model has no classes."""
-    if not spec.class_labels:
-        raise InvalidRequestError(
-            f"{spec.key} has no class labels: its outputs come from streams and sessions", "model"
-        )
+def no_classes(spec: ModelSpec) -> InvalidRequestError:
+    """Returns the error of a model without classes that is asked for some."""
+    return InvalidRequestError(f"{spec.key} has no class labels: its outputs come from streams and sessions", "model")
 
 
 def classify(logits: Float32Array, step: StepSpec | None = None) -> tuple[Float32Array, NDArray[np.intp]]:

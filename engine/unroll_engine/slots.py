@@ -13,6 +13,7 @@ from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, StepsJob, complete
 from unroll_engine.kernel import Network, SequenceQueue
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import State
+from unroll_engine.readout import classify
 from unroll_engine.scheduler import Slice, TickCost, alert_steps
 
 _FEW_LANES_STEPS = 128
@@ -151,7 +152,7 @@ class Slots:
             self._network.packed.run_one(job.values, initial, final, job.states, job.logits)
         else:
             self._network.packed.run_one(job.values, initial, final, None, job.logits[0])
-            complete([job])
+            job.probabilities, job.labels = classify(job.logits, job.model.spec.step)
         emit((job, job))
 
     def _report(self, steps: int, emit: Emit) -> None:

@@ -142,8 +142,9 @@ class Registry(grpc.GenericRpcHandler):
             self._observer.unknown_method(path, call)
             return None
         if (guard := self.guard) and found.guarded and not admitted:
-            overloaded = found.interactive is not None and guard.admission.overloaded
-            if overloaded or self._draining:
+            admission = guard.admission
+            is_work = found.interactive is not None
+            if self._draining or (is_work and admission.clock() < admission.overloaded_until):
                 return found.guarded
         return found.reading
 

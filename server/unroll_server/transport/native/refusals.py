@@ -25,25 +25,23 @@ class UnreadRefusals:
         self, server: Server, admission: AdmissionController, methods: Sequence[tuple[int, ComposedMethod]]
     ) -> None:
         self._server = server
-        self._admission = admission
+        self.admission = admission
         self._methods = methods
         # The reason of the last refusal, by kind of work: bulk, interactive.
         self._reasons = ["", ""]
 
     def update(self) -> None:
-        """Publishes what is refused at this moment; called once a turn of the event loop."""
-        if not self._admission.overloaded:
-            return
+        """Publishes what is refused at this moment; called once a turn of the event loop, of an overloaded server."""
         for number, method in self._methods:
             if count := self._server.take_refused(number):
-                self._admission.record_refused(self._reasons[bool(method.interactive)], count)
+                self.admission.record_refused(self._reasons[bool(method.interactive)], count)
                 method.counts.refused(_CODE, count)
         for interactive in (False, True):
-            refusal = self._admission.refusal(interactive)
+            refusal = self.admission.refusal(interactive)
             if refusal is None:
-                self._server.refuse(interactive, self._admission.clock(), 0.0, 0.0, [], _CODE, "", ())
+                self._server.refuse(interactive, self.admission.clock(), 0.0, 0.0, [], _CODE, "", ())
                 continue
-            error, until = refusal.error, self._admission.overloaded_until
+            error, until = refusal.error, self.admission.overloaded_until
             self._reasons[interactive] = error.reason
             trailers = refusal_trailers(error.description, error.retry_after, error.reason)
             self._server.refuse(

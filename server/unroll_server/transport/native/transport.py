@@ -129,8 +129,9 @@ class NativeTransport:
                 self._begin(call, None)
             elif (context := getattr(call, "context", None)) is not None:
                 self._continue(kind, context)
-        if self._refusals:
-            self._refusals.update()
+        refusals = self._refusals
+        if refusals and refusals.admission.clock() < refusals.admission.overloaded_until:
+            refusals.update()
         for connection in server.take_dirty():
             connection.flush()
         if server.has_events:
