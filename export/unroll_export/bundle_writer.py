@@ -1,4 +1,4 @@
-"""Where a bundle is written: a folder beside the versions, which becomes the next version whole or not at all."""
+"""Writes a bundle into a folder beside the versions, which becomes the next version completely or not at all."""
 
 import errno
 import fcntl
@@ -13,23 +13,23 @@ from typing import Self
 from unroll_proto.bundle import MAX_VERSION, BundleError
 
 PREFIX = ".tmp-"
-"""Of a folder that is being written; no version starts so."""
+"""Prefix of a folder that is being written; no version has it."""
 
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
 class VersionTaken(Exception):  # noqa: N818  # no error: another writer was faster
-    """The version exists by now."""
+    """The version exists already."""
 
 
 class Draft:
-    """A bundle that is being written into the model folder `out`; a context manager.
+    """A bundle that is written into the model folder `out`; a context manager.
 
-    The writer holds a lock on its folder, which ends with the process however that ends. The next writer removes
-    folders that nobody holds any more; until then they harm nothing.
+    The writer locks its folder; the lock ends with the process. The next writer removes unlocked folders; until then
+    they harm nothing.
 
     Args:
-        out: The model folder, made with its parents where it is missing.
+        out: The model folder; created with its parents if missing.
 
     Raises:
         OSError: `out` can't be written to.
@@ -61,17 +61,17 @@ class Draft:
         os.close(self._lock)
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file of the bundle, to the disk itself; replaces one of that name."""
+        """Writes a file of the bundle and syncs it to the disk; replaces one of that name."""
         with (self.path / name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
 
     def next_version(self) -> int:
-        """The version after the highest one that is there, 1 where there is none.
+        """Returns the version after the highest existing one; 1 if there is none.
 
         Raises:
-            BundleError: the highest one is the last that can be.
+            BundleError: the highest version number is in use.
         """
         names = [path.name for path in self._out.iterdir()]
         version = max((int(name) for name in names if name.isascii() and name.isdigit()), default=0) + 1
@@ -80,15 +80,15 @@ class Draft:
         return version
 
     def publish(self, version: int) -> Path:
-        """Gives the bundle its version, in one step, and returns where it is.
+        """Moves the bundle to its version, in one step, and returns the path.
 
         Raises:
-            VersionTaken: the version is there by now; it is left as it is, and the draft too.
+            VersionTaken: the version exists already; it and the draft stay unchanged.
         """
         target = self._out / str(version)
         _sync_folder(self.path)
         try:
-            # Never replaces a version: rename refuses a folder that holds anything, and a version does.
+            # Never replaces a version: rename refuses a target that is not empty.
             self.path.rename(target)
         except OSError as error:
             if error.errno in _TAKEN:
@@ -109,12 +109,12 @@ class Draft:
         for folder in reversed(self._made):
             try:
                 folder.rmdir()
-            except OSError:  # another writer is at work in it
+            except OSError:  # another writer uses it
                 return
 
 
 def _make_locked(out: Path) -> tuple[Path, int]:
-    """Makes a folder to write in and locks it; returns it and the descriptor that holds the lock."""
+    """Creates and locks a folder to write in; returns it and the descriptor that holds the lock."""
     while True:
         path = out / f"{PREFIX}{secrets.token_hex(8)}"
         path.mkdir(parents=True)
@@ -122,18 +122,18 @@ def _make_locked(out: Path) -> tuple[Path, int]:
             descriptor = _open_folder(path)
         except FileNotFoundError:
             continue
-        # Between mkdir and lock, another writer may have taken the folder for an abandoned one.
+        # Between mkdir and lock, another writer may have removed the folder as abandoned.
         if _lock(descriptor) is not Lock.TAKEN and path.is_dir():
             return path, descriptor
         os.close(descriptor)
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Removes folders of writers that ended before they were done."""
+    """Removes folders of writers that ended early."""
     for path in out.glob(f"{PREFIX}*"):
         try:
             descriptor = _open_folder(path)
-        except OSError:  # gone by now, somebody else's, or no folder
+        except OSError:  # removed meanwhile, another user's, or not a folder
             continue
         if _lock(descriptor) is Lock.HELD:
             shutil.rmtree(path, ignore_errors=True)
@@ -141,12 +141,12 @@ def _remove_abandoned(out: Path) -> None:
 
 
 class Lock(Enum):
-    """What came of an attempt to lock a folder."""
+    """Outcome of an attempt to lock a folder."""
 
     HELD = auto()
     TAKEN = auto()
     UNSUPPORTED = auto()
-    """By the file system; then nobody holds locks in it and nobody removes another's folder."""
+    """The file system has no locks; then no writer locks or removes folders."""
 
 
 def _lock(descriptor: int) -> Lock:

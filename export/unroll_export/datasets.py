@@ -1,4 +1,4 @@
-"""Labelled sequences in three parts, train, validation and test, and how they come out of a list of sequences."""
+"""Labelled sequences in three parts, train, validation and test, and how a list of sequences is split into them."""
 
 import re
 from collections.abc import Sequence as Rows
@@ -45,17 +45,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a model is trained, stopped and judged on.
+    """Data for training, early stopping and evaluation.
 
     Attributes:
         name: A built-in data set's name, or the file's name without its path.
-        sha256: Of the bytes that the data came from; see the source that made it.
+        sha256: SHA-256 of the source bytes; see the source that made it.
         class_labels: Class names by index, in natural order.
-        feature_names: One an input feature.
-        train: 2 classes or more.
-        validation: For early stopping; may be empty.
-        test: For the final figures only; may be empty.
-        parameters: What the data was made with, where it was made up.
+        feature_names: One per input feature.
+        train: Training sequences, of 2 classes or more.
+        validation: Sequences for early stopping; may be empty.
+        test: Sequences for the final figures only; may be empty.
+        parameters: Parameters of generated data; empty for other data.
     """
 
     name: str
@@ -69,20 +69,20 @@ class Dataset:
 
     @property
     def longest_sequence(self) -> int:
-        """Timesteps of the longest training sequence."""
+        """Number of timesteps of the longest training sequence."""
         return max(len(sequence) for sequence in self.train.sequences)
 
     @property
     def median_length(self) -> int:
-        """Timesteps of the median training sequence, the shorter of the middle two."""
+        """Number of timesteps of the median training sequence, the shorter of the middle two."""
         lengths = sorted(len(sequence) for sequence in self.train.sequences)
         return lengths[(len(lengths) - 1) // 2]
 
     def standardization(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature over the timesteps of the training part alone.
+        """Computes mean and standard deviation of each feature over the timesteps of the training part.
 
         Returns:
-            mean and std, float32 [features]; std is 1 where a feature is constant.
+            mean and std, float32 [features]; std is 1 for a constant feature.
         """
         steps = torch.cat(self.train.sequences).double()
         mean, std = steps.mean(0), steps.std(0, correction=0)
@@ -94,7 +94,7 @@ def natural_order(labels: set[str]) -> tuple[str, ...]:
     """Sorts labels as a reader expects: integers by value, other texts with the numbers inside them by value."""
     if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
-    # Splitting at numbers leaves text at even places and numbers at odd ones, so that keys always compare.
+    # Splitting at numbers puts text at even places and numbers at odd ones, so that keys always compare.
     return tuple(
         sorted(
             labels,
@@ -107,10 +107,10 @@ def natural_order(labels: set[str]) -> tuple[str, ...]:
 
 
 def held_out(labels: Rows[str], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Picks `fraction` of every class at random: one sequence at least, never the last one of a class.
+    """Picks `fraction` of every class at random: at least one sequence, never the last one of a class.
 
     Returns:
-        bool [sequences], true for those picked; all false where `fraction` is 0.
+        bool [sequences], true for the picked ones; all false if `fraction` is 0.
     """
     picked = np.zeros(len(labels), np.bool_)
     random = np.random.default_rng(seed)
@@ -122,11 +122,10 @@ def held_out(labels: Rows[str], fraction: float, seed: int) -> NDArray[np.bool_]
 
 
 def split(rows: list[Sequence], validation: float, test: float, seed: int) -> dict[str, list[Sequence]]:
-    """Deals sequences out to the three parts.
+    """Splits sequences into the three parts.
 
-    Sequences that name no split are training sequences. Where no sequence is of the test split, the share `test` of
-    the training sequences is held out as one; then the share `validation` in the same way. Both keep the proportions
-    of the classes.
+    Sequences without a split are training sequences. If no sequence is of the test split, the share `test` of the
+    training sequences is held out as one, and likewise the share `validation`. Both keep the class proportions.
     """
     parts: dict[str, list[Sequence]] = {"train": [], "validation": [], "test": []}
     for row in rows:
@@ -151,11 +150,11 @@ def assemble(
     test: float,
     seed: int,
 ) -> Dataset:
-    """Makes a data set of the sequences `rows`, read from `path`.
+    """Makes a data set of the sequences `rows`, which were read from `path`.
 
     Raises:
-        SequenceError: no training sequences, one without a label, a single class among them, or a class of the
-            validation or test split that has no training sequence.
+        SequenceError: there are no training sequences, one has no label, all are of one class, or a class of the
+            validation or test split has no training sequence.
     """
     if not rows:
         raise SequenceError(path, "holds no sequences")

@@ -1,4 +1,4 @@
-"""Warnings about a training run that failed, with the likely cause and what to try."""
+"""Warnings about a failed training run, with the likely cause and possible remedies."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def diagnose(
     class_labels: Sequence[str],
     gated: bool,
 ) -> list[str]:
-    """Finds what a user should know before using the model.
+    """Finds problems that a user should know before using the model.
 
     Args:
         judged: The evaluation that the run is judged by.
@@ -35,7 +35,7 @@ def diagnose(
         gated: True for LSTM and GRU.
 
     Returns:
-        One sentence or two each: the finding, the likely cause, what to try. Empty if nothing is wrong.
+        One or two sentences each: finding, likely cause, remedy. Empty if nothing is wrong.
     """
     count = int(judged.confusion.sum())
     error = math.sqrt(judged.majority * (1 - judged.majority) / count)

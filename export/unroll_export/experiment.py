@@ -1,4 +1,4 @@
-"""A training run in its folder: begun or resumed, checkpoints on the way, weights and summary at the end."""
+"""A training run in its folder: starts or resumes it, saves checkpoints, and writes weights and summary at the end."""
 
 import json
 import pickle
@@ -32,23 +32,22 @@ def run(
     start: Start = "new",
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Trains a model in the folder `out` and writes all that a run leaves there.
+    """Trains a model in the folder `out` and writes the files of a run.
 
     Args:
-        data: What to train on.
-        settings: How.
-        out: The run folder; made here, once all that can be wrong with the input has been looked at.
-        start: "new" needs a folder that is absent or empty. "overwrite" also takes one with a run, and removes it.
-            "resume" goes on from the last checkpoint, or begins where there is none, or does nothing where the run
-            has finished.
-        on_epoch: Called with the figures of each epoch, and with those of the epochs done before on resuming.
+        data: The data.
+        settings: The settings.
+        out: The run folder; created once the input has been checked.
+        start: "new" requires a missing or empty folder. "overwrite" also removes a run that is in it. "resume"
+            continues from the last checkpoint, starts if there is none, and does nothing if the run has finished.
+        on_epoch: Called with the figures of each epoch, on resuming also with those of earlier epochs.
 
     Returns:
         The summary, as in `summary.json`.
 
     Raises:
-        RunError: the folder holds something else, or a run with other data or settings.
-        TrainingError: training diverged; the folder keeps what was reached.
+        RunError: the folder holds other files, or a run with other data or settings.
+        TrainingError: training diverged; the folder keeps the last checkpoint.
     """
     settings = settings.resolved(data)
     identity = {
@@ -72,7 +71,7 @@ def run(
         _remove_run(out)
     for figures in trainer.history:
         on_epoch(figures)
-    # Before anything else is there, so that a folder with a run in it always has a checkpoint.
+    # Written first, so that a folder with a run always has a checkpoint.
     _write_checkpoint(out, trainer, identity)
     # Steps that a killed run logged after its last checkpoint are dropped.
     writer = SummaryWriter(str(out), purge_step=trainer.epoch + 1)
@@ -87,14 +86,14 @@ def run(
     finally:
         writer.close()
     runs.save_weights(trainer.model, out / runs.WEIGHTS)
-    # The summary comes last: where it is, the run is whole.
+    # The summary comes last: if it exists, the run is complete.
     with replaced(out / runs.SUMMARY) as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
 def summarize(trainer: Trainer) -> dict[str, Any]:
-    """Ends the training with the best weights and sums it up, as `summary.json` has it.
+    """Restores the best weights and returns the content of `summary.json`.
 
     `accuracy`, `confusion_matrix` (rows are true classes) and `per_class` are of the split `judged_on`: test, or where
     there is none validation, or where there is neither train. `majority_accuracy` is that of always predicting the
@@ -167,7 +166,7 @@ def _check_folder(out: Path, start: Start) -> None:
 
 
 def _check_identity(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Holds what a run began with against what it shall go on with."""
+    """Compares the data and settings of a run with those to continue with."""
 
     def flat(identity: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -188,7 +187,7 @@ def _check_identity(out: Path, before: dict[str, Any], now: dict[str, Any]) -> N
 
 
 def _remove_run(out: Path) -> None:
-    """Removes a run's files and nothing else; the summary first, so that no half of a run looks whole."""
+    """Removes a run's files and nothing else; the summary first, so that no partial run looks complete."""
     for name in (runs.SUMMARY, runs.WEIGHTS, runs.REPORT, runs.EVENTS, runs.CHECKPOINT, ".*.partial"):
         for path in out.glob(name):
             path.unlink()

@@ -1,4 +1,4 @@
-"""The command `unroll-export`: a training run into a bundle with proof, and the proof of a bundle again."""
+"""The command `unroll-export`: exports a training run as a bundle with proof, and repeats the proof of a bundle."""
 
 from pathlib import Path
 from typing import NoReturn
@@ -42,7 +42,7 @@ def group(ctx: click.Context) -> None:
         raise click.UsageError("RUN is missing: the folder of a training run")
 
 
-@group.command(short_help="Exports RUN: what happens without a subcommand.")
+@group.command(short_help="Exports RUN; the default subcommand.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model folder: MODELS/NAME.")
 def run(run: Path, out: Path) -> None:
@@ -61,10 +61,10 @@ group.add_command(import_command)
 group.add_command(inspect_command)
 
 
-@group.command("verify", short_help="Proves the bundle in the folder BUNDLE again, on this machine.")
+@group.command("verify", short_help="Repeats the proof of the bundle BUNDLE on this machine.")
 @click.argument("path", metavar="BUNDLE", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def verify_command(path: Path) -> None:
-    """Proves the bundle in the folder BUNDLE again: its checksums, and every artifact against eager PyTorch here."""
+    """Repeats the proof of the bundle BUNDLE: its checksums, and every artifact against eager PyTorch."""
     try:
         with progress() as on_case:
             proven = verify(path, on_case)
@@ -77,5 +77,5 @@ def verify_command(path: Path) -> None:
 
 
 def main() -> NoReturn:
-    """Entry point."""
+    """Entry point of `unroll-export`."""
     cli.run("unroll-export", group, "unroll-export")

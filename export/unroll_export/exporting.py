@@ -1,4 +1,4 @@
-"""From a training run to a bundle version: artifacts, proof, manifest, and then its place in the model folder."""
+"""Exports a training run as a bundle version: artifacts, proof and manifest, then the move into the model folder."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
@@ -23,7 +23,7 @@ BUILDERS: dict[Kind, Callable[[RecurrentClassifier[Any]], bytes]] = {
     pb.ARTIFACT_KIND_ONNX_RNN: build_onnx_rnn,
     pb.ARTIFACT_KIND_TORCHSCRIPT: build_torchscript,
 }
-"""What makes each model artifact."""
+"""Builder of each model artifact."""
 
 
 class Exported(NamedTuple):
@@ -38,13 +38,13 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
 
     Args:
         run: A finished training run.
-        out: The model folder; made where it is missing.
+        out: The model folder; created if missing.
         on_case: Called with each case of the proof before it is run.
 
     Raises:
-        BundleError: `out` can't be a model folder, or the bundle would not be one that a server takes.
-        ParityError: an artifact doesn't compute what eager PyTorch computes. Nothing is left behind.
-        RunError: the run's summary lacks something that a manifest says.
+        BundleError: `out` can't be a model folder, or servers would refuse the bundle.
+        ParityError: an artifact differs from eager PyTorch. Nothing is left behind.
+        RunError: the run's summary lacks a field of the manifest.
         OSError: `out` can't be written to.
     """
     name = model_name(out)
@@ -60,14 +60,14 @@ def export_run(run: TrainedRun, out: Path, on_case: Callable[[str], None] = lamb
 
 
 def artifact_shapes(model: RecurrentClassifier[Any]) -> tuple[list[pb.TensorSpec], list[pb.TensorSpec]]:
-    """Inputs and outputs of every model artifact as the manifest states them."""
+    """Returns the inputs and outputs of every model artifact for the manifest."""
     return specs(input_shapes(model)), specs(output_shapes(model))
 
 
 def _manifest(
     run: TrainedRun, model: RecurrentClassifier[Any], name: str, training: pb.TrainingSummary
 ) -> pb.BundleManifest:
-    """Everything but the version and the artifacts' checksums and sizes."""
+    """Makes the manifest without the version and the artifacts' checksums and sizes."""
     rnn = model.rnn
     artifacts = []
     for kind, file in bundle.FILES.items():

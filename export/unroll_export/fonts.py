@@ -1,4 +1,4 @@
-"""Fonts for the labels of a picture, whatever script they are written in."""
+"""Fonts for the labels of a picture, in any script."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from matplotlib.ft2font import FT2Font
 FIRST = "DejaVu Sans"
 """Family that comes with matplotlib."""
 _PLACEHOLDERS = ("Last Resort", "STIX", "cm")
-"""Families with boxes, or mathematical glyphs under other code points."""
+"""Families that draw boxes, or mathematical glyphs at other code points."""
 
 
 @contextmanager
 def fonts_for(texts: Iterable[str]) -> Iterator[dict[int, str]]:
-    """Chooses installed fonts that have the characters of `texts`, for what matplotlib draws inside the block.
+    """Chooses installed fonts that have the characters of `texts`, for all that matplotlib draws in the context.
 
     Yields:
         Replacements for `str.translate`: each character that no installed font has, by its code point as <U+1F600>;

@@ -1,4 +1,4 @@
-"""Gradient flow: the size of the loss's gradient by distance from a sequence's end, where it vanishes or explodes."""
+"""Gradient flow: norm of the loss's gradient by distance from the end of a sequence."""
 
 import copy
 import math
@@ -19,10 +19,10 @@ class GradientFlow:
     Attributes:
         epoch: Epochs that the model had been trained for.
         log10_norms: Decimal logarithm of the mean |dL/ds_t| by distance from the end: the first is at a sequence's own
-            last step, the next one step before it, and so on. s_t is the state that step t hands on, of all layers
+            last step, the next one step before it, and so on. s_t is the state after step t, of all layers
             together (h, and c of an LSTM); L is a sequence's own loss. None if the mean is 0.
-        sequences: Number of sequences that are long enough for each distance, which the mean is over.
-        spectral_radius: Largest absolute eigenvalue of W_hh, one a layer: without gates, gradients can grow over long
+        sequences: Number of sequences long enough for each distance; the mean is over these.
+        spectral_radius: Largest absolute eigenvalue of W_hh for each layer: without gates, gradients can grow over long
             distances only if it is above 1. Empty if the cell has gates.
     """
 
@@ -36,7 +36,7 @@ class GradientFlow:
         return asdict(self)
 
     def decay(self, distance: int) -> float | None:
-        """Returns how many powers of ten the gradient has shrunk by at a distance from the end; None if it is 0."""
+        """Returns the powers of ten by which the gradient has shrunk at a distance from the end; None if it is 0."""
         last, there = self.log10_norms[0], self.log10_norms[min(distance, len(self.log10_norms) - 1)]
         return None if last is None or there is None else last - there
 
@@ -53,10 +53,10 @@ def log_gradient_norms(model: RecurrentClassifier[Any], x: Tensor, lengths: Tens
     """Computes the natural logarithms of |dL/ds_t| for every step of every sequence.
 
     Backpropagation through time goes step by step in float64. After each step, every sequence's gradient is scaled to
-    norm 1 and the logarithm of the scale is added up, so that nothing underflows however many steps there are.
+    norm 1 and the logarithms of the scales are added, so that nothing underflows over any number of steps.
 
     Args:
-        model: Left as it is.
+        model: The model; unchanged.
         x: float32 [batch, time, features], raw features.
         lengths: int64 [batch].
         labels: int64 [batch].

@@ -21,7 +21,7 @@ RECURRENT = re.compile(
 GATES: dict[int, Cell] = {1: "rnn", 3: "gru", 4: "lstm"}
 """Cell by the number of gates: rows of weight_hh for each unit."""
 NEAR = 1e-4
-"""Difference from a sample's output that rounding can explain, of an output around 1."""
+"""Difference from a sample's output around 1 that rounding can explain."""
 
 
 def import_weights(
@@ -39,14 +39,14 @@ def import_weights(
     Args:
         weights: Tensors by name, as torch names those of nn.RNN, nn.LSTM, nn.GRU and nn.Linear.
         cell: The cell, if the number of gates should be checked.
-        nonlinearity: Of an Elman network; needed without samples, since the tensors don't show it.
+        nonlinearity: Nonlinearity of an Elman network; required without samples, since the tensors don't show it.
         renamed: New prefix by old one; the readout's is `fc`.
-        mean: Subtracted from each feature, [features]; 0 if absent.
-        std: Divides each feature, [features]; 1 if absent.
-        samples: What the original network computed, which the classifier must reproduce.
+        mean: Value to subtract from each feature, [features]; None for 0.
+        std: Divisor of each feature, [features]; None for 1.
+        samples: Inputs and outputs of the original network, which the classifier must reproduce.
 
     Raises:
-        ImportRefusedError: the tensors are not those of such a network, or it doesn't reproduce the samples.
+        ImportRefusedError: the tensors are of another network, or it does not reproduce the samples.
     """
     named = _rename(weights, renamed or {})
     layers, rest = _recurrent(named)

@@ -1,4 +1,4 @@
-"""Loss of a classifier's logits, and the figures that judge its predictions: accuracy, confusion, per-class."""
+"""Loss of a classifier's logits, and figures of its predictions: accuracy, confusion matrix, per-class figures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +10,18 @@ from torch import Tensor
 from unroll_export.datasets import Part
 from unroll_export.model import RecurrentClassifier
 
-# Sequences of one evaluation call; bounds the memory that padding takes.
+# Sequences of one evaluation call; bounds the memory for padding.
 EVALUATION_BATCH = 256
 
 
 def loss_of(logits: Tensor, labels: Tensor, reduction: str = "mean", weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of the classes; of a single logit, binary cross-entropy with class 1 as the positive one.
+    """Computes the cross-entropy; for a single logit, the binary cross-entropy with class 1 as the positive one.
 
     Args:
         logits: float [batch, output_size].
         labels: int64 [batch], class indices.
         reduction: As in torch: "mean" (weighted by `weights`), "sum" or "none".
-        weights: Weight of each class in the loss, float [classes]; 1 each if absent.
+        weights: Weight of each class in the loss, float [classes]; None for 1 each.
     """
     if logits.shape[1] > 1:
         return F.cross_entropy(logits, labels, weights, reduction=reduction)
@@ -49,13 +49,13 @@ def balanced_weights(labels: Tensor, classes: int) -> Tensor:
 
 
 def predict(logits: Tensor) -> Tensor:
-    """Most probable class of each row of logits [batch, output_size]: int64 [batch]."""
+    """Returns the most probable class of each row of logits [batch, output_size]: int64 [batch]."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on a part of the data.
+    """Figures of a model on a part of the data.
 
     Attributes:
         loss: Mean over the sequences.
@@ -103,8 +103,8 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: RecurrentClassifier[Any], part: Part, classes: int) -> Evaluation:
-    """Runs the model over all sequences of a part, which is not empty."""
-    # Sequences of like lengths together: little padding.
+    """Runs the model over all sequences of a part, which must not be empty."""
+    # Sequences of similar lengths together, which saves padding.
     order = torch.tensor([len(sequence) for sequence in part.sequences]).argsort(stable=True)
     total = 0.0
     confusion = torch.zeros(classes, classes, dtype=torch.int64)

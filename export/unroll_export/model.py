@@ -8,14 +8,14 @@ from torch import Tensor, nn
 Cell = Literal["rnn", "lstm", "gru"]
 Nonlinearity = Literal["tanh", "relu"]
 State = TypeVar("State")
-"""Recurrent state as torch's module takes and returns it: h, or (h, c) of an LSTM; [num_layers, batch, hidden_size]."""
+"""Recurrent state of torch's modules: h, or (h, c) of an LSTM; [num_layers, batch, hidden_size] each."""
 
 
 class RecurrentClassifier(nn.Module, Generic[State]):
     """A stack of recurrent layers with a linear readout, which classifies a sequence from its last timestep.
 
-    The standardization (x_t - mean) / std is part of the model, so callers give raw features; untrained, it changes
-    nothing (mean 0, std 1).
+    The standardization (x_t - mean) / std is part of the model, so callers pass raw features. It is the identity at
+    first (mean 0, std 1).
 
     Args:
         rnn: The recurrent layers, batch first.
@@ -49,7 +49,7 @@ class RecurrentClassifier(nn.Module, Generic[State]):
 
         Args:
             x: float32 [batch, time, input_size], raw features.
-            initial_state: State of every layer before the first timestep; zeros if absent.
+            initial_state: State of every layer before the first timestep; None for zeros.
 
         Returns:
             logits float32 [batch, time, output_size], hidden states of the last layer float32
@@ -64,7 +64,7 @@ class RecurrentClassifier(nn.Module, Generic[State]):
         Args:
             x: float32 [batch, time, input_size], raw features. Timesteps after a sequence's end have no influence,
                 since the network is causal.
-            lengths: int64 [batch], timesteps of each sequence, 1 to `time`; all of `time` if absent.
+            lengths: int64 [batch], timesteps of each sequence, 1 to `time`; None for `time`.
 
         Returns:
             Logits, float32 [batch, output_size].
@@ -115,7 +115,7 @@ class SimpleLSTM(RecurrentClassifier[tuple[Tensor, Tensor]]):
     """Long short-term memory (Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000), as torch.nn.LSTM.
 
     Args:
-        input_size: See SimpleRNN, as for the others.
+        input_size: See SimpleRNN.
         hidden_size: See SimpleRNN.
         output_size: See SimpleRNN.
         num_layers: See SimpleRNN.
@@ -134,7 +134,7 @@ class SimpleGRU(RecurrentClassifier[Tensor]):
     """Gated recurrent units (Cho et al. 2014) with the reset gate applied after the product, as torch.nn.GRU.
 
     Args:
-        input_size: See SimpleRNN, as for the others.
+        input_size: See SimpleRNN.
         hidden_size: See SimpleRNN.
         output_size: See SimpleRNN.
         num_layers: See SimpleRNN.
@@ -158,7 +158,7 @@ def build(
     dropout: float = 0.0,
     nonlinearity: Nonlinearity = "tanh",
 ) -> RecurrentClassifier[Any]:
-    """Builds the classifier of a cell; see SimpleRNN for the arguments. `nonlinearity` is of the "rnn" cell alone."""
+    """Builds the classifier of a cell; see SimpleRNN for the arguments. Only the "rnn" cell uses `nonlinearity`."""
     sizes = (input_size, hidden_size, output_size, num_layers, dropout)
     if cell == "rnn":
         return SimpleRNN(*sizes, nonlinearity)

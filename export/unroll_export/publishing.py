@@ -1,4 +1,4 @@
-"""The last step of every export: proof and manifest, and then the bundle's place in the model folder."""
+"""The last step of every export: writes proof and manifest, and moves the bundle into the model folder."""
 
 import platform
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ PACKAGES = ("unroll-engine", "unroll-export", "unroll-proto")
 
 
 def model_name(out: Path) -> str:
-    """The name of the model whose folder is `out`.
+    """Returns the name of the model whose folder is `out`.
 
     Raises:
         BundleError: `out` can't be a model folder.
@@ -31,16 +31,16 @@ def model_name(out: Path) -> str:
 def publish(
     draft: Draft, manifest: pb.BundleManifest, proofs: Iterable[pb.ArtifactProof], left_out: Mapping[str, str]
 ) -> Path:
-    """Writes the proof and the manifest of a draft, gives it the next version, and returns where it is.
+    """Writes the proof and the manifest of a draft, gives it the next version, and returns its path.
 
     Args:
-        draft: Has the other files.
-        manifest: Without its version, and checksums and sizes of files, which are set.
+        draft: The draft, with all other files.
+        manifest: The manifest; version, and checksums and sizes of files, are filled in.
         proofs: See ParityReport.
         left_out: See ParityReport.
 
     Raises:
-        BundleError: the bundle is not one that a server takes.
+        BundleError: servers would refuse the bundle.
     """
     while True:
         manifest.version = draft.next_version()
@@ -52,7 +52,7 @@ def publish(
 
 
 def cpu_name() -> str:
-    """Model name of the processor, or its architecture where the system doesn't tell."""
+    """Returns the model name of the processor, or its architecture if the name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -62,12 +62,12 @@ def cpu_name() -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that make bundles, by distribution name."""
+    """Returns the versions of Python and of the libraries that make bundles, by distribution name."""
     return {"python": platform.python_version()} | {name: version_of(name) for name in LIBRARIES + PACKAGES}
 
 
 def now() -> Timestamp:
-    """The time."""
+    """Returns the current time."""
     timestamp = Timestamp()
     timestamp.GetCurrentTime()
     return timestamp
@@ -76,7 +76,7 @@ def now() -> Timestamp:
 def _describe(
     draft: Draft, manifest: pb.BundleManifest, proofs: Iterable[pb.ArtifactProof], left_out: Mapping[str, str]
 ) -> None:
-    """Writes the proof and the manifest, and checks the bundle as a server will."""
+    """Writes the proof and the manifest, and verifies the bundle as servers do."""
     report = pb.ParityReport(
         format=bundle.PARITY_FORMAT,
         name=manifest.name,

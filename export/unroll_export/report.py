@@ -17,22 +17,22 @@ from unroll_export.runs import SUMMARY, RunError, load_summary, replaced
 TRAIN, VALIDATION, FINAL = "#1f6fb4", "#e07a1f", "#222222"
 RUNS = ("#1f6fb4", "#e07a1f", "#2a8c4a", "#8a4fb0", "#b03a4a", "#7a7a7a")
 NUMBERED, NAMED = 20, 30
-"""Classes up to which a confusion matrix shows its numbers, and the names of its classes."""
+"""Most classes of a confusion matrix with numbers and names."""
 FEW = 8
-"""Sequences from which on a mean gradient norm is drawn."""
+"""Least sequences of a mean gradient norm that is drawn."""
 VANISHED = 1e-4
 """Share of the gradient below which it counts as vanished."""
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
-    """Draws the runs in the folders `runs` as the PNG `output`, from their summaries alone.
+    """Draws the runs in the folders `runs` as the PNG `output`, from their summaries.
 
     Args:
-        runs: One folder for all of a run; 2 to 6 for a comparison.
+        runs: One folder to draw a run in detail; 2 to 6 to compare runs.
         output: File to write.
 
     Raises:
-        RunError: a folder holds no finished run, or its summary lacks something.
+        RunError: a folder holds no finished run, or its summary is incomplete.
     """
     summaries = [(run.resolve().name, load_summary(run)) for run in runs]
     try:
@@ -56,7 +56,7 @@ def draw_run(title: str, summary: dict[str, Any], replacements: Mapping[int, str
     Args:
         title: Name of the run.
         summary: Its `summary.json`.
-        replacements: Of characters that can't be drawn; see fonts_for.
+        replacements: Replacements of characters that can't be drawn; see fonts_for.
     """
     figure = Figure(figsize=(12, 13), dpi=120, layout="constrained")
     panels = figure.subplot_mosaic([["loss", "accuracy"], ["counts", "shares"], ["flow", "flow"]])
@@ -135,7 +135,7 @@ def _curves(axes: Axes, summary: dict[str, Any], kind: str) -> None:
 
 
 def _confusion(axes: Axes, matrix: NDArray[Any], labels: list[str], form: str, title: str) -> None:
-    """Draws a confusion matrix [classes, classes], on a scale where one mistake among hundreds of hits still shows."""
+    """Draws a confusion matrix [classes, classes], on a scale that shows one mistake among hundreds of hits."""
     top = max(matrix.max(), np.finfo(float).tiny)
     shades = (matrix / top) ** 0.5
     axes.imshow(np.ma.masked_equal(shades, 0), cmap="Blues", vmin=-0.15, vmax=1)
@@ -156,7 +156,7 @@ def _confusion(axes: Axes, matrix: NDArray[Any], labels: list[str], form: str, t
 def _flow(axes: Axes, lines: Sequence[tuple[dict[str, Any], str, str]]) -> None:
     """Draws gradient flows, each with its name and colour; marks where each falls below `VANISHED`."""
     for flow, name, color in lines:
-        # The mean over a few sequences says little.
+        # The mean over a few sequences is not informative.
         counts = np.array(flow["sequences"])
         shown = np.array([np.nan if norm is None else norm for norm in flow["log10_norms"]])
         shown = shown[counts >= min(FEW, counts.max())]

@@ -1,4 +1,4 @@
-"""The folder that a training run leaves: its file names, how they are written, how the model is read back."""
+"""The folder of a training run: its file names, and how its files are written and read."""
 
 import json
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ REPORT = "report.png"
 
 
 class RunError(ValueError):
-    """A run folder can't be used; the message is one line that names the file and what is wrong."""
+    """A run folder can't be used; the message is one line with the file and the problem."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class TrainedRun:
 
     Attributes:
         model: The trained network in eval mode, standardization included.
-        class_labels: Class names by index: one a logit, or two for a binary model (index 1 is the positive one).
-        feature_names: One an input feature.
-        summary: `summary.json`; `unroll_export.experiment.summarize` says what it holds.
+        class_labels: Class names by index: one per logit, or two for a binary model (index 1 is the positive one).
+        feature_names: One per input feature.
+        summary: `summary.json`; see `unroll_export.experiment.summarize`.
     """
 
     model: RecurrentClassifier[Any]
@@ -45,7 +45,7 @@ class TrainedRun:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Gives a temporary neighbour to write to, which takes the place of `path` once the block has succeeded."""
+    """Yields a temporary neighbour to write to, which replaces `path` once the block has succeeded."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
@@ -57,7 +57,7 @@ def replaced(path: Path) -> Iterator[Path]:
 def save_weights(model: RecurrentClassifier[Any], path: Path) -> None:
     """Writes the state dict (`rnn.*`, `fc.*`, `mean`, `std`) as safetensors."""
     with replaced(path) as partial:
-        # Not save_file, whose files only their owner can read, while servers often run as someone else.
+        # save_file makes files that only their owner can read, while servers often run as another user.
         partial.write_bytes(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
 
 
@@ -70,7 +70,7 @@ def load_summary(path: Path) -> dict[str, Any]:
     file = path / SUMMARY
     if not file.is_file():
         if (path / CHECKPOINT).is_file():
-            raise RunError(f"{path}: training has not finished (unroll-train --resume goes on with it)")
+            raise RunError(f"{path}: training has not finished (unroll-train --resume continues it)")
         raise RunError(f"{path}: no training run here ({SUMMARY} is missing)")
     try:
         summary = json.loads(file.read_text(encoding="utf-8"))
@@ -82,10 +82,10 @@ def load_summary(path: Path) -> dict[str, Any]:
 
 
 def load_run(path: Path) -> TrainedRun:
-    """Reads the trained model of the run folder `path` back.
+    """Reads the trained model of the run folder `path`.
 
     Raises:
-        RunError: the folder holds no finished run, or its files don't fit together.
+        RunError: the folder holds no finished run, or its files do not match.
     """
     summary = load_summary(path)
     try:

@@ -1,4 +1,4 @@
-"""Where training data comes from: the JapaneseVowels recordings, the made-up `recall` task, or a file."""
+"""Sources of training data: the JapaneseVowels recordings, the synthetic `recall` task, or a file."""
 
 import hashlib
 import importlib.util
@@ -14,7 +14,7 @@ JAPANESE_VOWELS = "japanese-vowels"
 RECALL = "recall"
 AEON = "aeon==1.6.0"
 
-# Noise of this standard deviation drowns what a network that does not learn to hold on to the first step keeps of it.
+# Noise of this standard deviation hides the first step from a network that does not learn to keep it.
 RECALL_CLASSES = 8
 RECALL_NOISE = 0.8
 # Training, validation and test sequences.
@@ -22,7 +22,7 @@ RECALL_SIZES = (2000, 200, 400)
 
 
 class DataMissingError(ValueError):
-    """A built-in data set is not installed; the message is one line that says how to get it."""
+    """A built-in data set is not installed; the message is one line with the way to get it."""
 
 
 def japanese_vowels_files() -> tuple[Path, Path]:
@@ -45,7 +45,7 @@ def japanese_vowels_files() -> tuple[Path, Path]:
 
 
 def japanese_vowels(*, validation: float, seed: int) -> Dataset:
-    """Nine speakers saying /ae/ (Kudo, Toyama and Shimbo 1999): 270 training and 370 test sequences as published.
+    """Reads nine speakers saying /ae/ (Kudo, Toyama and Shimbo 1999): 270 training and 370 test sequences as published.
 
     Each is 7 to 29 timesteps of 12 LPC cepstrum coefficients. The files are those of the `aeon` distribution, which
     is found but never imported. `sha256` is that of the training file followed by the test file.
@@ -67,7 +67,7 @@ def japanese_vowels(*, validation: float, seed: int) -> Dataset:
 
 
 def from_file(path: Path, test_path: Path | None = None, *, validation: float, test: float, seed: int) -> Dataset:
-    """Reads the sequences of a file, and those of `test_path` as the test split where it is given.
+    """Reads the sequences of a file, and those of `test_path`, if given, as the test split.
 
     `sha256` is that of the file, or of the file followed by the test file.
 
@@ -87,11 +87,11 @@ def from_file(path: Path, test_path: Path | None = None, *, validation: float, t
 
 
 def recall(*, lag: int, seed: int) -> Dataset:
-    """Sequences whose first step gives the class away and whose `lag` further steps are noise (after Hochreiter 1991).
+    """Generates sequences whose first step shows the class and whose other `lag` steps are noise (Hochreiter 1991).
 
     The first step is the unit vector of one of 8 classes; the others are normal with standard deviation 0.8. A network
-    has to carry the class over `lag` steps, which the gradient has to come back over. The same `lag` and `seed` give
-    the same data; `sha256` is that of all the values and labels.
+    has to carry the class over `lag` steps, and the gradient has to come back over them. The same `lag` and `seed`
+    give the same data; `sha256` is that of all values and labels.
     """
     random = np.random.default_rng(seed)
     digest = hashlib.sha256()
@@ -109,7 +109,7 @@ def recall(*, lag: int, seed: int) -> Dataset:
 
 
 def _sha256_of(*paths: Path) -> str:
-    """SHA-256 of files one after another, hex, lower case."""
+    """Returns the SHA-256 of concatenated files, in lower-case hex."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What the commands of `unroll-export` share: progress, results, errors on the terminal."""
+"""Terminal output of all commands of `unroll-export`: progress, results, errors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from unroll_proto.v1 import bundle_pb2 as pb
 
 
 def export_trained(trained: TrainedRun, source: Path, out: Path) -> None:
-    """Exports a network and prints its proof; errors become those of the command."""
+    """Exports a network and prints its proof; errors become one-line errors of the command."""
     try:
         with progress() as on_case:
             exported = export_run(trained, out, on_case)
@@ -34,7 +34,7 @@ def export_trained(trained: TrainedRun, source: Path, out: Path) -> None:
 
 @contextmanager
 def progress(cases: int = CASES) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal's standard error; gives what `prove` calls with each case."""
+    """Shows a bar on a terminal's standard error; yields the function that `prove` calls with each case."""
     columns = (TextColumn("proving"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -67,5 +67,5 @@ def print_proofs(proofs: Iterable[pb.ArtifactProof], left_out: Mapping[str, str]
 
 
 def one_line(error: OSError, path: Path) -> str:
-    """The message of an error of the file system, with the path."""
+    """Returns the message of a file system error, with the path."""
     return f"{error.filename or path}: {error.strerror or error}"

@@ -22,15 +22,15 @@ from unroll_proto.sequences import SUFFIXES, SequenceError
 DEFAULTS = Hyperparameters()
 MOST_RUNS = 6
 MOST_RECALLS = 20
-"""Classes whose recall is printed; `summary.json` has all."""
+"""Most classes whose recall is printed; `summary.json` has all."""
 DATA = f"{sources.JAPANESE_VOWELS}, {sources.RECALL} or a file ({', '.join(SUFFIXES)})"
 
 
 class FiniteRange(click.FloatRange):
-    """A range of floats that neither NaN nor infinity is in."""
+    """A range of floats that excludes NaN and infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Converts as FloatRange does, which lets NaN through."""
+        """Converts as FloatRange does, but refuses NaN."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -50,10 +50,10 @@ HELP = """Trains a recurrent classifier (RNN, LSTM or GRU) on labelled sequences
   unroll-train --data FILE --out runs/mine
   unroll-train report runs/jv
 
-A file holds the columns `sequence` and `label`, and optionally `split` (train, validation, test) and `id`. Where it has
-no test or no validation sequences, some of the training sequences are held out, the same share of every class. Two
+A file holds the columns `sequence` and `label`, and optionally `split` (train, validation, test) and `id`. If it has
+no test or validation sequences, some training sequences are held out, the same share of every class. Two
 classes make a binary model: one logit, whose positive class is the second label. Training stops early on the validation
-sequences and goes back to the best weights; the test sequences are only judged at the end.
+sequences and restores the best weights; the test sequences are used only at the end.
 """
 
 
@@ -65,24 +65,26 @@ def group(ctx: click.Context) -> None:
         raise click.UsageError(f"--data is missing: {DATA}")
 
 
-@group.command(short_help="Trains a model: what happens without a subcommand.")
-@click.option("--data", required=True, metavar="NAME|FILE", help=f"What to train on: {DATA}.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: new or empty.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out, with the same options.")
+@group.command(short_help="Trains a model; the default subcommand.")
+@click.option("--data", required=True, metavar="NAME|FILE", help=f"Training data: {DATA}.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write; new or empty.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint in --out, with the same options.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--test-data", type=click.Path(path_type=Path), help="File whose sequences are the test split.")
-@click.option("--lag", type=click.IntRange(min=1), default=5, help="Steps of noise to carry the class over (recall).")
+@click.option(
+    "--lag", type=click.IntRange(min=1), default=5, help="Steps of noise between the class and the end (recall)."
+)
 @click.option(
     "--cell",
     type=click.Choice(get_args(Cell)),
     default=DEFAULTS.cell,
-    help="lstm and gru carry more over many steps.",
+    help="lstm and gru remember over more steps.",
 )
 @click.option(
     "--nonlinearity",
     type=click.Choice(get_args(Nonlinearity)),
     default=DEFAULTS.nonlinearity,
-    help="Of the cell rnn.",
+    help="Nonlinearity of the cell rnn.",
 )
 @click.option("--hidden-size", type=click.IntRange(min=1), default=DEFAULTS.hidden_size)
 @click.option("--layers", "num_layers", type=click.IntRange(min=1), default=DEFAULTS.num_layers)
@@ -90,7 +92,7 @@ def group(ctx: click.Context) -> None:
     "--dropout",
     type=FiniteRange(min=0, max=1, max_open=True),
     default=DEFAULTS.dropout,
-    help="Between layers, in training.",
+    help="Dropout between layers, in training.",
 )
 @click.option(
     "--epochs",
@@ -103,8 +105,8 @@ def group(ctx: click.Context) -> None:
     "--lr",
     "learning_rate",
     type=FiniteRange(min=0, min_open=True),
-    show_default="0.002; 0.005 of lstm and gru",
-    help="Of AdamW; falls to 0 over --epochs.",
+    show_default="0.002; 0.005 for lstm and gru",
+    help="Learning rate of AdamW; falls to 0 over --epochs.",
 )
 @click.option("--weight-decay", type=FiniteRange(min=0), default=DEFAULTS.weight_decay)
 @click.option(
@@ -132,20 +134,20 @@ def group(ctx: click.Context) -> None:
     "--validation-fraction",
     type=FiniteRange(min=0, max=1, max_open=True),
     default=DEFAULTS.validation_fraction,
-    help="Held out of the training sequences for early stopping, where the file has no such split; 0: no stopping.",
+    help="Share held out for early stopping, if the file has no such split; 0: no stopping.",
 )
 @click.option(
     "--test-fraction",
     type=FiniteRange(min=0, max=1, max_open=True),
     default=DEFAULTS.test_fraction,
-    help="Held out of a file's training sequences as its test split, where it has none; 0: no test split.",
+    help="Share held out as the test split, if the file has none; 0: no test split.",
 )
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=DEFAULTS.seed)
 @click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, help="Of torch.")
 def train(
     data: str, out: Path, resume: bool, overwrite: bool, test_data: Path | None, lag: int, **settings: Any
 ) -> None:
-    """Trains a model; this is what `unroll-train` does without a subcommand."""
+    """Trains a model; the default subcommand of `unroll-train`."""
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     hyperparameters = Hyperparameters(**settings)
@@ -183,7 +185,7 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
 
     Of several run folders, 6 at most, it draws accuracy and gradient flow side by side.
     """
-    # matplotlib takes a second to import, which training need not wait for.
+    # Importing matplotlib takes a second, which training would waste.
     from unroll_export.report import write_report
 
     if len(runs) > MOST_RUNS:
@@ -219,7 +221,7 @@ def _load(data: str, test_data: Path | None, lag: int, settings: Hyperparameters
         return sources.recall(lag=lag, seed=settings.seed)
     path = Path(data)
     if not path.exists() and not path.suffix:
-        raise click.UsageError(f"--data: {data!r} is no file; expected {DATA}")
+        raise click.UsageError(f"--data: {data!r} is not a file; expected {DATA}")
     return sources.from_file(
         path,
         test_data,
@@ -252,7 +254,7 @@ def _describe(figures: dict[str, float]) -> str:
 
 @contextmanager
 def _progress(epochs: int) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Shows the epochs on standard error: a bar on a terminal, else a line every tenth epoch."""
+    """Shows the epochs on standard error: a bar on a terminal, else a line for every tenth epoch."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield (

@@ -1,4 +1,4 @@
-"""Training by backpropagation through time: epochs, early stopping, and all the state that an epoch leaves behind."""
+"""Training by backpropagation through time: epochs, early stopping, and the state between epochs."""
 
 import math
 from collections.abc import Iterator
@@ -15,38 +15,38 @@ from unroll_export.gradient_flow import GradientFlow
 from unroll_export.metrics import balanced_weights, evaluate, loss_of, predict
 from unroll_export.model import Cell, Nonlinearity, RecurrentClassifier, build, initialize_memory
 
-# The gradient flow is measured on as many training sequences as have so many timesteps, padding included.
+# Timesteps, padding included, of the training sequences on which the gradient flow is measured.
 FLOW_STEPS = 8192
 LEAST_EPOCHS, LEAST_STEPS = 150, 2400
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on; the message is one line that says why."""
+    """Training can't continue; the message is one line with the reason."""
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Settings that decide, together with the data, every bit of the trained weights.
+    """Settings that determine, together with the data, every bit of the trained weights.
 
     Attributes:
         cell: Recurrent cell: Elman's, LSTM or GRU.
-        nonlinearity: Of the "rnn" cell.
+        nonlinearity: Nonlinearity of the "rnn" cell.
         hidden_size: Width of the hidden state of one layer.
         num_layers: Stacked recurrent layers.
         dropout: Probability of zeroing an input of a layer above the first, in training.
-        epochs: Most epochs; the learning rate falls to 0 over them, along half a cosine. If absent, 150, or as many as
-            make 2,400 steps of the optimizer.
+        epochs: Most epochs; the learning rate falls to 0 over them, along half a cosine. If None, 150, or enough for
+            2,400 steps of the optimizer.
         batch_size: Sequences of one step of the optimizer.
-        learning_rate: Of AdamW, at the start. If absent, 0.002, or 0.005 of a cell with gates.
-        weight_decay: Of AdamW.
+        learning_rate: Initial learning rate of AdamW. If None, 0.002, or 0.005 for a cell with gates.
+        weight_decay: Weight decay of AdamW.
         clip: Largest norm of the gradient of all weights together.
         class_weights: "balanced" weighs each class in the loss by the inverse of its frequency.
-        input_noise: Standard deviation of the normal noise added to training inputs, in those of each feature.
-        patience: Epochs without a lower validation loss after which training stops. If absent, 4 / 15 of the most.
+        input_noise: Standard deviation of the normal noise added to training inputs, in units of each feature's.
+        patience: Epochs without a lower validation loss after which training stops. If None, 4 / 15 of `epochs`.
         validation_fraction: Share of the training sequences held out for early stopping; 0 trains for all epochs.
-        test_fraction: Share held out as the test split where the data has none.
-        seed: Of the first weights, the held-out sequences, the order of the batches and the noise.
-        threads: Of torch; sums may round differently with another number of them.
+        test_fraction: Share held out as the test split if the data has none.
+        seed: Seed of the initial weights, the held-out sequences, the order of the batches and the noise.
+        threads: Threads of torch; their number can change the rounding of sums.
     """
 
     cell: Cell = "rnn"
@@ -68,7 +68,7 @@ class Hyperparameters:
     threads: int = 1
 
     def resolved(self, data: Dataset) -> "Hyperparameters":
-        """Replaces the settings that are absent by those that fit the cell and the data."""
+        """Replaces missing settings by defaults for the cell and the data."""
         epochs = self.epochs or max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / math.ceil(len(data.train) / self.batch_size)))
         return replace(
             self,
@@ -81,19 +81,19 @@ class Hyperparameters:
 class Trainer:
     """A training run between two epochs.
 
-    `state()` and `restore()` carry everything that decides what follows, so that a run that was killed ends with the
-    same bits as one that was not. The global random state of torch is neither read nor changed.
+    `state()` and `restore()` carry everything that determines the rest of the run, so that a resumed run ends with the
+    same bits. The global random state of torch is neither read nor changed.
 
     Args:
-        data: What to train on.
-        settings: How; `threads` is for the caller to set.
+        data: The data.
+        settings: The settings; the caller applies `threads`.
 
     Attributes:
-        settings: Those given, resolved for the data.
+        settings: The settings, with defaults for the data.
         most_epochs: Epochs after which training ends.
         epoch: Epochs done.
-        best_epoch: The epoch with the lowest validation loss so far; the last one where there is no validation part.
-        history: The figures of each epoch.
+        best_epoch: The epoch with the lowest validation loss so far; the last one without a validation part.
+        history: Figures of each epoch.
         flows: The gradient flow before training and after epochs 1, 2, 5, 10, 20, 50...
     """
 
@@ -135,16 +135,16 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the epochs are used up or the patience is."""
+        """True if the epochs or the patience are used up."""
         waited = self.epoch - self.best_epoch
         return self.epoch >= self.most_epochs or waited >= self._patience
 
     def run_epoch(self) -> dict[str, float]:
-        """Trains on every training sequence once and judges the result on the validation part.
+        """Trains on every training sequence once and evaluates the model on the validation part.
 
         Returns:
-            The figures of the epoch, which `history` has too. Loss and accuracy of the training part are those of
-            the batches as they were trained on, noise included.
+            The figures of the epoch, also added to `history`. Loss and accuracy of the training part are those of the
+            training batches, noise included.
 
         Raises:
             TrainingError: the loss or the gradient is not finite.
@@ -177,13 +177,13 @@ class Trainer:
         return figures
 
     def finish(self) -> RecurrentClassifier[Any]:
-        """Goes back to the best weights, whose gradient flow becomes the last one, and gives them in eval mode."""
+        """Restores the best weights, whose gradient flow becomes the last one; returns the model in eval mode."""
         self.model.load_state_dict(self.best_weights)
         self.flows.append(self._measure_flow(self.best_epoch))
         return self.model.eval()
 
     def state(self) -> dict[str, Any]:
-        """Everything that changes with an epoch, as tensors and plain values."""
+        """Returns everything that changes with an epoch, as tensors and plain values."""
         return {
             "epoch": self.epoch,
             "weights": self._weights(),
@@ -197,7 +197,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes to where `state` was taken from a run with the same data and hyperparameters."""
+        """Restores a `state` of a run with the same data and settings."""
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -210,7 +210,7 @@ class Trainer:
 
     @contextmanager
     def _seeded_dropout(self) -> Iterator[None]:
-        """Seeds torch's global generator, which dropout draws from, inside the block; restores it afterwards."""
+        """Seeds torch's global generator, which dropout uses, in the context; restores it afterwards."""
         if not self.settings.dropout:
             yield
             return
@@ -220,7 +220,7 @@ class Trainer:
             yield
 
     def _step(self, batch: tuple[Tensor, Tensor, Tensor], learning_rate: float) -> tuple[float, float, int]:
-        """One step of the optimizer; gives the loss, the gradient's norm before clipping, and the hits."""
+        """Makes one step of the optimizer; returns the loss, the gradient's norm before clipping, and the hits."""
         x, lengths, labels = batch
         if self.settings.input_noise:
             noise = torch.randn(x.shape, generator=self.random)
@@ -242,7 +242,7 @@ class Trainer:
         return float(loss), float(norm), int((predict(logits) == labels).sum())
 
     def _judge(self, figures: dict[str, float]) -> None:
-        """Adds the validation figures, and keeps the weights if they are the best so far."""
+        """Adds the validation figures and keeps the weights if they are the best so far."""
         if len(self.data.validation):
             validation = evaluate(self.model, self.data.validation, self.classes)
             figures |= {"validation_loss": validation.loss, "validation_accuracy": validation.accuracy}
@@ -253,7 +253,7 @@ class Trainer:
         self.best_weights = self._weights()
 
     def _measure_flow(self, epoch: int) -> GradientFlow:
-        """Measures the gradient flow on some training sequences, the same ones each time."""
+        """Measures the gradient flow on a fixed set of training sequences."""
         count = min(max(8, FLOW_STEPS // self.data.longest_sequence), len(self.data.train))
         indices = torch.linspace(0, len(self.data.train) - 1, count).long()
         return gradient_flow.measure(self.model, self.data.train.batch(indices), epoch)
@@ -266,7 +266,7 @@ class Trainer:
 
 
 def _is_milestone(epoch: int) -> bool:
-    """Whether the epoch is 1, 2 or 5 times a power of ten."""
+    """Returns True if the epoch is 1, 2 or 5 times a power of ten."""
     while epoch % 10 == 0:
         epoch //= 10
     return epoch in (1, 2, 5)

@@ -1,4 +1,4 @@
-"""Proves a bundle again, on the machine at hand and with the libraries at hand."""
+"""Repeats the proof of a bundle, on this machine and with its libraries."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +18,11 @@ from unroll_proto.v1 import bundle_pb2 as pb
 
 
 def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> Proven:
-    """Checks the bundle at `path` in full: checksums, its own proof, and a new proof of the very files.
+    """Verifies the bundle at `path` in full: checksums, its own proof, and a new proof of its files.
 
     Raises:
-        BundleError: the bundle is not whole, or contradicts itself.
-        ParityError: an artifact doesn't compute here what eager PyTorch computes here.
+        BundleError: the bundle is incomplete or inconsistent.
+        ParityError: an artifact differs from eager PyTorch on this machine.
     """
     manifest, _ = bundle.verify_bundle(path)
     if manifest.HasField("step"):
@@ -38,7 +38,7 @@ def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> Prove
 
 
 def _eager_model(path: Path, manifest: pb.BundleManifest) -> RecurrentClassifier[Any]:
-    """The network of `weights.safetensors`, in eval mode."""
+    """Returns the network of `weights.safetensors`, in eval mode."""
     file = path / bundle.WEIGHTS
     cell = CELLS.get(manifest.architecture)
     if cell is None:
@@ -51,7 +51,7 @@ def _eager_model(path: Path, manifest: pb.BundleManifest) -> RecurrentClassifier
         raise bundle.BundleError(f"{file}: not readable as safetensors: {error}") from error
     if len(weights) != len(build(cell, 1, 1, 1).state_dict()) + 4 * (manifest.num_layers - 1):
         raise bundle.BundleError(f"{file}: {len(weights)} tensors don't make {manifest.num_layers} layers")
-    with torch.device("meta"):  # sizes out of a file: nothing is allocated before they are found right
+    with torch.device("meta"):  # The sizes come from a file: nothing is allocated before they are checked.
         expected = {name: (value.dtype, value.shape) for name, value in build(cell, *sizes).state_dict().items()}
     if {name: (value.dtype, value.shape) for name, value in weights.items()} != expected:
         raise bundle.BundleError(f"{file}: names, types or shapes are not those of the manifest's sizes")
@@ -61,7 +61,7 @@ def _eager_model(path: Path, manifest: pb.BundleManifest) -> RecurrentClassifier
 
 
 def _nonlinearity(path: Path, manifest: pb.BundleManifest) -> Nonlinearity:
-    """The nonlinearity of `model.onnx`, since weights do not show it; "tanh" if the proof is to find what is wrong."""
+    """Returns the nonlinearity of `model.onnx`, which the weights do not show; "tanh" if the graph is invalid."""
     content = bundle.read_artifact(path, bundle.artifact_of(manifest, pb.ARTIFACT_KIND_ONNX_RNN))
     try:
         return "relu" if read_onnx(content).cell == "rnn_relu" else "tanh"

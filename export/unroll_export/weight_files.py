@@ -1,4 +1,4 @@
-"""Files of networks trained elsewhere: weights, and samples of what a network computed."""
+"""Files of networks trained elsewhere: weights, and samples of inputs and outputs."""
 
 import pickle
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ NESTED = ("state_dict", "model_state_dict", "model")
 
 
 class ImportRefusedError(ValueError):
-    """A network can't be imported; the message is one line with the tensor or file at fault and the way out."""
+    """A network can't be imported; the message is one line with the tensor or file at fault and a remedy."""
 
 
 class Samples(NamedTuple):
-    """Inputs and the outputs that the original network gave for them.
+    """Inputs, and the outputs of the original network.
 
     Attributes:
         inputs: float32 [sequences, time, features].

@@ -1,1 +1,1 @@
-"""The model artifacts of a bundle, each made from a recurrent classifier: ONNX and TorchScript."""
+"""Model artifacts of a bundle, built from a recurrent classifier: ONNX and TorchScript."""

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from unroll_export.graphs.tensors import Shape
 from unroll_export.model import RecurrentClassifier
 
-# Old enough for every runtime of the last years; nothing here gains from a newer one.
+# Old enough for every runtime of recent years; a newer one would bring no gain.
 OPSET = 17
 IR_VERSION = 8
 
@@ -42,7 +42,7 @@ class GraphBuilder:
         return names[0]
 
     def graph(self, name: str, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.GraphProto:
-        """The graph of what was added, with float32 inputs and outputs."""
+        """Makes the graph of all additions, with float32 inputs and outputs."""
         return helper.make_graph(
             self._nodes, name, _value_infos(inputs), _value_infos(outputs), initializer=self._initializers
         )

@@ -14,12 +14,12 @@ _DOC = (
     "states are [batch, time, ...], initial and final states are [layers, batch, hidden]."
 )
 _KINDS = {"simple_rnn": "Elman network", "simple_lstm": "Long short-term memory", "simple_gru": "Gated recurrent units"}
-# Gates among PyTorch's, which are i, f, g, o of an LSTM and r, z, n of a GRU, in ONNX's order.
+# Positions of ONNX's gates among PyTorch's: i, f, g, o of an LSTM, r, z, n of a GRU.
 _GATES = {"RNN": (0,), "LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 
 
 def build_onnx_rnn(model: RecurrentClassifier[Any]) -> bytes:
-    """Serializes `model` as ONNX with one recurrent operator a layer.
+    """Serializes `model` as ONNX with one recurrent operator per layer.
 
     The operator works time-major (its `layout` attribute is not supported by ONNX Runtime's CPU kernel), so the
     graph transposes around it.
@@ -81,6 +81,6 @@ def _add_layer(
     if operator == "GRU":
         attributes["linear_before_reset"] = 1  # PyTorch multiplies the product by the reset gate
     outputs = [f"directions_l{layer}", *final]
-    # The empty name leaves out the operator's sequence lengths.
+    # An empty name omits the operator's sequence lengths.
     builder.node(operator, [steps, *weights, "", *initial], outputs, hidden_size=rnn.hidden_size, **attributes)
     return builder.node("Squeeze", [outputs[0], "directions_axis"], f"states_l{layer}")

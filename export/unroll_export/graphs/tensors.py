@@ -1,4 +1,4 @@
-"""Names and shapes of what goes into a model artifact and what comes out."""
+"""Names and shapes of the inputs and outputs of model artifacts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,17 +18,17 @@ Shape = tuple[str | int, ...]
 
 
 def state_names(model: RecurrentClassifier[Any]) -> tuple[str, ...]:
-    """Names of the state tensors: `initial_NAME` goes in, `final_NAME` comes out."""
+    """Returns the names of the state tensors: `initial_NAME` is an input, `final_NAME` an output."""
     return STATE_NAMES[model.architecture]
 
 
 def input_shapes(model: RecurrentClassifier[Any]) -> dict[str, Shape]:
-    """Shapes of the inputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
+    """Returns the shapes of the inputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
     return {INPUT: (BATCH, TIME, model.rnn.input_size)} | _state_shapes(model, "initial")
 
 
 def output_shapes(model: RecurrentClassifier[Any]) -> dict[str, Shape]:
-    """Shapes of the outputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
+    """Returns the shapes of the outputs by name, in order; BATCH and TIME stand for the dynamic dimensions."""
     shapes: dict[str, Shape] = {
         LOGITS: (BATCH, TIME, model.fc.out_features),
         STATES: (BATCH, TIME, model.rnn.hidden_size),
@@ -42,7 +42,7 @@ def _state_shapes(model: RecurrentClassifier[Any], when: str) -> dict[str, Shape
 
 
 def specs(shapes: Mapping[str, Shape]) -> list[pb.TensorSpec]:
-    """The shapes as a manifest states them; every tensor is float32."""
+    """Returns the shapes for a manifest; every tensor is float32."""
     return [
         pb.TensorSpec(name=name, dtype="float32", shape=[str(size) for size in shape]) for name, shape in shapes.items()
     ]

@@ -1,7 +1,7 @@
 """`model.ts`: a recurrent classifier as TorchScript, batch-major.
 
-TorchScript is deprecated upstream since torch 2.11, and says so at every call. It stays supported here for programs
-that load it; the one place that silences the notice is `quiet`.
+TorchScript is deprecated upstream since torch 2.11, and warns at every call. It stays supported here for programs
+that load it. Only `quiet` silences the warning.
 """
 
 import copy
@@ -21,7 +21,7 @@ from unroll_export.model import RecurrentClassifier
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the deprecation notice of torch.jit, and nothing else, inside the block."""
+    """Silences the deprecation warning of torch.jit, and nothing else, in the context."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
         yield
@@ -41,13 +41,13 @@ class Unrolled(nn.Module):
         self.register_buffer("std", model.std)
 
     def forward(self, input: Tensor, initial_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: A002
-        """Gives `logits`, `states`, `final_state`; shapes as RecurrentClassifier.unroll has them."""
+        """Returns `logits`, `states`, `final_state`; see RecurrentClassifier.unroll for the shapes."""
         states, final_state = self.rnn((input - self.mean) / self.std, initial_state)
         return self.fc(states), states, final_state
 
 
 class UnrolledLSTM(Unrolled):
-    """As Unrolled, of an LSTM."""
+    """The `unroll` of an LSTM classifier as a module's `forward`."""
 
     def forward(  # type: ignore[override]
         self,
@@ -55,7 +55,7 @@ class UnrolledLSTM(Unrolled):
         initial_state: Tensor,
         initial_cell: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gives `logits`, `states`, `final_state`, `final_cell`."""
+        """Returns `logits`, `states`, `final_state`, `final_cell`."""
         states, (final_state, final_cell) = self.rnn((input - self.mean) / self.std, (initial_state, initial_cell))
         return self.fc(states), states, final_state, final_cell
 
@@ -63,9 +63,9 @@ class UnrolledLSTM(Unrolled):
 def build_torchscript(model: RecurrentClassifier[Any]) -> bytes:
     """Serializes `model` as TorchScript, in eval mode and without gradients.
 
-    Traced, since what torch.jit.script writes depends on Python's hash seed. Nothing is lost: there is no control flow
-    but nn.RNN's checks of its arguments, and batch and time stay dynamic. Equal models give equal bytes, once a
-    process: after that torch gives its types other names.
+    Traced, since the output of torch.jit.script depends on Python's hash seed. Nothing is lost: the only control flow
+    is in nn.RNN's checks of its arguments, and batch and time stay dynamic. Equal models give equal bytes in the first
+    call of a process; later torch gives its types other names.
     """
     detached = copy.deepcopy(model).eval().requires_grad_(False)
     rnn = detached.rnn

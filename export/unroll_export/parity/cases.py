@@ -1,4 +1,4 @@
-"""What the gate tries: lengths, batches, states, cuts, inputs that saturate. The same inputs for the same model."""
+"""Cases of the proof: lengths, batches, states, cuts, saturating inputs. The same model gets the same inputs."""
 
 import math
 import zlib
@@ -15,16 +15,16 @@ from unroll_export.parity.runners import Float32Array
 LENGTHS = (1, 2, 3, 5, 17, 31, 101, 512)
 BATCHES = (1, 2, 3, 7, 64)
 MOST_STEPS = 4096
-"""Timesteps of all rows of a case, at most: a step of wide inputs costs as much as a long run of narrow ones."""
+"""Most timesteps of all rows of a case: a step of wide inputs costs as much as a long run of narrow ones."""
 CUT_TIME = 48
 CUT_BATCHES = (1, 2, 3, 17)
 MOST_LANES = 300
 DRAWN = 4_194_301
-"""Normal values that are drawn for a case, at most; more are the same again. A prime, so that rows do not repeat."""
+"""Most normal values drawn for a case; more are repeated. A prime, so that rows do not repeat."""
 SATURATED = 16.0
 """Typical activation of the first layer under inputs that saturate; tanh is 1 in float32 from about 9 on."""
 MOST_GAIN = 1e4
-"""Standard deviations that an input is driven to at most, where the weights of a feature are next to nothing."""
+"""Most standard deviations of an input, for features with tiny weights."""
 
 
 class Values(NamedTuple):
@@ -37,24 +37,24 @@ class Values(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """One case. Those that follow one another with the same values share them, and what is computed in one call."""
+    """One case. Consecutive cases with the same values share them and the results of one call."""
 
     name: str
-    """Readable, and distinct within a proof."""
+    """Readable name, unique within a proof."""
     values: Values
     time_cuts: tuple[int, ...] = ()
-    """Ends of the chunks that a second way computes one after the other, the state carried; empty: one chunk."""
+    """Ends of the chunks of the second way, computed one after another with the state carried; empty for one chunk."""
     batch_cuts: tuple[int, ...] = ()
-    """Ends of the row groups that a second way computes apart; empty: one group."""
+    """Ends of the row groups of the second way, computed separately; empty for one group."""
 
     @property
     def chunks(self) -> list[slice]:
-        """Pieces of time that the second way computes one after the other."""
+        """Slices of time that the second way computes one after another."""
         return _pieces(self.time_cuts or (self.values.time,))
 
     @property
     def groups(self) -> list[slice]:
-        """Pieces of the batch that the second way computes apart."""
+        """Slices of the batch that the second way computes separately."""
         return _pieces(self.batch_cuts or (self.values.batch,))
 
 
@@ -75,14 +75,14 @@ def draw(values: Values, model: RecurrentClassifier[Any]) -> Drawn:
     shape = (values.batch, values.time, mean.size)
     x = np.resize(rng.standard_normal(min(math.prod(shape), DRAWN), np.float32), shape)
     if values.saturate:
-        # One feature of each step does it: many large terms that cancel would show the rounding of their sum,
-        # which grows with their size and says nothing of the export.
+        # Only one feature of each step is large: many large terms that cancel would show the rounding of their sum,
+        # which grows with their size and tells nothing about the export.
         typical = np.median(np.abs(weights["rnn.weight_ih_l0"].numpy()), axis=0)
         gains = SATURATED / np.maximum(typical, SATURATED / MOST_GAIN)
         chosen = rng.integers(mean.size, size=(*shape[:2], 1))
         driven = np.take(gains, chosen) * rng.choice([-1.0, 1.0], size=chosen.shape)
         np.put_along_axis(x, chosen, driven, axis=2)
-    # States lie in (-1, 1), but for the cells of an LSTM and under relu.
+    # States are in (-1, 1), except the cells of an LSTM and states under relu.
     limit = 0.0 if values.initial_state else 1.0
     layers = model.rnn.num_layers * len(state_names(model))
     state = rng.uniform(-limit, limit, (layers, values.batch, model.rnn.hidden_size))
@@ -149,4 +149,4 @@ def _pieces(ends: tuple[int, ...]) -> list[slice]:
 
 
 PLANS = tuple(_plans())
-"""Every case of a proof, in order."""
+"""All cases of a proof, in order."""

@@ -8,24 +8,24 @@ from unroll_export.parity.runners import Float32Array, Outputs, ParityError, Run
 
 
 def differing_values(got: Outputs, expected: Outputs) -> int:
-    """Count of values whose bits differ, over all outputs; -0 and 0 differ, the same NaN doesn't.
+    """Counts the values whose bits differ, over all outputs; -0 and 0 differ, equal NaNs do not.
 
     Raises:
-        ParityError: an output has another shape or dtype than is expected.
+        ParityError: an output has an unexpected shape or dtype.
     """
     check_alike(got, expected)
     return sum(int(np.count_nonzero(_bits(a) != _bits(b))) for a, b in zip(got, expected, strict=True))
 
 
 def check_alike(got: Outputs, expected: Outputs) -> None:
-    """Raises ParityError where an output has another shape or dtype than is expected."""
+    """Raises ParityError if an output has an unexpected shape or dtype."""
     for name, a, b in zip(Outputs._fields, got, expected, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise ParityError(f"{name} is {a.dtype} {a.shape}, expected {b.dtype} {b.shape}")
 
 
 def run_cut(runner: Runner, plan: Plan, drawn: Drawn) -> Outputs:
-    """Computes a case in its second way: groups of rows apart, chunks of time one by one with the state carried."""
+    """Computes a case in its second way: groups of rows separately, chunks of time with the state carried."""
     groups = []
     for rows in plan.groups:
         state, chunks = drawn.initial_state[:, rows], []
@@ -41,7 +41,7 @@ def run_cut(runner: Runner, plan: Plan, drawn: Drawn) -> Outputs:
 
 
 def joined_in_time(chunks: list[Outputs]) -> Outputs:
-    """The outputs of consecutive chunks as one call gives them."""
+    """Joins the outputs of consecutive chunks."""
     return Outputs(
         logits=np.concatenate([chunk.logits for chunk in chunks], axis=1),
         states=np.concatenate([chunk.states for chunk in chunks], axis=1),

@@ -1,7 +1,7 @@
-"""Free runs: cases that are run on, without a look at float64 between their steps.
+"""Free runs: cases that run without a comparison with float64 between their steps.
 
-A network can amplify rounding, in every implementation alike. So a free run may be as far from float64 as eager PyTorch
-is, or as float64 itself is with rounding of every step put in, times a factor.
+A network can amplify rounding, in every implementation alike. So a free run may be as far from float64 as eager
+PyTorch is, or as a float64 run with rounding at every step is, times a factor.
 """
 
 from collections.abc import Iterable
@@ -14,20 +14,20 @@ from unroll_export.parity.judging import Judged, judge, worst
 from unroll_export.parity.runners import Float32Array, Outputs, Runner, exact_step
 
 FACTOR = 128
-"""A free run may be so many times as far from float64 as eager PyTorch is, or as a rounded copy is."""
+"""Largest distance of a free run from float64, as a multiple of eager PyTorch's or of a rounded copy's."""
 ROUNDED = 1 / 64
-"""Rounding of a copy's states, of their bound: about as much as float32 rounds."""
+"""Rounding of a copy's states as a share of their bound: about as much as float32 rounds."""
 COPIES = 8
-"""Rows of rounded copies, at least: one alone can be near by chance."""
+"""Least number of rounded copies: a single one can be near by chance."""
 LOST = 0.01
-"""Allowance from which on a free run is not judged: dynamics that amplify so much are a matter of chance."""
+"""Tolerance from which a free run is not judged: dynamics that amplify so much are chaotic."""
 
 
 class FreeRun:
     """Drawn values in float64, with the distance that a free run may have at each step.
 
     Attributes:
-        expected: What eager PyTorch computes.
+        expected: Results of eager PyTorch.
     """
 
     def __init__(self, drawn: Drawn, eager: Runner, exact: ExactNetwork) -> None:
@@ -59,16 +59,16 @@ class FreeRun:
         ]
 
     def judge(self, outputs: Outputs) -> Judged:
-        """Judges one way of computing them."""
+        """Judges one way of computing the values."""
         return worst(judge(got, bound) for got, bound in zip(outputs, self._bounds, strict=True))
 
 
 def _distances(
     run: Iterable[Float32Array | Float64Array], right: Iterable[Near]
 ) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Distances of logits, states and final state from the right ones: the largest up to each step.
+    """Returns the largest distances of logits, states and final state from the right ones up to each step.
 
-    They are over all rows and units. Where one is far off, others only chance not to be.
+    They are over all rows and units: if one is far off, others are near only by chance.
     """
     logits, states, final = (np.abs(got - near.value) for got, near in zip(run, right, strict=True))
     logits, states = (np.maximum.accumulate(each.max(axis=(0, 2), keepdims=True), axis=1) for each in (logits, states))
@@ -76,6 +76,6 @@ def _distances(
 
 
 def _allowed(distance: Float64Array) -> Float64Array:
-    """Distance that is allowed; infinite where that tells no more."""
+    """Returns the allowed distance; infinite if it is no longer informative."""
     allowed = FACTOR * distance
     return np.where(allowed > LOST, np.inf, allowed)

@@ -1,9 +1,9 @@
-"""The gate: holds every artifact, in each runtime that serves it, against float64, and against itself in its bits.
+"""The gate: compares every artifact, in each runtime that serves it, with float64, and its bits with themselves.
 
 Single steps are judged value by value, from the same float32 state, by the bound that float32 arithmetic allows
-(`unroll_engine.kernel.exact`). Probes with one feature or one unit at a time make sums of few terms, whose bounds are a
-few roundings wide, so that one wrong weight shows whatever the size of the network. Free runs are judged by the
-distance from float64 that eager PyTorch has itself, and float64 with rounding (`free_runs`).
+(`unroll_engine.kernel.exact`). Probes with one feature or one unit at a time have sums of few terms, whose bounds are
+a few roundings wide, so that one wrong weight shows in a network of any size. Free runs are judged by the distance
+from float64 of eager PyTorch, and of float64 with rounding (`free_runs`).
 """
 
 import hashlib
@@ -42,20 +42,20 @@ from unroll_proto.v1 import bundle_pb2 as pb
 CASES = len(PROBES) + len(PLANS)
 """Cases of a proof."""
 STEEP = 0.05
-"""Least slope of tanh where weights are found again from states."""
+"""Least slope of tanh at which weights are recovered from states."""
 
 
 class Proven(NamedTuple):
-    """What was found of a model's artifacts."""
+    """Results of the proof of a model's artifacts."""
 
     proofs: list[pb.ArtifactProof]
-    """One for each artifact and runtime that serves it."""
+    """Proofs, one for each artifact and runtime that serves it."""
     left_out: dict[str, str]
     """Runtimes that were not judged, each with the reason."""
 
 
 class _Candidate(NamedTuple):
-    """An artifact in a runtime, and its proof as far as it has come."""
+    """An artifact in a runtime, and its proof so far."""
 
     proof: pb.ArtifactProof
     runner: Runner
@@ -71,17 +71,17 @@ def prove(
     on_case: Callable[[str], None] = lambda _: None,
     runtimes: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]] = RUNTIMES,
 ) -> Proven:
-    """Runs every case on every artifact and returns the figures.
+    """Runs every case on every artifact and returns the results.
 
     Args:
         model: The eager network, in eval mode.
         artifacts: Content of each model artifact, by kind.
         on_case: Called with the name of each case before it is run.
-        runtimes: What serves each artifact.
+        runtimes: Runtimes that serve each artifact.
 
     Raises:
-        ParityError: an artifact can't be loaded or run, gives arrays of other shapes, is over the bound, or has bits
-            that differ; at the first case that finds it.
+        ParityError: an artifact can't be loaded or run, returns arrays of other shapes, exceeds the bound, or has
+            differing bits; raised at the first such case.
     """
     eager, exact = EagerRunner(model), exact_network(model)
     with _one_thread():
@@ -115,7 +115,7 @@ def _open(
             except RuntimeUnavailableError as error:
                 left_out[name] = str(error)
                 continue
-            except Exception as error:  # the runtimes raise classes of their own, without a common base
+            except Exception as error:  # the runtimes raise their own classes, without a common base
                 raise ParityError(f"{file}: can't be loaded: {_one_line(error)}") from error
             proof = pb.ArtifactProof(kind=kind, file=file, sha256=digest, bitwise=opened.bitwise, runtime=name)
             candidates.append(_Candidate(proof, RuntimeRunner(opened, layers)))
@@ -137,7 +137,7 @@ def _add(candidate: _Candidate, case: pb.ParityCase) -> None:
 def _run_probes(
     name: str, parts: Iterator[Probe], eager: Runner, exact: ExactNetwork, candidates: list[_Candidate]
 ) -> list[pb.ParityCase]:
-    """Judges single steps, and the readout by itself."""
+    """Judges single steps, and the readout separately."""
     cases = [pb.ParityCase(name=name, time=1) for _ in candidates]
     for part in parts:
         expected = eager.run(part.x[:, None], part.state)
@@ -156,7 +156,7 @@ def _run_probes(
 
 
 def _judge_step(got: Outputs, state: Near, exact: ExactNetwork) -> Iterator[Judged]:
-    """Judges all states, the logits, and the readout by itself: from the very states that the artifact computed."""
+    """Judges all states, the logits, and the readout separately, from the states that the artifact computed."""
     states, logits = got.states[:, 0], got.logits[:, 0]
     top = len(exact.layers) - 1
     last = Near(state.value[top], state.off[top])
@@ -167,16 +167,16 @@ def _judge_step(got: Outputs, state: Near, exact: ExactNetwork) -> Iterator[Judg
 
 
 class _Weights:
-    """Finds weights again from the answers to a probe: the readout's, and all but the features' under tanh.
+    """Recovers weights from the answers to a probe: the readout's and, under tanh, all but those of the features.
 
-    Only there a state tells the argument of its one activation.
+    Only under tanh a state determines the argument of its activation.
     """
 
     def __init__(self, part: Probe, state: Near, exact: ExactNetwork, honest: Outputs) -> None:
         self._exact, self._right = exact, state.value
         layers = exact.layers if exact.cell == "rnn_tanh" else ()
         slope = 1 - state.value[: len(layers)] ** 2
-        # Off the tanh's steep part its argument can't be told from its value.
+        # Outside the steep part of tanh, its value does not determine its argument.
         self._inverse_slope = np.where(slope > STEEP, 1 / np.maximum(slope, STEEP), 0)
         top = state.value[len(exact.layers) - 1]
         inputs, weights = [top], [exact.readout.weight]
@@ -188,7 +188,7 @@ class _Weights:
             sums += of_input.sums(below[0]) if layer else exact.inputs(part.x)
             inputs.append(np.hstack([part.state[layer], *below]).astype(np.float64))
             weights.append(np.hstack([of_state.weight, *([of_input.weight] if layer else [])]))
-            # What the value is rounded by comes to more in the argument.
+            # The rounding of the value is larger in the argument.
             sizes.append(np.maximum((slope[layer] > STEEP) * sums.sizes, self._inverse_slope[layer]))
         self._finders = [
             WeightFinder(taken, weight, size, residuals)
@@ -201,7 +201,7 @@ class _Weights:
             yield finder.judge(residuals)
 
     def _residuals(self, got: Outputs) -> Iterator[Float64Array]:
-        """Distances of the sums from float64's."""
+        """Returns the distances of the sums from float64's."""
         yield got.logits[:, 0] - self._exact.logits(got.states[:, 0]).value
         found = len(self._inverse_slope)
         yield from (got.final_state[:found] - self._right[:found]) * self._inverse_slope
@@ -210,7 +210,7 @@ class _Weights:
 def _run_case(
     plan: Plan, drawn: Drawn, run: FreeRun, candidate: _Candidate, whole: dict[str, Outputs]
 ) -> pb.ParityCase:
-    """Judges a free run, in one call and cut; `whole` keeps what one call gave, by the candidate's name."""
+    """Judges a free run, in one call and cut; `whole` keeps the results of one call, by the candidate's name."""
     with _named(candidate, plan.name):
         if candidate.name not in whole:
             whole[candidate.name] = candidate.runner.run(*drawn)
@@ -232,13 +232,13 @@ def _run_case(
 
 
 def _distance(got: Outputs, expected: Outputs) -> float:
-    """Largest absolute difference from eager PyTorch; NaN if a value is not a number."""
+    """Returns the largest absolute difference from eager PyTorch; NaN if a value is not a number."""
     return float(np.max([np.abs(a - b).max() for a, b in zip(got, expected, strict=True)]))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps torch to one thread: at these sizes more of them wait for each other longer than they compute."""
+    """Limits torch to one thread: at these sizes several threads wait longer than they compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -249,10 +249,10 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _named(candidate: _Candidate, case: str) -> Iterator[None]:
-    """Names the artifact and the case of a failure."""
+    """Makes an error that names the artifact and the case."""
     try:
         yield
-    except Exception as error:  # the runtimes raise classes of their own, without a common base
+    except Exception as error:  # the runtimes raise their own classes, without a common base
         raise ParityError(f"{candidate.name}: case '{case}': {_one_line(error)}") from error
 
 

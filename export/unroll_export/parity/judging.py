@@ -10,20 +10,20 @@ from unroll_export.parity.runners import Float32Array
 
 
 class Judged(NamedTuple):
-    """The value of some outputs that is nearest to its bound, or farthest over it."""
+    """The value that is nearest to its bound, or farthest beyond it."""
 
     ratio: float
-    """Distance from float64 / bound; NaN if a value is not a number."""
+    """Ratio of the distance from float64 to the bound; NaN if a value is not a number."""
     bound: float
 
 
 def judge(got: Float32Array | Float64Array, right: Near) -> Judged:
-    """Holds values against their bounds."""
+    """Compares values with their bounds."""
     return worst_ratio(np.abs(got - right.value), right.off)
 
 
 def worst_ratio(distances: Float64Array, bounds: Float64Array) -> Judged:
-    """The largest ratio of some distances to their bounds."""
+    """Returns the largest ratio of distances to their bounds."""
     ratios = distances / bounds
     if not np.isfinite(ratios).all():
         return Judged(float("nan"), 0.0)
@@ -32,5 +32,5 @@ def worst_ratio(distances: Float64Array, bounds: Float64Array) -> Judged:
 
 
 def worst(judged: Iterable[Judged]) -> Judged:
-    """The one with the largest ratio; the first that is NaN, if there is one."""
+    """Returns the one with the largest ratio, or the first that is NaN."""
     return max(judged, key=lambda each: np.inf if np.isnan(each.ratio) else each.ratio)

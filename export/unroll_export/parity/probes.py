@@ -1,4 +1,4 @@
-"""Single steps that show one weight at a time, and weights found again from answers to random steps."""
+"""Single steps that show one weight at a time, and weights recovered from answers to random steps."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -16,18 +16,18 @@ from unroll_export.parity.runners import Float32Array
 PROBES = ("one feature at a time", "one unit at a time", "random states", "random steps")
 """Names of their cases."""
 VALUES_AT_ONCE = 2**21
-"""Features of one call, at most; bounds the memory of wide networks."""
+"""Most features of one call; bounds the memory for wide networks."""
 GAINS = (1.0, 16.0)
-"""Largest arguments of tanh that one feature makes: small weights show beside saturated ones."""
+"""Largest arguments of tanh from one feature, so that small weights show beside saturated ones."""
 RESTING_CELL = 0.5
-"""Cell state of an LSTM in which one feature, or one unit, is tried."""
+"""Cell state of an LSTM while one feature, or one unit, is probed."""
 RANDOM_ROWS = 4096
 SLACK = 2.0**-16
-"""Relative error of a weight that roundings may seem to make."""
+"""Apparent relative error of a weight that rounding can cause."""
 DEVIATIONS = 8
-"""Standard errors that an estimate of a weight may be off by."""
+"""Largest error of an estimated weight, in standard errors."""
 CORRELATED = 16
-"""A weight may seem off by so many times what the weights of eager PyTorch seem off by."""
+"""Largest apparent error of a weight, as a multiple of that of eager PyTorch's weights."""
 
 
 class Probe(NamedTuple):
@@ -38,11 +38,11 @@ class Probe(NamedTuple):
     state: Float32Array
     """See runners: hidden states, then cells of an LSTM."""
     identifies: bool = False
-    """Whether the rows are many and various enough for a WeightFinder."""
+    """True if the rows are enough and varied enough for a WeightFinder."""
 
 
 def probes(model: RecurrentClassifier[Any]) -> Iterator[tuple[str, Iterator[Probe]]]:
-    """Probes by the name of their case."""
+    """Returns the probes by the name of their case."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     layers, hidden = model.rnn.num_layers, model.rnn.hidden_size
     mean, std = weights["mean"], weights["std"]
@@ -51,7 +51,7 @@ def probes(model: RecurrentClassifier[Any]) -> Iterator[tuple[str, Iterator[Prob
     tensors = len(state_names(model))
 
     def resting(rows: int) -> Float32Array:
-        # A forget gate shows only where there is something to forget.
+        # A forget gate shows only if there is something to forget.
         state = np.zeros((tensors * layers, rows, hidden), np.float32)
         state[layers:] = RESTING_CELL
         return state
@@ -87,9 +87,9 @@ def probes(model: RecurrentClassifier[Any]) -> Iterator[tuple[str, Iterator[Prob
 
 
 class WeightFinder:
-    """Finds errors of single weights by least squares: rounding is hardly correlated with a product's inputs.
+    """Finds errors of single weights by least squares, since rounding is hardly correlated with a product's inputs.
 
-    How far it is, eager PyTorch tells. A term that is smaller than the unit in the last place of its sum may vanish.
+    Eager PyTorch shows how far it is. A term smaller than the unit in the last place of its sum may vanish.
 
     Args:
         inputs: Inputs of the product, [rows, inputs].
@@ -102,9 +102,9 @@ class WeightFinder:
         # The bias collects the mean of all roundings, and is not judged.
         self._inputs: Float64Array = np.hstack([inputs, np.ones((len(inputs), 1))])
         rows, terms = self._inputs.shape
-        # Inputs that never change can't be told from the bias: a ridge keeps their estimates bounded.
+        # Constant inputs can't be distinguished from the bias: a ridge keeps their estimates bounded.
         self._inverse = np.linalg.inv(self._inputs.T @ self._inputs + 1e-6 * rows * np.eye(terms))
-        # Of an error of norm 1.
+        # For an error of norm 1.
         self._deviations = np.sqrt(np.abs(np.diag(self._inverse)) / rows)[:-1, None]
         tiny = float(np.finfo(np.float32).tiny)
         largest = np.maximum(np.abs(inputs).max(axis=0), tiny)[:, None]
@@ -115,7 +115,7 @@ class WeightFinder:
         self._allowed += (0.3 * one * rows + CORRELATED * correlated) * self._deviations
 
     def judge(self, residuals: Float64Array) -> Judged:
-        """Returns the largest ratio of a weight's apparent error to what is allowed, and that.
+        """Returns the largest ratio of a weight's apparent error to the allowed error, and the allowed error.
 
         Args:
             residuals: Distance of an artifact's sums from float64's, [rows, outputs].
@@ -124,7 +124,7 @@ class WeightFinder:
         return worst_ratio(np.abs(errors), self._allowed + DEVIATIONS * noise * self._deviations)
 
     def _errors(self, residuals: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """Apparent errors of the weights, [inputs, outputs], and the norm of what they leave, [outputs]."""
+        """Returns apparent errors of the weights, [inputs, outputs], and the norm of the residuals, [outputs]."""
         products = self._inputs.T @ residuals
         errors = self._inverse @ products
         left = (residuals**2).sum(axis=0) - (errors * products).sum(axis=0)

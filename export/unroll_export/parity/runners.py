@@ -1,6 +1,6 @@
-"""One way to run eager PyTorch and each artifact: batch-major arrays in, batch-major arrays out.
+"""A common interface to eager PyTorch and each artifact, with batch-major arrays.
 
-The state is one array here, [layers, batch, hidden_size], or [2 * layers, ...] of an LSTM: hidden states, then cells.
+The state is one array, [layers, batch, hidden_size]; for an LSTM [2 * layers, ...], hidden states before cells.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ Kind: TypeAlias = "pb.ArtifactKind.ValueType"
 
 
 def _operator(content: bytes) -> Runtime:
-    # Not every machine that proves TorchScript on a card has onnxruntime.
+    # A machine that proves TorchScript on a card may lack onnxruntime.
     from unroll_engine.runtimes.onnx import OnnxOperatorRuntime
 
     return OnnxOperatorRuntime(content)
@@ -40,15 +40,15 @@ RUNTIMES: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]] = {
     pb.ARTIFACT_KIND_ONNX_RNN: {"onnx": _operator, "scan": _scan, "kernel": KernelRuntime},
     pb.ARTIFACT_KIND_TORCHSCRIPT: {"torchscript": lambda content: TorchScriptRuntime(content, "cpu")},
 }
-"""What serves each model artifact on the CPU, by the name that the proof gives it."""
+"""Runtimes that serve each model artifact on the CPU, by their name in the proof."""
 
 
 class ParityError(Exception):
-    """An artifact doesn't compute what eager PyTorch computes; the message is one line that says where."""
+    """An artifact differs from eager PyTorch; the message is one line with the place."""
 
 
 class Outputs(NamedTuple):
-    """What one call computes."""
+    """Results of one call."""
 
     logits: Float32Array
     """[batch, time, output_size]."""
@@ -67,7 +67,7 @@ class Runner(Protocol):
 
 
 class EagerRunner:
-    """RecurrentClassifier.unroll itself."""
+    """Eager PyTorch: RecurrentClassifier.unroll."""
 
     def __init__(self, model: RecurrentClassifier[Any]) -> None:
         self._model = model
@@ -84,7 +84,7 @@ class EagerRunner:
 
 
 class RuntimeRunner:
-    """An artifact in a runtime of the engine, as it is served."""
+    """An artifact in the engine's runtime that serves it."""
 
     def __init__(self, runtime: Runtime, layers: int) -> None:
         self._runtime, self._layers = runtime, layers
@@ -96,12 +96,12 @@ class RuntimeRunner:
 
 
 def tensors_of(state: Float32Array, layers: int) -> State:
-    """The tensors of a state, [layers, batch, hidden_size] each."""
+    """Splits a state into its tensors, [layers, batch, hidden_size] each."""
     return tuple([np.ascontiguousarray(state[start : start + layers]) for start in range(0, len(state), layers)])
 
 
 def exact_network(model: RecurrentClassifier[Any]) -> ExactNetwork:
-    """The network in float64."""
+    """Makes the network in float64."""
     cell = cast("Cell", model.rnn.mode.lower())
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
 
@@ -114,12 +114,12 @@ def exact_network(model: RecurrentClassifier[Any]) -> ExactNetwork:
 
 
 def exact_step(exact: ExactNetwork, inputs: Sums, state: Float32Array | Float64Array) -> Near:
-    """One step in float64, from a state to a state."""
+    """Computes one step in float64."""
     layers = len(exact.layers)
     parts = exact.step(inputs, [state[start : start + layers] for start in range(0, len(state), layers)])
     return Near(np.concatenate([part.value for part in parts]), np.concatenate([part.off for part in parts]))
 
 
 def _swapped(array: Float32Array) -> Float32Array:
-    """Time-major for batch-major, and the reverse."""
+    """Converts time-major to batch-major arrays, and back."""
     return np.ascontiguousarray(array.swapaxes(0, 1))

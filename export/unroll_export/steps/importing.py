@@ -1,4 +1,4 @@
-"""From an ONNX file to a bundle version of a step model."""
+"""Imports an ONNX file as a bundle version of a step model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from unroll_proto.v1 import bundle_pb2 as pb
 
 
 class StepGraph(NamedTuple):
-    """A step graph and what a manifest says of it.
+    """A step graph and its description for the manifest.
 
     Attributes:
         content: The graph, serialized ONNX.
@@ -52,11 +52,11 @@ def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
 
     Args:
         source: The ONNX file.
-        options: What the caller says of it.
-        classes: Number of classes; the output that fits them comes first. 0 for none.
+        options: Options of the caller.
+        classes: Number of classes, 0 for none; the output that fits them comes first.
 
     Raises:
-        ImportRefusedError: there is none, or an option doesn't fit the source.
+        ImportRefusedError: the source can't be a step graph, or an option does not fit it.
     """
     plan = make_plan(source, options)
     content = fold(source, plan).SerializeToString(deterministic=True)
@@ -92,14 +92,14 @@ def import_step(
 
     Args:
         source: The ONNX file.
-        options: What the caller says of it.
-        out: The model folder; made if it is missing.
-        labels: Class names of the values of the first output; none if it has no classes.
+        options: Options of the caller.
+        out: The model folder; created if missing.
+        labels: Class names of the values of the first output; empty without classes.
         on_case: Called with each case of the proof before it is run.
 
     Raises:
-        ImportRefusedError: it is not a step graph, or can't be served.
-        ParityError: its step graph computes something else. Nothing is left behind.
+        ImportRefusedError: the source is not a step graph, or can't be served.
+        ParityError: its step graph computes other results. Nothing is left behind.
         BundleError: `out` can't be a model folder.
         OSError: `out` can't be written to.
     """
@@ -139,7 +139,7 @@ def import_step(
 
 
 def verify_step(path: Path, manifest: pb.BundleManifest, on_case: OnCase = lambda _: None) -> Proven:
-    """Proves again on this machine that sequences of a step model have the same bits in any batch.
+    """Repeats, on this machine, the proof that sequences of a step model have the same bits in any batch.
 
     Raises:
         ParityError: they depend on each other.

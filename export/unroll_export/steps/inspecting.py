@@ -1,4 +1,4 @@
-"""Reports what an ONNX file holds, and the command that imports it."""
+"""Reports the content of an ONNX file, and the command that imports it."""
 
 import shlex
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from unroll_export.weight_files import ImportRefusedError
 
 
 def report(source: Source, path: Path) -> Iterator[str]:
-    """The lines of a report on a file: inputs, outputs, the state, what is to be said, and the command to type."""
+    """Yields the lines of a report on a file: inputs, outputs, state, required options, and the command to type."""
     model = source.model
     nodes = sum(len(graph.node) for graph in graphs_of(model.graph))
     opset = model.opset_import[0].version
@@ -37,7 +37,7 @@ def report(source: Source, path: Path) -> Iterator[str]:
 
 
 def _asked(source: Source, pairs: list[Pair]) -> tuple[list[str], list[str]]:
-    """What a caller must say of the file, and the flags that say it."""
+    """Returns the required options and their flags."""
     lines, flags = [], []
     before = {pair.before.name for pair in pairs}
     after = {pair.after.name for pair in pairs}
@@ -72,7 +72,7 @@ def _asked(source: Source, pairs: list[Pair]) -> tuple[list[str], list[str]]:
 
 
 def _problem(source: Source) -> str:
-    """Why the file can't be imported without a word; empty if it can."""
+    """Returns why the file can't be imported without options; empty if it can."""
     try:
         plan = make_plan(source, Options())
         measure_outputs(fold(source, plan).SerializeToString(), plan)

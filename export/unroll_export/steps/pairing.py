@@ -1,4 +1,4 @@
-"""Finds which output of a graph is the next value of which input: the tensors of its state."""
+"""Finds the state tensors of a graph: pairs of an input and the output that is its next value."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from unroll_export.weight_files import ImportRefusedError
 
 _WORDS = "next new prev previous past present in out input output inputs outputs old cur current cached n"
 _MARKS = frozenset(_WORDS.split())
-"""Words of a name that tell before from after, and nothing else."""
+"""Words of a name that only distinguish before from after."""
 _RECURRENT = re.compile(r"(h|c|hx|cx|hidden|cell|state)(0|n)")
 """Names like h0 and hn."""
 
@@ -18,9 +18,9 @@ class Pair(NamedTuple):
     """A tensor of the state.
 
     Attributes:
-        before: The input that takes it.
-        after: The output that gives its next value.
-        reason: Why they belong together.
+        before: Input with its value.
+        after: Output with its next value.
+        reason: Reason for the pair.
     """
 
     before: Value
@@ -29,15 +29,15 @@ class Pair(NamedTuple):
 
 
 def find_pairs(inputs: Sequence[Value], outputs: Sequence[Value], given: Mapping[str, str] | None = None) -> list[Pair]:
-    """Pairs inputs with outputs as they are given, or by their names; never by their shapes alone.
+    """Pairs inputs with outputs as given, or by their names; never by their shapes alone.
 
     Args:
-        inputs: Of the graph.
-        outputs: Of the graph.
-        given: Output by input, as the caller said; then there are no other pairs.
+        inputs: Inputs of the graph.
+        outputs: Outputs of the graph.
+        given: Output by input, from the caller; if not empty, there are no other pairs.
 
     Raises:
-        ImportRefusedError: a given pair isn't one.
+        ImportRefusedError: a given pair does not fit.
     """
     by_name = {value.name: value for value in inputs}
     after = {value.name: value for value in outputs}
@@ -55,14 +55,14 @@ def find_pairs(inputs: Sequence[Value], outputs: Sequence[Value], given: Mapping
     stems = [stem_of(value.name) for value in inputs]
     for value, stem in zip(inputs, stems, strict=True):
         found = [other for other in outputs if stem_of(other.name) == stem and compatible(value, other)]
-        # Without a letter nothing is named.
+        # Names without a letter mean nothing.
         if len(found) == 1 and stems.count(stem) == 1 and re.search("[a-z]", stem):
             pairs.append(Pair(value, found[0], "by their names"))
     return pairs
 
 
 def compatible(before: Value, after: Value) -> bool:
-    """Returns True if an output can be the next value of an input, as far as the file tells."""
+    """Returns True if an output can be the next value of an input, by dtype and shape."""
     if before.dtype != after.dtype:
         return False
     if before.dims is None or after.dims is None:
@@ -74,7 +74,7 @@ def compatible(before: Value, after: Value) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """What is left of a name without the words that tell before from after.
+    """Returns a name without the words that distinguish before from after.
 
     `prev_state` and `next_state`, `stateN` and `state`, `h0` and `hn`, `cache_in` and `cache_out` have one stem.
     """

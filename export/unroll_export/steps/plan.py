@@ -1,4 +1,4 @@
-"""Decides what each input and output of a step graph is: value of a timestep, tensor of the state, or constant."""
+"""Decides the meaning of each input and output of a step graph: value of a timestep, state tensor, or constant."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +18,15 @@ _TIME_NAMES = ("time", "seq", "seq_len", "sequence", "sequence_length", "seq_len
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller says of a file.
+    """Options of the caller about a file.
 
     Attributes:
-        states: The output that gives the next value of each of these inputs.
-        constants: Values of inputs that are set for good.
-        contexts: By input: how many of its last values of the step before come before those of a step.
+        states: Output with the next value, by input.
+        constants: Values of constant inputs.
+        contexts: Number of values of the previous step that precede those of a step, by input.
         chunk: Values of a step along the open dimension of an input.
         per_sequence: Inputs that have one value for a whole sequence.
-        initial: Values of state tensors before the first step; zeros if absent.
+        initial: Values of state tensors before the first step; zeros for others.
         alone: True to run sequences one at a time.
     """
 
@@ -41,13 +41,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class PlannedState:
-    """A tensor of the state.
+    """A state tensor.
 
     Attributes:
-        tensor: The input of the step graph that takes it.
-        next: The output that gives its next value; empty if it never changes.
+        tensor: Input of the step graph with its value.
+        next: Output with its next value; empty if it never changes.
         initial: Its value before the first step, without the batch; None for zeros.
-        context_of: The input that it is the context of; empty if it is the source's own.
+        context_of: Input that it is the context of; empty for a state of the source.
     """
 
     tensor: StepTensor
@@ -64,7 +64,7 @@ class Plan:
         inputs: Values of one timestep.
         states: The state.
         outputs: Names of the outputs of one timestep.
-        constants: Inputs that are set for good.
+        constants: Constant inputs.
         alone: True if sequences run one at a time.
     """
 
@@ -79,7 +79,7 @@ def make_plan(source: Source, options: Options) -> Plan:
     """Plans the step graph of a source.
 
     Raises:
-        ImportRefusedError: an input is of no use so, or an option names what isn't there.
+        ImportRefusedError: an input has no meaning, or an option names a missing input or output.
     """
     _check_names(source, options)
     constants = {
@@ -209,7 +209,7 @@ def _known_rank(value: Value) -> tuple[Dim, ...]:
 
 
 def _batch_axis(value: Value, dims: tuple[Dim, ...], alone: bool) -> tuple[int | None, tuple[Dim, ...]]:
-    """The place of the batch, None if sequences run alone, and the other dimensions; those of one alone all stay."""
+    """Returns the axis of the batch, None if sequences run alone, and the other dimensions; all of them if alone."""
     still_open = [index for index, dim in enumerate(dims) if isinstance(dim, str)]
     named = [index for index in still_open if str(dims[index]).lower() in _BATCH_NAMES]
     unnamed = [index for index in still_open if str(dims[index]).lower() not in _TIME_NAMES]

@@ -1,4 +1,4 @@
-"""Proves a step graph: its bits against the file that it was made of, at every batch size, position and cut."""
+"""Proves a step graph: compares its bits with the original file's, at every batch size, position and cut."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from unroll_proto import bundle, step_model
 from unroll_proto.v1 import bundle_pb2 as pb
 
 LANES = 80
-"""Sequences of the widest batch that is tried: a server's widest tick."""
+"""Sequences of the widest batch of the proof: a server's widest tick."""
 STEPS = 12
 CASES = 69
-"""Cases of a proof, and the run of the file before them."""
+"""Cases of a proof, with the run of the file before them."""
 NEAR = 1e-5
 """Difference, relative to values above 1, that another order of float32 sums can make in a step."""
 FAR = 1e-3
@@ -31,13 +31,13 @@ OnCase = Callable[[str], None]
 
 
 Steps = Callable[[Float32Array], tuple[Float32Array, NDArray[np.float64]]]
-"""Takes values [steps, input_size] of a sequence; gives outputs [steps, output_size] and all values of its state after
+"""Function of values [steps, input_size] of a sequence; returns outputs [steps, output_size] and its state after
 each step, [steps, values]."""
 
 
 @dataclass(slots=True)
 class _Case:
-    """Collects what differs in one case of the proof."""
+    """Differences of one case of the proof."""
 
     name: str
     batch: int
@@ -62,9 +62,9 @@ class Proven:
     """The proof of a step graph.
 
     Attributes:
-        proof: What the bundle's parity.json says.
+        proof: Proof for the bundle's parity.json.
         bitwise: True if no bit differs in any case.
-        note: What differs and where, in words; empty if nothing does.
+        note: Text of the differences; empty if there are none.
         probabilities: True if the values of the first output are probabilities in every step.
     """
 
@@ -75,7 +75,7 @@ class Proven:
 
 
 def source_steps(source: Source, plan: Plan) -> Steps:
-    """Steps of one sequence by the file as it was published, in a loop of its own."""
+    """Computes the steps of one sequence by the original file, in a separate loop."""
     session = step_session(source.model.SerializeToString())
     own = [state for state in plan.states if not state.context_of]
     names = [*plan.outputs, *(state.next for state in own if state.next)]
@@ -113,7 +113,7 @@ def source_steps(source: Source, plan: Plan) -> Steps:
 
 
 def own_steps(runtime: StepRuntime, step: pb.StepModel) -> Steps:
-    """Steps of one sequence by the step graph itself, of which there is no source."""
+    """Computes the steps of one sequence by the step graph itself, if there is no source."""
 
     def run(values: Float32Array) -> tuple[Float32Array, NDArray[np.float64]]:
         state, outputs, after = initial_state(step, 1), [], []
@@ -128,16 +128,16 @@ def own_steps(runtime: StepRuntime, step: pb.StepModel) -> Steps:
 
 
 def prove(content: bytes, step: pb.StepModel, reference: Steps, on_case: OnCase = lambda _: None) -> Proven:
-    """Compares a step graph, as it will be served, with the steps of single sequences.
+    """Compares a step graph, as served, with the steps of single sequences.
 
     Args:
         content: The step graph.
-        step: Its description; `bitwise` isn't read.
+        step: Its description; `bitwise` is ignored.
         reference: Computes the steps of a sequence.
         on_case: Called with each case before it is run.
 
     Raises:
-        ParityError: it computes something else, or sequences of a batch depend on each other.
+        ParityError: it computes other results, or sequences of a batch depend on each other.
     """
     trial = _Trial(StepRuntime(content, step), step, reference, on_case)
     cases = [trial.alone()]
@@ -168,7 +168,7 @@ def prove(content: bytes, step: pb.StepModel, reference: Steps, on_case: OnCase 
 
 
 def example(step: pb.StepModel, steps: int, lanes: int) -> Float32Array:
-    """Values of timesteps, [steps, lanes, input_size]: of each lane at its own scale; zeros and ones of integers."""
+    """Draws values, [steps, lanes, input_size], with a scale for each lane; integers are 0 or 1."""
     rng = np.random.default_rng(1)
     parts = []
     for spec in step.inputs:
@@ -183,7 +183,7 @@ def example(step: pb.StepModel, steps: int, lanes: int) -> Float32Array:
 
 
 def initial_state(step: pb.StepModel, lanes: int) -> State:
-    """The state of sequences before their first steps, as runtimes take it."""
+    """Returns the state of sequences before their first steps, in the runtimes' layout."""
     arrays = []
     for state in step.states:
         tensor = step_model.tensor_of(state.tensor)
@@ -195,12 +195,12 @@ def initial_state(step: pb.StepModel, lanes: int) -> State:
 
 
 def flat(state: State, lane: int) -> NDArray[np.float64]:
-    """All values of the state of a lane, one after the other."""
+    """Returns all values of the state of a lane, concatenated."""
     return np.concatenate([array[:, lane].astype(np.float64).reshape(-1) for array in state])
 
 
 class _Trial:
-    """A step graph as it will be served, beside what its sequences must give.
+    """A step graph as served, with the expected results of its sequences.
 
     Args:
         runtime: Runs the graph.
@@ -217,7 +217,7 @@ class _Trial:
         self._known = [reference(self._values[:, lane]) for lane in range(LANES)]
 
     def alone(self) -> _Case:
-        """Sequences by themselves."""
+        """Runs sequences one at a time."""
         case = self._begin("each sequence alone", 1)
         own = own_steps(self._runtime, self._step)
         for lane in range(16):
@@ -226,7 +226,7 @@ class _Trial:
         return case
 
     def batch(self, lanes: Sequence[int], name: str) -> _Case:
-        """Sequences side by side from their first step, cut into two ticks."""
+        """Runs sequences side by side from their first step, cut into two ticks."""
         case = self._begin(name, len(lanes))
         cut = 1 + len(lanes) % (STEPS - 1)
         values = self._values[:, list(lanes)]
@@ -239,7 +239,7 @@ class _Trial:
         return case
 
     def staggered(self, lanes: int) -> _Case:
-        """Sequences that are at different steps of their own, each resumed from its state alone."""
+        """Runs sequences at different steps, each resumed from its state."""
         case = self._begin(f"batch of {lanes}, each at another step", lanes)
         rows = [slice(lane % (STEPS - 4), lane % (STEPS - 4) + 4) for lane in range(lanes)]
         begun = []
@@ -257,7 +257,7 @@ class _Trial:
         return case
 
     def gives_probabilities(self) -> bool:
-        """Whether the first output is between 0 and 1, and several values of it make 1 together."""
+        """Returns True if the first output is between 0 and 1 and, with several values, sums to 1."""
         width = step_model.tensor_of(self._step.outputs[0]).size
         scores = np.concatenate([outputs[:, :width] for outputs, _ in self._known]).astype(np.float64)
         inside = bool(((scores >= 0) & (scores <= 1)).all())

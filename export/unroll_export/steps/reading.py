@@ -1,4 +1,4 @@
-"""Reads ONNX files of any maker, and puts them into the form that a bundle's graph must have."""
+"""Reads ONNX files from any source, and converts them to the form of a bundle's graph."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from unroll_export.weight_files import ImportRefusedError
 from unroll_proto.bundle import MAX_STEP_MODEL_BYTES
 
 Dim = int | str
-"""A size, or the name of an open dimension; "?" if it has none."""
+"""Returns a size, or the name of an open dimension; "?" if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Value:
     Attributes:
         name: Its name.
         dtype: Its number format.
-        dims: Its dimensions; None if the file doesn't tell how many there are.
+        dims: Its dimensions; None if their number is unknown.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Source:
 
     Attributes:
         file: Its name, without the path.
-        sha256: Of its content, hexadecimal.
+        sha256: SHA-256 of its content, hexadecimal.
         content: Its content.
-        model: The graph with nothing beside it: no documentation, no functions, values of tensors as raw data.
-        inputs: What the graph takes, without what has values in the file.
-        outputs: What it gives.
+        model: The bare graph: no documentation, no functions, values of tensors as raw data.
+        inputs: Inputs of the graph, without those that have values in the file.
+        outputs: Outputs of the graph.
     """
 
     file: str
@@ -65,7 +65,7 @@ def read_source(path: Path) -> Source:
     """Reads an ONNX file and checks that it can be trusted.
 
     Raises:
-        ImportRefusedError: it is not such a file, or has what can't be served. The message names the node or tensor.
+        ImportRefusedError: it is not an ONNX file, or a part can't be served. The message names the node or tensor.
         OSError: it can't be read.
     """
     size = path.stat().st_size
@@ -94,7 +94,7 @@ def source_of(file: str, content: bytes) -> Source:
 
 
 def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and those inside it."""
+    """Yields the graph and its subgraphs."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -103,7 +103,7 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _normalize(model: ModelProto) -> None:
-    """Removes what a graph doesn't need, and refuses what this would change."""
+    """Removes parts that a graph does not need; refuses a graph that this would change."""
     if model.functions:
         inlined = inline_local_functions(model)
         model.Clear()

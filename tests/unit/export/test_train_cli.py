@@ -171,7 +171,7 @@ def test_a_single_class_gives_one_line_and_no_folder(call: Any, tmp_path: Path) 
         ((), "--data is missing: japanese-vowels, recall or a file"),
         (("--out", "OUT"), "Missing option '--data'"),
         (("--data", "recall"), "Missing option '--out'"),
-        (("--data", "reccall", "--out", "OUT"), "--data: 'reccall' is no file; expected japanese-vowels, recall or"),
+        (("--data", "reccall", "--out", "OUT"), "--data: 'reccall' is not a file; expected japanese-vowels, recall or"),
         (("--data", "absent.parquet", "--out", "OUT"), "absent.parquet: no such file or directory"),
         (("--data", "absent.csv", "--out", "OUT"), "absent.csv: "),
         (("--data", "japanese-vowels", "--lag", "3", "--out", "OUT"), "--lag goes with --data recall"),
