@@ -117,7 +117,7 @@ NB_MODULE(_http2, module) {
              [](Server& server, size_t work, double until, double rate, double call,
                 std::vector<std::pair<double, double>> due, int code, std::string details,
                 const nb::sequence& trailers) {
-                 server.refuse(work, {until, rate, call, std::move(due), status(code, std::move(details), trailers)});
+                 server.refuse(work, status(code, std::move(details), trailers), {until, rate, call, std::move(due), ok, {}});
              })
         .def("take_refused", &Server::take_refused)
         .def("take_events", &events)

@@ -40,35 +40,27 @@ nghttp2_nv header(std::string_view name, std::string_view value) {
     return {bytes(name.data()), bytes(value.data()), name.size(), value.size(), NGHTTP2_NV_FLAG_NONE};
 }
 
-// Headers, and the texts that they are views of until they are submitted.
-class Headers {
-   public:
-    void add(nghttp2_nv each) { headers_.push_back(each); }
+// Metadata as on the wire, where no value is binary.
+void add_wire(const Metadata& metadata, Metadata& wire) {
+    for (const auto& [name, value] : metadata) wire.emplace_back(name, is_binary(name) ? base64_encoded(value) : value);
+}
 
-    void add(const Metadata& metadata) {
-        for (const auto& [name, value] : metadata)
-            add(header(name, is_binary(name) ? kept(base64_encoded(value)) : std::string_view(value)));
-    }
+Metadata wire_of(const Status& status) {
+    Metadata wire{{"grpc-status", std::to_string(status.code)}};
+    if (!status.details.empty()) wire.emplace_back("grpc-message", percent_encoded(status.details));
+    add_wire(status.trailers, wire);
+    return wire;
+}
 
-    void add(const Status& status) {
-        if (status.code == ok) {
-            add(literal("grpc-status", "0"));
-        } else {
-            add(header("grpc-status", kept(std::to_string(status.code))));
-        }
-        if (!status.details.empty()) add(header("grpc-message", kept(percent_encoded(status.details))));
-        add(status.trailers);
-    }
+// Headers that are views of metadata on the wire.
+void add_views(const Metadata& wire, std::vector<nghttp2_nv>& headers) {
+    for (const auto& [name, value] : wire) headers.push_back(header(name, value));
+}
 
-    const nghttp2_nv* data() const { return headers_.data(); }
-    size_t size() const { return headers_.size(); }
-
-   private:
-    std::string_view kept(std::string text) { return texts_.emplace_back(std::move(text)); }
-
-    std::vector<nghttp2_nv> headers_;
-    std::deque<std::string> texts_;
-};
+std::vector<nghttp2_nv> response_headers() {
+    return {literal(":status", "200"), literal("content-type", "application/grpc"),
+            literal("grpc-accept-encoding", accepted_encodings)};
+}
 
 nghttp2_option* make_options() {
     nghttp2_option* options;
@@ -274,6 +266,15 @@ void Call::finish(const Status& status) {
     }
 }
 
+void Call::refuse(const Refusal& refusal) {
+    finished_ = responded_ = true;
+    status_.code = refusal.code;
+    auto headers = response_headers();
+    add_views(refusal.wire, headers);
+    nghttp2_submit_response(session_->http2_, id_, headers.data(), headers.size(), nullptr);
+    session_->mark();
+}
+
 void Call::fail(const Status& problem) {
     if (finished_) return;
     finish(problem);
@@ -292,12 +293,10 @@ void Call::wake() {
 
 void Call::open_response(bool ends, const Status* status) {
     responded_ = true;
-    Headers headers;
-    headers.add(literal(":status", "200"));
-    headers.add(literal("content-type", "application/grpc"));
-    headers.add(literal("grpc-accept-encoding", accepted_encodings));
-    headers.add(initial_);
-    if (ends) headers.add(*status);
+    Metadata wire = ends ? wire_of(*status) : Metadata();
+    add_wire(initial_, wire);
+    auto headers = response_headers();
+    add_views(wire, headers);
     nghttp2_data_provider body{};
     body.source.ptr = this;
     body.read_callback = Callbacks::read;
@@ -326,8 +325,9 @@ ssize_t Call::fill(uint8_t* buffer, size_t room, uint32_t* flags) {
     }
     if (!out_.empty()) return static_cast<ssize_t>(filled);
     if (finished_) {
-        Headers trailers;
-        trailers.add(status_);
+        const Metadata wire = wire_of(status_);
+        std::vector<nghttp2_nv> trailers;
+        add_views(wire, trailers);
         *flags |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
         nghttp2_submit_trailer(session_->http2_, id_, trailers.data(), trailers.size());
     } else if (!filled) {
@@ -367,7 +367,9 @@ void Server::emit(Kind kind, Call& call, std::string message) {
     events_.push_back({kind, call.shared_from_this(), std::move(message)});
 }
 
-void Server::refuse(size_t work, Refusal refusal) {
+void Server::refuse(size_t work, const Status& status, Refusal refusal) {
+    refusal.code = status.code;
+    refusal.wire = wire_of(status);
     refusals_.at(work) = std::move(refusal);
     // What was just handed over is not part of the work that is known.
     taken_[work] = expected_[work] + ready_[work] + handed_[work];
@@ -536,9 +538,9 @@ int Session::add_header(Call& call, std::string_view name, std::string_view valu
     if (name == ":path") {
         call.path = value;
     } else if (name == ":method") {
-        call.verb_ = value;
+        call.is_post_ = value == "POST";
     } else if (name == "content-type") {
-        call.content_type_ = value;
+        call.is_grpc_ = is_grpc(value);
     } else if (name == "te") {
         call.has_te_ = value == "trailers";
     } else if (name == "grpc-encoding") {
@@ -570,14 +572,14 @@ Status Session::problem_of(const Call& call) const {
 void Session::end_headers(Call& call) {
     call.headers_done_ = true;
     call.began = now_;
-    if (call.verb_ != "POST") return reject(call, "405");
-    if (!is_grpc(call.content_type_)) return reject(call, "415");
+    if (!call.is_post_) return reject(call, "405");
+    if (!call.is_grpc_) return reject(call, "415");
     if (const Status problem = problem_of(call); problem.code != ok) return call.fail(problem);
     const auto found = server_->paths_.find(call.path);
     if (found != server_->paths_.end()) call.method = found->second;
     if (const Refusal* refusal = server_->refusal_of(call, now_)) {
         server_->methods_[static_cast<size_t>(call.method)].refused++;
-        return call.fail(refusal->status);
+        return call.refuse(*refusal);
     }
     if (call.deadline != never) server_->deadlines_.emplace(call.deadline, &call);
     call.unary_ = call.method != no_method && !server_->methods_[static_cast<size_t>(call.method)].streams;

@@ -7,8 +7,8 @@
 #include <nghttp2/nghttp2.h>
 
 #include <array>
-#include <deque>
 #include <limits>
+#include <list>
 #include <memory>
 #include <set>
 #include <string>
@@ -22,6 +22,7 @@ namespace unroll {
 
 class Session;
 class Server;
+struct Refusal;
 
 constexpr double never = std::numeric_limits<double>::infinity();
 constexpr int no_method = -1;
@@ -72,6 +73,7 @@ class Call : public std::enable_shared_from_this<Call> {
     ssize_t fill(uint8_t* buffer, size_t room, uint32_t* flags);
     void wake();
     void fail(const Status& problem);
+    void refuse(const Refusal& refusal);
     void release(size_t size);
     void count();
 
@@ -87,11 +89,11 @@ class Call : public std::enable_shared_from_this<Call> {
         std::string message;
         size_t sent;  // bytes that have left, the prefix of 5 included
     };
-    std::deque<Piece> out_;
+    std::list<Piece> out_;  // a deque would allocate for calls without answers, too
     size_t out_bytes_ = 0;
     Status status_;
-    std::string content_type_;
-    std::string verb_;
+    bool is_post_ = false;
+    bool is_grpc_ = false;
     int work_ = -1;  // of its method, while its message is expected
     bool unary_ = false;
     bool has_te_ = false;
@@ -136,7 +138,8 @@ struct Refusal {
     double rate = 0;    // work that may be done in a second until the deadline; 0: every call is refused
     double call = 0;    // work of a call that is taken
     std::vector<std::pair<double, double>> due;  // deadlines, ascending, and the work to be done by each
-    Status status;
+    int code = ok;      // of the answer
+    Metadata wire{};    // and its headers
 };
 
 class Server {
@@ -145,7 +148,7 @@ class Server {
 
     int add_method(const std::string& path, bool streams, int work);
     // Refuses calls of methods with this kind of work.
-    void refuse(size_t work, Refusal refusal);
+    void refuse(size_t work, const Status& status, Refusal refusal);
     // The calls of a method that were refused since the last call of this.
     uint64_t take_refused(int method) { return std::exchange(methods_.at(static_cast<size_t>(method)).refused, 0); }
 
