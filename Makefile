@@ -92,7 +92,7 @@ test-python: .venv/done $(OTHER)/native ## Runs the tests on another Python: PYT
 
 $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv $(OTHER)
-	$(OTHER)/bin/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e './server[otel,redis]' -e './client[otel]' \
+	$(OTHER)/bin/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e './server[otel,redis]' -e './client[files,otel]' \
 	  -e ./bench $(if $(TORCH),-e ./export) -r requirements-dev.txt
 	$(OTHER)/bin/pip install --quiet --no-deps $(AEON)
 	touch $@
