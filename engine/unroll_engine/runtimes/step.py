@@ -133,10 +133,17 @@ class StepRuntime:
             begin = end
 
 
-def step_session(model: bytes) -> onnxruntime.InferenceSession:
-    """Opens a graph with the options that serve it; they are those of its proof."""
+def step_session(model: bytes, optimized: bool = True) -> onnxruntime.InferenceSession:
+    """Opens a graph with the options that serve it, which are those of its proof.
+
+    Args:
+        model: The graph, serialized ONNX.
+        optimized: False to run its nodes as they are.
+    """
     _bound_memory()
     options = session_options()
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.add_session_config_entry("session.use_env_allocators", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

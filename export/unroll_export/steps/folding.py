@@ -24,13 +24,13 @@ def fold(source: Source, plan: Plan) -> ModelProto:
     for state in plan.states:
         if state.context_of:
             context, values = state.tensor, state.context_of
-            whole = _free_name(graph, f"{values}_with_context")
-            _rename_input(graph, values, whole)
+            whole = free_name(graph, f"{values}_with_context")
+            rename_input(graph, values, whole)
             # Of the graph's own rank: the batch is one of its dimensions, except where sequences run alone.
             axis = len(context.dims) + context.batched - 1
             width = context.dims[-1]
             bounds = [
-                _constant(graph, f"{context.name}_{name}", [number])
+                add_constant(graph, f"{context.name}_{name}", np.array([number], np.int64))
                 for name, number in (("from", -width), ("to", np.iinfo(np.int64).max), ("axis", axis))
             ]
             graph.node.insert(0, helper.make_node("Concat", [context.name, values], [whole], axis=axis))
@@ -127,14 +127,15 @@ def _described(tensor: StepTensor) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(tensor.dtype), dims)
 
 
-def _constant(graph: GraphProto, wanted: str, values: Sequence[int]) -> str:
-    name = _free_name(graph, wanted)
-    graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+def add_constant(graph: GraphProto, wanted: str, value: NDArray[Any]) -> str:
+    """Adds a tensor to a graph under the wanted name, or one like it; returns the name."""
+    name = free_name(graph, wanted)
+    graph.initializer.append(numpy_helper.from_array(value, name))
     return name
 
 
-def _free_name(graph: GraphProto, wanted: str) -> str:
-    """A name that no value of the graph has, nor any in graphs inside it."""
+def free_name(graph: GraphProto, wanted: str) -> str:
+    """Returns a name that no value of the graph has, nor any in graphs inside it: the wanted one if it can."""
     used: set[str] = set()
 
     def collect(inner: GraphProto) -> None:
@@ -152,7 +153,7 @@ def _free_name(graph: GraphProto, wanted: str) -> str:
     return wanted
 
 
-def _rename_input(graph: GraphProto, old: str, new: str) -> None:
+def rename_input(graph: GraphProto, old: str, new: str) -> None:
     """Renames a value wherever nodes take it, in graphs inside too, and where it is an output."""
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -160,7 +161,7 @@ def _rename_input(graph: GraphProto, old: str, new: str) -> None:
                 node.input[index] = new
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                _rename_input(attribute.g, old, new)
+                rename_input(attribute.g, old, new)
     for output in graph.output:
         if output.name == old:
             output.name = new

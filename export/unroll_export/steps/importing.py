@@ -10,9 +10,11 @@ from unroll_engine.runtimes.step import StepRuntime
 from unroll_export.bundle_writer import Draft
 from unroll_export.publishing import library_versions, model_name, now, publish
 from unroll_export.steps.folding import fold, measure_outputs
-from unroll_export.steps.plan import Options, Plan, make_plan
+from unroll_export.steps.plan import Options, Plan, constant_of, make_plan
 from unroll_export.steps.proof import OnCase, Proven, own_steps, prove, source_steps
 from unroll_export.steps.reading import Source
+from unroll_export.steps.sequence_graph import PREFIX_BOUND, prove_prefixes
+from unroll_export.steps.sequences import Stepped, is_sequence_graph, to_steps
 from unroll_export.weight_files import ImportRefusedError
 from unroll_proto import bundle, step_model
 from unroll_proto.step_model import spec_of
@@ -26,11 +28,13 @@ class StepGraph(NamedTuple):
         content: The graph, serialized ONNX.
         step: Its description; `bitwise` is not known before the proof.
         plan: The meaning of its inputs and outputs.
+        stepped: The graph of sequences that it was made of; None if the source is a graph of one timestep.
     """
 
     content: bytes
     step: pb.StepModel
     plan: Plan
+    stepped: Stepped | None
 
 
 class Imported(NamedTuple):
@@ -58,6 +62,21 @@ def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
     Raises:
         ImportRefusedError: the source can't be a step graph, or an option does not fit it.
     """
+    constants = {
+        value.name: constant_of(value, options.constants[value.name])
+        for value in source.inputs
+        if value.name in options.constants
+    }
+    stepped = None
+    if not options.states and is_sequence_graph(source):
+        stepped = to_steps(source, constants)
+        options = replace(
+            options,
+            states={name: f"{name}_next" for name in stepped.states},
+            constants={},
+            initial={**stepped.initial, **options.initial},
+        )
+        source = stepped.source
     plan = make_plan(source, options)
     content = fold(source, plan).SerializeToString(deterministic=True)
     outputs = measure_outputs(content, plan)
@@ -78,11 +97,11 @@ def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
         inputs=[spec_of(tensor) for tensor in plan.inputs],
         outputs=[spec_of(tensor) for tensor in outputs],
         states=states,
-        constants={name: ",".join(map(str, value.reshape(-1).tolist())) for name, value in plan.constants.items()},
-        form="published",
+        constants={name: ",".join(map(str, value.reshape(-1).tolist())) for name, value in constants.items()},
+        form="stepped" if stepped else "published",
         alone=plan.alone,
     )
-    return StepGraph(content, step, plan)
+    return StepGraph(content, step, plan, stepped)
 
 
 def import_step(
@@ -104,7 +123,8 @@ def import_step(
         OSError: `out` can't be written to.
     """
     name = model_name(out)
-    content, step, plan = step_graph(source, options, len(labels))
+    graph = step_graph(source, options, len(labels))
+    content, step = graph.content, graph.step
     manifest = pb.BundleManifest(
         format=bundle.FORMAT,
         name=name,
@@ -129,13 +149,35 @@ def import_step(
         bundle.check_model(manifest)
     except ValueError as error:
         raise ImportRefusedError(f"{source.file}: {error}") from None
-    proven = prove(content, step, source_steps(source, plan), on_case)
+    proven = _prove(source, graph, on_case)
     manifest.step.bitwise = proven.bitwise
     manifest.step.probabilities = bool(labels) and proven.probabilities
     with Draft(out) as draft:
         draft.write(bundle.ONNX_RNN, content)
         path = publish(draft, manifest, [proven.proof], {})
     return Imported(path, manifest.step, proven)
+
+
+def _prove(source: Source, graph: StepGraph, on_case: OnCase) -> Proven:
+    """Proves the graph of a step against its source: that of one timestep, or of whole sequences."""
+    content, step, plan, stepped = graph
+    if stepped is None:
+        return prove(content, step, source_steps(source, plan), on_case)
+    own = own_steps(StepRuntime(content, step), step)
+    on_case("the file, on every prefix of a sequence")
+    worst = prove_prefixes(stepped.original, lambda values: own(values)[0], [each.name for each in step.outputs])
+    proven = prove(content, step, own, on_case)
+    proven.proof.cases.add(
+        name="the file, on every prefix of a sequence",
+        batch=1,
+        time=stepped.original.length,
+        max_abs_diff=worst,
+        worst_ratio=worst / PREFIX_BOUND,
+        bound=PREFIX_BOUND,
+    )
+    proven.proof.max_abs_diff = max(proven.proof.max_abs_diff, worst)
+    proven.proof.worst_ratio = max(proven.proof.worst_ratio, worst / PREFIX_BOUND)
+    return proven
 
 
 def verify_step(path: Path, manifest: pb.BundleManifest, on_case: OnCase = lambda _: None) -> Proven:

@@ -8,6 +8,7 @@ from unroll_export.steps.folding import fold, measure_outputs
 from unroll_export.steps.pairing import Pair, compatible, find_pairs
 from unroll_export.steps.plan import Options, make_plan
 from unroll_export.steps.reading import Source, Value, graphs_of
+from unroll_export.steps.sequences import is_sequence_graph, to_steps
 from unroll_export.weight_files import ImportRefusedError
 
 
@@ -21,6 +22,9 @@ def report(source: Source, path: Path) -> Iterator[str]:
     for what, values in (("input", source.inputs), ("output", source.outputs)):
         for value in values:
             yield f"  {what:6}  {value}"
+    if not pairs and is_sequence_graph(source):
+        yield from _sequences(source, path)
+        return
     for pair in pairs:
         yield f"  state   {pair.before.name!r} becomes {pair.after.name!r}, {pair.reason}"
     asked, flags = _asked(source, pairs)
@@ -33,7 +37,29 @@ def report(source: Source, path: Path) -> Iterator[str]:
             return
     elif not pairs:
         return
-    yield "  type    " + shlex.join(["unroll-export", "import", str(path), *flags, "--out", f"models/{path.stem}"])
+    yield f"  type    {_command(path, flags)}"
+
+
+def _sequences(source: Source, path: Path) -> Iterator[str]:
+    """The lines on a graph of whole sequences."""
+    flags = []
+    for value in source.inputs:
+        if value.dims == ():
+            yield f"  say     {value.name!r} is one number: --set {value.name}=VALUE"
+            flags += ["--set", f"{value.name}=VALUE"]
+    try:
+        stepped = None if flags else to_steps(source, {})
+    except ImportRefusedError as error:
+        yield f"  refused {error}"
+        return
+    for name in stepped.states if stepped else ():
+        yield f"  state   {name!r}, what begins and ends a recurrent node"
+    yield "  made    a graph of one timestep; the import proves it against this file on every prefix of a sequence"
+    yield f"  type    {_command(path, flags)}"
+
+
+def _command(path: Path, flags: list[str]) -> str:
+    return shlex.join(["unroll-export", "import", str(path), *flags, "--out", f"models/{path.stem}"])
 
 
 def _asked(source: Source, pairs: list[Pair]) -> tuple[list[str], list[str]]:

@@ -83,7 +83,7 @@ def make_plan(source: Source, options: Options) -> Plan:
     """
     _check_names(source, options)
     constants = {
-        value.name: _constant(value, options.constants[value.name])
+        value.name: constant_of(value, options.constants[value.name])
         for value in source.inputs
         if value.name in options.constants
     }
@@ -139,7 +139,12 @@ def _check_names(source: Source, options: Options) -> None:
                 raise ImportRefusedError(f"{option}: no input is named {name!r}; there are {', '.join(known)}")
 
 
-def _constant(value: Value, text: str) -> NDArray[Any]:
+def constant_of(value: Value, text: str) -> NDArray[Any]:
+    """Reads the value that an input is set to for good.
+
+    Raises:
+        ImportRefusedError: the input takes other values.
+    """
     dims = tuple(1 if isinstance(dim, str) else dim for dim in value.dims or ())
     try:
         numbers = np.array([float(each) for each in text.split(",")])

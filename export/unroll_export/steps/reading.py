@@ -88,8 +88,8 @@ def source_of(file: str, content: bytes) -> Source:
     except UnsupportedNetworkError as error:
         raise ImportRefusedError(f"{file}: {error}") from None
     known = {tensor.name for tensor in model.graph.initializer}
-    inputs = tuple(_value(each) for each in model.graph.input if each.name not in known)
-    outputs = tuple(_value(each) for each in model.graph.output)
+    inputs = tuple(value_of(each) for each in model.graph.input if each.name not in known)
+    outputs = tuple(value_of(each) for each in model.graph.output)
     return Source(file, hashlib.sha256(content).hexdigest(), content, model, inputs, outputs)
 
 
@@ -158,7 +158,8 @@ def _make_raw(tensor: TensorProto) -> None:
         tensor.CopyFrom(raw)
 
 
-def _value(value: ValueInfoProto) -> Value:
+def value_of(value: ValueInfoProto) -> Value:
+    """Reads the description of an input or an output."""
     tensor = value.type.tensor_type
     dtype = DTYPES.get(tensor.elem_type)
     if dtype is None or not value.type.HasField("tensor_type"):
