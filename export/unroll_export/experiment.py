@@ -162,7 +162,7 @@ def _check_folder(out: Path, start: Start) -> None:
     elif start == "new" and finished:
         raise RunError(f"{out}: holds a finished run; --overwrite replaces it")
     elif start == "new":
-        raise RunError(f"{out}: holds an unfinished run; --resume goes on with it, --overwrite replaces it")
+        raise RunError(f"{out}: holds an unfinished run; --resume continues it, --overwrite replaces it")
 
 
 def _check_identity(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Addresses to listen on: parsed, resolved and tried, so that an error names the cause."""
+"""Addresses to listen on: parsing, resolution, and a trial bind, so that an error names the cause."""
 
 import errno
 import ipaddress
@@ -16,7 +16,7 @@ from unroll_server.errors import StartupError
 UNIX = "unix:"
 LOOPBACK = ("127.0.0.1", "::1")
 LONGEST_PATH = 107
-"""Bytes in the path of a Unix socket: Linux's limit, less the final NUL."""
+"""Most bytes in the path of a Unix socket: Linux's limit without the final NUL."""
 SOCKET_MODE = 0o660
 """Mode of a Unix socket: everyone who may write to it may connect."""
 CONNECT_SECONDS = 1.0
@@ -27,7 +27,7 @@ _ONLY_IPV4_SECONDS = 1.0
 
 
 class Address(NamedTuple):
-    """An address to listen on, as an option gives it.
+    """An address to listen on.
 
     Attributes:
         option: The option, for errors.
@@ -68,7 +68,7 @@ class Address(NamedTuple):
         if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise StartupError(f"{option}: {value!r} is not {expected}")
         if host == "*":
-            # Some systems have an address for it.
+            # Some systems resolve '*'.
             raise StartupError(
                 f"{option}: '*' is not a host; use 0.0.0.0 (IPv4) or [::] (IPv4 and IPv6) for all addresses"
             )
@@ -155,7 +155,7 @@ class Address(NamedTuple):
 
     @contextmanager
     def claimed_path(self) -> Iterator[None]:
-        """Removes a socket on which no server listens, before and after the context, which is one server's life.
+        """Removes a socket on which no server listens, before and after the context.
 
         Raises:
             StartupError: another server listens there, another kind of file is there, or no socket can be created.
@@ -179,7 +179,7 @@ class Address(NamedTuple):
         except FileNotFoundError:
             return
         except ConnectionRefusedError:
-            # Its server ended without removing it.
+            # Left behind by a server that was killed.
             path.unlink(missing_ok=True)
         except (BlockingIOError, TimeoutError):
             raise self.problem("another server listens there") from None
@@ -219,7 +219,7 @@ def try_to_bind(family: socket.AddressFamily, address: tuple[Any, ...], shared: 
 
 @contextmanager
 def reserved(address: Address) -> Iterator[tuple[list[str], int]]:
-    """Holds a port for processes that share it (SO_REUSEPORT), and keeps it from those that do not.
+    """Reserves a port for processes that share it (SO_REUSEPORT), against those that do not.
 
     Yields:
         The IP addresses on which the port is held, and the port.
@@ -244,10 +244,9 @@ def reserved(address: Address) -> Iterator[tuple[list[str], int]]:
 
 @contextmanager
 def without_ipv6(host: str, port: int) -> Iterator[int]:
-    """Keeps gRPC's core from listening on IPv6 too when it is given 0.0.0.0.
+    """Prevents gRPC's core from also listening on IPv6 for 0.0.0.0.
 
-    While the context is open, the port is taken on IPv6, so that only IPv4 is left to the core. Processes that share a
-    port take turns.
+    In the context the port is taken on IPv6, so that the core gets only IPv4. Processes that share a port take turns.
 
     Args:
         host: IP address that the core is about to listen on.

@@ -1,4 +1,4 @@
-"""Wires the parts of a serving process from its settings, serves, and drains. The one module that knows every part."""
+"""Builds the parts of a serving process from its settings, serves, and drains. Only this module knows every part."""
 
 import asyncio
 import gc
@@ -57,14 +57,14 @@ WORKING = {
     f"/{SERVICE}/Advance": True,
     "/inference.GRPCInferenceService/ModelInfer": False,
 }
-"""Unary methods that give the engine work; True if that goes before bulk work, as far as the path alone shows."""
+"""Unary methods that give the engine work; True if, by the path alone, it goes before bulk work."""
 PROBES = {
     f"/{health.SERVICE}/Check",
     *(f"/{inference.SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady")),
 }
 """Unary methods that a draining server still answers."""
 GC_THRESHOLD = (20_000, 20, 20)
-"""Thresholds of the garbage collector. Its default is a collection every 700 objects, which is some ten requests."""
+"""Thresholds of the garbage collector. By default it runs every 700 objects, which is about ten requests."""
 TASK_COUNT_INTERVAL = 2.0
 """Seconds between counts of the event loop's tasks."""
 HALF_CLOSE_TIMEOUT = 1.0
@@ -72,7 +72,7 @@ HALF_CLOSE_TIMEOUT = 1.0
 
 
 class Service:
-    """Models, engine and servicers on a transport. Made on the event loop that it serves on.
+    """Models, engine and servicers on a transport. Created and used on one event loop.
 
     Args:
         settings: Settings of the server.
@@ -126,7 +126,7 @@ class Service:
             count_sessions=store.count,
             on_change=self._report_health,
             keep=settings.versions_kept,
-            # Every worker has retired a version whose files are gone at its second look.
+            # By its second look every worker has retired a version whose files are gone.
             drain_at_least=2 * settings.models_poll + 1 if settings.workers > 1 else 0.0,
         )
         self._watcher = Watcher(self._repository, self._catalog, settings.models_poll)
@@ -155,7 +155,7 @@ class Service:
             self._catalog, Inference(plane, Statistics(figures.memory)), self._repository.index
         )
         self._checks = Health()
-        # Names that health has ever reported as SERVING.
+        # Names that were ever SERVING.
         self._reported: set[str] = set()
         unroll_pb2_grpc.add_UnrollServiceServicer_to_server(self._service, registry)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._inference, registry)
@@ -175,7 +175,7 @@ class Service:
         self._watcher.start()
         self._watching = asyncio.create_task(self._auth.watch())
         self._count_tasks()
-        # The loaded objects stay: frozen, they are not visited by each collection in the middle of a tick.
+        # Loaded objects stay: frozen, they are not visited by a collection in the middle of a tick.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -188,7 +188,7 @@ class Service:
 
     @property
     def served(self) -> str:
-        """Versions that are served, NAME/VERSION, separated by commas."""
+        """The served versions, NAME/VERSION, separated by commas."""
         return ", ".join(str(model.spec.key) for model in self._catalog.models)
 
     async def _report_health(self) -> None:
@@ -199,10 +199,10 @@ class Service:
         self._reported = names
 
     async def drain(self) -> None:
-        """Takes no new calls; waits for those in flight, and for streams to end with their snapshots.
+        """Refuses new calls, and waits for those in flight and for streams to end with their snapshots.
 
         Raises:
-            UndrainedError: calls had not ended within the drain timeout.
+            UndrainedError: calls did not end within the drain timeout.
         """
         _log.info("draining")
         self._checks.end()
@@ -226,7 +226,7 @@ class Service:
 
 
 async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serves in this process until SIGTERM or SIGINT, then drains. A signal before it serves ends the process at once.
+    """Serves in this process until SIGTERM or SIGINT, then drains. An earlier signal ends the process at once.
 
     Args:
         settings: Settings of the server.
@@ -252,7 +252,7 @@ def _administered(settings: Settings, service: Service) -> AbstractAsyncContextM
     from unroll_server.admin.channelz import Channelz
     from unroll_server.admin.listener import AdminListener
 
-    # A worker's listener is on a private socket, which only the supervisor reaches.
+    # Only the supervisor reaches a worker's private socket.
     identities = service.identities if settings.workers == 1 else None
     return AdminListener(settings, service.admin, Channelz(), identities).serving()
 
@@ -269,7 +269,7 @@ async def serve_until_stopped(
     Args:
         settings: Settings of the server.
         figures: Metrics of this process.
-        stop: Request to stop, which signals make too once it serves.
+        stop: Request to stop; set by signals once it serves.
         started: Called once it serves, with the service and its address.
         make_quotas: See `Service`.
 

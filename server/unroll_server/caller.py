@@ -1,4 +1,4 @@
-"""The call in flight: its caller, its name, and the sizes that are logged, traced and counted."""
+"""The call in flight: its caller, its id, and the sizes for logs, traces and metrics."""
 
 from contextvars import ContextVar
 
@@ -9,9 +9,9 @@ class Call:
     """A call in flight.
 
     Attributes:
-        identity: Name of the caller, from its token or its certificate; empty if callers are not told apart.
+        identity: Name of the caller, from its token or certificate; empty without authentication.
         request_id: Name of the call in logs, traces and trailers; empty if it has none.
-        committed: True once the call has changed state that outlives it: it is too late to refuse it then.
+        committed: True once the call has changed lasting state; then it is too late to refuse it.
         received: Messages read.
         received_bytes: Their size, uncompressed.
         sent: Messages written.
@@ -20,7 +20,7 @@ class Call:
         trace: The trace of the call; None if it is not traced.
     """
 
-    # Defaults on the class: there is one object for each call, made without running any Python.
+    # Defaults are on the class, so that making an object for each call runs no Python.
     identity: str = ""
     request_id: str = ""
     committed: bool = False
@@ -33,4 +33,4 @@ class Call:
 
 
 current: ContextVar[Call] = ContextVar("call", default=Call())  # noqa: B039 (nobody reads the one outside of all calls)
-"""The call that the running task belongs to. Set by transport/registry.py."""
+"""The call of the running task; set by transport/registry.py."""

@@ -26,9 +26,9 @@ _SECTIONS = {
     "Sessions": ("sessions", "session_ttl", "sessions_file"),
     "Operation": ("config", "admin", "metrics", "log_level", "log_format", "access_log"),
 }
-"""Settings by the heading of `--help` that their flags are under."""
+"""Settings by the heading of their flags in `--help`."""
 _COLUMN = 30
-"""Characters left of the descriptions."""
+"""Width of the column left of the descriptions."""
 
 
 class _Command(click.Command):
@@ -103,7 +103,7 @@ def command(context: click.Context, /, **options: Any) -> None:
             settings = sources.settings()
             configure_logging(settings.log_level, settings.log_format)
             allow_descriptors(settings.tuning.max_connections)
-            # A parent of workers imports neither models nor gRPC.
+            # A supervisor imports neither models nor gRPC.
             if settings.workers == 1:
                 from unroll_server.app import serve
 
@@ -113,7 +113,7 @@ def command(context: click.Context, /, **options: Any) -> None:
 
                 run(serve(settings, click.echo))
     except StartupError as error:
-        # A name in the file can hold line breaks.
+        # A key of the file can hold line breaks.
         raise cli.InputError(" ".join(str(error).splitlines())) from None
     except (SessionsLostError, UndrainedError) as error:
         raise click.ClickException(str(error)) from None

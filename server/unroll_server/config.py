@@ -1,4 +1,4 @@
-"""Settings of the server: names, types, limits and defaults. `sources` reads them."""
+"""Settings of the server: names, types, ranges and defaults. `sources` reads them."""
 
 import json
 from dataclasses import dataclass
@@ -51,17 +51,17 @@ class Tuning(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_lanes: Count = Field(default=64, description="Sequences of a class, streams or bulk, in one tick.")
+    max_lanes: Count = Field(default=64, description="Most sequences of a class, streams or bulk, in one tick.")
     tick_steps: Count = Field(default=32, description="Most timesteps in a tick of all lanes.")
-    max_sequences: Count = Field(default=4096, description="Sequences in one Classify call.")
-    max_steps: Count = Field(default=65536, description="Timesteps of one sequence, or of one chunk.")
-    max_open_sequences: Count = Field(default=10_000, description="Sequences open on one Unroll stream.")
-    max_queued_steps: Queued = Field(default=4_000_000, description="Timesteps accepted and not yet answered.")
-    max_queued_bytes: Queued = Field(default=2**29, description="Bytes of values accepted and not yet answered.")
-    max_sessions: Count = Field(default=100_000, description="Sessions kept in memory; the longest unused is removed.")
-    max_connections: Count = Field(default=10_000, description="Connections of a process.")
+    max_sequences: Count = Field(default=4096, description="Most sequences in one Classify call.")
+    max_steps: Count = Field(default=65536, description="Most timesteps of one sequence, or of one chunk.")
+    max_open_sequences: Count = Field(default=10_000, description="Most sequences open on one Unroll stream.")
+    max_queued_steps: Queued = Field(default=4_000_000, description="Most timesteps admitted and not yet answered.")
+    max_queued_bytes: Queued = Field(default=2**29, description="Most bytes of values admitted and not yet answered.")
+    max_sessions: Count = Field(default=100_000, description="Most sessions in memory; the longest unused is removed.")
+    max_connections: Count = Field(default=10_000, description="Most connections of a process.")
     max_connection_age: Seconds = Field(
-        default=0.0, description="Seconds for which a connection takes new calls; 0: no limit."
+        default=0.0, description="Seconds for which a connection accepts new calls; 0: no limit."
     )
     keepalive: Keepalive = Field(default=60.0, description="Seconds of silence before a client is pinged.")
 
@@ -69,7 +69,7 @@ class Tuning(BaseModel):
 class Settings(BaseSettings):
     """Settings of the server.
 
-    Each is a flag of `unroll-serve` too, except those of `tuning`.
+    Each one except `tuning` is also a flag of `unroll-serve`.
 
     Raises:
         StartupError: one setting excludes another, or text can't be read.
@@ -96,23 +96,25 @@ class Settings(BaseSettings):
         description="Seconds between checks for new and removed versions; 0: only the admin listener checks.",
     )
     runtime: Literal["auto", "kernel", "onnx", "torchscript"] = Field(
-        default="auto", description="Runtime of the models; auto: the step kernel where it can, else onnx."
+        default="auto", description="Runtime of the models; auto: the step kernel if it can, else onnx."
     )
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device that they run on.")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device for the models.")
     listen: Text = Field(
         default="127.0.0.1:50051", title="ADDRESS", description="HOST:PORT or unix:/PATH; port 0 picks a free one."
     )
     transport: Literal["auto", "native", "grpcio"] = Field(
-        default="auto", description="What speaks HTTP/2; auto: native where it was compiled, else grpcio."
+        default="auto", description="HTTP/2 implementation; auto: native if it was compiled, else grpcio."
     )
     workers: Count = Field(default=1, description="Serving processes that share the port.")
     threads: Annotated[int, Field(ge=0, le=256), BeforeValidator(_number)] = Field(
         default=0,
-        description="Threads of a process that the step kernel computes on; 0: the cores, shared by the workers.",
+        description="Threads of the step kernel in a process; 0: the cores, divided by the workers.",
     )
-    max_concurrent_calls: Count = Field(default=1000, description="Calls in flight on one connection.")
-    max_message_bytes: MessageBytes = Field(default=2**24, description="Bytes of one request.")
-    drain_timeout: Seconds = Field(default=30.0, description="Seconds in which calls in flight may end after SIGTERM.")
+    max_concurrent_calls: Count = Field(default=1000, description="Most calls in flight on one connection.")
+    max_message_bytes: MessageBytes = Field(default=2**24, description="Most bytes of one request.")
+    drain_timeout: Seconds = Field(
+        default=30.0, description="Seconds within which calls in flight may end after SIGTERM."
+    )
     admin: Text | None = Field(
         default=None,
         title="ADDRESS",
@@ -127,22 +129,20 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(default="text", description="Format of log lines.")
     access_log: bool = Field(default=False, description="Log a line for each call.")
     tls_cert: File | None = Field(
-        default=None, description="Certificate chain, PEM, read again when it changes; turns on TLS."
+        default=None, description="Certificate chain, PEM, reloaded when it changes; turns on TLS."
     )
-    tls_key: File | None = Field(default=None, description="Its private key, PEM.")
+    tls_key: File | None = Field(default=None, description="Private key of the certificate, PEM.")
     tls_client_ca: File | None = Field(
-        default=None, description="Authorities of clients' certificates, PEM; turns on mutual TLS."
+        default=None, description="Authorities of the clients' certificates, PEM; turns on mutual TLS."
     )
     tokens: File | None = Field(
-        default=None, description="File of hashed bearer tokens and their identities, read again when it changes."
+        default=None, description="File of hashed bearer tokens and their identities, reloaded when it changes."
     )
     sessions: Text = Field(
         default="memory", title="STORE", description="Store of the sessions: memory, or redis://HOST:PORT/DB."
     )
     session_ttl: Lifetime = Field(default=3600.0, description="Seconds that an unused session is kept.")
-    sessions_file: File | None = Field(
-        default=None, description="File that keeps the sessions in memory from one start to the next."
-    )
+    sessions_file: File | None = Field(default=None, description="File that keeps in-memory sessions across restarts.")
     tuning: Tuning = Tuning()
 
     @classmethod
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Takes the arguments alone: `sources` knows where each came from."""
+        """Restricts the sources to the arguments: `sources` knows their origins."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -171,7 +171,7 @@ class Settings(BaseSettings):
             problem = "anyone who reaches it may change what is served; needs --tokens or --tls-client-ca"
             raise StartupError(f"--admin: {self.admin} is not a loopback address: {problem}")
         if self.sessions.partition(":")[0] not in _STORES:
-            # Not repeated: it can hold a password.
+            # The value is not repeated: it can hold a password.
             raise StartupError("--sessions: neither memory nor redis://HOST:PORT/DB, rediss://..., unix://PATH")
         if self.sessions_file and self.sessions != "memory":
             raise StartupError("--sessions-file: only for --sessions memory; Redis keeps its own")
@@ -179,7 +179,7 @@ class Settings(BaseSettings):
 
     @property
     def versions_kept(self) -> int | None:
-        """Number of versions of a model that are served, the newest good ones; None for all."""
+        """Number of versions of a model to serve, the newest good ones; None for all."""
         if self.versions == "all":
             return None
         policy, separator, number = self.versions.partition(":")
@@ -191,17 +191,17 @@ class Settings(BaseSettings):
 
     @property
     def listen_address(self) -> Address:
-        """The address to serve on."""
+        """Address to serve on."""
         return Address.of("--listen", self.listen)
 
     @property
     def metrics_address(self) -> Address | None:
-        """The address to serve metrics on; None if they are not served."""
+        """Address of the metrics; None if they are not served."""
         return None if self.metrics is None else Address.of("--metrics", self.metrics, unix=False)
 
     @property
     def admin_address(self) -> Address | None:
-        """The address of the admin listener; None if there is none."""
+        """Address of the admin listener; None if there is none."""
         return None if self.admin is None else Address.of("--admin", self.admin)
 
     @property
@@ -223,7 +223,7 @@ class Settings(BaseSettings):
         return f"serving {served} on {address} ({self.runtime}, {self.device})"
 
     def replace(self, **changes: Any) -> Self:
-        """Returns the settings with some changed, checked again."""
+        """Returns the settings with changes, validated again."""
         return type(self)(**(self.model_dump() | changes))
 
     def to_json(self) -> str:
@@ -232,7 +232,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads a text of `to_json`."""
+        """Parses the text of `to_json`."""
         return cls(**json.loads(text))
 
 
@@ -251,9 +251,9 @@ class Connections:
     """Limits of a connection.
 
     Attributes:
-        most: Connections of a process at once.
-        calls: Calls in flight on one connection.
-        age: Seconds after which a connection takes no more calls; 0 for never.
+        most: Most connections of a process.
+        calls: Most calls in flight on one connection.
+        age: Seconds after which a connection refuses new calls; 0 for never.
         keepalive: Seconds of silence after which the other side is pinged.
     """
 

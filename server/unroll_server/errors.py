@@ -1,4 +1,4 @@
-"""Errors of the server, beside those of the engine; status.py maps them to statuses."""
+"""Errors of the server, besides those of the engine; status.py maps them to statuses."""
 
 from unroll_engine.errors import RequestError
 
@@ -29,31 +29,31 @@ class ForbiddenError(RequestError):
 
 
 class SessionNotFoundError(RequestError):
-    """There is no session of this id, or another identity owns it."""
+    """No session has this id, or another identity owns it."""
 
     reason = "SESSION_UNKNOWN"
 
 
 class SessionExpiredError(RequestError):
-    """The session was unused for too long, or has made room for others."""
+    """The session was unused for too long, or made room for others."""
 
     reason = "SESSION_EXPIRED"
 
 
 class SessionTakenError(RequestError):
-    """Another writer has advanced the session meanwhile."""
+    """Another writer advanced the session in the meantime."""
 
     reason = "SESSION_TAKEN"
 
 
 class SessionRoomError(RequestError):
-    """There is no room for another session."""
+    """The store has no room for another session."""
 
     reason = "SESSION_ROOM"
 
 
 class SessionStoreError(RequestError):
-    """The store of the sessions does not answer."""
+    """The session store does not answer."""
 
     reason = "SESSION_STORE"
 

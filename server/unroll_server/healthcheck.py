@@ -18,35 +18,35 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("address", metavar="ADDRESS")
-@click.option("--service", default="", help="Service to ask for; the server as a whole if absent.")
+@click.option("--service", default="", help="Service to ask for; by default the whole server.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3.0, help="Seconds to wait.")
 @click.option(
     "--tls-ca",
     type=_FILE,
     envvar=["UNROLL_HEALTHCHECK_CA", "UNROLL_TLS_CERT"],
-    help="Certificates that the server's must be among or descend from, PEM: speaks TLS, whatever the server's name.",
+    help="PEM of the server's certificate or of its authorities: speaks TLS, with any server name.",
 )
 @click.option(
     "--tls-cert",
     type=_FILE,
     envvar=["UNROLL_HEALTHCHECK_CERT", "UNROLL_TLS_CERT"],
-    help="Certificate chain to show to a server that asks for one, PEM.",
+    help="Certificate chain for a server that asks for one, PEM.",
 )
 @click.option(
     "--tls-key",
     type=_FILE,
     envvar=["UNROLL_HEALTHCHECK_KEY", "UNROLL_TLS_KEY"],
-    help="Its private key, PEM.",
+    help="Private key of the certificate, PEM.",
 )
 def command(
     address: str, service: str, timeout: float, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None
 ) -> None:
-    """Asks grpc.health.v1.Health of the server at ADDRESS, HOST:PORT or unix:/PATH; exit code 0 only if it is SERVING.
+    """Asks the server at ADDRESS, HOST:PORT or unix:/PATH, for its health; exit code 0 only if it is SERVING.
 
     In the environment of the server it speaks TLS by itself, with UNROLL_TLS_CERT and UNROLL_TLS_KEY, or with tls_cert
     and tls_key of the file UNROLL_CONFIG.
     """
-    # The proxy to other networks must not be asked for a server on this machine.
+    # A proxy must not be used for a server on this machine.
     options: list[tuple[str, str | int]] = [("grpc.enable_http_proxy", 0)]
     try:
         in_file = _paths_in_file()

@@ -1,4 +1,4 @@
-"""Parts common to every process of the server: logging, the limit of descriptors, the event loop, requests to stop."""
+"""Common parts of every process of the server: logging, the limit of descriptors, the event loop, requests to stop."""
 
 import asyncio
 import json
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 OTHER_DESCRIPTORS = 200
 """Most descriptors of a process that are not connections."""
 FORCE_AFTER = 1.0
-"""Seconds after the first signal from which another one ends the process at once.
+"""Seconds after the first signal from which a second one ends the process at once.
 
-One request can bring several signals: a service manager signals every process of a group, and a parent passes on its
+One request can cause several signals: a service manager signals every process of a group, and a parent forwards its
 own.
 """
 _WORD = re.compile(r"[!#-<>-~]+")
@@ -41,12 +41,12 @@ def configure_logging(level: str, form: str = "text") -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level != "debug":
-        # gRPC's core logs to standard error itself, in a format of its own. It reads this when it is imported.
+        # gRPC's core logs to standard error in its own format. It reads this variable when it is imported.
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def _is_not_overtaken(record: logging.LogRecord) -> bool:
-    """Returns False for the failure that grpc.aio logs if a call, past its deadline say, ends before its answer."""
+    """Returns False for the failure that grpc.aio logs if a call ends before its answer, such as at its deadline."""
     return not (record.exc_info and type(record.exc_info[1]).__name__ == "ExecuteBatchError")
 
 
@@ -61,7 +61,7 @@ def allow_descriptors(connections: int) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # macOS reports no limit and still refuses to lift it.
+    # macOS reports no limit and still refuses to raise it.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
@@ -108,7 +108,7 @@ class TextFormatter(logging.Formatter):
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    # Callers choose some of the values, and none may look like another field or line.
+    # Callers choose some of the values; none may look like another field or line.
     return text if _WORD.fullmatch(text) else json.dumps(text)
 
 
@@ -126,7 +126,7 @@ def run(
 def serving_event_loop() -> asyncio.AbstractEventLoop:
     """Creates the event loop of a serving process: uvloop's if it is installed.
 
-    A supervisor has no use for it. uvloop starts a process with the GIL held until the process executes its program.
+    Not for a supervisor: uvloop holds the GIL from a fork until the child process executes its program.
     """
     try:
         from uvloop import new_event_loop

@@ -17,9 +17,9 @@ from unroll_engine.models.spec import Float32Array, State
 from unroll_server import caller
 
 REPLAY_CHUNKS = 256
-"""Chunks in a replay window."""
+"""Number of chunks in a replay window."""
 PIECE_STEPS = 256
-"""Timesteps of a chunk that the engine gets at a time, at most.
+"""Most timesteps of a chunk that the engine gets at a time.
 
 A long chunk lets others take its lane, and no more is computed in advance for a slow reader.
 """
@@ -33,7 +33,7 @@ class _AppliedChunk(NamedTuple):
         steps: Number of steps.
         checksum: Checksum of the values.
         before: State before it, [num_layers, hidden_size] each; None is the zero state.
-        lane: If not None, `before` holds the states of many sequences, [num_layers, sequences, hidden_size] each.
+        lane: Index into `before` if it holds the states of many sequences, [num_layers, sequences, hidden_size] each.
     """
 
     first_step: int
@@ -51,7 +51,7 @@ class _AppliedChunk(NamedTuple):
 
 
 class ReplayWindow:
-    """The latest chunks of a stream, over all its sequences, that are answered again if they are sent again.
+    """The latest chunks of a stream, over all its sequences, that can be sent again and are then answered again.
 
     It refers to no sequence, and so to no model.
     """
@@ -79,9 +79,9 @@ class _RunningChunk:
         checksum: Checksum of the values.
         before: State before the chunk.
         state: State before the piece that runs.
-        deadline: On the engine's clock, in seconds.
+        deadline: Seconds on the engine's clock.
         computed: Steps computed.
-        job: The piece that runs; None between two pieces.
+        job: The running piece; None between two pieces.
     """
 
     first_step: int
@@ -127,18 +127,18 @@ class OpenSequence:
         self._chunk: _RunningChunk | None = None
 
     def on_steps(self, first_step: int, logits: Float32Array, states: Float32Array) -> None:
-        """Takes the results of consecutive steps: logits [count, output_size], states [count, hidden_size].
+        """Receives the results of consecutive steps: logits [count, output_size], states [count, hidden_size].
 
         Both are views of a tick.
         """
         raise NotImplementedError
 
     def on_pause(self) -> None:
-        """Is called between two pieces of a chunk, which then waits for `resume`."""
+        """Handles the pause between two pieces of a chunk, which waits for `resume`."""
         raise NotImplementedError
 
     def on_end(self, error: RequestError | None) -> None:
-        """Is called once the chunk is applied; with an error, the sequence is as it was before the chunk."""
+        """Handles the end of a chunk; with an error, the sequence is as before the chunk."""
         raise NotImplementedError
 
     @property
@@ -154,13 +154,13 @@ class OpenSequence:
     def start(self, first_step: int, values: Float32Array, deadline: float = math.inf) -> None:
         """Begins to apply a chunk.
 
-        A chunk of the replay window is computed again from the state before it. The answer has the same bits, and the
-        sequence stays where it is.
+        A chunk of the replay window is recomputed from the state before it. The answer has the same bits, and the
+        sequence does not advance.
 
         Args:
             first_step: Number of the chunk's first step.
             values: [steps, input_size], 1 step or more.
-            deadline: On the engine's clock, in seconds.
+            deadline: Seconds on the engine's clock.
 
         Raises:
             SequenceStateError: the chunk is neither the next one nor in the replay window.
@@ -204,7 +204,7 @@ class OpenSequence:
             self.on_pause()
             return
         self._chunk = None
-        # Else it was applied before.
+        # Otherwise it was applied before.
         if chunk.first_step == self.step:
             self._record(chunk.first_step, len(chunk.values), chunk.checksum, chunk.before)
             self.state = state
@@ -297,14 +297,14 @@ async def run_chunk(
     deadline: float,
     keep_states: bool = True,
 ) -> tuple[Float32Array, Float32Array, State]:
-    """Computes the steps of a chunk at once; what is not computed yet never is if the caller is cancelled.
+    """Computes the steps of a chunk; a cancellation drops the remaining steps.
 
     Args:
         engine: Runs the chunk.
         model: The model version.
         values: [steps, input_size], 1 step or more.
-        state: Before the first step, [num_layers, hidden_size] each; None is the zero state.
-        deadline: On the engine's clock, in seconds.
+        state: State before the first step, [num_layers, hidden_size] each; None for the zero state.
+        deadline: Seconds on the engine's clock.
         keep_states: True to return the states after all steps.
 
     Returns:

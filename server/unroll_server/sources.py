@@ -18,7 +18,7 @@ from unroll_server.errors import StartupError
 
 _TUNING = "tuning"
 _LONGEST = 80
-"""Characters of a value that an error repeats."""
+"""Most characters of a value in an error."""
 
 
 class _Given(NamedTuple):
@@ -29,17 +29,17 @@ class _Given(NamedTuple):
 
 
 class Sources:
-    """Values as given, by the settings' names; that of a nested one is `tuning.max_lanes`."""
+    """Given values by name of the setting; a nested name is `tuning.max_lanes`."""
 
     def __init__(self, given: Mapping[str, _Given]) -> None:
         self._given = given
 
     @classmethod
     def read(cls, flags: Mapping[str, Any]) -> Self:
-        """Collects what was given.
+        """Collects the given values.
 
         Args:
-            flags: Values of flags by setting; only those that were given.
+            flags: Values of the given flags by setting.
 
         Raises:
             StartupError: the file can't be read or holds an unknown key, or a variable has an old or unknown name.
@@ -60,13 +60,13 @@ class Sources:
         return cls(given)
 
     def settings(self) -> Settings:
-        """Returns the settings, checked.
+        """Returns the validated settings.
 
         Raises:
-            StartupError: a value is wrong, or a required one is missing.
+            StartupError: a value is invalid, or a required one is missing.
         """
         values: dict[str, Any] = {}
-        # Names with a dot first: a `tuning` that is not a table then replaces them, and is refused.
+        # Names with a dot come first: a `tuning` that is not a table then replaces them and is refused.
         for name, given in sorted(self._given.items(), key=lambda each: "." not in each[0]):
             table, _, key = name.rpartition(".")
             (values.setdefault(table, {}) if table else values)[key] = given.value
@@ -83,7 +83,7 @@ class Sources:
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
-        """Has errors of startup name a setting as it was given: `UNROLL_LISTEN: ...` instead of `--listen: ...`."""
+        """Makes errors of startup name a setting as it was given: `UNROLL_LISTEN: ...` instead of `--listen: ...`."""
         try:
             yield
         except StartupError as error:
@@ -96,7 +96,7 @@ class Sources:
 
 
 def flag(name: str) -> str:
-    """Returns a setting's flag; for one of `tuning`, what to use instead."""
+    """Returns a setting's flag; for one of `tuning`, the alternatives."""
     return f"{name} in --config or {variable(name)}" if "." in name else "--" + name.replace("_", "-")
 
 
@@ -144,7 +144,7 @@ def _file(file: _Given) -> dict[str, Any]:
 
 
 def _refuse_moved_variables() -> None:
-    # A setting of `tuning` under a name without TUNING would have no effect.
+    # A setting of `tuning` by a name without TUNING would have no effect.
     for name in Tuning.model_fields:
         if os.environ.get(variable(name)):
             raise StartupError(f"{variable(name)}: unknown; did you mean {variable(f'{_TUNING}.{name}')}?")

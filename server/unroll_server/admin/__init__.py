@@ -1,1 +1,1 @@
-"""The admin listener: the same servicers in a single process and in workers; a supervisor's merge their answers."""
+"""The admin listener. A single process and a worker have the same servicers; a supervisor merges its workers'."""

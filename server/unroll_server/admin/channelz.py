@@ -21,7 +21,7 @@ _Method = Callable[[Any, Any, Any], Awaitable[Any]]
 
 
 def _on_thread(method: str) -> _Method:
-    """Returns a method of grpcio's servicer, which waits for locks of the core, as one that does not block."""
+    """Wraps a method of grpcio's servicer, which waits for locks of the core, so that the event loop does not block."""
 
     async def call(self: "Channelz", request: Any, context: Any) -> Any:
         response = await asyncio.to_thread(getattr(ChannelzServicer, method), request, context)
@@ -121,7 +121,7 @@ class MergedChannelz(channelz_pb2_grpc.ChannelzServicer):  # type: ignore[misc] 
 
 
 def _ids(message: Message) -> Iterator[tuple[Message, str]]:
-    """Yields every id in a message: the message that has it, and the name of its field."""
+    """Yields every id in a message, as the message that has it and the name of its field."""
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for inner in value if isinstance(value, Sequence) or hasattr(value, "add") else [value]:

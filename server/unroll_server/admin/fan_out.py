@@ -52,7 +52,7 @@ class CallError(Exception):
 
 
 class Workers:
-    """Unary calls to one, any or every worker. Made on the event loop that it is used on.
+    """Unary calls to one, any or every worker. Created and used on one event loop.
 
     Args:
         sockets: Path of each worker's private Unix socket.
@@ -102,7 +102,7 @@ class Workers:
             raise CallError(status) from None
 
     async def call_any(self, service: ServiceDescriptor, method: str, request: Message, context: Any) -> Any:
-        """Returns the response of the first worker that serves, for a method about what all workers share.
+        """Returns the response of the first worker that serves, for a method about shared data.
 
         A refusal ends the caller's call.
         """
@@ -247,5 +247,5 @@ def _status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     details = dict(error.trailing_metadata() or ()).get(DETAILS)
     if isinstance(details, bytes):
         return status_pb2.Status.FromString(details)
-    message = "it does not serve now; try again" if error.code() is grpc.StatusCode.UNAVAILABLE else error.details()
+    message = "it does not serve now; retry" if error.code() is grpc.StatusCode.UNAVAILABLE else error.details()
     return status_pb2.Status(code=error.code().value[0], message=message)

@@ -1,4 +1,4 @@
-"""The admin listener: a gRPC server of its own beside the one for callers, in a single process and in a supervisor.
+"""The admin listener: a second gRPC server besides the one for callers, in a single process and in a supervisor.
 
 Each worker has one too, on a private Unix socket, for its supervisor.
 """
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 2**20
 """Size of the largest request."""
 GRACE = 1.0
-"""Seconds that calls in flight have to end."""
+"""Seconds within which calls in flight may end."""
 
 
 class AdminListener:

@@ -13,17 +13,17 @@ from unroll_server.sessions.service import Sessions
 _log = logging.getLogger(__name__)
 
 DEFAULT_SESSIONS, MAX_SESSIONS = 1_000, 100_000
-"""Sessions in a list: by default, and at most."""
+"""Sessions in a list: default and maximum."""
 
 
 class Repository(Protocol):
     """Loads and unloads models; see repository/repository.py."""
 
     async def load(self, name: str) -> None:
-        """Serves a model's versions."""
+        """Loads a model's versions."""
 
     async def unload(self, name: str) -> None:
-        """Takes a model out of service."""
+        """Stops serving a model."""
 
     async def refresh(self) -> None:
         """Looks for new and removed versions."""

@@ -1,1 +1,1 @@
-"""Handlers of every service."""
+"""Handlers of all services."""

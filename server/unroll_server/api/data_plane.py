@@ -22,7 +22,7 @@ from unroll_server.repository.version import LoadedVersion
 from unroll_server.sessions.service import Sessions
 
 MAX_ANSWER_BYTES = 2**28
-"""Bytes of numbers in one answer to a batch, at most; the message is never eight times as large."""
+"""Most bytes of numbers in one answer to a batch; the message is less than eight times as large."""
 
 
 class DataPlane(NamedTuple):
@@ -49,8 +49,8 @@ def resolve_model(
     Args:
         catalog: The models.
         snapshot: The snapshot to resume from.
-        name: The model that the request names; empty for none.
-        version: The version that it names; 0 for none.
+        name: Name of the model in the request; empty for none.
+        version: Version in the request; 0 for none.
         field: Field of the snapshot in the request.
         model_field: Field of the model's name in the request.
 
@@ -72,10 +72,10 @@ def decode_chunk(raw: bytes, spec: ModelSpec, limits: Limits, field: str, least:
     """Checks the values of a chunk and returns a view of them, [steps, input_size].
 
     Args:
-        raw: float32, as the caller sent them.
+        raw: The caller's float32 values.
         spec: The model.
         limits: Limits of one call.
-        field: Their field in the request.
+        field: Field of the values in the request.
         least: Least number of timesteps.
 
     Raises:
@@ -113,8 +113,8 @@ def check_finite(values: Float32Array, offsets: NDArray[np.int64], field: str) -
     """Checks the values of a batch.
 
     Args:
-        values: [total_steps, input_size], the sequences end to end.
-        offsets: int64 [sequences + 1], where each sequence begins.
+        values: [total_steps, input_size], the sequences concatenated.
+        offsets: int64 [sequences + 1], first row of each sequence, and the end.
         field: The values' field in the request.
 
     Raises:

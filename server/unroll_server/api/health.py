@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: whether the server and its models serve, by name."""
+"""grpc.health.v1.Health: the serving status of the server and its models, by name."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Health:
-    """The service. That of grpcio-health-checking has no `List`, and waits for its watchers to read.
+    """The service. grpcio-health-checking's own lacks `List` and waits for its watchers to read.
 
     The name "" stands for the whole server, which does not serve until it is set.
     """
 
     def __init__(self) -> None:
         self._serving = {"": False}
-        # Replaced at each change, so that a watcher waits for the change after the one that it reported.
+        # Replaced at each change, so that a watcher waits for the change after its last report.
         self._changed = asyncio.Event()
         self._ended = False
 
     def set(self, serving: Mapping[str, bool]) -> None:
-        """Sets whether each name serves; without effect after `end`."""
+        """Sets the status of each name, True for serving; ignored after `end`."""
         if not self._ended:
             self._set(serving)
 
     def end(self) -> None:
-        """Sets all names to not serving, for good. Watchers end after that answer."""
+        """Sets all names to not serving for good. Watchers end after that answer."""
         self._ended = True
         self._set(dict.fromkeys(self._serving, False))
 

@@ -10,13 +10,13 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 SERVICE = reflection.SERVICE_NAME
 NAMES = (SERVICE, "grpc.reflection.v1.ServerReflection")
-"""Names of the service: v1alpha, and v1, whose messages have the same fields and which tools try first.
+"""Names of the service: v1alpha, and v1, which has the same messages and which tools try first.
 
 Only v1alpha is listed, since grpcio-reflection describes no other."""
 
 
 class _Pool:
-    """All descriptors. Unlike protobuf's own pool it finds the file of a method too."""
+    """Pool of all descriptors, which, unlike protobuf's own, also finds the file of a method."""
 
     def __init__(self) -> None:
         self._pool = descriptor_pool.Default()
@@ -39,7 +39,7 @@ def add_reflection(services: Sequence[str], registry: Any) -> None:
 
     Args:
         services: Full names of the services to list, beside reflection itself.
-        registry: Takes the methods; see transport/registry.py.
+        registry: Registry of the methods; see transport/registry.py.
     """
     servicer = reflection.aio.ReflectionServicer([*services, SERVICE], _Pool())
     handler = grpc.stream_stream_rpc_method_handler(

@@ -20,24 +20,24 @@ class RequestStream(ABC):
         self._half_close_timeout = 0.0
 
     def drain(self, half_close_timeout: float) -> None:
-        """Takes no more requests. The call ends once those that were read are answered.
+        """Stops reading requests. The call ends once the requests read before are answered.
 
         Args:
-            half_close_timeout: Seconds that the caller then has to half-close the stream, before the call ends.
+            half_close_timeout: Seconds within which the caller may then half-close the stream.
         """
         self._half_close_timeout = half_close_timeout
         self.draining.set()
 
     @abstractmethod
     async def run(self, requests: AsyncIterator[Any], write: Callable[[Any], Awaitable[None]]) -> None:
-        """Answers until the caller has half-closed and all that it sent is answered, or until the stream drains.
+        """Answers until the caller has half-closed and all its requests are answered, or until the stream drains.
 
         Args:
-            requests: The messages of the caller.
+            requests: Messages of the caller.
             write: Writes an answer; returns when the transport has taken it.
 
         Raises:
-            DrainingError: the stream drained before it took every request, and has answered all that it took.
+            DrainingError: the stream drained before it accepted every request; the accepted ones are answered.
         """
 
     @abstractmethod
@@ -46,11 +46,11 @@ class RequestStream(ABC):
 
     @abstractmethod
     async def all_answered(self) -> None:
-        """Waits until all requests that were taken are answered."""
+        """Waits until all accepted requests are answered."""
 
     @abstractmethod
     def is_complete(self, half_closed: bool) -> bool:
-        """Returns True if a drained stream has taken all of its caller's requests."""
+        """Returns True if a drained stream has accepted all of its caller's requests."""
 
     def close_sequences(self) -> None:  # noqa: B027 (a stream may have nothing to close)
         """Writes the last answers of a stream that drains."""
@@ -66,8 +66,8 @@ class RequestStream(ABC):
             await self.all_answered()
             if self.draining.is_set():
                 self.close_sequences()
-                # A caller whose write fails because the call has ended may never see the answers, nor the status, that
-                # are under way to it (grpc.aio drops them), so its messages are still read.
+                # A caller whose write fails because the call has ended may never see the answers and the status that
+                # are in transit (grpc.aio drops them), so its messages are still read.
                 _, open_ended = await asyncio.wait({reading}, timeout=self._half_close_timeout)
                 if not self.is_complete(half_closed=not open_ended):
                     raise DrainingError("all of this stream")
@@ -90,7 +90,7 @@ class OpenStreams:
         self.draining = False
 
     def drain(self, half_close_timeout: float) -> None:
-        """Drains every stream, and those that come later at once; see RequestStream.drain."""
+        """Drains every stream, and later streams at once; see RequestStream.drain."""
         self.draining = True
         self._half_close_timeout = half_close_timeout
         for stream in self._streams:

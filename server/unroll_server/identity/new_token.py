@@ -14,7 +14,7 @@ TOKEN_BYTES = 32
 
 @click.command(context_settings={"max_content_width": 100})
 @click.argument("name")
-@click.option("--admin", is_flag=True, help="May call the admin listener too.")
+@click.option("--admin", is_flag=True, help="Allow calls of the admin listener.")
 def command(name: str, admin: bool) -> None:
     """Makes a random token for the identity NAME.
 

@@ -1,4 +1,4 @@
-"""Quotas of identities: one check, and one error, for everything that an identity may use at once.
+"""Quotas of identities: one check and one error for all that an identity may use at once.
 
 Calls in flight and open sequences are counted here, over all workers. Sessions are counted by their store, queued
 timesteps by the engine's admission.
@@ -40,16 +40,16 @@ class Quotas:
         self._counts: dict[str, memoryview] = {}
         if folder is not None:
             folder.mkdir(mode=0o700, exist_ok=True)
-            # A worker of this number that died had counted there.
+            # Resets the counts of a dead worker of this number.
             for file in folder.iterdir():
                 row = self._map(file)[self._begin : self._begin + _KINDS]
                 row[:] = memoryview(bytes(_ITEM * _KINDS)).cast("q")
 
     def open_call(self, identity: str) -> None:
-        """Counts a call in flight, until `close_call`; of the empty identity nothing is counted or refused.
+        """Counts a call in flight, until `close_call`; the empty identity is neither counted nor refused.
 
         Raises:
-            OverloadedError: the identity has as many as it may.
+            OverloadedError: the identity's quota is used up.
         """
         if identity:
             self._take(_CALLS, identity, self._identities.named(identity).max_concurrent_calls, "calls in flight")
@@ -63,7 +63,7 @@ class Quotas:
         """Counts a sequence open on a stream, until `close_sequence`; see `open_call`.
 
         Raises:
-            OverloadedError: the identity has as many as it may.
+            OverloadedError: the identity's quota is used up.
         """
         if identity:
             self._take(_SEQUENCES, identity, self._identities.named(identity).max_open_sequences, "open sequences")
@@ -81,14 +81,14 @@ class Quotas:
             count: Counts its sessions; called only if it has a quota.
 
         Raises:
-            OverloadedError: the identity has as many as it may.
+            OverloadedError: the identity's quota is used up.
         """
         limit = self._identities.named(identity).max_sessions if identity else None
         if limit is not None:
             _check(identity, await count(), limit, "sessions")
 
     def queued_steps(self, identity: str) -> int | None:
-        """Returns the most timesteps that the identity may have queued, which the engine checks; None for any."""
+        """Returns the identity's quota of queued timesteps, which the engine checks; None for no quota."""
         return self._identities.named(identity).max_queued_steps
 
     def _take(self, kind: int, identity: str, limit: int | None, what: str) -> None:
@@ -108,7 +108,7 @@ class Quotas:
 
     def _map(self, file: Path) -> memoryview:
         with file.open("ab") as shared:
-            # The same size whichever worker comes first; new bytes are zero.
+            # Every worker sets the same size; new bytes are zero.
             shared.truncate(_ITEM * self._size)
         with file.open("r+b") as shared:
             return memoryview(mmap.mmap(shared.fileno(), 0)).cast("q")

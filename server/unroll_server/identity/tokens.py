@@ -1,4 +1,4 @@
-"""The file of identities: hashed tokens and quotas of each, read again when it changes."""
+"""The file of identities: their hashed tokens and quotas, reloaded when it changes."""
 
 import hashlib
 import logging
@@ -23,15 +23,15 @@ _QUOTAS = ("max_concurrent_calls", "max_queued_steps", "max_open_sequences", "ma
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller and its quotas, each the most that it may have at once; None for no quota.
+    """A caller and its quotas: maximums at any time; None for no quota.
 
     Attributes:
-        name: Name of the identity; empty if callers are not told apart.
+        name: Name of the identity; empty without authentication.
         admin: True if it may call the admin listener.
-        max_concurrent_calls: Calls in flight, streams included.
-        max_queued_steps: Timesteps queued in the engine of each process.
-        max_open_sequences: Sequences open, over all its streams.
-        max_sessions: Sessions.
+        max_concurrent_calls: Most calls in flight, streams included.
+        max_queued_steps: Most timesteps queued in the engine of each process.
+        max_open_sequences: Most sequences open, over all its streams.
+        max_sessions: Most sessions.
     """
 
     name: str
@@ -48,7 +48,7 @@ def digest_of(token: str) -> bytes:
 
 
 class IdentitiesError(Exception):
-    """The file is wrong; the message names the entry."""
+    """The file is invalid; the message names the entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def parse(text: str) -> _Contents:
     """Parses a file of identities, as in docs/security.md.
 
     Raises:
-        IdentitiesError: it is not TOML, or an entry is wrong.
+        IdentitiesError: it is not TOML, or an entry is invalid.
     """
     try:
         document = tomllib.loads(text)
@@ -110,11 +110,11 @@ def _digests(place: str, tokens: Any) -> Iterator[bytes]:
     if not isinstance(tokens, list):
         raise IdentitiesError(f"{place}.tokens: must be a list")
     for token in tokens:
-        # The message does not repeat it: it may be a token that was not hashed.
+        # The value is not repeated: it may be a token that was not hashed.
         if not isinstance(token, str) or not _HASH.fullmatch(token):
             raise IdentitiesError(f"{place}.tokens: each must be 'sha256:' and 64 hexadecimal digits")
         digest = bytes.fromhex(token.partition(":")[2])
-        # A script whose variable is not set hashes it; it would admit a caller that sends only "Bearer".
+        # A script with an unset variable would hash it; it would admit a caller that sends only "Bearer".
         if digest == digest_of(""):
             raise IdentitiesError(f"{place}.tokens: one is the hash of an empty token")
         yield digest
@@ -127,10 +127,10 @@ class Identities:
         path: Path of the file; None for no tokens and no quotas.
 
     Attributes:
-        version: Number of times that the identities have changed.
+        version: Number of changes of the identities.
 
     Raises:
-        StartupError: the file can't be read, or is wrong.
+        StartupError: the file can't be read or is invalid.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -159,14 +159,14 @@ class Identities:
         return self._contents.by_token.get(digest)
 
     def named(self, name: str) -> Identity:
-        """Returns the identity of a name; one that is not in the file has the quotas of `[defaults]`."""
+        """Returns the identity of a name; a name that is not in the file has the quotas of `[defaults]`."""
         known = self._contents.by_name.get(name)
         if known is not None:
             return known
         return replace(self._contents.anyone, name=name) if name else Identity("")
 
     def reload(self) -> None:
-        """Reads the file again if it has changed. A wrong file changes nothing and is logged once."""
+        """Reloads the file if it has changed. An invalid file changes nothing and is logged once."""
         with self._lock:
             if self._path is None or (signature := _signature(self._path)) == self._seen:
                 return

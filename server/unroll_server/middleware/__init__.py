@@ -1,4 +1,4 @@
-"""Code around the handlers of all methods. It is composed once for each method, when its servicer is registered."""
+"""Middleware: code around the handlers of all methods, composed once per method at its registration."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +7,7 @@ import grpc
 
 
 class CallContext(Protocol):
-    """The part of grpc.aio.ServicerContext that handlers and middleware use: a transport provides it for each call."""
+    """The part of grpc.aio.ServicerContext that handlers and middleware use; transports provide it for each call."""
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None:
         """Returns the caller's metadata."""
@@ -28,7 +28,7 @@ class CallContext(Protocol):
         """Sets the trailers."""
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Calls back once the call is over and its answer is taken."""
+        """Adds a callback for when the call is over and its answer is taken."""
 
     async def read(self) -> Any:
         """Returns the next request message, or grpc.aio.EOF."""
@@ -46,13 +46,13 @@ written the responses to the context. Always a coroutine function."""
 
 
 class Method(NamedTuple):
-    """A method of a service, as far as it is composed.
+    """A method of a service, with the middleware composed so far.
 
     Attributes:
         path: `/package.Service/Method`.
         request_streaming: True if a call has many requests.
         response_streaming: True if a call has many responses.
-        behavior: The handler, in the middleware that was composed before.
+        behavior: The handler inside the middleware composed so far.
     """
 
     path: str
@@ -65,4 +65,4 @@ class Middleware(Protocol):
     """Code around the handlers of all methods."""
 
     def wrap(self, method: Method) -> Behavior:
-        """Returns the behavior to run in place of the method's own; that one if there is nothing to add."""
+        """Returns the behavior to run instead of the method's own; the same if there is nothing to add."""

@@ -14,7 +14,7 @@ from unroll_server.telemetry.tracing import CallSpan, Tracer
 _log = logging.getLogger("unroll_server.access")
 
 REQUEST_ID = "x-request-id"
-"""Metadata in which a caller names its call, and the trailer that returns the name."""
+"""Metadata with the caller's id of a call, and the trailer that returns it."""
 _ID = re.compile(r"[!-~]{1,128}")
 _UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 def checked_request_id(value: str | bytes) -> str:
-    """Returns a caller's name for its call, or "" unless it is 1 to 128 printable characters of ASCII."""
+    """Returns a caller's request id if it is 1 to 128 printable ASCII characters, else ""."""
     name = value.decode("latin-1") if isinstance(value, bytes) else value
     return name if _ID.fullmatch(name) else ""
 
@@ -47,18 +47,18 @@ class CallObserver:
         self.access_log = access_log
         self.tracer = tracer
         if access_log:
-            # Whatever else is logged.
+            # Independent of the level of other logs.
             _log.setLevel(logging.INFO)
 
     def method(self, path: str, request_streaming: bool = False, response_streaming: bool = False) -> "MethodObserver":
         """Returns the observer of a method, `/package.Service/Method`."""
         counts = self._metrics.method(path, _KINDS[request_streaming, response_streaming])
-        # Probes come every few seconds, and are not worth a span.
+        # Probes arrive every few seconds and are not worth a span.
         tracer = None if path.startswith("/grpc.") else self.tracer
         return MethodObserver(path, counts, self.access_log, tracer)
 
     def unknown_method(self, path: str, call: Call) -> None:
-        """Reports a call of a method that does not exist; it is over already."""
+        """Reports a call of an unknown method, which is over already."""
         counts = self._metrics.no_method()
         counts.started()
         counts.handled(_UNIMPLEMENTED, 0.0)
@@ -67,7 +67,7 @@ class CallObserver:
             _log.info("call", extra={"fields": {"method": path[:_LONGEST_PATH], "code": _NAMES[_UNIMPLEMENTED]}})
 
     def close(self) -> None:
-        """Sends the spans that are left, for some seconds at most."""
+        """Sends the remaining spans, for a few seconds at most."""
         if self.tracer:
             self.tracer.close()
 
@@ -89,9 +89,9 @@ class MethodObserver:
         self._tracer = tracer
 
     def open(self, call: Call, context: CallContext) -> "CallReport":
-        """Begins the report of a call, in its task; names the call if its caller did not."""
+        """Begins the report of a call, in its task; assigns a request id if the caller gave none."""
         call.request_id = call.request_id or uuid.uuid4().hex
-        # Not at the end: a call of grpcio whose caller has left is freed by then, and asking it crashes the process.
+        # Read now: grpcio frees a call whose caller has left, and reading it at the end would crash the process.
         peer = context.peer() if self._access_log else None
         span: CallSpan | None = None
         if self._tracer:

@@ -11,20 +11,20 @@ from unroll_server.identity.tokens import Identities, Identity, digest_of
 from unroll_server.middleware import Behavior, CallContext, Method
 
 POLL = 1.0
-"""Seconds between two looks at the file of identities."""
+"""Seconds between checks of the file of identities."""
 OPEN = (
     "/grpc.health.v1.Health/",
     "/inference.GRPCInferenceService/ServerLive",
     "/inference.GRPCInferenceService/ServerReady",
 )
-"""Prefixes of the methods that need no credentials: probes of the server."""
+"""Prefixes of methods that need no credentials: probes of the server."""
 _SUBJECTS = ("x509_subject_alternative_name", "x509_common_name")
 _UNKNOWN = "the bearer token is not known"
 _MISSING = "a bearer token is needed, as metadata authorization: Bearer TOKEN"
 
 
 class AuthMiddleware:
-    """Identifies the caller of each call (`Call.identity`), refuses strangers, and counts the calls of each identity.
+    """Identifies the caller of each call (`Call.identity`), refuses unknown ones, and counts calls by identity.
 
     A stream whose credentials are withdrawn while it is open ends within `POLL` seconds.
 
@@ -34,9 +34,9 @@ class AuthMiddleware:
         admins_only: True to admit only identities with `admin = true`, if there are tokens.
 
     The calls raise:
-        UnauthenticatedError: no credentials, or unknown ones.
-        ForbiddenError: the identity is known and lacks the right.
-        OverloadedError: the identity has as many calls in flight as it may.
+        UnauthenticatedError: the credentials are missing or unknown.
+        ForbiddenError: the identity is known but lacks the right.
+        OverloadedError: the identity's quota of calls in flight is used up.
     """
 
     def __init__(self, identities: Identities, quotas: Quotas, admins_only: bool = False) -> None:
@@ -46,12 +46,12 @@ class AuthMiddleware:
         self._streams: dict[asyncio.Timeout, tuple[bytes, Identity]] = {}
 
     async def watch(self) -> None:
-        """Reads the file again whenever it changes, until cancelled."""
+        """Reloads the file whenever it changes, until cancelled."""
         seen = self._identities.version
         while True:
             await asyncio.sleep(POLL)
             await asyncio.to_thread(self._identities.reload)
-            # Another listener may have read it first.
+            # Another listener may have reloaded it first.
             if seen != self._identities.version:
                 seen = self._identities.version
                 self.withdraw()
@@ -61,7 +61,7 @@ class AuthMiddleware:
         now = asyncio.get_running_loop().time()
         for timeout, (digest, identity) in self._streams.items():
             if timeout.expired():
-                continue  # it ends already
+                continue  # it is ending already
             known = self._identities.of_token(digest) if digest else self._identities.named(identity.name)
             if known is None or known.name != identity.name or (self._admins_only and not known.admin):
                 timeout.reschedule(now)
@@ -94,7 +94,7 @@ class AuthMiddleware:
             async with timeout:
                 await stream
         except TimeoutError:
-            # A TimeoutError can be the handler's own, too.
+            # The handler itself may raise TimeoutError.
             if not timeout.expired():
                 raise
             raise UnauthenticatedError("the credentials of this stream were withdrawn") from None

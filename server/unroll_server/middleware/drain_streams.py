@@ -1,4 +1,4 @@
-"""Ends the streams that never end by themselves, once the server drains."""
+"""Ends the streams that would never end on their own, once the server drains."""
 
 import asyncio
 from typing import Any
@@ -8,10 +8,10 @@ from unroll_server.middleware import Behavior, CallContext, Method
 
 
 class DrainStreams:
-    """Ends health watchers and reflection when the server drains, which would otherwise wait for them.
+    """Ends health watchers and reflection streams when the server drains, which would otherwise wait for them.
 
     Args:
-        services: Full names of the services whose streams drain by themselves; they are left alone.
+        services: Full names of the services whose streams drain on their own.
     """
 
     def __init__(self, *services: str) -> None:
@@ -19,7 +19,7 @@ class DrainStreams:
         self._open: set[asyncio.Timeout] = set()
 
     def end(self, seconds: float) -> None:
-        """Ends the open streams after so many seconds, in which they can send a last message."""
+        """Ends the open streams after a number of seconds, in which they can send a last message."""
         for timeout in self._open:
             timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 

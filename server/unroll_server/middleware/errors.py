@@ -24,8 +24,8 @@ def with_status(method: Method, observer: MethodObserver) -> Behavior:
     """Returns a behavior that ends a call with the status of the error that it raised, and reports the call.
 
     Args:
-        method: The method, in all its middleware.
-        observer: Told of every call.
+        method: The method inside all its middleware.
+        observer: Reports every call.
     """
     behavior, counts, reports_calls = method.behavior, observer.counts, observer.reports_calls
 
@@ -52,7 +52,7 @@ def with_status(method: Method, observer: MethodObserver) -> Behavior:
             raise
         finally:
             seconds = time.perf_counter() - begin
-            # A stream counts its messages one by one.
+            # Streams count their messages one by one.
             messages = (0, 0) if method.response_streaming else (call.received, call.sent)
             counts.handled(code, seconds, *messages)
             if report:
@@ -62,14 +62,14 @@ def with_status(method: Method, observer: MethodObserver) -> Behavior:
 
 
 def _code_of(context: CallContext) -> int:
-    """Returns the number of the status that a call was given."""
+    """Returns the number of a call's status."""
     code = context.code()
     number: int = code.value[0] if isinstance(code, grpc.StatusCode) else code
     return number
 
 
 def _cancelled_code(context: CallContext) -> int:
-    """Returns the number of the status of a call that was cancelled from outside: by its deadline or its caller."""
+    """Returns the status number of a call that was cancelled by its deadline or its caller."""
     remaining = context.time_remaining()
     late = remaining is not None and remaining <= 0
     code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -95,6 +95,6 @@ async def _abort(error: Exception, context: CallContext, path: str) -> None:
 
 @lru_cache(1024)
 def refusal_trailers(description: str, retry_after: float, reason: str) -> tuple[tuple[str, str | bytes], ...]:
-    """Returns the trailers of a refusal. Cached: an overloaded server refuses many calls alike, at little cost."""
+    """Returns the trailers of a refusal; cached, since an overloaded server refuses many calls alike."""
     status = status_of(OverloadedError(description, retry_after, reason))
     return (DETAILS, status.SerializeToString()), (PUSHBACK, str(round(retry_after * 1000)))

@@ -1,4 +1,4 @@
-"""Bounds the answers that callers have not read yet, so that a slow reader costs itself alone."""
+"""Bounds the answers that callers have not read yet, so that a slow reader delays only itself."""
 
 from collections import Counter
 from typing import Any
@@ -9,20 +9,20 @@ from unroll_server.middleware import CallContext
 from unroll_server.telemetry.metrics import Metrics
 
 SMALL_BYTES = 4 * 1024
-"""Size of an answer that is not counted: `--max-concurrent-calls` of them are no danger."""
+"""Least size of a counted answer: `--max-concurrent-calls` smaller ones do no harm."""
 CONNECTION_BYTES = 64 * 2**20
-"""Size of the unread answers of one connection, at most; one larger answer may wait alone."""
+"""Most bytes of unread answers of one connection; one larger answer may wait alone."""
 TOTAL_BYTES = 512 * 2**20
-"""Size of all unread answers, at most, beyond one answer of each connection."""
+"""Most bytes of all unread answers, beyond one answer of each connection."""
 REASON = "UNREAD_ANSWERS"
 RETRY_AFTER = 1.0
-"""Seconds after which a caller that has not read its answers may try again."""
+"""Seconds after which a caller that has not read its answers may retry."""
 
 
 class SlowReaders:
     """Refuses calls of a connection while too many answers wait on it to be read.
 
-    A caller with one call at a time is never refused. Streams bound themselves: see api/native/stream.py.
+    A caller with one call at a time is never refused. Streams bound their own answers: see api/native/stream.py.
 
     Args:
         metrics: Counts refusals.
@@ -40,7 +40,7 @@ class SlowReaders:
         """Checks that an answer of `size` bytes may wait on a connection.
 
         Raises:
-            OverloadedError: too many wait there already.
+            OverloadedError: too many bytes wait there already.
         """
         waiting = self.unread.get(connection, 0)
         if waiting and (waiting + size > CONNECTION_BYTES or self._total + size > TOTAL_BYTES):
@@ -52,11 +52,11 @@ class SlowReaders:
         """Counts an answer of a call until it is read, or its caller has left.
 
         Raises:
-            OverloadedError: too many wait there already, and the call may still be refused.
+            OverloadedError: too many bytes wait there already, and the call may still be refused.
         """
         connection = context.peer()
-        # Again, now that the size is known: many calls may have begun when nothing waited yet. But a caller that is
-        # refused assumes that nothing was done, and tries again.
+        # Checked again, now that the size is known: many calls may have begun when nothing waited. But a caller that is
+        # refused assumes that nothing was done, and retries.
         if not caller.current.get().committed:
             self.check(connection, size)
         self.unread[connection] += size

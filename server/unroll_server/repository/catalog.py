@@ -11,16 +11,16 @@ from unroll_server.telemetry.metrics import Metrics
 
 
 class Catalog:
-    """Finds the loaded version that a request names. Used on one event loop.
+    """Finds the loaded version for a request. Used on one event loop.
 
     Args:
         models: The models served at first.
         metrics: Counts the open sequences.
 
     Attributes:
-        models: Models that take new work, by name and version.
-        draining: Versions that take none, in the order of their retirement.
-        idle: Set when a draining version has no reference, so that it may be unloaded.
+        models: Models that accept new work, by name and version.
+        draining: Versions that refuse new work, in the order of their retirement.
+        idle: Set when a draining version has no references left, so that it may be unloaded.
     """
 
     def __init__(self, models: Iterable[Model] = (), metrics: Metrics | None = None) -> None:
@@ -34,14 +34,14 @@ class Catalog:
             self.add(model)
 
     def find(self, name: str, version: int, field: str = "model", resumes: bytes | None = None) -> LoadedVersion:
-        """Finds a version that takes new work, or one that takes none for work that resumes.
+        """Finds a version that accepts new work; for work that resumes, also a draining version.
 
         Args:
             name: Name of the model; empty for the only one served.
             version: Number of the version; 0 for the newest.
             field: Field of the request that holds the name.
-            resumes: Bundle of the snapshot or session that the work resumes, empty if unknown; None for new work. A
-                draining version is found too, the content of that bundle first.
+            resumes: Bundle of the snapshot or session that the work resumes, empty if unknown; None for new work.
+                Versions with that bundle come first.
 
         Raises:
             ModelNotFoundError: the model or the version is not served.
@@ -86,7 +86,7 @@ class Catalog:
         self._drain(version)
 
     def remove(self, version: LoadedVersion) -> None:
-        """Forgets a draining version, which is unloaded with that."""
+        """Removes a draining version, which is unloaded."""
         self.draining.remove(version)
         version.unload()
 

@@ -1,4 +1,4 @@
-"""The model repository: loads the versions that its folder holds, retires those that it holds no more."""
+"""The model repository: loads the versions in its folder, retires those that were removed."""
 
 import asyncio
 import contextlib
@@ -35,18 +35,18 @@ CountSessions = Callable[[ModelKey, bytes], Awaitable[int]]
 
 
 class Repository:
-    """Serves the bundles of a folder. Made and used on one event loop; loads on a thread of its own.
+    """Serves the bundles of a folder. Created and used on one event loop; loads on a separate thread.
 
     Args:
         root: Folder of `NAME/VERSION/` bundles.
         loader: Loads bundles.
-        catalog: Gets the loaded versions.
+        catalog: Receives the loaded versions.
         engine: Runs them.
         metrics: Counts versions loaded, refused and removed.
         count_sessions: Counts the sessions on a version, which stays loaded as long as there are any.
-        on_change: Called when other versions take new work than before.
-        keep: Versions of a model to serve, the newest good ones; None for all.
-        drain_at_least: Seconds that a version drains at least: until then other processes with the same folder and
+        on_change: Called when the versions that accept new work have changed.
+        keep: Number of versions of a model to serve, the newest good ones; None for all.
+        drain_at_least: Least seconds that a version drains: until then other processes with the same folder and
             sessions can start sessions on it.
     """
 
@@ -79,8 +79,8 @@ class Repository:
         self._problems: Set[str] = frozenset()
         self._seen: dict[ModelKey, Fingerprint] = {}
         self._looking: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()  # one change at a time, in the order of the requests
-        self._thread = ThreadPoolExecutor(1, "models")  # one, since libraries keep memory for each thread that loads
+        self._lock = asyncio.Lock()  # one change at a time, in order
+        self._thread = ThreadPoolExecutor(1, "models")  # one, since libraries keep memory per thread
 
     async def open(self) -> None:
         """Loads the bundles of the folder.
@@ -104,7 +104,7 @@ class Repository:
         await self._on_thread(_lower_priority)
 
     def close(self) -> None:
-        """Ends the thread. A version that is being loaded is never served."""
+        """Ends the thread. A version that is loading is never served."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def index(self) -> list[IndexEntry]:
@@ -117,10 +117,10 @@ class Repository:
         return sorted(IndexEntry(*key, *entry) for key, entry in entries.items())
 
     async def refresh(self, patient: bool = False) -> None:
-        """Looks at the folder; loads new and changed versions, retires those whose files are gone.
+        """Scans the folder; loads new and changed versions, retires those whose files are gone.
 
         Args:
-            patient: Serves a version whose files are missing for the first time: they may be about to be replaced.
+            patient: True to keep a version whose files are missing for the first time, as during a replacement.
         """
         async with self._lock:
             try:
@@ -142,17 +142,17 @@ class Repository:
             self._seen = seen
 
     async def refresh_for(self, key: ModelKey) -> None:
-        """Looks at the folder if files of a version have changed, which another process may have seen first."""
+        """Scans the folder if files of a version have changed, which another process may have seen first."""
         there, *files = await self._on_thread(fingerprint, self._root, key)
         if there is None or (there, *files) == self._seen.get(key):
             return
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self.refresh(patient=True))
-        # A caller that leaves must not cancel the refresh that others wait for.
+        # A caller that leaves must not cancel a refresh that others wait for.
         await asyncio.shield(self._looking)
 
     async def load(self, name: str) -> None:
-        """Loads a model's versions from the folder, those that were refused or unloaded included.
+        """Loads a model's versions from the folder, including those that were refused or unloaded.
 
         Raises:
             ModelNotFoundError: the folder holds no version of it.
@@ -205,7 +205,7 @@ class Repository:
         return found
 
     def _report(self, problems: Set[str]) -> None:
-        """Logs the problems of a look at the folder that the last look did not have."""
+        """Logs the problems of a scan that the previous scan did not have."""
         for problem in sorted(problems - self._problems):
             _log.error("%s", problem)
         self._problems = problems
@@ -225,7 +225,7 @@ class Repository:
                     del self._files[key]
                     if files.loaded:
                         self._catalog.retire(files.loaded)
-                        _log.info("%s drains: it takes no new work", key)
+                        _log.info("%s drains: it accepts no new work", key)
         if self._catalog.models != self._announced:
             self._announced = self._catalog.models
             await self._on_change()
@@ -241,7 +241,7 @@ class Repository:
         try:
             model = await self._on_thread(self._load, key, current and current.model, [*self._catalog.models])
         except BundleError as error:
-            # Files that change while they are read are still being written; the next look sees them again.
+            # Files that change while they are read are still being written; the next scan sees them again.
             if await self._on_thread(fingerprint, self._root, key) == seen:
                 self._refuse(key, VersionFiles(seen, current, str(error)))
             return current is not None
@@ -273,7 +273,7 @@ class Repository:
             key, acquisitions = version.key, version.acquisitions
             if version.references or version.age < self._drain_at_least or await self._has_sessions(version):
                 continue
-            # A sequence that came meanwhile may be open, or have left a session that was not counted.
+            # A sequence may have opened meanwhile, or left a session that was not counted.
             if version.acquisitions == acquisitions:
                 self._catalog.remove(version)
                 self._engine.remove_model(version.model)

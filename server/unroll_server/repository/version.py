@@ -17,15 +17,15 @@ class VersionState(StrEnum):
     """State of a version; the value is its name on the wire, see VersionState in admin.proto."""
 
     LOADING = "LOADING"
-    """Is being verified, loaded and warmed up."""
+    """Being verified, loaded and warmed up."""
     READY = "READY"
-    """Takes new work."""
+    """Accepts new work."""
     DRAINING = "LEAVING"
-    """Takes no new work; unloaded once no sequence and no session is on it."""
+    """Refuses new work; unloaded once no sequence and no session is on it."""
     UNLOADED = "UNLOADED"
-    """Has left the memory, and the index."""
+    """Removed from memory and from the index."""
     REFUSED = "REFUSED"
-    """Has files that can't be trusted or run."""
+    """Not loaded, since its files can't be trusted or run."""
 
 
 class IndexEntry(NamedTuple):
@@ -49,16 +49,16 @@ class LoadedVersion:
 
     Args:
         model: The model.
-        metrics: Counts the version by its runtime, and its open sequences.
-        on_idle: Called when a draining version has lost its last reference, or had none.
-        clock: Seconds that never step.
+        metrics: Counts the version by runtime, and its open sequences.
+        on_idle: Called when a draining version has no references left.
+        clock: Returns seconds of a clock that never steps.
 
     Attributes:
         model: The model.
         state: READY, DRAINING or UNLOADED.
         since: Time of the last change of state, on the clock.
-        references: Sequences that are open on it.
-        acquisitions: References that were ever taken.
+        references: Open sequences on the version.
+        acquisitions: References taken so far.
     """
 
     __slots__ = ("_clock", "_metrics", "_on_idle", "acquisitions", "model", "references", "since", "state")
@@ -92,7 +92,7 @@ class LoadedVersion:
 
     @property
     def bundle(self) -> bytes:
-        """Identifies the content: versions of one key whose content differs are different versions."""
+        """Id of the content, which distinguishes versions of one key."""
         return self.model.spec.bundle
 
     @property
@@ -101,13 +101,13 @@ class LoadedVersion:
         return self._clock() - self.since
 
     def acquire(self) -> None:
-        """Takes a reference, for a sequence that opens; the version stays loaded until `release`."""
+        """Adds a reference for a sequence that opens; the version stays loaded until `release`."""
         self.references += 1
         self.acquisitions += 1
         self._metrics.of(str(self.key)).opened()
 
     def release(self) -> None:
-        """Returns a reference."""
+        """Drops a reference."""
         self.references -= 1
         self._metrics.of(str(self.key)).closed()
         if self.state is VersionState.DRAINING and not self.references:
@@ -115,7 +115,7 @@ class LoadedVersion:
 
     @contextmanager
     def acquired(self) -> Iterator[Model]:
-        """Takes a reference for the duration of the context; yields the model."""
+        """Holds a reference in the context; yields the model."""
         self.acquire()
         try:
             yield self.model
@@ -129,7 +129,7 @@ class LoadedVersion:
             self._on_idle()
 
     def unload(self) -> None:
-        """DRAINING -> UNLOADED: nothing may run on it any more."""
+        """DRAINING -> UNLOADED: nothing may run on it."""
         self._enter(VersionState.UNLOADED)
         self._count(-1)
 
@@ -144,13 +144,13 @@ class LoadedVersion:
 
 @dataclass(slots=True)
 class VersionFiles:
-    """The files of a version at the last look, and what came of them.
+    """The files of a version at the last scan, and the result.
 
     Attributes:
         seen: Fingerprint of the files.
-        loaded: The version loaded from them, or from those before them if they are refused; None if there is none.
+        loaded: The version loaded from them, or from earlier files if they are refused; None if there is none.
         refused: Reason why they are refused; empty if they are not.
-        missed: True if the last look found no files.
+        missed: True if the last scan found no files.
     """
 
     seen: Fingerprint

@@ -1,4 +1,4 @@
-"""The task that keeps a repository up to date: polls its folder, unloads versions that have drained."""
+"""The task that keeps a repository up to date: polls its folder and unloads drained versions."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ class Watcher:
     Args:
         repository: The repository.
         catalog: Its versions.
-        poll: Seconds between looks at the folder; 0 for none.
+        poll: Seconds between scans of the folder; 0 for none.
     """
 
     def __init__(self, repository: Repository, catalog: Catalog, poll: float) -> None:
@@ -33,7 +33,7 @@ class Watcher:
         self._task = asyncio.create_task(self._run())
 
     def close(self) -> None:
-        """Cancels the task, if it was started."""
+        """Stops the task, if it was started."""
         if self._task:
             self._task.cancel()
 

@@ -1,4 +1,4 @@
-"""Sessions by id: sequences whose state the server keeps, for callers that can't hold it.
+"""Sessions by id: sequences whose state the server keeps for callers.
 
 The stores import neither models nor the engine, so that a supervisor of workers can open one.
 """

@@ -1,4 +1,4 @@
-"""A chunk of a session: its place in the sequence, and the session after it. Needs no store and no engine."""
+"""A chunk of a session: its place in the sequence, and the session after it. Independent of store and engine."""
 
 import hashlib
 import math
@@ -23,11 +23,11 @@ class Advance:
     Attributes:
         owner: Identity that owns the session; the same id of another owner is another session.
         session_id: Id of the session, 1 to 128 bytes of UTF-8.
-        model: With start, the name of the model, empty for the only one. Later empty, or the session's own.
-        version: With start, the number of the version, 0 for the newest. Later 0, or the session's own.
-        start: Starts the session, anew if there is one.
-        end: Ends the session after these steps.
-        first_step: Number of the first step; None to continue at the session's own.
+        model: With start, the name of the model, empty for the only one. Later empty, or that of the session.
+        version: With start, the number of the version, 0 for the newest. Later 0, or that of the session.
+        start: True to start the session, over again if there is one.
+        end: True to end the session after these steps.
+        first_step: Number of the first step; None for the session's next one.
         values: float32 [steps, input_size], finite, or a function that decodes them for the session's model. Zero steps
             only with start or end.
         deadline: Seconds on the engine's clock (time.monotonic).
@@ -73,7 +73,7 @@ class Advanced:
 
     @property
     def step(self) -> int:
-        """Timesteps consumed, which is the number of the next one."""
+        """Timesteps consumed, the number of the next one."""
         return self.first_step + len(self.logits)
 
 
@@ -159,5 +159,5 @@ def _state_of(snapshot: Snapshot, spec: ModelSpec) -> State:
     try:
         return decode_snapshot(snapshot, spec, "session_id")
     except InvalidRequestError as error:
-        # Not the caller's fault: a model of other sizes was served under this name.
+        # Not the caller's fault: a model of other sizes was served by this name.
         raise SequenceStateError(f"the session does not fit {spec.key}: {error}", "session_id") from None

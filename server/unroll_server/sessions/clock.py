@@ -1,4 +1,4 @@
-"""Time at rest of sessions, which no step of the wall clock changes."""
+"""Measures how long sessions are unused, independent of steps of the wall clock."""
 
 import time
 from functools import cache
@@ -17,7 +17,7 @@ class Moment(NamedTuple):
     Attributes:
         wall: Seconds since 1970.
         monotonic: Seconds of `time.monotonic`.
-        boot: Identifies the run of the kernel that `monotonic` belongs to; empty if the system has no such name.
+        boot: Id of the system's boot that `monotonic` counts from; empty if the system has none.
     """
 
     wall: float
@@ -33,7 +33,7 @@ class Moment(NamedTuple):
         """Returns the seconds, 0 or more, from `earlier` to this moment.
 
         Across a boot, or between machines, only the wall clock measures them. It can't tell a forward step from time
-        that passed, so a step counts as time; after a step back no time counts.
+        that passed, so a step counts as time; after a step back no time has passed.
         """
         if self.boot and self.boot == earlier.boot and self.monotonic >= earlier.monotonic:
             return self.monotonic - earlier.monotonic

@@ -19,7 +19,7 @@ def open_store(settings: Settings, count: Callable[[str], None] = lambda _: None
 
     Args:
         settings: Settings of the server.
-        count: Called with "evicted" when a session has made room.
+        count: Called with "evicted" when a session made room for another.
 
     Raises:
         StartupError: the store can't be opened.

@@ -1,7 +1,7 @@
 """Sessions in memory that outlive the process, in a file.
 
 The file is a line that names its format, each unroll.v1.KeptSession after its length (uint32, little-endian), a length
-of 0, and the SHA-256 of all before. It is written whole or not at all. A server that has read it removes it: its
+of 0, and the SHA-256 of all before. It is written completely or not at all. A server that loaded it removes it: its
 sessions advance, and no other server may resume them from the old states.
 """
 
@@ -35,8 +35,8 @@ class FileBackedStore(MemoryStore):
         ttl: See MemoryStore.
         max_sessions: See MemoryStore.
         path: See MemoryStore.
-        file: File of the sessions, which need not exist. Time while no server runs counts: sessions that expired are
-            not taken over. A file that can't be trusted is renamed to NAME.refused, and the log has the reason.
+        file: File of the sessions, which need not exist. Time without a server counts: expired sessions are not
+            loaded. A file that can't be trusted is renamed to NAME.refused, and the log has the reason.
         count: See MemoryStore.
         moment: Reads the clocks.
 
@@ -56,7 +56,7 @@ class FileBackedStore(MemoryStore):
         super().__init__(ttl, max_sessions, path, count, lambda: moment().monotonic)
         self._ttl = ttl
         self._moment = moment
-        # The target of a link, since a link that stays must not be replaced or removed.
+        # The target of a link: the link itself must not be replaced or removed.
         self._file = file = Path(os.path.realpath(file))
         self._open = True
         if not os.access(file.parent, os.W_OK | os.X_OK) or (file.exists() and not file.is_file()):
@@ -79,7 +79,7 @@ class FileBackedStore(MemoryStore):
             _log.info("took over %d sessions of %s", number, file)
 
     def confirm_takeover(self) -> None:
-        """Removes the file, whose states are about to become old.
+        """Removes the file, whose states are about to be outdated.
 
         Raises:
             StartupError: it can't be removed.
@@ -97,12 +97,12 @@ class FileBackedStore(MemoryStore):
             return
         self._open = False
         try:
-            # Private: the values in it belong to the callers.
+            # Private: the values belong to the callers.
             with replacing(self._file, private=True) as stream:
                 _log.info("saved %d sessions in %s", self._save(stream), self._file)
         except OSError as error:
             _log.error("the sessions are lost: can't write %s: %s", self._file, error.strerror)
-            # The exit code reports it too: a script that restarts servers reads no log.
+            # The exit code reports it too, for scripts that read no log.
             raise SessionsLostError(f"the sessions are lost: can't write {self._file}: {error.strerror}") from None
         finally:
             await super().close()
@@ -138,12 +138,12 @@ class FileBackedStore(MemoryStore):
         return number
 
     def _load(self, stream: IO[bytes]) -> int:
-        """Takes over the entries of a file; returns the number of sessions.
+        """Loads the entries of a file; returns the number of sessions.
 
         Raises:
             ValueError: the file is incomplete, was changed, or is of another format.
         """
-        # All of it is verified before any of it is parsed.
+        # The whole file is verified before any entry is parsed.
         for _ in _entries(stream):
             pass
         stream.seek(0)

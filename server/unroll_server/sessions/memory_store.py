@@ -24,7 +24,7 @@ class MemoryStore:
         ttl: Seconds until an unused session expires; for as long again its expiry is remembered.
         max_sessions: Most sessions, ended ones included; the least recently used makes room.
         path: File of the table, for several processes on one machine; None for the memory of this process.
-        count: Called with "evicted" when a session has made room.
+        count: Called with "evicted" when a session made room for another.
         clock: Seconds of a clock that never steps and that every process with the file shares.
     """
 
@@ -65,7 +65,7 @@ class MemoryStore:
         return await self._run(self._table.listed, limit)
 
     def confirm_takeover(self) -> None:
-        """See store.Store; nothing was taken over."""
+        """See store.Store; there is no file."""
 
     async def close(self) -> None:
         """See store.Store."""

@@ -3,7 +3,7 @@
 A session is a hash under `unroll:session:HASH`, the hash of owner and id, with Redis's own expiry. The key
 `unroll:session:HASH:was` outlives it, to tell an expired session from one that never was. Sorted sets list all
 sessions, those of a model version and those of an owner by their expiry. Each use is one script, so it is atomic and
-can be sent again: a write that was done already is recognised by its revision.
+can be retried: a write that was done already is recognized by its revision.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ _MODELS = "unroll:sessions:"
 _OWNERS = "unroll:owner:"
 _ALL = "unroll:sessions"
 TIMEOUT = 2.0
-"""Seconds that Redis may take to connect, and to answer."""
+"""Timeout in seconds of a connection attempt, and of an answer."""
 CONNECTIONS = 64
 """Most connections to Redis; a call waits if none is free."""
 LOG_INTERVAL = 10.0
 """Least seconds between two log lines about a Redis that does not answer."""
 
-# Times are Redis's own, in milliseconds, so that the replicas' clocks do not matter.
+# Times are Redis's, in milliseconds, so that the replicas' clocks do not matter.
 _TIME = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-# Sets lose their expired members, and expire when all members have.
+# Sets drop expired members, and expire with their last member.
 _INTO_LISTS = """
 local function list(now, ttl, member, ...)
     for _, set in ipairs({...}) do
@@ -127,12 +127,12 @@ class RedisStore:
                 timeout=TIMEOUT,
                 socket_timeout=TIMEOUT,
                 socket_connect_timeout=TIMEOUT,
-                # Retried at once, for a connection that was lost while nobody used it.
+                # Retried at once, for an idle connection that was lost.
                 retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), 2, (RedisConnectionError,)),
                 client_name="unroll",
             )
         except (ValueError, RedisError):
-            # Without the URL, which can hold a password.
+            # The URL is not repeated: it can hold a password.
             raise StartupError("--sessions: expected memory, redis://HOST:PORT/DB, rediss:// or unix://PATH") from None
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._ttl = ttl
@@ -199,7 +199,7 @@ class RedisStore:
         return [_listed(parse(record), milliseconds / 1000) for record, milliseconds in found]
 
     def confirm_takeover(self) -> None:
-        """See store.Store; nothing was taken over."""
+        """See store.Store; there is no file."""
 
     async def close(self) -> None:
         """See store.Store."""
@@ -208,11 +208,11 @@ class RedisStore:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Turns errors of Redis's client into domain errors, and logs them now and then."""
+        """Converts errors of Redis's client to domain errors, and logs them at intervals."""
         try:
             yield
         except (RedisError, OSError) as error:
-            # Before version 7, Redis reports it inside of another error when a script meets it.
+            # Before version 7, Redis reports it within another error if a script meets it.
             if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
                 raise SessionRoomError("the sessions' store is full") from error
             now = asyncio.get_running_loop().time()

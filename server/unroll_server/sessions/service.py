@@ -1,4 +1,4 @@
-"""Sessions: each chunk is stored by compare-and-set, so that no two writers continue from the same state."""
+"""Sessions: each chunk is stored by compare-and-set, so that two writers never continue from the same state."""
 
 import asyncio
 import math
@@ -39,7 +39,7 @@ STORE_TIMEOUT = 10.0
 class Sessions:
     """Advances sessions whose state a store keeps.
 
-    A chunk is computed from the state that was read, and applied if no other call has applied one meanwhile. Two
+    A chunk is computed from the state that was read, and applied unless another call applied one meanwhile. Two
     concurrent calls for one session are two writers; a caller that needs an order waits for each answer.
 
     Args:
@@ -48,8 +48,8 @@ class Sessions:
         engine: Runs them.
         count: Called with the outcome of each request: "started", "advanced", "repeated" or "ended"; "unknown",
             "expired", "taken", "room" or "store" for the error of this name.
-        quotas: Bounds the sessions of each owner; none if absent.
-        refresh_for: Loads the version of a session that is not served here, if the repository has it by now.
+        quotas: Bounds the sessions of each owner; None for no bound.
+        refresh_for: Loads the version of a session that is not served here yet, if the repository has it.
 
     Attributes:
         store: The store.
@@ -74,7 +74,7 @@ class Sessions:
     async def advance(self, request: Advance) -> Advanced:
         """Computes and applies the next steps of a session.
 
-        With `first_step`, the chunk that was applied last is answered again, to the same bits, and applied once. A
+        With `first_step`, the last applied chunk is answered again, with the same bits, and applied once. A
         call that fails or is cancelled leaves the session as it was, unless it is cancelled while the store writes:
         then the chunk may have been applied.
 
@@ -126,7 +126,7 @@ class Sessions:
             raise InvalidRequestError(f"{size} bytes, 1 to {MAX_KEY_BYTES} allowed", "session_id")
         # The reference lasts until the store has the session: from then on the store's count keeps the version loaded.
         if request.start:
-            # Found before the first await: the version that the caller has just picked may drain meanwhile.
+            # Found before the first await: the version that the caller just picked may drain meanwhile.
             resumes = None if request.initial_state is None else request.initial_bundle
             with self._catalog.find(request.model, request.version, resumes=resumes).acquired() as model:
                 kept = await self._read(request)
@@ -163,7 +163,7 @@ class Sessions:
             raise no_session(request)
         if found is None and await self._put(request, after_it, None):
             return answer, _outcome(request)
-        # The faster writer may be an earlier try of this very call, whose answer was lost.
+        # The faster writer may be an earlier attempt of this call, whose answer was lost.
         numbered = request.start or request.first_step is not None
         if numbered and found is not None and found.session == after_it:
             return answer, "repeated"
@@ -235,7 +235,7 @@ def _outcome(request: Advance) -> str:
 
 @asynccontextmanager
 async def _bounded(deadline: float) -> AsyncIterator[None]:
-    """Bounds the time that a store takes."""
+    """Bounds the time of a store's answer."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise ExpiredError("the deadline passed before the work was done")

@@ -18,16 +18,16 @@ _log = logging.getLogger(__name__)
 LOCK_TIMEOUT = 2.0
 """Seconds to wait for the locks of other workers, each of which holds one for well under a millisecond."""
 RESERVE = 2**23
-"""Bytes that sessions leave free on the file's disk, or half of what is free. Each change first goes to the end of
-SQLite's log, the removal of a session too, so a full disk would stay full."""
+"""Bytes that sessions leave free on the file's disk, or half of the free space. Each change is first appended to
+SQLite's log, even the removal of a session, so a full disk would stay full."""
 LOG_PAGES = 128
 """Pages of SQLite's log after which its contents move to the file."""
 SWEEP = 8
-"""Expired sessions removed by each transaction at most, so that none takes long."""
+"""Most expired sessions removed by a transaction, so that none takes long."""
 DEEP_SWEEP = 100 * SWEEP
-"""Expired sessions removed at most when room or an exact count is needed."""
+"""Most expired sessions removed when room or an exact count is needed."""
 
-# `gone` is a ring: rows are numbered in the order in which they came, and the oldest are removed.
+# `gone` is a ring: rows are numbered in order, and the oldest are removed.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     owner TEXT NOT NULL, id TEXT NOT NULL, revision BLOB NOT NULL, model TEXT NOT NULL, version INTEGER NOT NULL,
@@ -53,13 +53,13 @@ _WRITE = (
 
 
 class SessionTable:
-    """Sessions by owner and id; the methods named as in store.Store do the same, at once, each in one transaction.
+    """Sessions by owner and id. The methods of store.Store do the same, synchronously, each in one transaction.
 
     Args:
         path: File of the database, which several processes can open; None for the memory of this one.
         ttl: Seconds until an unused session expires; for as long again its expiry is remembered.
         max_sessions: Most sessions, ended ones included; the least recently used makes room.
-        on_evicted: Called when a session has made room.
+        on_evicted: Called when a session made room for another.
         clock: Seconds of a clock that never steps and that every process with the database shares.
     """
 
@@ -156,7 +156,7 @@ class SessionTable:
         ]
 
     def make_room(self) -> bool:
-        """Removes expired sessions, and the memory of those that are gone; returns False if there were none."""
+        """Removes expired sessions and forgets old ones; returns False if there were none."""
         with self.transaction(sweep=0) as now:
             before = self._db.total_changes
             for table, column, limit in (("sessions", "expires", now), ("gone", "number", math.inf)):
@@ -166,7 +166,7 @@ class SessionTable:
 
     @contextmanager
     def transaction(self, sweep: int = SWEEP) -> Iterator[float]:
-        """Makes the calls in the context one transaction, which also removes some expired sessions; yields the time."""
+        """Runs the context as one transaction, which also removes some expired sessions; yields the time."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -213,7 +213,7 @@ class SessionTable:
         query = "SELECT owner, id, ended FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?"
         for owner, session_id, ended in self._db.execute(query, (now, most)).fetchall():
             self._drop(owner, session_id, None if ended else False, now)
-        # They are forgotten in the order in which they came, except those of a file that was saved with another TTL.
+        # They are forgotten in order, except those of a file that was saved with another TTL.
         oldest = "SELECT number FROM gone ORDER BY number LIMIT ?"
         self._db.execute(f"DELETE FROM gone WHERE number IN ({oldest}) AND until <= ?", (most, now))  # noqa: S608
 
@@ -224,7 +224,7 @@ class SessionTable:
             self.remember(owner, session_id, out, now + self._ttl)
 
     def _now_used(self) -> int:
-        # Never the same number twice in this process, so that the order of use is total.
+        # Unique in this process, so that the order of use is total.
         self._used = max(self._used + 1, int(self._clock() * 1e9))
         return self._used
 

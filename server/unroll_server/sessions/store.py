@@ -1,4 +1,4 @@
-"""The interface of session stores: a write succeeds only if no other one came since the read."""
+"""The interface of session stores: a write succeeds only if no other write came since the read."""
 
 import secrets
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ ENDED_SECONDS = 60.0
 
 
 class Kept(NamedTuple):
-    """A session as it was read.
+    """A session as read.
 
     Attributes:
         session: The stored message.
@@ -32,7 +32,7 @@ class Listed:
     """One session in a listing.
 
     Attributes:
-        owner: Identity that owns it; empty where callers are not told apart.
+        owner: Identity that owns it; empty without authentication.
         session_id: Its id.
         model: The model version that it runs on.
         step: Timesteps consumed.
@@ -53,22 +53,22 @@ class Store(Protocol):
     """
 
     async def get(self, owner: str, session_id: str) -> Kept | None:
-        """Returns a session, or None if there is none. Reading counts as a use.
+        """Returns a session; None if there is none. Reading counts as a use.
 
         Raises:
-            SessionExpiredError: it expired or made room, as far as the store remembers.
+            SessionExpiredError: it expired or made room, and the store remembers it.
         """
         ...
 
     async def put(self, session: Session, before: bytes | None) -> bool:
-        """Stores a session; one that has ended is kept for `ENDED_SECONDS` at most.
+        """Stores a session; an ended one is kept for at most `ENDED_SECONDS`.
 
         Args:
             session: The new content.
             before: The revision that it follows; None if there was no session.
 
         Returns:
-            False, with nothing changed, if another writer was faster.
+            False, without a change, if another writer was faster.
 
         Raises:
             SessionRoomError: there is no room for it.
@@ -92,7 +92,7 @@ class Store(Protocol):
         ...
 
     def confirm_takeover(self) -> None:
-        """Removes the file from which an earlier process's sessions were taken over, now that this one serves."""
+        """Removes the file from which sessions were loaded, once this process serves."""
         ...
 
     async def close(self) -> None:

@@ -24,15 +24,15 @@ SERVICE_NAME = "unroll-server"
 MAX_LINKS = 128
 """Links of a span: OpenTelemetry's default limit."""
 MAX_TICKS = 1000
-"""Ticks of a call that get spans, at most: a stream can live for days."""
+"""Most spans of ticks for a call: a stream can live for days."""
 FLUSH_SECONDS = 3.0
-"""Seconds that a server may take at its end to send the remaining spans."""
+"""Most seconds for sending the remaining spans at the end."""
 LEAST_STEP = 1_000_000
-"""Nanoseconds: smaller changes between wall clock and monotonic clock are the time between two readings."""
+"""Nanoseconds; smaller changes between wall and monotonic clock come from the time between two readings."""
 
 
 class Tracer:
-    """Makes spans, and sends them on a thread of its own.
+    """Makes spans and sends them on a separate thread.
 
     Args:
         provider: Provider of OpenTelemetry.
@@ -79,7 +79,7 @@ class Tracer:
             exporter = OTLPSpanExporter()
             provider.add_span_processor(BatchSpanProcessor(exporter))
         except Exception as error:
-            # It refuses some values of the environment, each with an error of its own.
+            # It refuses some values of the environment, each with a different exception.
             raise StartupError(f"OTEL_...: OpenTelemetry can't be set up as the environment says: {error}") from error
         return cls(provider, exporter)
 
@@ -132,7 +132,7 @@ class Tracer:
 
     def close(self) -> None:
         """Sends the remaining spans, for FLUSH_SECONDS at most, and ends."""
-        # OpenTelemetry's timeouts do not hold while an exporter retries; one that is shut down gives up.
+        # OpenTelemetry's timeouts do not apply while an exporter retries; shutting it down ends the retries.
         give_up = threading.Timer(FLUSH_SECONDS, self._exporter.shutdown)
         give_up.daemon = True
         give_up.start()

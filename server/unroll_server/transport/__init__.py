@@ -1,4 +1,4 @@
-"""Transports: they carry the registered methods to the wire."""
+"""Transports, which serve the registered methods on the wire."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ class Transport(Protocol):
     """Serves the methods of a registry on an address.
 
     Attributes:
-        name: Its name as a setting.
+        name: Value of `--transport`.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Transport(Protocol):
         """
 
     async def stop(self, grace: float) -> bool:
-        """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
+        """Refuses new calls, waits for those in flight, and cancels those not done after `grace` seconds.
 
         Returns:
             False if calls in flight were cancelled.

@@ -15,11 +15,11 @@ from unroll_server.transport.registry import Registry
 from unroll_server.transport.tls import Certificates, Pem
 
 PENDING = 50_000
-"""Calls that wait for Python, at most, over all connections; cancelled ones count."""
+"""Most calls that wait for Python, over all connections; cancelled ones count."""
 LAST_CALLS = 1.0
-"""Seconds for which a draining server answers new calls with UNAVAILABLE, at most."""
+"""Most seconds for which a draining server answers new calls with UNAVAILABLE."""
 QUIET = 0.1
-"""Seconds without a new call after which it stops answering them."""
+"""Seconds without a new call after which it stops doing so."""
 GOAWAY = 1.0
 """Seconds that a draining server gives clients without calls in flight to close their connections."""
 
@@ -32,7 +32,7 @@ class GrpcioTransport:
         registry: The methods to serve.
         max_message_bytes: Size of the largest request message; a larger one is RESOURCE_EXHAUSTED.
         share_port: True if other processes listen on the same port, each with a share of the connections.
-        connections: Limits of connections; the defaults if absent.
+        connections: Limits of connections; None for the defaults.
         certificates: Certificates for TLS; None for plaintext.
     """
 
@@ -59,7 +59,7 @@ class GrpcioTransport:
                 ("grpc.max_send_message_length", -1),
                 # Two servers that share a port by accident would each get half of the calls.
                 ("grpc.so_reuseport", int(share_port)),
-                # A burst of calls waits for its turn; from 1,000 on some would be CANCELLED otherwise.
+                # A burst of calls waits; otherwise some would be CANCELLED from 1,000 on.
                 ("grpc.server.max_pending_requests", PENDING),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING),
                 *_limits(connections or Connections()),
@@ -96,21 +96,21 @@ class GrpcioTransport:
                 return self._server.add_insecure_port(target)
             return self._server.add_secure_port(target, _credentials(self._certificates))
         except RuntimeError as error:
-            # The address was free a moment ago, and the certificates are good: only the core knows the reason.
+            # The address was free and the certificates are good: only the core knows the reason.
             raise self._address.problem(" ".join(str(error).split())) from None
 
     async def stop(self, grace: float) -> bool:
-        """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
+        """Refuses new calls, waits for those in flight, and cancels those not done after `grace` seconds.
 
-        Once stopped, the core ends new calls with CANCELLED, the status of a caller who gave up. So they are answered
-        with UNAVAILABLE until none arrives, and then the core is stopped.
+        A stopped core ends new calls with CANCELLED, the status of a caller that left. So new calls are answered with
+        UNAVAILABLE until none arrives, and then the core is stopped.
 
         Returns:
             False if calls in flight were cancelled.
         """
         clock = asyncio.get_running_loop().time
         begin = clock()
-        # Watchers, which end by themselves, are not lost calls, even if there is no grace.
+        # Watchers end on their own and do not count as lost calls, even without grace.
         end = begin + max(grace, QUIET)
         while self._registry.turn_away() and clock() + QUIET < min(end, begin + LAST_CALLS):
             before = self._registry.turned_away
@@ -136,7 +136,7 @@ class GrpcioTransport:
 
 
 def _limits(connections: Connections) -> list[tuple[str, int]]:
-    """The limits, in the core's own terms: grpc/impl/channel_arg_names.h."""
+    """Returns the limits as arguments of the core: grpc/impl/channel_arg_names.h."""
     limits = {
         "grpc.max_allowed_incoming_connections": connections.most,
         "grpc.max_concurrent_streams": connections.calls,
@@ -146,14 +146,14 @@ def _limits(connections: Connections) -> list[tuple[str, int]]:
         "grpc.keepalive_time_ms": _milliseconds(connections.keepalive),
         "grpc.keepalive_timeout_ms": _milliseconds(HANDSHAKE),
         "grpc.server_handshake_timeout_ms": _milliseconds(HANDSHAKE),
-        # A client may watch over a connection on which it has no calls.
+        # A client may keep an idle connection alive.
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.min_ping_interval_without_data_ms": _milliseconds(SHORTEST_PINGS),
         "grpc.max_metadata_size": METADATA,
         "grpc.absolute_max_metadata_size": METADATA,
     }
     if connections.age:
-        # Calls in flight end as they would have: there is no limit to the grace.
+        # Calls in flight end normally, without a time limit.
         limits["grpc.max_connection_age_ms"] = _milliseconds(connections.age)
     return list(limits.items())
 
@@ -164,7 +164,7 @@ def _milliseconds(seconds: float) -> int:
 
 def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        # The core asks before each handshake, on a thread of its own.
+        # The core asks before each handshake, on its own thread.
         fresh = certificates.renewed()
         return None if fresh is None else _configuration(fresh)
 

@@ -5,4 +5,4 @@ HANDSHAKE = 20.0
 SHORTEST_PINGS = 5.0
 """Least seconds between two pings of a client; one that pings more often gets GOAWAY, ENHANCE_YOUR_CALM."""
 METADATA = 16 * 1024
-"""Bytes of the metadata of a call, at most; past it the call ends with RESOURCE_EXHAUSTED."""
+"""Most bytes of the metadata of a call; beyond it the call ends with RESOURCE_EXHAUSTED."""

@@ -1,4 +1,4 @@
-"""The methods of all servicers, each composed once: parse, handler, serialize, inside the middleware."""
+"""Registry of the methods of all servicers, each composed once: parse, handler, serialize, inside the middleware."""
 
 import asyncio
 import inspect
@@ -42,11 +42,11 @@ class ComposedMethod(NamedTuple):
     """A method with its composed handlers.
 
     Attributes:
-        reading: Takes the message as the transport has read it; a grpc.RpcMethodHandler.
-        guarded: Reads the message only if the guard admits the call; None for methods that it does not refuse.
-        interactive: For a method that gives the engine work, whether that goes before bulk work; None for others.
+        reading: Handler of a message that the transport has read; a grpc.RpcMethodHandler.
+        guarded: Handler that reads the message only if the guard admits the call; None for unguarded methods.
+        interactive: True if the method's work goes before bulk work; None if it gives the engine none.
         counts: The method's metrics.
-        is_plain: True if no middleware looks at a call, and nobody is told of it: a transport may refuse it by itself.
+        is_plain: True if no middleware sees a call and none is reported, so that a transport may refuse it itself.
     """
 
     reading: Any
@@ -64,19 +64,19 @@ class ComposedMethod(NamedTuple):
 class Registry(grpc.GenericRpcHandler):
     """Composes methods as servicers register them, and finds them for a transport.
 
-    A composed handler takes bytes and returns bytes, if it has one request or one response; a transport need not know
-    messages. Every behavior is a coroutine function: a handler that is an asynchronous generator is made one.
+    A composed handler converts between bytes and messages, so a transport needs no message types. Every behavior is a
+    coroutine function; a handler that is an asynchronous generator is wrapped.
 
     Args:
         observer: Reports every call.
         middleware: Middleware of every method, outermost first.
         slow_readers: Bounds the unread answers; None for no bound.
-        guard: Refuses calls unread; None for no refusals.
+        guard: Refuses calls before their message is read; None for no refusals.
 
     Attributes:
         guard: The guard.
         methods: The methods by path, `/package.Service/Method`.
-        in_flight: Tasks of the calls whose answers are not yet sent.
+        in_flight: Tasks of calls whose answers are not yet sent.
         turned_away: Calls refused since `turn_away`.
     """
 
@@ -107,7 +107,7 @@ class Registry(grpc.GenericRpcHandler):
             self.methods[path] = self._compose(path, handler)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Does nothing: generated code calls it with what it has registered by name."""
+        """Ignores the handlers, which generated code has also registered by name."""
 
     def turn_away(self) -> bool:
         """Refuses unary calls from now on, except probes; returns False without a guard, which refuses none."""
@@ -127,7 +127,7 @@ class Registry(grpc.GenericRpcHandler):
 
         Args:
             path: Path of the method.
-            request_id: The caller's name for the call; empty if it has none.
+            request_id: Request id of the caller; empty if it gave none.
             admitted: True to skip the guard, for a call that began before the server drained.
         """
         call = caller.Call()
@@ -156,7 +156,7 @@ class Registry(grpc.GenericRpcHandler):
             raise TypeError(f"{path}: an asynchronous handler is expected, without requests or with many responses")
         method = Method(path, handler.request_streaming, handler.response_streaming, behavior)
         observer = self._observer.method(path, method.request_streaming, method.response_streaming)
-        # Without a function for them, messages are bytes.
+        # Without these functions, messages are bytes.
         parse, serialize = handler.request_deserializer or bytes, handler.response_serializer or bytes
         working = {} if self.guard is None else self.guard.working
         guarded: Any = None
@@ -176,14 +176,14 @@ class Registry(grpc.GenericRpcHandler):
             wrapped, is_plain = self._wrap(method._replace(behavior=plain), observer)
             reading = grpc.unary_unary_rpc_method_handler(wrapped)
             if self.guard and path not in self.guard.probes:
-                # As a method with many requests, of which the handler reads the first one if it likes.
+                # A method with many requests, so that the handler decides whether to read one.
                 unread = self._guarded(plain, self.guard, working.get(path, False))
                 wrapped, _ = self._wrap(method._replace(behavior=unread), observer)
                 guarded = grpc.stream_unary_rpc_method_handler(wrapped)
         return ComposedMethod(reading, guarded, working.get(path), observer.counts, is_plain)
 
     def _wrap(self, method: Method, observer: MethodObserver) -> tuple[Behavior, bool]:
-        """Returns a method's behavior in all its middleware, and `ComposedMethod.is_plain`."""
+        """Returns a method's behavior inside all its middleware, and `ComposedMethod.is_plain`."""
         plain = method.behavior
         for layer in reversed(self._middleware):
             method = method._replace(behavior=layer.wrap(method))
@@ -210,7 +210,7 @@ def _unary(
     serialize: Callable[[Any], bytes],
     slow_readers: SlowReaders | None,
 ) -> Behavior:
-    """Makes a handler of messages one of bytes."""
+    """Converts a handler of messages to a handler of bytes."""
 
     async def run(data: bytes, context: CallContext) -> bytes:
         call = caller.current.get()
@@ -231,7 +231,7 @@ def _unary(
 
 
 def _writing(behavior: Callable[[Any, Any], Any]) -> Behavior:
-    """Makes an asynchronous generator of responses a coroutine function that writes them."""
+    """Converts an asynchronous generator of responses to a coroutine function that writes them."""
 
     async def run(request: Any, context: CallContext) -> None:
         async with aclosing(behavior(request, context)) as responses:
@@ -251,7 +251,7 @@ def _parsing_first(behavior: Behavior, parse: Callable[[bytes], Any], counts: Ca
 
 
 def _parsing_each(parse: Callable[[bytes], Any], counts: CallMetrics) -> Callable[[bytes], Any]:
-    """Returns `parse` for the requests of streams; each is counted."""
+    """Returns a `parse` for requests of streams that counts them."""
 
     def deserialize(data: bytes) -> Any:
         call = caller.current.get()
@@ -267,7 +267,7 @@ def _parsing_each(parse: Callable[[bytes], Any], counts: CallMetrics) -> Callabl
 
 
 def _serializing_each(serialize: Callable[[Any], bytes], counts: CallMetrics) -> Callable[[Any], bytes]:
-    """Returns `serialize` for the responses of streams; each is counted."""
+    """Returns a `serialize` for responses of streams that counts them."""
 
     def count(message: Any) -> bytes:
         data = serialize(message)

@@ -1,4 +1,4 @@
-"""Certificates for TLS, read from files, and read again when the files change."""
+"""Certificates for TLS, read from files and reloaded when the files change."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ class Pem(NamedTuple):
     """Certificates and key, as PEM.
 
     Attributes:
-        chain: The server's certificate, and the certificates between it and its authority.
+        chain: The server's certificate and intermediate certificates.
         key: Private key of the certificate.
         client_ca: Authorities of the callers' certificates; None if callers need no certificate.
     """
@@ -31,7 +31,7 @@ class Pem(NamedTuple):
 
 
 class Certificates:
-    """The last good certificates that the files held. Any thread may use it.
+    """The last valid certificates of the files. Thread-safe.
 
     Args:
         chain: File of the server's certificate chain.
@@ -53,7 +53,7 @@ class Certificates:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Returns the certificates that the settings name; None without TLS.
+        """Returns the certificates of the settings; None without TLS.
 
         Raises:
             StartupError: see the class.
@@ -64,7 +64,7 @@ class Certificates:
 
     @property
     def current(self) -> Pem:
-        """Certificates to use."""
+        """The certificates to use."""
         return self._current
 
     @property
@@ -73,7 +73,7 @@ class Certificates:
         return self._paths[2] is not None
 
     def renewed(self) -> Pem | None:
-        """Reads the files if they changed; returns new certificates that are good. Logs bad ones once."""
+        """Reloads the files if they changed; returns new valid certificates. Logs invalid ones once."""
         with self._lock:
             signature = self._signature()
             if signature == self._seen:
@@ -84,7 +84,7 @@ class Certificates:
             except (ValueError, OSError) as error:
                 fresh = error
             if self._signature() != signature:
-                # Written while it was read: the next call reads the whole.
+                # Written while it was read: the next call reads the complete file.
                 return None
             self._seen = signature
             if isinstance(fresh, Exception):

@@ -1,11 +1,11 @@
-"""Certificates (RFC 5280) as far as `ssl` of Python does not show them: all of a PEM file, and kinds of their keys."""
+"""Properties of certificates (RFC 5280) that Python's `ssl` does not show: all of a PEM file, and kinds of keys."""
 
 import re
 import ssl
 from binascii import a2b_base64
 
 USABLE = "RSA of 2048 bits or more, or ECDSA on P-256 or P-384"
-"""The keys that can be used: OpenSSL takes others, which BoringSSL, in gRPC, does not."""
+"""Usable keys: OpenSSL accepts others, but gRPC's BoringSSL does not."""
 
 _BLOCK = re.compile(rb"-----BEGIN ((?:X509 )?CERTIFICATE)-----(.*?)-----END \1-----", re.DOTALL)
 # Object identifiers in DER: rsaEncryption, id-ecPublicKey, and the curves secp256r1 and secp384r1.
@@ -20,10 +20,10 @@ def certificates(pem: bytes) -> list[bytes]:
     """Returns the DER of every certificate.
 
     Args:
-        pem: Certificates, and what text there is between them.
+        pem: Certificates, with any text between them.
 
     Raises:
-        ValueError: there is none in PEM, or one that OpenSSL can't read.
+        ValueError: there is none in PEM, or OpenSSL can't read one.
     """
     found = [a2b_base64(block[2]) for block in _BLOCK.finditer(pem)]
     try:
@@ -37,7 +37,7 @@ def certificates(pem: bytes) -> list[bytes]:
 
 
 def is_usable(pem: bytes) -> bool:
-    """Whether the key of the first certificate is one of `USABLE`.
+    """Returns True if the key of the first certificate is one of `USABLE`.
 
     Raises:
         ValueError: there is no certificate; see `certificates`.
@@ -57,7 +57,7 @@ def is_usable(pem: bytes) -> bool:
 
 
 def _elements(der: bytes) -> list[tuple[int, bytes]]:
-    """Tag and content of each element of DER that OpenSSL has read."""
+    """Yields tag and content of each element of DER that OpenSSL has accepted."""
     found = []
     at = 0
     while at < len(der):

@@ -7,13 +7,13 @@ makes it drain. Operators' calls reach it by gRPC, on its private admin listener
 from typing import NamedTuple, Self
 
 DRAINED = 0
-"""A signal ended the worker: by a drain, or at once before it served."""
+"""The worker drained on a signal, or ended on one before it served."""
 UNDRAINED = 1
 """The worker cancelled calls at the end of the drain timeout."""
 REFUSED = 2
 """The worker can't serve as configured, as it reported."""
 FAILED = 3
-"""The worker met a bug, which it logged."""
+"""The worker failed by a bug, which it logged."""
 
 
 END = b"\0"
@@ -38,6 +38,6 @@ class Report(NamedTuple):
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
-        """Reads what `encode` returned."""
+        """Parses the bytes of `encode`."""
         kind, _, text = raw.removesuffix(END).decode().partition(" ")
         return cls(kind == "serves", text)

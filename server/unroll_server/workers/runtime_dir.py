@@ -1,4 +1,4 @@
-"""The private folder that a supervisor shares with its workers; removes those that killed servers left behind."""
+"""The private folder that a supervisor shares with its workers; also removes those of killed servers."""
 
 import fcntl
 import logging
@@ -18,7 +18,7 @@ LOCK = ".unroll-server"
 """File in each runtime directory that its server keeps locked. The kernel releases the lock when the server ends."""
 _PREFIX = "unroll-"
 _NAME = re.compile(_PREFIX + "[a-z0-9_]{8}")
-"""As tempfile makes names."""
+"""Pattern of names that tempfile makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class RuntimeDir:
 
     @property
     def metrics(self) -> Path:
-        """Folder of the metrics of all workers, which the supervisor and any worker (ModelStatistics) sum up."""
+        """Folder of the metrics of all workers, which the supervisor and workers (ModelStatistics) sum up."""
         return self.path / "metrics"
 
     @property
@@ -59,8 +59,8 @@ class RuntimeDir:
 def runtime_dir() -> Iterator[RuntimeDir]:
     """Makes a runtime directory, and removes it at the end of the block.
 
-    It is in $TMPDIR if that is set, else in memory if possible. Runtime directories of killed servers are removed too:
-    they can hold a password, and as many sessions as fit into memory.
+    It is in $TMPDIR if that is set, else in memory if possible. Runtime directories of killed servers are removed too,
+    since they can hold a password, and sessions that fill the memory.
     """
     memory = "/dev/shm"  # noqa: S108
     in_memory = "TMPDIR" not in os.environ and os.access(memory, os.W_OK)
@@ -69,7 +69,7 @@ def runtime_dir() -> Iterator[RuntimeDir]:
     made = RuntimeDir(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base)))
     try:
         with (made.path / f"{LOCK}.new").open("wb") as lock:
-            # Renamed once it is locked, so that no other server takes this folder for an abandoned one.
+            # Renamed once it is locked, so that no other server removes it as abandoned.
             if _lock(lock):
                 Path(lock.name).rename(made.path / LOCK)
             yield made
@@ -82,7 +82,7 @@ def _sweep(base: Path) -> None:
     with suppress(OSError):
         for folder in base.iterdir():
             if _NAME.fullmatch(folder.name):
-                # Another user's, or removed meanwhile.
+                # It is another user's, or was removed meanwhile.
                 with suppress(OSError):
                     _remove_if_abandoned(folder)
 

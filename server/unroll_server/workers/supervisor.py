@@ -1,4 +1,4 @@
-"""Parent of the workers: reserves their port, restarts them when they end, drains them, sums up their metrics."""
+"""The supervisor of workers: reserves their port, restarts them when they end, drains them, sums their metrics."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         address = joined(settings.listen_address.host, port)
         settings = settings.replace(listen=address)
         settings, sessions = open_shared_store(settings, shared.path)
-        # Each worker reads them itself; faults in them are reported here, once.
+        # Each worker reads them itself; errors in them are reported here, once.
         Certificates.of(settings)
         shared.settings.write_text(settings.to_json())
         workers = [WorkerProcess(number, shared, settings.drain_timeout) for number in range(settings.workers)]
@@ -49,7 +49,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             lambda: sum(worker.restarts for worker in workers),
             lambda: sum(worker.serves for worker in workers),
         )
-        # The figures of a worker that starts are still those of the process before it.
+        # A starting worker's figures are still those of the previous process.
         figures = Metrics(
             shared.metrics,
             living=lambda: [worker.number for worker in workers if worker.serves],
@@ -73,7 +73,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             for task in (started, *keeping):
                 task.cancel()
             await asyncio.gather(started, *keeping, return_exceptions=True)
-            # Also if some have not started: the others take calls already.
+            # Even if some have not started: the others already accept calls.
             drained = await asyncio.gather(*(worker.drain() for worker in workers))
             if sessions:
                 await sessions.close()
@@ -113,6 +113,6 @@ async def _administered(
 
 
 async def _start_all(workers: Sequence[WorkerProcess]) -> str:
-    # One by one: each measures how fast its models run.
+    # One by one, since each measures the speed of its models.
     served = [await worker.start() for worker in workers]
     return served[0]

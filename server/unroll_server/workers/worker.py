@@ -7,7 +7,7 @@ if __name__ == "__main__":
 
     end_on_signals()
     REPORT = os.dup(1)
-    # What libraries print goes to the log.
+    # Output of libraries goes to the log.
     os.dup2(2, 1)
 
 import asyncio
@@ -71,8 +71,8 @@ def _send(descriptor: int, report: Report) -> None:
 
 
 def _end_without_supervisor(runtime_dir: RuntimeDir) -> None:
-    """Ends this process at once: nobody would restart or drain it."""
-    # The supervisor had no time to do so.
+    """Ends this process at once, since nobody would restart or drain it."""
+    # The supervisor had no time to log it.
     runtime_dir.remove()
     os._exit(FAILED)
 

@@ -1,4 +1,4 @@
-"""The supervisor's side of a worker: starts its process, restarts it when it ends, drains it, kills it."""
+"""The supervisor's handle of a worker: starts its process, restarts it when it ends, drains it, kills it."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ STOPPED_EARLY = {DRAINED, *(-number for number in SIGNALS)}
 
 
 async def _ignore(worker: int) -> None:
-    """Does nothing about a restarted worker."""
+    """Ignores a restarted worker."""
 
 
 class WorkerProcess:
@@ -86,7 +86,7 @@ class WorkerProcess:
         """Like `start`; returns None if a signal ended the process."""
         self._reported = False
         try:
-            # In a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
+            # In its own session, so that a terminal's Ctrl-C reaches only the supervisor.
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
@@ -95,7 +95,7 @@ class WorkerProcess:
                 limit=MAX_REPORT_BYTES,
             )
         except OSError as error:
-            # Descriptors, processes or memory ran out, which may have ended the process before this one too.
+            # Descriptors, processes or memory ran out, which may also have ended the previous process.
             raise StartupError(f"a worker can't be started: {error.strerror or error}") from None
         assert self._process.stdout is not None
         with suppress(asyncio.IncompleteReadError):
@@ -116,7 +116,7 @@ class WorkerProcess:
     async def keep(self) -> None:
         """Restarts the process whenever it ends, until cancelled.
 
-        At once if it has drained, which a signal from outside asked for; after a delay if it crashed.
+        Restarts at once after a drain, which an outside signal caused; after a delay if it crashed.
         """
         delay = FIRST_DELAY
         loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ class WorkerProcess:
         return True
 
     async def drain(self) -> bool:
-        """Lets the process end once its calls have; returns False if it lost some, or had to be killed.
+        """Drains the process; returns False if it lost calls or had to be killed.
 
         A process that crashed before counts as drained: its crash was logged, and no call is lost to this drain.
         """
@@ -164,7 +164,7 @@ class WorkerProcess:
                 code = await self._process.wait()
         except TimeoutError:
             _log.error("worker %d did not end in time", self.number)
-            # Before the sessions are saved, which it could still change.
+            # Before the sessions are saved, which the process could still change.
             await self.kill()
             return False
         # A process that had ended UNDRAINED lost calls to a signal that belongs to the same stop.
@@ -180,7 +180,7 @@ class WorkerProcess:
             await self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        # Popen's own method polls the process first, and so takes its exit code from asyncio.
+        # Popen's own method polls the process first, which would take its exit code from asyncio.
         if (pid := self.pid) is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)

@@ -69,7 +69,7 @@ def test_a_killed_run_resumes_to_the_same_bits(whole: Path, killed: Path) -> Non
     assert not (killed / runs.SUMMARY).exists()
     with pytest.raises(RunError, match="has not finished"):
         load_run(killed)
-    with pytest.raises(RunError, match="--resume goes on with it"):
+    with pytest.raises(RunError, match="--resume continues it"):
         train(killed)
     with pytest.raises(RunError, match=r"began with seed 3, not 4; --resume"):
         train(killed, "resume", seed=4)

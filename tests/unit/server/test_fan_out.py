@@ -114,7 +114,7 @@ async def test_a_refusal_names_each_worker_and_has_the_code_that_says_most(tmp_p
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.LoadModel(pb.LoadModelRequest(model="bad"), timeout=PATIENCE)
         assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        expected = "worker 0: it does not serve now; try again; worker 1: a file is missing"
+        expected = "worker 0: it does not serve now; retry; worker 1: a file is missing"
         assert raised.value.details() == expected
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.ListVersions(pb.ListVersionsRequest(), timeout=PATIENCE)

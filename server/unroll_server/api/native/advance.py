@@ -15,8 +15,8 @@ async def advance(request: pb.AdvanceRequest, plane: DataPlane, deadline: float)
     """Answers a request; see unroll.proto.
 
     Args:
-        request: As the caller sent it.
-        plane: Answers it.
+        request: The caller's request.
+        plane: The data plane.
         deadline: On the engine's clock, in seconds.
     """
 

@@ -1,4 +1,4 @@
-"""The answers of one stream that its caller has not read yet."""
+"""Unread answers of one stream."""
 
 import asyncio
 from collections import deque
@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from unroll_proto.v1 import unroll_pb2 as pb
 
 MAX_UNSENT = 64
-"""Answers of one stream that wait for a slow reader; past it its sequences wait."""
+"""Most unread answers of one stream; beyond it the sequences wait."""
 MAX_UNSENT_BYTES = 2**24
-"""Bytes of those answers and of those that are being computed, likewise; one piece of a chunk comes on top."""
+"""Most bytes of those answers and of those being computed; one piece of a chunk may exceed it."""
 
 
 Write = Callable[[pb.UnrollResponse], Awaitable[None]]
@@ -17,10 +17,10 @@ Write = Callable[[pb.UnrollResponse], Awaitable[None]]
 
 
 class AnswerQueue:
-    """Answers in the order in which they are written, bounded in number and in bytes.
+    """Queue of answers, bounded in number and in bytes.
 
     Args:
-        on_room: Called when there is room again and nobody else waits for it.
+        on_room: Called when there is room again and no sequence waits for it.
 
     Attributes:
         bytes: Bytes of values in the answers, and in those that are about to be computed.
@@ -55,13 +55,13 @@ class AnswerQueue:
             self._waiting.append(resume)
 
     async def write_until(self, last: asyncio.Task[None], write: Write) -> None:
-        """Writes answers as they come, until the task that puts them is done and all of them are written."""
+        """Writes answers as they arrive, until the task that appends them is done and all are written."""
         last.add_done_callback(lambda _: self._changed.set())
         while True:
             while self._answers:
                 answer, size = self._answers.popleft()
                 await write(answer)
-                # One that the transport has not taken yet still counts.
+                # An answer counts until the transport has taken it.
                 self.bytes -= size
                 if self._crowded:
                     self._use_room()

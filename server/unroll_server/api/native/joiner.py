@@ -158,7 +158,7 @@ class _Results(NamedTuple):
         job: The job.
         states: float32 [total_steps, hidden_size].
         logits: float32 [total_steps, output_size].
-        offsets: Where each sequence begins in them.
+        offsets: First row of each sequence in them.
     """
 
     job: StepsJob

@@ -26,12 +26,12 @@ class StreamSequence(OpenSequence):
     Args:
         key: The key.
         request: The message that opened it.
-        state: The state that it begins with; None is the zero state.
+        state: The initial state; None for the zero state.
         engine: Runs its chunks.
         joiner: Runs its short chunks, with those of others.
         version: The model version.
         window: The replay window of the stream.
-        answers: Takes the answers.
+        answers: Queue of the answers.
         on_answered: Called with sequences of the stream whose chunks are answered.
 
     Attributes:
@@ -180,7 +180,7 @@ class StreamSequence(OpenSequence):
         state, logit, every = self._states, self._logits, self._every
         if every == 1:
             return states[begin * state : end * state], logits[begin * logit : end * logit]
-        # Reported are the steps s with (s + 1) % every == 0.
+        # The steps s with (s + 1) % every == 0 are reported.
         rows = range(begin + every - 1 - first_step % every, end, every)
         return (
             b"".join([states[row * state : (row + 1) * state] for row in rows]),

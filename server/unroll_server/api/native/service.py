@@ -48,14 +48,14 @@ class UnrollService(UnrollServiceServicer):
         self._joiner = ChunkJoiner(plane.engine, plane.limits.max_steps)
 
     def drain(self, half_close_timeout: float) -> None:
-        """Ends every stream after what it has read, with a snapshot of each open sequence; see OpenStreams."""
+        """Drains every stream: answers the requests read, then returns snapshots of open sequences; see OpenStreams."""
         self._streams.drain(half_close_timeout)
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """See unroll.proto."""
         version = None
         for index, snapshot in enumerate(request.initial_states):
-            # All are of one model, or decoding refuses one of them. A snapshot without a format is of none.
+            # All are of one model, or decoding refuses one. A snapshot without a format is of no model.
             if snapshot.format:
                 field = f"initial_states[{index}]"
                 version = resolve_model(self._plane.catalog, snapshot, request.model, request.version, field)
@@ -66,7 +66,7 @@ class UnrollService(UnrollServiceServicer):
         await self._plane.engine.run(batch)
         return encode_batch(batch, request)
 
-    # grpc.aio takes this form, which writes; generated code knows the one that yields alone.
+    # grpc.aio accepts this form, which writes; the generated stubs know only the form that yields.
     async def Unroll(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
     ) -> None:
@@ -85,7 +85,7 @@ class UnrollService(UnrollServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         """See unroll.proto."""
-        # A client asks for the version of its sequence, which may be draining by now.
+        # A client may ask for its sequence's version, which may be draining by now.
         version = self._plane.catalog.find(request.model, request.version, resumes=b"")
         return pb.GetModelResponse(model=describe(version.model, self._plane.limits))
 
@@ -94,7 +94,7 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     """Checks a request and makes a job of it, without copying its values.
 
     Args:
-        request: As the caller sent it.
+        request: The caller's request.
         model: The model to run it on.
         limits: Limits of one call.
         deadline: On the engine's clock, in seconds.
@@ -106,7 +106,7 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     spec = model.spec
     if not spec.class_labels:
         raise no_classes(spec)
-    # Read once: each access to a repeated field of a message makes an object.
+    # Read once: each access to a repeated field creates an object.
     given_lengths = request.lengths
     count = len(given_lengths)
     if not 1 <= count <= limits.max_sequences:
@@ -114,7 +114,7 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     check_answer(spec, count, request.return_final_states, "lengths")
     offsets: NDArray[np.int64]
     if count == 1:
-        # The common case: for one number numpy takes longer to begin than Python to end.
+        # The common case: for one number numpy's overhead exceeds Python's time.
         (total,) = given_lengths
         wrong = None if 1 <= total <= limits.max_steps else 0
         offsets = span(total)
@@ -162,7 +162,7 @@ def encode_batch(batch: BatchJob, request: pb.ClassifyRequest) -> pb.ClassifyRes
         labels=map(spec.class_labels.__getitem__, indices),
     )
     if batch.final_state is not None:
-        # A snapshot without a format stands for the zero state, whatever else it says.
+        # A snapshot without a format stands for the zero state, whatever its other fields.
         begun = [before.step if before.format else 0 for before in request.initial_states] or [0] * batch.size
         steps = np.diff(batch.offsets).tolist()
         response.final_states.extend(

@@ -1,4 +1,4 @@
-"""One call of Unroll: many sequences over one stream, each in its own order, none waiting for another."""
+"""One call of Unroll: many sequences share a stream, each is answered in order, and none waits for another."""
 
 import asyncio
 from collections import deque
@@ -20,16 +20,16 @@ from unroll_server.sequence import ReplayWindow
 from unroll_server.status import status_of
 
 MAX_UNANSWERED = 256
-"""Messages of one stream that are read and not yet answered; past it the stream is not read."""
+"""Most messages of one stream that are read and not yet answered; beyond it the stream is not read."""
 MAX_UNANSWERED_BYTES = 2**25
-"""Bytes of those messages, likewise; one message comes on top."""
+"""Most bytes of those messages; one message may exceed it."""
 _ACTIONS = "one of open, chunk, take_snapshot, close, chunks expected"
 
 
 class Stream(RequestStream):
     """Answers the requests of one call.
 
-    There is no task for a sequence or a message: the engine calls the sequence back, which goes on from there.
+    There are no tasks for sequences or messages: the engine calls the sequence back, which continues.
 
     Args:
         plane: Finds the models and runs them.
@@ -43,7 +43,7 @@ class Stream(RequestStream):
         self._quotas = quotas
         self._joiner = joiner
         self._identity = caller.current.get().identity
-        # By key: the open sequences, and closed ones for which messages wait.
+        # Open sequences by key, and closed ones with waiting messages.
         self._sequences: dict[str, StreamSequence] = {}
         self._open = 0
         self._window = ReplayWindow()
@@ -65,7 +65,7 @@ class Stream(RequestStream):
             serving.cancel()
             try:
                 await asyncio.gather(serving, return_exceptions=True)
-            finally:  # a call can be cancelled once more while this waits
+            finally:  # the call can be cancelled again while this waits
                 for sequence in self._sequences.values():
                     self._close(sequence)
                 self._sequences.clear()
@@ -108,7 +108,7 @@ class Stream(RequestStream):
         await self._progress.wait()
 
     async def _take_batch(self, request: pb.UnrollRequest) -> None:
-        """Takes chunks of many sequences; those that are left when the stream begins to drain are skipped."""
+        """Answers chunks of many sequences; skips the remaining ones once the stream drains."""
         chunks, most = request.chunks, self._plane.limits.max_open_sequences
         count = len(chunks.keys)
         if not 1 <= count <= most or not count == len(chunks.first_steps) == len(chunks.values):

@@ -36,10 +36,10 @@ _FIELDS = {
     "session_id": "parameters[sequence_id]",
     "values": "inputs",
 }
-"""Fields of a request by the names that the catalog, the sessions and the engine give them."""
+"""Fields of a request by their names in the catalog, the sessions and the engine."""
 
 MAX_STATES_BYTES = 2**26
-"""Bytes of the `states` of one response, at most."""
+"""Most bytes of the `states` of one response."""
 
 
 class _Asked(NamedTuple):
@@ -79,11 +79,11 @@ class Inference:
         """Returns the response to a request.
 
         Args:
-            request: As the caller sent it.
+            request: The caller's request.
             deadline: On the engine's clock, in seconds.
 
         Raises:
-            RequestError: the request is refused, or failed.
+            RequestError: the request was refused or failed.
         """
         stages = Stages()
         try:
@@ -177,7 +177,7 @@ class Inference:
                 for index in range(inputs.batch):
                     group.create_task(run(index, offsets[index], offsets[index + 1]))
         except ExceptionGroup as errors:
-            # All were refused for the same reason, or one failed and the others were cancelled.
+            # All were refused for one reason, or one failed and the others were cancelled.
             raise errors.exceptions[0] from None
         return _arrays(spec, logits, states, np.diff(offsets), final)
 
@@ -200,7 +200,7 @@ class Inference:
             return found
 
         def values(spec: ModelSpec) -> Float32Array:
-            # All refusals are here: later the sequence has advanced.
+            # All refusals come first: later the sequence has advanced.
             nonlocal asked
             stages.model = spec.key
             asked = read(spec)
@@ -208,7 +208,7 @@ class Inference:
 
         state: State | None = None
         if options.start:
-            # Chosen here, so that the version that is checked is the one that runs.
+            # Chosen here, so that the checked version is the one that runs.
             spec = self._plane.catalog.find(name, version).spec
             version = spec.key.version
             state = tensors.initial_state(read(spec).inputs, spec)

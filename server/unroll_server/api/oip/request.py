@@ -31,8 +31,8 @@ class Options(NamedTuple):
     Attributes:
         sequence: Id of the sequence that the request advances; None for whole sequences.
         start: True if the sequence begins here.
-        end: True if it ends here.
-        timeout: Seconds after which the caller no longer needs the answer.
+        end: True if the sequence ends here.
+        timeout: Seconds after which the answer is useless to the caller.
     """
 
     sequence: int | str | None
@@ -114,7 +114,7 @@ def wanted_outputs(request: pb.ModelInferRequest, spec: ModelSpec) -> tuple[Want
                 check_content_type(value, where)
                 continue
             if parameter == "binary_data" and value.WhichOneof("parameter_choice") == "bool_param":
-                # Of KServe's protocol over HTTP; over gRPC all outputs are raw.
+                # A parameter of KServe's protocol over HTTP; over gRPC all outputs are raw.
                 continue
             if parameter != "classification":
                 problem = "unknown; an output takes `classification`, `content_type` and, as bool_param, `binary_data`"
@@ -131,7 +131,7 @@ def wanted_outputs(request: pb.ModelInferRequest, spec: ModelSpec) -> tuple[Want
 
 
 def version_of(text: str, field: str) -> int:
-    """Returns the number of a version; 0, the newest, if `text` is empty.
+    """Returns the number of a version; 0 for the newest if `text` is empty.
 
     Raises:
         InvalidRequestError: it is not the number of a version.

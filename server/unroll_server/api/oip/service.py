@@ -50,7 +50,7 @@ class InferenceService(GRPCInferenceServiceServicer):
         self._streams = OpenStreams()
 
     def drain(self, half_close_timeout: float) -> None:
-        """Ends every stream after what it has read; see OpenStreams."""
+        """Drains every stream; see OpenStreams."""
         self._streams.drain(half_close_timeout)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
@@ -89,12 +89,12 @@ class InferenceService(GRPCInferenceServiceServicer):
         """See service.proto."""
         return await self._inference.answer(request, deadline_of(context))
 
-    # grpc.aio takes this form, which writes; generated code knows the one that yields alone.
+    # grpc.aio accepts this form, which writes; the generated stubs know only the form that yields.
     async def ModelStreamInfer(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
     ) -> None:
         """See service.proto; the answers are written to the context."""
-        # A stream's deadline ends the stream; each of its requests can have a timeout of its own.
+        # The deadline ends the stream; each request can have its own timeout.
         stream = InferenceStream(
             lambda each: self._inference.answer(each, math.inf),
             _log_failure,

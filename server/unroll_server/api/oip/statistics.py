@@ -11,7 +11,7 @@ from unroll_server.telemetry.metrics import figures as place
 from unroll_server.telemetry.metrics.memory import Figures, Memory
 
 _KIND, _LATEST = "inference", "inference-latest"
-# Places of a model's numbers: counts, and sums of nanoseconds.
+# Indices of a model's numbers: counts, and sums of nanoseconds.
 _ANSWERED, _ANSWERING, _FAILED, _FAILING, _SEQUENCES, _DECODING, _WAITING, _RUNNING, _ENCODING = range(9)
 _SIZE = 9
 
@@ -93,7 +93,7 @@ class Statistics:
 
     def _of(self, model: ModelKey) -> _Own:
         if model not in self._figures:
-            # The latest time can't be summed: each process has its own.
+            # The latest time can't be summed over processes.
             own = self._memory.of(_LATEST, f"{os.getpid()} {model}", 1)
             self._figures[model] = self._memory.of(_KIND, str(model), _SIZE), own
         return self._figures[model]

@@ -11,9 +11,9 @@ from unroll_server.api.streams import RequestStream
 from unroll_server.status import status_of
 
 MAX_UNANSWERED = 256
-"""Requests of one stream that are read and whose answers are not yet written; past it the stream is not read."""
+"""Most requests of one stream that are read and not yet answered; beyond it the stream is not read."""
 MAX_BYTES = 2**26
-"""Bytes of those requests and of their answers, computed or expected; one request and its answer come on top."""
+"""Most bytes of those requests and their answers, computed or expected; one request may exceed it."""
 FINAL = "triton_final_response"
 """Parameter that marks the last response to a request; here every response is the last one."""
 STATUS_FLAG = "triton_grpc_error"
@@ -35,8 +35,8 @@ class InferenceStream(RequestStream):
 
     Args:
         answer: Answers a request.
-        on_failure: Called with an error that is not a RequestError, a fault of the server.
-        expected: Returns the bytes that the answer to a request will have, if they may be many.
+        on_failure: Called with any other error than a RequestError: a fault of the server.
+        expected: Returns the bytes that the answer to a request may have.
         first_error_ends: True if an error ends the stream, instead of being the answer to its request.
     """
 
@@ -52,13 +52,13 @@ class InferenceStream(RequestStream):
         self._on_failure = on_failure
         self._expected = expected
         self._first_error_ends = first_error_ends
-        # Ends the stream once the answers before it are taken.
+        # Ends the stream once the earlier answers are taken.
         self._error: RequestError | None = None
         self._latest: dict[_Key, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._out: deque[pb.ModelStreamInferResponse] = deque()
         self._requested = 0
-        # Each is set whenever its condition may have changed.
+        # Each event is set whenever its condition may have changed.
         self._written = asyncio.Event()
         self._taken = asyncio.Event()
         # True if the server drained before it ran some request.
@@ -73,7 +73,7 @@ class InferenceStream(RequestStream):
         """See RequestStream.
 
         Raises:
-            DrainingError: the stream drained, and has answered all that it took.
+            DrainingError: the stream drained after it answered all accepted requests.
             RequestError: a request failed, and the first error ends the stream.
         """
         serving = asyncio.create_task(self.serve(requests))
@@ -138,7 +138,7 @@ class InferenceStream(RequestStream):
     async def _serve(
         self, request: pb.ModelInferRequest, key: _Key, before: asyncio.Task[None] | None, size: int
     ) -> None:
-        # Requests of no sequence run at once and are answered in their order, since callers may give them no ids.
+        # Requests without a sequence run at once and are answered in order, since they may have no ids.
         if before and key.sequence:
             await asyncio.wait({before})
             if self._error:
@@ -174,7 +174,7 @@ def _failure(request: pb.ModelInferRequest, error: RequestError) -> pb.ModelStre
 
 
 def _key(request: pb.ModelInferRequest) -> _Key:
-    """Returns the key of a request; any for a malformed one, which is refused in any order."""
+    """Returns the key of a request; any key for a malformed one, which may be refused in any order."""
     parameter = request.parameters.get("sequence_id")
     if parameter is None:
         return _Key("", "")

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol to and from numpy, with checks of names, types, shapes, sizes and limits."""
+"""Tensors of the Open Inference Protocol: conversion to and from numpy; checks of names, types, shapes and sizes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Inputs:
 
     Attributes:
         values: float32 [batch, time, input_size].
-        lengths: int64 [batch], timesteps of each sequence; None if all have `time`.
+        lengths: int64 [batch], timesteps of each sequence; None for `time`.
         initial: [batch, rows, size] each, by input; empty for the initial state.
     """
 
@@ -64,7 +64,7 @@ def decode(request: pb.ModelInferRequest, spec: ModelSpec, limits: Limits, short
     """Returns a request's tensors after the checks of names, types, shapes and limits; without integers no copies.
 
     Args:
-        request: As the caller sent it.
+        request: The caller's request.
         spec: The model.
         limits: Limits of one request.
         shortest: Least number of timesteps of a sequence.
@@ -89,7 +89,7 @@ def decode(request: pb.ModelInferRequest, spec: ModelSpec, limits: Limits, short
             raise InvalidRequestError(f"`{name}` is for {len(array)} sequences, `{first}` holds {batch}", "inputs")
     lengths = arrays.get("lengths")
     if lengths is not None:
-        # Before the conversion: an unsigned number can be too large for int64.
+        # Checked before the conversion: an unsigned number can exceed int64.
         wrong = np.flatnonzero((lengths < shortest) | (lengths > longest))
         if len(wrong):
             problem = f"`lengths` gives {lengths[wrong[0]]} for sequence {wrong[0]}, {shortest} to {longest} allowed"
@@ -117,7 +117,7 @@ def _values(array: NDArray[Any], tensor: Tensor, spec: ModelSpec, longest: int) 
 
 
 def ragged(inputs: Inputs) -> tuple[Float32Array, NDArray[np.int64]]:
-    """Packs the sequences end to end: [total_steps, input_size], and where each begins, int64 [batch + 1].
+    """Concatenates the sequences: [total_steps, input_size], and their offsets, int64 [batch + 1].
 
     Values past a sequence's length are ignored.
 
@@ -177,13 +177,13 @@ def encode_classes(
     """Adds an output of BYTES "value:index:label", [batch, count]: the largest values of each row, in falling order.
 
     Args:
-        response: Takes the output.
+        response: Response to add the output to.
         name: Name of the output.
         array: [batch, classes].
-        count: Classes of each row, at most.
+        count: Most classes of each row.
         labels: Labels of the classes.
     """
-    # Equal values: the lower index first.
+    # Of equal values, the lower index comes first.
     order = np.argsort(-array, axis=1, kind="stable")[:, :count]
     texts = [
         f"{row[index]:f}:{index}:{labels[index]}".encode()
@@ -215,7 +215,7 @@ def _arrays(request: pb.ModelInferRequest, known: Mapping[str, Described]) -> di
         for parameter, value in tensor.parameters.items():
             _check_parameter(parameter, value, raw[index] if raw else None, f"{field}.parameters[{parameter[:64]}]")
         shape = list(tensor.shape)
-        # numpy has its own limit, which empty arrays can be over too.
+        # numpy has its own limit, which even empty arrays can exceed.
         if len(shape) != rank or min(shape) < 0 or math.prod(max(size, 1) for size in shape) >= 2**31:
             problem = f"`{name}` is {shape[:8]}, {rank} dimensions expected, none below 0 and less than 2^31 elements"
             raise InvalidRequestError(problem, f"{field}.shape")
@@ -231,7 +231,7 @@ def _arrays(request: pb.ModelInferRequest, known: Mapping[str, Described]) -> di
 
 
 def check_content_type(value: pb.InferParameter, field: str) -> None:
-    """Checks the parameter in which MLServer's clients give the content type of a tensor; only arrays are known.
+    """Checks the parameter with which MLServer's clients give a tensor's content type; only arrays are supported.
 
     Raises:
         InvalidRequestError: it is another content type.
@@ -245,7 +245,7 @@ def _check_parameter(name: str, value: pb.InferParameter, raw: bytes | None, fie
     if name == "content_type":
         check_content_type(value, field)
     elif name == "binary_data_size" and raw is not None:
-        # Of KServe's protocol over HTTP.
+        # A parameter of KServe's protocol over HTTP.
         size = value.int64_param or value.uint64_param
         if size != len(raw):
             raise InvalidRequestError(f"{size}, and raw_input_contents has {len(raw)} bytes", field)

@@ -13,7 +13,7 @@ from unroll_server.telemetry.metrics.figures import CallMetrics, ModelMetrics, S
 from unroll_server.telemetry.metrics.memory import Figures, Memory
 
 UNKNOWN = "unknown"
-"""Type, service and method of calls of methods that do not exist."""
+"""Type, service and method for calls of unknown methods."""
 
 
 class Metrics(Collector):
@@ -41,7 +41,7 @@ class Metrics(Collector):
     @property
     def server(self) -> ServerMetrics:
         """Metrics that belong to no model."""
-        # Created at the first count: a process that only sums makes no file.
+        # Created at the first count: a process that only sums needs no file.
         if self._server is None:
             self._server = ServerMetrics(self._memory)
         return self._server
@@ -79,7 +79,7 @@ class Metrics(Collector):
         return self._methods[path, kind]
 
     def no_method(self) -> CallMetrics:
-        """Returns the metrics of all calls of methods that do not exist."""
+        """Returns the metrics of calls of unknown methods."""
         return self.method(f"/{UNKNOWN}/{UNKNOWN}", UNKNOWN)
 
     def model_loaded(self, model: str) -> None:
@@ -102,7 +102,7 @@ class Metrics(Collector):
             model: NAME/VERSION.
             runtime: "kernel", "onnx" or "torchscript".
             variant: Instruction set that the kernel uses.
-            reason: Why it is not the kernel.
+            reason: Reason why it is not the kernel; empty if it is.
         """
         name = "\x1f".join((model, runtime, variant, reason))
         if name not in self._runtimes:
@@ -146,9 +146,9 @@ class Metrics(Collector):
             yield family
         now = self._memory.sums("server", place.SERVER_SIZE).get("", np.zeros(place.SERVER_SIZE)).tolist()
         for name, help_text, value in (
-            ("queued_steps", "Timesteps accepted and not yet answered.", now[place.QUEUED_STEPS]),
-            ("queued_bytes", "Bytes of values accepted and not yet answered.", now[place.QUEUED_BYTES]),
-            ("event_loop_tasks", "Tasks of the event loops, some seconds ago at most.", now[place.TASKS]),
+            ("queued_steps", "Timesteps admitted and not yet answered.", now[place.QUEUED_STEPS]),
+            ("queued_bytes", "Bytes of values admitted and not yet answered.", now[place.QUEUED_BYTES]),
+            ("event_loop_tasks", "Tasks of the event loops, counted every few seconds.", now[place.TASKS]),
         ):
             yield GaugeMetricFamily(f"unroll_{name}", help_text, value=value)
 
@@ -165,9 +165,9 @@ def _models(models: dict[str, Figures]) -> Iterator[Metric]:
         "Sequences dropped before they were computed: the deadline passed, or the caller left.",
         labels=["model", "cause"],
     )
-    seconds = HistogramMetricFamily("unroll_tick_seconds", "Time that a tick took.", labels=["model"])
+    seconds = HistogramMetricFamily("unroll_tick_seconds", "Duration of a tick.", labels=["model"])
     lanes = HistogramMetricFamily("unroll_tick_lanes", "Sequences in a tick.", labels=["model"])
-    queue = HistogramMetricFamily("unroll_queue_seconds", "Time that work waited to be run.", labels=["model"])
+    queue = HistogramMetricFamily("unroll_queue_seconds", "Time that work waited in the queue.", labels=["model"])
     served = GaugeMetricFamily("unroll_model_served", "Processes that serve the model version.", labels=["model"])
     opened = GaugeMetricFamily("unroll_open_sequences", "Sequences open on streams.", labels=["model"])
     for model, figures in models.items():
@@ -205,7 +205,7 @@ def _calls(methods: dict[str, Figures]) -> Iterator[Metric]:
 def _add_each(
     family: CounterMetricFamily, labels: list[str], names: tuple[str, ...], figures: Figures, unless_zero: bool = False
 ) -> None:
-    """Adds a counter a name."""
+    """Adds a counter for each name."""
     for name, value in zip(names, figures.tolist(), strict=False):
         if value or not unless_zero:
             family.add_metric([*labels, name], value)

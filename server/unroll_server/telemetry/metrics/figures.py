@@ -1,4 +1,4 @@
-"""Figures counted while serving: of models by the engine, of calls by the middleware, of the rest by its owner.
+"""Figures counted while serving: of models by the engine, of calls by the middleware, of other parts by themselves.
 
 Plain numbers in shared memory: counting a tick takes 1 microsecond, against 10 by the counters of prometheus_client and
 17 in its multiprocess mode. A histogram is its sum, one count for each bucket, and one for larger values.
@@ -32,7 +32,7 @@ CODES = (
     "DataLoss",
     "Unauthenticated",
 )
-"""Names of the status codes by number, as dashboards of gRPC's metrics have them."""
+"""Names of the status codes by number, as in dashboards of gRPC's metrics."""
 CAUSES = ("expired", "cancelled")
 """Causes of a dropped sequence: its deadline passed, or its caller left."""
 OUTCOMES = ("started", "advanced", "repeated", "ended", "evicted", "unknown", "expired", "taken", "room", "store")
@@ -143,7 +143,7 @@ class CallMetrics:
         figures[HANDLING + 1 + bisect_left(CALL_SECONDS, seconds)] += 1
 
     def refused(self, code: int, count: int) -> None:
-        """Counts calls that were refused as soon as they came, with this status."""
+        """Counts calls that were refused on arrival with this status."""
         figures = self._figures
         figures[STARTED] += count
         figures[HANDLED + code] += count
@@ -162,7 +162,7 @@ class ServerMetrics:
     """Metrics that belong to no model. See `Metrics.server`.
 
     Attributes:
-        queued: Timesteps and bytes that are admitted and not yet answered, [2]; written to by the engine.
+        queued: Timesteps and bytes that are admitted and not yet answered, [2]; written by the engine.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -170,7 +170,7 @@ class ServerMetrics:
         self._figures = memory.of("server", "", SERVER_SIZE)
         self.queued = self._figures[QUEUED_STEPS : QUEUED_BYTES + 1]
         self._counts: dict[tuple[str, str], memoryview[float]] = {}
-        # A counter exported before its first event shows that event as an increase.
+        # Exported before the first event, so that it shows as an increase.
         for outcome in OUTCOMES:
             self._count("session", outcome, 0)
         for cause in REFUSALS:
@@ -181,8 +181,8 @@ class ServerMetrics:
 
         Args:
             outcome: "started", "advanced" (steps added), "repeated" (asked again, answered the same), "ended" (by its
-                caller); "evicted" (made room for another); and of requests refused: "unknown" (no such id), "expired"
-                (it rested too long), "taken" (another writer was first), "room" (no room for one more), "store" (the
+                caller); "evicted" (made room for another); and of refused requests: "unknown" (no such id), "expired"
+                (unused for too long), "taken" (another writer was first), "room" (no room for one more), "store" (the
                 store does not answer).
         """
         self._count("session", outcome, 1)
@@ -192,7 +192,7 @@ class ServerMetrics:
 
         Args:
             cause: "steps" or "bytes" queued, "deadline" (too much is queued for an answer in time), "identity" (its
-                caller has had its share), "unread" (too many answers of its connection wait to be read).
+                caller's quota is used up), "unread" (too many answers of its connection are unread).
             count: Number of refusals.
         """
         self._count("refused", cause, count)

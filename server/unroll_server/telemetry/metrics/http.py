@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def served(address: Address | None, *collectors: Collector) -> Iterator[None]:
-    """Serves metrics over HTTP, on a thread of its own, for as long as the context is open.
+    """Serves metrics over HTTP in the context, on a separate thread.
 
     Args:
-        address: HOST:PORT to listen on; None serves nothing.
+        address: HOST:PORT to listen on; None to serve none.
         collectors: Collectors of the metrics.
 
     Raises:

@@ -49,7 +49,7 @@ class Memory:
             self._own[label] = bytearray(8 * size)
             return memoryview(self._own[label]).cast("d")
         if self._shared is None:
-            # Created at the first count: a process that only sums makes no file.
+            # Created at the first count: a process that only sums needs no file.
             self._shared = shared.Shared(self._folder, self._worker)
             for other, figures in self._shared.records.items():
                 for place in self._gauges.get(other.partition(".")[0], ()):
@@ -72,6 +72,6 @@ class Memory:
 
     def _all(self) -> Iterator[tuple[int, str, Figures]]:
         if self._folder is None:
-            # Copied: the event loop may add others meanwhile.
+            # A copy, since the event loop may add others meanwhile.
             return ((self._worker, label, np.frombuffer(bytes(own))) for label, own in list(self._own.items()))
         return shared.read(self._folder)

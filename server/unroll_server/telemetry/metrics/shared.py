@@ -41,7 +41,7 @@ class Shared:
 
     @property
     def records(self) -> "dict[str, memoryview[float]]":
-        """All numbers by label, those of a replaced worker included."""
+        """Numbers by label, including those of a replaced worker."""
         return self._records
 
     def of(self, label: str, count: int) -> "memoryview[float]":
@@ -61,7 +61,7 @@ class Shared:
         place = begin + _LENGTHS.size + len(name)
         _LENGTHS.pack_into(content, begin, len(name), count)
         content[begin + _LENGTHS.size : place] = name
-        # Only now do readers and a replacement of this worker see the record.
+        # From now on readers and a replacement of this worker see the record.
         content[:_WORD].cast("q")[0] = begin + size
         return content[place : begin + size].cast("d")
 
@@ -79,7 +79,7 @@ def read(folder: Path) -> Iterator[tuple[int, str, NDArray[np.float64]]]:
     for path in sorted(folder.iterdir()):
         worker = int(path.name.partition(".")[0])
         with path.open("rb") as file:
-            # A worker that starts may have created its file and not yet set its size.
+            # A starting worker may not have set the size of its file yet.
             used = _used(memoryview(file.read(_WORD).ljust(_WORD, b"\0")))
             content = bytes(_WORD) + file.read(max(used - _WORD, 0))
         for label, place, count in _records(memoryview(content)):

@@ -14,7 +14,7 @@ class Workers(Collector):
     Args:
         pids: Returns the process ids of living workers by number.
         restarts: Returns the number of restarts.
-        serving: Returns how many workers serve, without those that still start; None if all do.
+        serving: Returns the number of workers that serve, without starting ones; None if all do.
     """
 
     def __init__(
@@ -32,9 +32,7 @@ class Workers(Collector):
         pids = self._pids()
         serving = len(pids) if self._serving is None else self._serving()
         yield GaugeMetricFamily("unroll_workers", "Processes that serve.", value=serving)
-        yield CounterMetricFamily(
-            "unroll_worker_restarts", "Workers started again after their end.", value=self._restarts()
-        )
+        yield CounterMetricFamily("unroll_worker_restarts", "Restarts of workers.", value=self._restarts())
         families: dict[str, Metric] = {}
         for worker, pid in pids.items():
             for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():

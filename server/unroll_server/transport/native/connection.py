@@ -11,7 +11,7 @@ from urllib.parse import quote
 from unroll_server.transport.native._http2 import Server, Session
 
 CHUNK = 256 * 1024
-"""Bytes given to the socket at once."""
+"""Most bytes given to the socket at once."""
 HTTP2 = "h2"
 """The protocol's name, as TLS negotiates it (ALPN)."""
 _NAMES = ("DNS", "URI", "email", "IP Address")
@@ -21,9 +21,9 @@ class Connection(Session, asyncio.Protocol):
     """A connection.
 
     Args:
-        server: What its calls belong to.
-        age: Seconds after which it takes no new calls; 0 for any age.
-        changed: Called when there may be events, or something to be sent.
+        server: Server of its calls.
+        age: Seconds after which it refuses new calls; 0 for no limit.
+        changed: Called when there may be events or data to send.
         left: Called when it is closed.
 
     Attributes:
@@ -63,7 +63,7 @@ class Connection(Session, asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol. A caller that does not read has nothing to ask."""
+        """See asyncio.Protocol. A caller that does not read is not read from either."""
         self._is_paused = True
         if self._transport:
             self._transport.pause_reading()
@@ -84,7 +84,7 @@ class Connection(Session, asyncio.Protocol):
         self._changed()
 
     def flush(self) -> None:
-        """Sends what there is to be sent, as far as the socket takes it."""
+        """Sends pending data as far as the socket accepts it."""
         transport = self._transport
         if transport is None:
             return
@@ -99,7 +99,7 @@ class Connection(Session, asyncio.Protocol):
             self._transport.abort()
 
     def close(self) -> None:
-        """Closes the connection once what was given to the socket is sent."""
+        """Closes the connection once buffered data is sent."""
         self.flush()
         if self._transport:
             self._transport.close()

@@ -1,4 +1,4 @@
-"""A call of the native transport, as handlers and middleware see it."""
+"""The context of a call for handlers and middleware."""
 
 import asyncio
 import math
@@ -21,12 +21,12 @@ class Context:
     Args:
         call: The call on the wire.
         connection: Its connection.
-        sent: Called after something was queued to be sent.
+        sent: Called after data was queued.
 
     Attributes:
-        parse: Makes a request message of bytes; None to leave them.
-        serialize: Makes bytes of a response message; None to take bytes.
-        unread: The one message of the call, if the handler is to read it; None once it has.
+        parse: Parses a request message; None to pass bytes.
+        serialize: Serializes a response message; None to accept bytes.
+        unread: The only message of the call, if the handler reads it; None once it has.
         task: Runs the handler, and is cancelled when the call is aborted.
     """
 
@@ -126,7 +126,7 @@ class Context:
         raise grpc.aio.AbortError
 
     def respond(self, answer: bytes) -> None:
-        """Ends the call with its one answer."""
+        """Ends the call with its only answer."""
         self._call.respond(answer, self._trailers)
         self._sent()
 
@@ -137,12 +137,12 @@ class Context:
 
     def _waiting(self) -> asyncio.Future[None]:
         if self._call.finished:
-            # It has been aborted while the handler did something else.
+            # The call was aborted while the handler did something else.
             raise asyncio.CancelledError
         return asyncio.get_running_loop().create_future()
 
     def resume_reading(self) -> None:
-        """Resumes the reader: a message has come, or the end of the requests."""
+        """Resumes the reader: a message or the end of the requests has arrived."""
         if self._readable and not self._readable.done():
             self._readable.set_result(None)
 
@@ -152,14 +152,14 @@ class Context:
             self._writable.set_result(None)
 
     def abandon(self) -> None:
-        """Cancels the handler: the call is over."""
+        """Stops the handler: the call is over."""
         if self.task:
             self.task.cancel()
         if not self._call.reports_end:
             self._call.context = None
 
     def close(self) -> None:
-        """Tells those who asked for it that the answer was taken, or never will be."""
+        """Runs the callbacks: the answer was taken, or never will be."""
         for callback in self._done or ():
             callback(self)
         self._done = self._call.context = None

@@ -1,4 +1,4 @@
-"""Listening sockets of the native transport, and the TLS of what they accept."""
+"""Listening sockets of the native transport, and TLS of accepted connections."""
 
 import asyncio
 import errno
@@ -18,9 +18,9 @@ from unroll_server.transport.tls import Certificates, Pem
 _log = logging.getLogger(__name__)
 
 BACKLOG = 1024
-"""Connections that wait to be accepted, on each socket."""
+"""Most connections that wait to be accepted on a socket."""
 AT_ONCE = 64
-"""Connections accepted in one turn of the event loop, on each socket."""
+"""Most connections accepted on a socket in one turn of the event loop."""
 RETRY = 1.0
 """Seconds without new connections after the process has run out of descriptors."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -34,7 +34,7 @@ def listening(address: Address, share_port: bool) -> Iterator[tuple[list[socket.
         The sockets, and the address with the port that it got.
 
     Raises:
-        StartupError: it can't be listened on.
+        StartupError: the address can't be listened on.
     """
     with ExitStack() as opened:
         if address.path:
@@ -66,7 +66,7 @@ def _bound(address: Address, host: str, port: int, share_port: bool) -> socket.s
     if bound.family == socket.AF_INET6:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != WILDCARD[socket.AF_INET6]))
     try:
-        # It was free a moment ago.
+        # The address was free a moment ago.
         bound.bind((host.partition("%")[0], port, 0, int(host.partition("%")[2] or 0)) if ":" in host else (host, port))
     except OSError as error:
         bound.close()
@@ -80,7 +80,7 @@ class Listener:
     Args:
         listener: The socket.
         make: Makes the protocol of a connection; None to close it.
-        certificates: For TLS, looked at before each handshake; None for plaintext.
+        certificates: Certificates for TLS, checked before each handshake; None for plaintext.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Listener:
         self._loop.add_reader(listener, self._accept)
 
     def close(self) -> None:
-        """Accepts no more."""
+        """Stops accepting connections."""
         self._loop.remove_reader(self._socket)
         self._socket.close()
 
@@ -136,7 +136,7 @@ class Listener:
                 lambda: protocol, accepted, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE if self._tls else None
             )
         except (OSError, ssl.SSLError):
-            # No handshake: a scanner, or a caller without a good certificate.
+            # The handshake failed: a scanner, or a caller without a valid certificate.
             protocol.connection_lost(None)
 
 
@@ -145,7 +145,7 @@ def tls_context(pem: Pem) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols([HTTP2])
     with tempfile.TemporaryDirectory() as folder:
-        # ssl reads files alone, and those that these came from may have changed meanwhile.
+        # ssl reads only files, and the original files may have changed meanwhile.
         path = os.path.join(folder, "pem")  # noqa: PTH118
         with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:  # noqa: PTH123
             file.write(pem.key + b"\n" + pem.chain)

@@ -1,4 +1,4 @@
-"""Refusals before a message is read: what an overloaded engine would refuse, the sessions refuse by its headers."""
+"""Refusals before a message is read: sessions refuse by headers the calls that an overloaded engine would refuse."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ _CODE: int = STATUS[OverloadedError].value[0]
 
 
 class UnreadRefusals:
-    """Tells the sessions which calls to refuse, and counts those that they have refused.
+    """Configures which calls the sessions refuse, and counts the refused ones.
 
     Args:
         server: The server of the sessions.
-        admission: Knows which calls it would refuse.
+        admission: Returns which calls it would refuse.
         methods: The methods whose calls may be refused, with their numbers at the server.
     """
 
@@ -27,7 +27,7 @@ class UnreadRefusals:
         self._server = server
         self.admission = admission
         self._methods = methods
-        # The reason of the last refusal, by kind of work: bulk, interactive.
+        # Reason of the last refusal by kind of work: bulk, interactive.
         self._reasons = ["", ""]
 
     def update(self) -> None:

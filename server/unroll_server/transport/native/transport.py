@@ -1,4 +1,4 @@
-"""The native transport: connections of asyncio, HTTP/2 and gRPC in C++, the same handlers as grpcio's."""
+"""The native transport: asyncio's connections, HTTP/2 and gRPC in C++, and the same handlers as with grpcio."""
 
 import asyncio
 import math
@@ -22,15 +22,15 @@ from unroll_server.transport.registry import Registry
 from unroll_server.transport.tls import Certificates
 
 UNFINISHED = 512 * 2**20
-"""Bytes of requests that have not come whole, over all connections; calls beyond it are refused."""
+"""Most bytes of incomplete requests, over all connections; further calls are refused."""
 TICK = 0.25
-"""Seconds between looks at the age and the silence of connections."""
+"""Seconds between checks of the age and the silence of connections."""
 JITTER = 0.1
-"""Share of a connection's age by which it differs from those of others, so that not all come again at once."""
+"""Random share of a connection's age, so that clients do not reconnect all at once."""
 QUIET = 0.1
-"""Seconds without a refused call after which a draining server stops to answer new ones."""
+"""Seconds without a new call after which a draining server stops refusing calls."""
 LAST_CALLS = 1.0
-"""Most seconds for which it does."""
+"""Most seconds for which it refuses calls."""
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
 _UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
 
@@ -42,8 +42,8 @@ class NativeTransport:
         address: The address to listen on.
         registry: The methods to serve.
         max_message_bytes: Size of the largest request message; a larger one is RESOURCE_EXHAUSTED.
-        share_port: Whether other processes listen on the same port, each with a share of the connections.
-        connections: Limits of connections; the defaults if absent.
+        share_port: True if other processes listen on the same port, each with a share of the connections.
+        connections: Limits of connections; None for the defaults.
         certificates: Certificates for TLS; None for plaintext.
     """
 
@@ -118,7 +118,7 @@ class NativeTransport:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Hands over what has come on all connections since the last turn, and sends what is to be sent."""
+        """Passes on all events since the last turn, and sends pending data."""
         self._is_scheduled = False
         server = self._server
         server.expire(time.monotonic())
@@ -154,13 +154,13 @@ class NativeTransport:
 
     def _begin(self, call: _http2.Call, message: bytes | None) -> None:
         if call.finished:
-            # The caller has left already, and there is no context.
+            # The caller has left before a context was made.
             return
         context = call.context = Context(call, call.session, self._schedule)
         context.task = self._loop.create_task(self._run(call, context, message))
 
     async def _run(self, call: _http2.Call, context: Context, message: bytes | None) -> None:
-        # What comes whole while the server drains may have begun before.
+        # A call that is complete while the server drains may have begun before.
         begun = call.began < self._draining_since < math.inf
         handler = self._registry.begin(call.path, call.value(REQUEST_ID) or "", begun)
         try:
@@ -181,7 +181,7 @@ class NativeTransport:
         except grpc.aio.AbortError:
             pass
         except BaseException:
-            # A cancelled call has ended already.
+            # A cancelled call has already ended.
             context.finish(_UNKNOWN)
             raise
         finally:
@@ -207,7 +207,7 @@ class NativeTransport:
         self._ticking = self._loop.call_later(TICK, self._tick)
 
     async def stop(self, grace: float) -> bool:
-        """Takes no new calls, waits for those in flight, and cancels those not done after `grace` seconds.
+        """Refuses new calls, waits for those in flight, and cancels those not done after `grace` seconds.
 
         Returns:
             False if calls in flight were cancelled.
@@ -216,7 +216,7 @@ class NativeTransport:
         begin = clock()
         end = begin + max(grace, QUIET)
         self._draining_since = time.monotonic()
-        # New calls are answered with UNAVAILABLE until none comes.
+        # New calls are answered with UNAVAILABLE until none arrives.
         while self._registry.turn_away() and clock() + QUIET < min(end, begin + LAST_CALLS):
             before = self._registry.turned_away
             await asyncio.sleep(QUIET)
