@@ -106,6 +106,8 @@ class Settings:
             raise ValueError(f"--batch: {self.batch} sequences, the server takes {limits.max_sequences}")
         if lengths.most > limits.max_steps:
             raise ValueError(f"--lengths: {lengths.most} steps, the server takes {limits.max_steps}")
+        if not model.class_labels:
+            raise ValueError(f"--model: {model.name} has no classes to ask for; --streams measures it")
         calls, steps = random_calls(lengths, model, self.batch)
         if self.open is None:
             run = partial(closed_loop, calls=calls, in_flight=self.closed or DEFAULT_IN_FLIGHT, **timing)
@@ -131,7 +133,7 @@ class Settings:
             model=model.name,
             version=model.version,
             values=values,
-            check=StepsCheck(model.hidden_size, model.bitwise),
+            check=StepsCheck(model.hidden_size or model.output_size, model.bitwise),
             **timing,
         )
         return Load(run, {"steps": self.chunk})

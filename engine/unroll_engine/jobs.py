@@ -181,7 +181,7 @@ class BatchJob(_Job):
 
 
 class StepsJob(BatchJob):
-    """Short chunks of several sequences, whose steps are reported together. Only the step kernel runs it.
+    """Short chunks of several sequences, whose steps are reported together.
 
     Attributes:
         logits: float32 [total_steps, output_size]; this and the following are complete when the job is over.
@@ -211,9 +211,20 @@ class StepsJob(BatchJob):
         self.states = np.empty((self.steps, spec.hidden_size), np.float32)
         self.final_state = spec.initial_state(self.size)
 
+    def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
+        """See BatchJob; the logits of all steps are written already."""
+        for kept, value in zip(self.final_state or (), state or (), strict=True):
+            kept[:, indices] = value
+        return self.sequences_done(len(indices))
+
     def deliver(self, event: object) -> None:
         """Ends the job: all steps are done."""
-        self.lost = np.flatnonzero(np.isnan(self.logits[self.offsets[1:] - 1, 0])).tolist()
+        lost = np.isnan(self.logits[self.offsets[1:] - 1, 0])
+        if self.model.spec.step:
+            # The outputs of a graph from elsewhere need not show what its state holds.
+            for array in self.final_state or ():
+                lost |= ~np.isfinite(array).all(axis=(0, 2))
+        self.lost = np.flatnonzero(lost).tolist()
         self.over = True
         self.on_end(None)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, complete
+from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, StepsJob, complete
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import TickResult
@@ -96,6 +96,8 @@ class Lanes:
             indices += range(first, first + number)
             for column in own:
                 self._jobs[column] = job
+            if isinstance(job, StepsJob) and first == 0:
+                job.make_results()
             if job.interactive:
                 interactive += own
             if job.keeps_states and not self.model.states_are_state:
@@ -186,6 +188,11 @@ class Lanes:
         if isinstance(job, ChunkJob):
             emit((job, job.steps_done(logits[:, 0], states[:, 0])))
             emit((job, job.ended(tuple(array[:, 0] for array in final))))
+        elif isinstance(job, StepsJob):
+            job.make_results()
+            job.logits[:], job.states[:] = logits[:, 0], states[:, 0]
+            job.lanes_done(_FIRST, logits[-1], final)
+            emit((job, job))
         else:
             job.lanes_done(_FIRST, logits[-1], final if job.keeps_states else None)
             complete([job])
@@ -268,11 +275,22 @@ class Lanes:
     def _report(self, steps: int, result: TickResult, emit: Emit) -> None:
         """Reports the steps of interactive jobs."""
         columns = np.flatnonzero(self._table[_INTERACTIVE, : self.count])
+        together: dict[StepsJob, list[int]] = {}
         for column, left in zip(columns.tolist(), self._table[_LEFT, columns].tolist(), strict=True):
             job = self._jobs[column]
+            if isinstance(job, StepsJob):
+                together.setdefault(job, []).append(column)
+                continue
             assert isinstance(job, ChunkJob)
             ran = min(steps, left)
             emit((job, job.steps_done(result.logits[:ran, column], result.states[:ran, column])))
+        for several, own in together.items():
+            index, left = self._table[[_INDEX, _LEFT]][:, own]
+            row = several.offsets[index + 1] - left
+            for step in range(steps):
+                # The tick ends with the first interactive lane that does, so all of them run every step.
+                several.logits[row + step] = result.logits[step, own]
+                several.states[row + step] = result.states[step, own]
 
     def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult, emit: Emit) -> None:
         """Passes the last steps of ended lanes, at rows `last` of the result, to their jobs, and frees the lanes."""
@@ -306,7 +324,7 @@ class Lanes:
             state = tuple(array[:, chosen] for array in kept) if kept and job.keeps_states else None
             if job.lanes_done(indices[chosen], logits[chosen], state):
                 answered.append(job)
-        complete(answered)
+        complete([batch for batch in answered if not batch.interactive])
         for batch in answered:
             emit((batch, batch))
         self._free(columns)

@@ -1,5 +1,6 @@
 """Step models on a real server: outputs by name over both APIs, sessions, snapshots, with the bits of Engine."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from support.processes import PATIENCE, ServerProcess
 from support.silero import OPTIONS, own_loop, published_file, speech_like
 from support.step_graphs import counter, elman, graph, import_graph
 
-from unroll_client import Client, InvalidArgument, Snapshot
+from unroll_client import AsyncClient, Client, InvalidArgument, Snapshot, Steps
 from unroll_engine import Engine
 from unroll_export.steps.importing import import_step
 from unroll_export.steps.plan import Options
@@ -119,6 +120,22 @@ def test_many_sequences_share_ticks_and_keep_their_bits(address: str, repository
             expected = engine.open().advance(np.concatenate([own, own])).logits[len(own) :]
             assert sequence.send(own).outputs["y"].tobytes() == expected.tobytes()
             sequence.close()
+
+
+def test_chunks_of_one_moment_run_as_one_job(address: str, repository: Path) -> None:
+    values = [values_of(1 + index % 3, index) for index in range(80)]
+
+    async def send() -> list[Steps]:
+        async with AsyncClient(address) as client:
+            open_ = [client.unroll("elman") for _ in values]
+            await asyncio.gather(*[sequence.open() for sequence in open_])
+            await asyncio.gather(*[sequence.send(own) for sequence, own in zip(open_, values, strict=True)])
+            return await asyncio.gather(*[each.send(own) for each, own in zip(open_, values, strict=True)])
+
+    with Engine.load(repository / "elman") as engine:
+        for own, steps in zip(values, asyncio.run(send()), strict=True):
+            expected = engine.open().advance(np.concatenate([own, own])).logits[len(own) :]
+            assert steps.outputs["y"].tobytes() == expected.tobytes()
 
 
 def test_classes_come_from_the_labelled_output(address: str, repository: Path) -> None:

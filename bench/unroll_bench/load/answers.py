@@ -67,25 +67,25 @@ class ClassifyCheck:
 
 
 class StepsCheck:
-    """Checks the states of sequences with the same values.
+    """Checks the states of sequences with the same values, or the outputs of a step model, which has no states.
 
-    The state of a step must be the same in all sequences, wherever the server cuts its answers; bit for bit if the
-    model promises that. The first state of each step is checked in full.
+    Those of a step must be the same in all sequences, wherever the server cuts its answers; bit for bit if the model
+    promises that. The first of each step are checked in full.
 
     Args:
-        hidden_size: Width of a state.
+        width: Values of a state, or of the outputs.
         bitwise: True if the model promises the same bits every time.
     """
 
-    def __init__(self, hidden_size: int, bitwise: bool) -> None:
-        self._row = 4 * hidden_size
+    def __init__(self, width: int, bitwise: bool) -> None:
+        self._row = 4 * width
         self._bitwise = bitwise
         self._states: dict[int, bytes] = {}
         self._room = _REMEMBERED_BYTES // self._row
 
     def __call__(self, steps: pb.Steps) -> bool:
         """Returns True if an answer is right."""
-        first, row, states = steps.first_step, self._row, steps.states
+        first, row, states = steps.first_step, self._row, steps.states or steps.logits
         if len(states) != steps.count * row:
             return False
         return all(self._same(first + index, states[index * row : (index + 1) * row]) for index in range(steps.count))

@@ -166,11 +166,13 @@ class _Run:
     def batch_answered(self, batch: pb.StepsBatch, now: float) -> None:
         """Handles answers to chunks of several sequences."""
         steps = self._steps
-        fields = batch.keys, batch.first_steps, batch.counts, batch.states
-        for key, first, covered, states in zip(*fields, strict=True):
+        # A model has either states or, without, its outputs.
+        empty = [b""] * len(batch.keys)
+        fields = batch.keys, batch.first_steps, batch.counts, batch.states or empty, batch.logits or empty
+        for key, first, covered, states, logits in zip(*fields, strict=True):
             sequence = self.sequences[int(key)]
             if not sequence.gone:
-                steps.first_step, steps.count, steps.states = first, covered, states
+                steps.first_step, steps.count, steps.states, steps.logits = first, covered, states, logits
                 self.answered(sequence, steps, now)
 
     def answered(self, sequence: _Sequence, steps: pb.Steps, now: float) -> None:

@@ -10,7 +10,6 @@ from unroll_engine.kernel import NetworkWeights, UnsupportedNetworkError, read_o
 from unroll_engine.models.calibration import difference_of, keeps_bits, problem_of, tick_cost
 from unroll_engine.models.spec import ModelSpec
 from unroll_engine.runtimes.base import Runtime
-from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_engine.scheduler import TickCost, capacity_of
 from unroll_proto.bundle import ONNX_RNN, BundleError
 from unroll_proto.v1 import bundle_pb2
@@ -52,11 +51,6 @@ class Model:
         """Runtime, with its instruction set or the reason for not using the kernel: "kernel (x86-64-v4)"."""
         details = self.runtime.variant or self.runtime_note
         return f"{self.runtime.name} ({details})" if details else self.runtime.name
-
-    @property
-    def joins_chunks(self) -> bool:
-        """Whether a StepsJob can be run."""
-        return isinstance(self.runtime, KernelRuntime)
 
     @property
     def states_are_state(self) -> bool:

@@ -1,5 +1,6 @@
 """Step models in process: outputs by name, states of any dtype and layout, snapshots, classes, bits."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from support.models import alone
 from support.step_graphs import I64, counter, elman, graph, import_graph
 
 from unroll_engine import BundleError, Engine, InvalidRequestError, Snapshot
 from unroll_engine.bundle import verify_folder
+from unroll_engine.core import EngineCore, deliver
+from unroll_engine.jobs import StepsJob
 from unroll_engine.models.loader import Loader
+from unroll_engine.observer import NoMetrics
 from unroll_export.steps.plan import Options
 
 
@@ -133,3 +138,28 @@ def test_another_runtime_is_refused(root: Path) -> None:
     bundle = verify_folder(root / "elman" / "1")
     with pytest.raises(BundleError, match="a step model is run by onnx on cpu"):
         Loader("torchscript", "cpu", 4).load(bundle)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), lanes=st.integers(1, 9), seed=st.integers(0, 99))
+def test_chunks_of_many_sequences_in_one_job_have_the_bits_of_each(
+    root: Path, lengths: list[int], lanes: int, seed: int
+) -> None:
+    model = Loader("auto", "cpu", lanes).load(verify_folder(root / "elman" / "1"))
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((sum(lengths), 3), np.float32)
+    offsets = np.array([0, *np.cumsum(lengths)])
+    initial = (rng.standard_normal((1, len(lengths), 8)).astype(np.float32),)
+    job = StepsJob(model, values, offsets, initial)
+    core = EngineCore([model], lanes, 7, NoMetrics())
+    core.add(job, 0.0)
+    while not job.over:
+        assert core.prepare(0.0) is not None
+        core.run()
+        deliver(core.events())
+    assert job.final_state is not None
+    for index, (begin, end) in enumerate(itertools.pairwise(offsets.tolist())):
+        logits, _, final = alone(model, values[begin:end], tuple(array[:, index] for array in initial))
+        assert job.logits[begin:end].tobytes() == logits.tobytes()
+        assert job.final_state[0][:, index].tobytes() == final[0].tobytes()
+    assert not job.lost

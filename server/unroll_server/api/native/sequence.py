@@ -103,7 +103,7 @@ class StreamSequence(OpenSequence):
         self.expected = 0
         # Sizes of chunks to join.
         step = 4 * spec.input_size
-        self._joinable = range(step, joiner.max_steps * step + 1, step) if model.joins_chunks else range(0)
+        self._joinable = range(step, joiner.max_steps * step + 1, step)
 
     @property
     def state(self) -> State | None:
