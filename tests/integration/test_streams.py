@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 from support import wire
 from support.eager import TOLERANCE, eager
 from support.processes import ServerProcess
-from support.transports import BOTH
 
 from unroll_export.runs import TrainedRun
 from unroll_proto.sequences import Sequence
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
-
-pytestmark = BOTH
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,7 +1,6 @@
 """The settings of `unroll-serve`: each source, their precedence, and errors that name the source."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import click
@@ -14,7 +13,6 @@ from unroll_server.config import Settings, Tuning
 from unroll_server.errors import StartupError
 from unroll_server.sources import Sources
 
-DEPLOYMENT = Path(__file__).parents[3] / "docs" / "deployment.md"
 SECONDS = ("drain_timeout", "models_poll", "session_ttl", "tuning.max_connection_age", "tuning.keepalive")
 COUNTS = ("workers", "max_concurrent_calls", *(f"tuning.max_{name}" for name in ("lanes", "steps", "connections")))
 FAULTS = [
@@ -177,16 +175,3 @@ def test_help_has_every_setting_and_fits_the_terminal() -> None:
 def test_every_flag_has_a_description() -> None:
     options = [each for each in command.params if isinstance(each, click.Option)]
     assert all(option.help and option.help.endswith((".", "[required]")) for option in options)
-
-
-def test_the_documented_file_holds_every_setting(tmp_path: Path) -> None:
-    """Those that are off by default are commented out; the others have their defaults."""
-    (text,) = re.findall(r"^```toml\n(.*?)^```", DEPLOYMENT.read_text(), re.MULTILINE | re.DOTALL)
-    file = tmp_path / "unroll.toml"
-    file.write_text(text)
-    assert settings_of({}, file) == Settings(models=Path("/m"), config=file)
-    every = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
-    assert every.keys() == Settings.model_fields.keys() - {"config"}
-    assert every["tuning"].keys() == Tuning.model_fields.keys()
-    file.write_text(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
-    assert settings_of({}, file).tls_client_ca
