@@ -29,7 +29,7 @@ AEON := aeon==1.6.0
 SILERO := silero-vad==6.2.3
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 
-.PHONY: help setup native sanitize fuzz demo test test-python bench gpu soak sbom notice check lint types imports proto proto-check clean
+.PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench gpu soak sbom notice check lint types imports proto proto-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -81,6 +81,10 @@ fuzz: .venv/done ## Lets a client say anything to the native transport's session
 
 demo: .venv/native ## Trains, exports, serves, classifies and streams real data, and says what happened.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo.py
+
+demo-vad: .venv/native ## Serves silero-vad as it is on PyPI to live streams, kills the server, compares every frame: DEMO_ARGS='--streams 400'.
+	$(BIN)/pip install --quiet --no-deps $(SILERO)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/live_vad.py $(DEMO_ARGS)
 
 # Two at a time, file by file: half of the time a test waits for a process to start.
 test: .venv/native ## Runs every test.

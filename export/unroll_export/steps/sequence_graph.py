@@ -30,7 +30,8 @@ class SequenceGraph:
         ImportRefusedError: it can't be loaded, or has other inputs than values [batch, time, features].
 
     Attributes:
-        value: Its only input.
+        value: Its only input, [batch, time, *shape] or [time, batch, *shape].
+        shape: Dimensions of a timestep; empty for one number.
         batch_first: True if its values are [batch, time, features]; set once known.
         steps: Timesteps that it is fixed to; None if it takes any.
         time_axes: Place of the time in each output, by name; None if it gives the last step's alone.
@@ -44,9 +45,9 @@ class SequenceGraph:
             )
         self.value = source.inputs[0]
         dims = self.value.dims or ()
-        if len(dims) != 3 or not isinstance(dims[2], int):
-            raise ImportRefusedError(f"{self.value}: values [batch, time, features] expected")
-        self.features = dims[2]
+        self.shape = tuple(dim for dim in dims[2:] if isinstance(dim, int))
+        if len(dims) < 2 or len(self.shape) != len(dims) - 2:
+            raise ImportRefusedError(f"{self.value}: values [batch, time, features] or ids [batch, time] expected")
         self.outputs = [value.name for value in source.outputs]
         self.batch_first = True
         self.steps: int | None = None
@@ -79,7 +80,7 @@ class SequenceGraph:
         return found
 
     def ends(self, values: Float32Array) -> dict[str, Float32Array]:
-        """The outputs after the last of some steps [time, features] of one sequence."""
+        """The outputs after the last of some steps [time, *shape] of one sequence."""
         laid_out = values[np.newaxis] if self.batch_first else values[:, np.newaxis]
         ends = {}
         for name, array in zip(self.outputs, self.run(self.outputs, laid_out), strict=True):
@@ -99,7 +100,7 @@ class SequenceGraph:
         dims = self.value.dims or ()
 
         def run(names: list[str], batch: int, time: int) -> list[NDArray[Any]]:
-            return self.run(names, np.zeros((*self._sizes(batch, time), self.features), np.float32))
+            return self.run(names, np.zeros((*self._sizes(batch, time), *self.shape), np.float32))
 
         one, other = self._sizes(2, 5)
         (seen,) = run([first], 2, 5)
@@ -129,14 +130,19 @@ class SequenceGraph:
         if not names:
             return {}
         rng = np.random.default_rng(6)
-        shape = (*self._sizes(2, 2), self.features)
-        runs = [self.run(names, rng.standard_normal(shape).astype(np.float32)) for _ in range(2)]
+        runs = [self.run(names, self.draw(rng, *self._sizes(2, 2))) for _ in range(2)]
         begins = {}
         for name, one, other in zip(names, *runs, strict=True):
             if one.shape != other.shape or (one != other).any() or (one != one[:, :1]).any():
                 raise ImportRefusedError(f"{name!r} begins a recurrent node, and depends on the values of the sequence")
             begins[name] = one[:, 0]
         return begins
+
+    def draw(self, rng: np.random.Generator, *sizes: int) -> Float32Array:
+        """Returns random values, [*sizes, *shape]; zeros and ones where the graph takes whole numbers."""
+        shape = (*sizes, *self.shape)
+        whole = self.value.dtype.kind in "iu"
+        return (rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)).astype(np.float32)
 
     def _sizes(self, batch: int, time: int) -> list[int]:
         """The first two dimensions of values, as far as the file leaves them open."""
@@ -160,8 +166,8 @@ def prove_prefixes(original: SequenceGraph, steps: Callable[[Float32Array], Floa
         ParityError: an output is not what the steps give. The message names it, and the first such prefix.
     """
     length = original.length
-    values = np.random.default_rng(4).standard_normal((length, original.features)).astype(np.float32)
-    found = steps(values)
+    values = original.draw(np.random.default_rng(4), length)
+    found = steps(values.reshape(length, -1))
     worst = 0.0
     for end in [length] if original.steps else range(1, length + 1):
         ends = original.ends(values[:end])

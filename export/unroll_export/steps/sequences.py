@@ -68,7 +68,7 @@ def to_steps(source: Source, constants: Mapping[str, NDArray[Any]]) -> Stepped:
     graph = model.graph
     del graph.input[:], graph.output[:]
     element = helper.np_dtype_to_tensor_dtype(original.value.dtype)
-    graph.input.append(helper.make_tensor_value_info(original.value.name, element, ["batch", original.features]))
+    graph.input.append(helper.make_tensor_value_info(original.value.name, element, ["batch", *original.shape]))
     for name, (hidden, _) in states.items():
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "batch", hidden]))
         types[f"{name}_next"] = TensorProto.FLOAT
@@ -161,7 +161,7 @@ def _rewrite_inputs(original: SequenceGraph, model: ModelProto) -> None:
     graph, name = model.graph, original.value.name
     whole = free_name(graph, f"{name}_step")
     rename_input(graph, name, whole)
-    shape = [-1, 1, original.features] if original.batch_first else [1, -1, original.features]
+    shape = [*((-1, 1) if original.batch_first else (1, -1)), *original.shape]
     constant = add_constant(graph, f"{name}_step_shape", np.array(shape, np.int64))
     graph.node.insert(0, helper.make_node("Reshape", [name, constant], [whole]))
 

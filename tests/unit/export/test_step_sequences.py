@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
-from support.step_graphs import changed, graph, import_graph, source
+from support.step_graphs import I64, changed, graph, import_graph, source
 from torch import nn
 
 from unroll_engine import Engine, Snapshot
@@ -166,6 +166,25 @@ NORMALIZED = (
 )
 
 
+def test_ids_of_tokens_are_sequences_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"table": (5, 3), "W": (1, 12, 3), "R": (1, 12, 4), "V": (4, 2)}
+    values = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in tensors.items()}
+    nodes = [
+        node("Gather", "table", "ids", to="rows"),
+        node("GRU", "rows", "W", "R", to="all", hidden_size=4),
+        node("Squeeze", "all", "one", to="states"),
+        node("MatMul", "states", "V", to="y"),
+    ]
+    content = graph(nodes, {"ids": ["t", "b"]}, {"y": None}, values | {"one": np.array([1], np.int64)}, {"ids": I64})
+    import_graph(content, tmp_path, "m")
+    ids = np.array([4, 0, 3, 3, 1], np.int64)
+    with Engine.load(tmp_path / "m") as engine:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        expected = session.run(["y"], {"ids": ids[:, np.newaxis]})[0][:, 0]
+        np.testing.assert_allclose(engine.open().advance(ids[:, np.newaxis]).logits, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("tail", [POOLED, ATTENTION, NORMALIZED], ids=["pooling", "attention", "normalization"])
 def test_what_looks_at_more_than_the_past_is_refused_by_the_proof(tmp_path: Path, tail: tuple[NodeProto, ...]) -> None:
     content = sequence_graph(Stack(("GRU",)), tail)
@@ -227,7 +246,7 @@ def test_exchanged_gates_are_found_by_the_proof(gates: list[int]) -> None:
             sequence_graph(Stack(("LSTM",)), direction="reverse"),
             "LSTM 'Y0': direction reverse: what it gives in a step",
         ),
-        (graph([node("LSTM", "x", "W", "R", to="y", hidden_size=2)], {"x": ["t", 3]}, {"y": None}, {}), "batch, time"),
+        (graph([node("LSTM", "x", "W", "R", to="y", hidden_size=2)], {"x": ["t"]}, {"y": None}, {}), "batch, time"),
     ],
 )
 def test_what_has_no_steps_is_refused_in_words(content: bytes, problem: str) -> None:

@@ -1,0 +1,74 @@
+"""A GRU trained in PyTorch forecasts the next value of a series, value by value, as the series arrives."""
+
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from unroll_engine import Engine
+
+
+class Forecaster(nn.Module):
+    """[batch, time, 1] of a series to [batch, time, 1], each the forecast of the next value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(1, 16, batch_first=True)
+        self.readout = nn.Linear(16, 1)
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        states, _ = self.recurrent(series)
+        forecast: torch.Tensor = self.readout(states)
+        return forecast
+
+
+def trained() -> Forecaster:
+    """A network that has seen sines of many frequencies."""
+    torch.manual_seed(0)
+    network = Forecaster()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(150):
+        frequency = torch.rand(32, 1) * 0.4 + 0.1
+        series = torch.sin(torch.arange(41) * frequency + 6 * torch.rand(32, 1))[..., None]
+        loss = nn.functional.mse_loss(network(series[:, :-1]), series[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return network.eval()
+
+
+def main() -> None:
+    """Trains, exports by torch, imports by the command, and forecasts in this process."""
+    network = trained()
+    with tempfile.TemporaryDirectory() as name:
+        file, model = Path(name) / "forecaster.onnx", Path(name) / "models" / "forecaster"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # this exporter is the one that needs no further package
+            torch.onnx.export(
+                network,
+                (torch.zeros(2, 5, 1),),
+                file,
+                dynamo=False,
+                input_names=["series"],
+                output_names=["forecast"],
+                dynamic_axes={"series": {0: "batch", 1: "time"}},
+            )
+        command = Path(sys.executable).parent / "unroll-export"
+        subprocess.run([command, "import", file, "--out", model], check=True)
+        series = np.sin(np.arange(60) * 0.3).astype(np.float32)
+        with Engine.load(model) as engine, torch.inference_mode():
+            sequence = engine.open()
+            forecasts = [sequence.advance([[value]]).outputs["forecast"][0, 0] for value in series]
+            whole = network(torch.from_numpy(series)[None, :, None])[0, :, 0].numpy()
+    error = np.abs(np.array(forecasts[20:-1]) - series[21:]).mean()
+    print(f"mean error of the next value: {error:.3f}; off from PyTorch by {np.abs(forecasts - whole).max():.1e}")
+
+
+if __name__ == "__main__":
+    main()
