@@ -23,7 +23,7 @@ class _SkipWithoutTorch(MetaPathFinder):
     """Skips the tests that import torch, or what only unroll_export needs, where these are not installed."""
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Looks at every import that nothing else has found so far."""
+        """Checks every import that no other finder resolved."""
         if name in ("torch", "unroll_export", "matplotlib", "onnx", "safetensors", "tensorboard"):
             pytest.skip(f"{name} is not installed", allow_module_level=True)
 
@@ -31,14 +31,14 @@ class _SkipWithoutTorch(MetaPathFinder):
 if importlib.util.find_spec("torch"):
     import torch
 
-    # The tests run beside servers on few cores; more threads only get in their way.
+    # The tests run beside servers on few cores; more threads would slow both.
     torch.set_num_threads(1)
 else:
     sys.meta_path.append(_SkipWithoutTorch())
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first process of this run of pytest makes, and that all of them share and leave as it is."""
+    """Returns a folder that the first process of this pytest run makes, and that all share without changes."""
     base = factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     root.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `unroll-train` leaves after a few epochs on JapaneseVowels."""
+    """Run folder of `unroll-train` after a few epochs on JapaneseVowels."""
 
     def train(folder: Path) -> None:
         run(TRAINING_BIN / "unroll-train", "--data", "japanese-vowels", "--out", folder, "--epochs", "4")
@@ -79,7 +79,7 @@ def bundle_root(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def transport(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The transport of the servers that are started from now on; the default one unless support.transports is used."""
+    """Transport of the servers started from now on; the default unless support.transports is used."""
     name = getattr(request, "param", "auto")
     if name == "native" and (reason := native.unavailable_reason()):
         pytest.skip(reason)
@@ -91,7 +91,7 @@ def transport(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def server(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[ServerProcess]:
-    """A server of `bundle_root` that tests share and leave as it is."""
+    """A server of `bundle_root` that tests share without changes."""
     with ServerProcess(bundle_root, tmp_path_factory.mktemp("server") / "log") as process:
         yield process
         assert process.stop() == 0, process.log

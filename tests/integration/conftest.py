@@ -1,4 +1,4 @@
-"""What the integration tests share: a stub on the shared server."""
+"""Fixture of the integration tests: a stub of the shared server."""
 
 from collections.abc import AsyncIterator
 

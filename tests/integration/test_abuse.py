@@ -1,4 +1,4 @@
-"""Clients that break or bend HTTP/2: the server lives, in bounded memory, and serves others meanwhile and after."""
+"""Clients that violate HTTP/2: the server survives in bounded memory and serves others."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ from unroll_proto.v1 import unroll_pb2 as pb
 pytestmark = BOTH
 
 MEMORY = 384 * 2**20
-"""Bytes that all attacks together may leave a server larger by. Most leave none; allocators keep some."""
+"""Most bytes by which all attacks may enlarge a server; allocators keep some."""
 
 
 @pytest.fixture(scope="module")
 def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[ServerProcess]:
-    """A server for this module alone, which is not treated well."""
+    """A server that only the attacks of this module use."""
     with ServerProcess(bundle_root, tmp_path_factory.mktemp("abused") / "log") as process:
         before = resident_bytes(process.process.pid)
         yield process

@@ -30,7 +30,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.admin_pb2_grpc import AdminServiceStub
 
 CONNECTIONS = 12
-"""So many that every one of two workers gets some."""
+"""Connections enough for each of two workers to get some."""
 STEPS = np.zeros((3, 12), np.float32)
 
 
@@ -45,7 +45,7 @@ def exported(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def models(exported: Path, tmp_path: Path) -> Path:
-    """A repository of its own, with `jv` and `other`, version 1."""
+    """A separate repository with version 1 of `jv` and `other`."""
     root = tmp_path / "models"
     shutil.copytree(exported, root)
     (root / "other" / "2").rename(tmp_path / "staged")
@@ -59,7 +59,7 @@ OPTIONS = ("--admin", "127.0.0.1:0", "--models-poll", "0", "--workers")
 def administered(
     exported: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[ServerProcess]:
-    """A server of `jv` and `other`, two versions of it, that a test leaves as it was."""
+    """A server of `jv` and two versions of `other`, which tests restore."""
     log = tmp_path_factory.mktemp("administered") / "log"
     with ServerProcess(exported, log, *OPTIONS, str(request.param)) as process:
         yield process
@@ -67,7 +67,7 @@ def administered(
 
 
 async def statuses(address: str, model: str) -> set[grpc.StatusCode]:
-    """What a call gets that asks for a model, over connections enough to reach every worker."""
+    """Statuses of calls for a model over enough connections to reach every worker."""
 
     async def ask() -> grpc.StatusCode:
         async with channel_to(address) as channel:
@@ -98,7 +98,7 @@ async def test_models_are_unloaded_and_loaded_by_every_worker(administered: Serv
         await until(alone)
         assert await statuses(administered.address, "other") == {grpc.StatusCode.NOT_FOUND}
         assert await statuses(administered.address, "jv") == {grpc.StatusCode.OK}
-        # A look at the folder does not bring back what was unloaded by name.
+        # A scan does not load again a model that was unloaded by name.
         await stub.RefreshRepository(admin.RefreshRepositoryRequest(), timeout=PATIENCE)
         assert await statuses(administered.address, "other") == {grpc.StatusCode.NOT_FOUND}
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -125,7 +125,7 @@ async def new_versions_are_found(process: ServerProcess) -> None:
         response = await stub.RefreshRepository(admin.RefreshRepositoryRequest(), timeout=PATIENCE)
         found = {(each.model, each.version): each for each in response.versions}
         assert found["other", 2].state == admin.VERSION_STATE_READY
-        # Its manifest says that it is another one.
+        # Its manifest names another model.
         assert found["other", 3].state == admin.VERSION_STATE_REFUSED
         assert "the manifest says other/2" in found["other", 3].reason
         assert "worker" not in found["other", 3].reason
@@ -152,7 +152,7 @@ async def test_operators_use_the_open_inference_protocol_too(administered: Serve
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.RepositoryModelLoad(load, timeout=PATIENCE)
         assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        # Inference is not for operators.
+        # The admin listener has no inference.
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.ServerLive(oip.ServerLiveRequest(), timeout=PATIENCE)
         assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -238,7 +238,7 @@ async def test_a_worker_that_starts_again_is_told_what_was_unloaded(models: Path
             victim = workers_of(process.process.pid)[0]
             os.kill(victim, signal.SIGKILL)
             wait_until_gone(victim)
-            # Loading takes every worker: while one is not there, it says which one.
+            # Loading needs every worker; the error names a missing one.
             codes = set()
             deadline = time.monotonic() + PATIENCE
             while True:
@@ -288,7 +288,7 @@ def test_the_log_says_where_it_is_and_what_was_done(administered: ServerProcess)
     before = administered.log.count("unloaded other")
     run("unroll", "admin", "unload", "other", env=environment)
     wait_for_log(administered, "unloaded other", before + 1)
-    # With several workers it may still be leaving.
+    # With several workers it may still drain.
     assert re.search(r"other.*READY", run("unroll", "admin", "index", env=environment).stdout) is None
     run("unroll", "admin", "load", "other", env=environment)
     assert "other" in run("unroll", "admin", "refresh", env=environment).stdout

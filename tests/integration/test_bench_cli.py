@@ -73,12 +73,12 @@ def test_figures_for_people(server: ServerProcess) -> None:
 
 
 def test_killed_server(bundle_root: Path, tmp_path: Path) -> None:
-    """A server that dies in the middle: what was lost is said, and the exit code is 1."""
+    """A server that dies during the run: losses are reported, and the exit code is 1."""
     with ServerProcess(bundle_root, tmp_path / "log") as server:
         idle = server.cpu_seconds()
 
         def kill() -> None:
-            # It has computed for a while: the load is on.
+            # It has computed for a while, so the load is running.
             while server.cpu_seconds() < idle + 0.1:
                 time.sleep(0.02)
             server.signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Gated cells on a real server: classified, streamed, kept as sessions and resumed, each with the bits of Engine."""
+"""Gated cells on a real server: classification, streams, sessions and resumption with the bits of Engine."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Callers known by their certificates, and the admin listener over TLS."""
+"""Callers identified by certificates, and the admin listener over TLS."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ DAVE = CALLERS.issue("dave@mail.test", "dave.test")
 def process(
     bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[ServerProcess]:
-    """A server that asks callers for certificates, and for no tokens."""
+    """A server that requires certificates but no tokens."""
     folder = tmp_path_factory.mktemp("mutual")
     options = [*Files(folder, AUTHORITY, CALLERS).options, "--access-log", "--admin", "127.0.0.1:0"]
     with ServerProcess(bundle_root, folder / "log", *options, "--workers", request.param) as process:
@@ -47,7 +47,7 @@ async def test_a_session_belongs_to_who_the_certificate_names(process: ServerPro
             assert (await stub.Advance(advance(name, start=True), timeout=PATIENCE)).step == 3
             assert (await stub.Advance(advance(name), timeout=PATIENCE)).step == 6
     async with channel(process.address, AUTHORITY, BOB) as bob:
-        # What somebody says of its own certificate counts for nothing.
+        # A self-signed certificate does not count.
         claim = (("x-forwarded-client-cert", 'Subject="CN=alice.test";DNS=alice.test'),)
         for metadata in ((), claim):
             with pytest.raises(grpc.aio.AioRpcError) as refused:

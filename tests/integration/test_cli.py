@@ -1,4 +1,4 @@
-"""`unroll` against real server processes: every format, readable tables, one-line errors, nothing half done."""
+"""`unroll` against real server processes: every format, readable tables, one-line errors, no partial files."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, vowels: list[Sequence]) -> d
 
 @pytest.fixture(scope="module")
 def expected(server: ServerProcess, vowels: list[Sequence]) -> list[dict[str, Any]]:
-    """What the library says of each sequence."""
+    """Results of the library for each sequence."""
     with Client(server.address) as client:
         result = client.classify([sequence.values for sequence in vowels])
     return [
@@ -244,7 +244,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, vowels: list[Sequence]) -> P
 
 
 def begin(server: ServerProcess, large: Path, out: Path, *words: str) -> subprocess.Popen[str]:
-    """Starts to classify, and waits until some of it is written."""
+    """Starts to classify, and waits until a part is written."""
     process = subprocess.Popen(
         [BIN / "unroll", "classify", large, "-o", out, "--server", server.address, *words],
         stdout=subprocess.PIPE,
@@ -301,7 +301,7 @@ def test_help_says_it_all() -> None:
 def test_names_of_any_characters(server: ServerProcess, vowels: list[Sequence], tmp_path: Path) -> None:
     values = vowels[0].values
     write_sequences(tmp_path / "in.jsonl", [Sequence("[/]\x1b\r", values, "ä\n𝄞")])
-    # Of the file: bytes that are not UTF-8.
+    # The file's name has bytes that are not UTF-8.
     source, target = (Path(os.fsdecode(bytes(tmp_path) + name)) for name in (b"/[a]\xff.jsonl", b"/out\xff.csv"))
     (tmp_path / "in.jsonl").rename(source)
     env = {"UNROLL_SERVER": server.address, "PYTHONIOENCODING": "ascii:strict"}

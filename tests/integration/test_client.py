@@ -1,4 +1,4 @@
-"""The client library against real server processes: eager's results, and ends that lose nothing."""
+"""The client library against real server processes: eager PyTorch's results, and drains without losses."""
 
 import asyncio
 import signal
@@ -30,7 +30,7 @@ Float32Array = NDArray[np.float32]
 
 
 def eager(run: TrainedRun, values: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """Logits [steps, classes] and states [steps, hidden] of one sequence by eager PyTorch."""
+    """Computes logits [steps, classes] and states [steps, hidden] of one sequence by eager PyTorch."""
     with torch.inference_mode():
         logits, states, _ = run.model.unroll(torch.from_numpy(values)[None])
     return logits[0].numpy(), states[0].numpy()
@@ -103,7 +103,7 @@ async def test_a_drained_server_s_sequences_go_on_elsewhere(
 
 
 async def until_drained(sequence: AsyncSequence, values: Float32Array) -> tuple[Float32Array, Snapshot]:
-    """Sends step by step until the server gives the sequence back; the states until then, and the snapshot."""
+    """Sends step by step until the server drains; returns the states until then, and the snapshot."""
     got = [np.empty((0, 128), np.float32)]
     for step in range(len(values) - 1):
         try:
@@ -190,7 +190,7 @@ def test_one_client_is_balanced_over_all_replicas(
             before = other.cpu_seconds()
             while other.cpu_seconds() == before:
                 client.classify(sequences * 20)
-            # With one of the two gone, calls go to the other, without an error in between.
+            # With one of the two stopped, calls go to the other, without an error.
             other.signal(signal.SIGKILL)
             other.wait()
             for _ in range(20):

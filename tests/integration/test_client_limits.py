@@ -1,4 +1,4 @@
-"""Sequences over the limits of a real server: cut by the client and the command, with the bits of a larger limit."""
+"""Sequences over the limits of a real server: split by the client and the command, with the same bits."""
 
 import json
 from collections.abc import Iterator

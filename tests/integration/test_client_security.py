@@ -19,13 +19,13 @@ ALICE, NOBODY = "TOKEN-alice", "TOKEN-nobody"
 
 
 class Guarded:
-    """A server that asks for a certificate and a token, and what a caller needs.
+    """A server that requires a certificate and a token, and the credentials of a caller.
 
     Attributes:
         process: The server.
-        authority: PEM of the authority that vouches for it.
+        authority: PEM of the authority of its certificate.
         certificate: A caller's chain and key.
-        folder: Where the same are files: ca.pem, caller.pem, caller.key, token.
+        folder: Folder with the same as files: ca.pem, caller.pem, caller.key, token.
         metrics: HOST:PORT of its metrics.
     """
 
@@ -96,7 +96,7 @@ def test_who_is_not_known_is_told(guarded: Guarded) -> None:
 
 
 class Web(BaseHTTPRequestHandler):
-    """A server of HTTP/1.1 that has nothing."""
+    """A server of HTTP/1.1 without content."""
 
     protocol_version = "HTTP/1.1"
 

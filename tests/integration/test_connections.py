@@ -1,4 +1,4 @@
-"""Limits of connections: how many, how busy, how old, how quiet, how slow."""
+"""Limits of connections: number, calls, age, silence, slow readers."""
 
 import asyncio
 import struct
@@ -44,7 +44,7 @@ OWN = [("grpc.use_local_subchannel_pool", 1)]
 
 @pytest.fixture(scope="module")
 def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[ServerProcess]:
-    """A server that allows little."""
+    """A server with tight limits."""
     log = tmp_path_factory.mktemp("limited") / "log"
     tuning = {"max_connections": 4, "keepalive": 1}
     with ServerProcess(bundle_root, log, "--max-concurrent-calls", "3", tuning=tuning) as process:
@@ -56,7 +56,7 @@ def test_connections_over_the_limit_are_closed_and_the_others_live(process: Serv
     deadline = time.monotonic() + PATIENCE
 
     def connected() -> Connection:
-        # Others may still be closing.
+        # Other connections may still be closing.
         while not (connection := Connection(process.address)).is_alive():
             connection.socket.close()
             assert time.monotonic() < deadline
@@ -74,7 +74,7 @@ def test_connections_over_the_limit_are_closed_and_the_others_live(process: Serv
 def test_the_server_says_how_many_calls_a_connection_may_have(process: ServerProcess) -> None:
     said, deadline = None, time.monotonic() + PATIENCE
     while said is None:
-        # Connections of the tests before may still be closing, and count.
+        # Connections of earlier tests may still be closing, and count.
         assert time.monotonic() < deadline
         with Connection(process.address) as connection:
             said = next((each for each in connection.frames() if each.kind == SETTINGS and not each.flags & ACK), None)
@@ -132,7 +132,7 @@ async def _outlive_a_connection(process: ServerProcess) -> None:
         with Connection(process.address) as connection:
             came = await asyncio.to_thread(lambda: any(each.kind == GOAWAY for each in connection.frames()))
             assert came
-        # That took the age; the stream is on a connection that is older.
+        # This took longer than the age; the stream is on an older connection.
         await stream.write(wire.chunk_request("a", 0, np.zeros((3, 12), np.float32)))
         answer: pb.UnrollResponse = await stream.read()  # type: ignore[assignment]  # or EOF
         assert answer.steps.count == 3
@@ -167,7 +167,7 @@ async def test_a_caller_that_does_not_read_its_answers_costs_itself(server: Serv
         with Connection(server.address, PREFACE + settings(initial_window_size=0)) as slow:
 
             def ended() -> dict[int, int]:
-                """By stream, whether the call has ended: without a window, one that is refused can, no other."""
+                """By stream, True if the call has ended; without a window only a refused call can end."""
                 for stream in range(1, 2 * calls, 2):
                     assert slow.call(stream, CLASSIFY, large.SerializeToString())
                 came: dict[int, int] = {}

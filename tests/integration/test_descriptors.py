@@ -1,4 +1,4 @@
-"""Descriptors of every process of a server: as many as the system allows, and none left behind by models that go."""
+"""Descriptors of every process of a server: the limit is the system's, and unloaded models leave none."""
 
 import resource
 import sys
@@ -18,7 +18,7 @@ RELOADS = 25
 
 
 def descriptors(process: ServerProcess) -> list[int]:
-    """Of each process; the parent comes first."""
+    """Returns the descriptors of each process, the parent first."""
     return [each.descriptors for each in process.family()]
 
 
@@ -37,7 +37,7 @@ async def test_reloads_leave_no_descriptors_and_the_limit_is_the_system_s(bundle
 
     async def until_served(version: int, connections: int) -> None:
         for _ in range(connections):
-            # Each may reach the other worker.
+            # Each connection may reach another worker.
             async with channel_to(process.address) as channel:
                 stub = wire.stub_of(channel)
                 while version not in [model.version for model in (await stub.ListModels(request)).models]:
@@ -54,6 +54,6 @@ async def test_reloads_leave_no_descriptors_and_the_limit_is_the_system_s(bundle
             await until_served(version, 1)
             bundles.withdraw(models / "m" / str(version - 1))
         await until_served(RELOADS + 1, 6)
-        # What connections have, and their ends, may differ by a few.
+        # Connections that open or close may change the count by a few.
         assert sum(descriptors(process)) <= sum(before) + RELOADS // 2
         assert process.stop() == 0, process.log

@@ -32,17 +32,17 @@ pytestmark = BOTH
 
 STEPS = np.zeros((3, 12), np.float32)
 SLOW = {"max_lanes": 1, "tick_steps": 1}
-"""One step at a time, so that little work takes long."""
+"""One step at a time, so that a little work takes long."""
 TIGHT = {**SLOW, "max_queued_steps": 20000, "max_queued_bytes": 400000, "max_sessions": 1}
 
 
 class Place:
-    """Where servers may be started, which end with it.
+    """Servers for the errors, which end together.
 
     Attributes:
         bundles: The models of its servers.
-        folder: For files of the provocations' own.
-        shared: A server with nothing special.
+        folder: Folder for files.
+        shared: A server with the defaults.
     """
 
     def __init__(self, bundles: Path, folder: Path, shared: ServerProcess) -> None:
@@ -55,12 +55,12 @@ class Place:
 
     @asynccontextmanager
     async def server(self, *options: str) -> AsyncIterator[ServerProcess]:
-        """A server of one's own."""
+        """A new server."""
         with await asyncio.to_thread(self._started, *options) as server:
             yield server
 
     async def kept(self, *options: str, **tuning: int) -> ServerProcess:
-        """A server that other provocations ask with the same settings, and leave as it is."""
+        """A server that errors with the same settings share."""
         key = (options, tuple(tuning.items()))
         if key not in self._kept:
             started = await asyncio.to_thread(self._started, *options, **tuning)
@@ -68,7 +68,7 @@ class Place:
         return self._kept[key]
 
     def redis(self) -> RedisServer:
-        """A store, running, that has no room."""
+        """A running store without room."""
         if redis_executable() is None:
             pytest.skip("there is no redis-server")
         if self._redis is None:
@@ -79,7 +79,7 @@ class Place:
         return self._redis
 
     def close(self) -> None:
-        """Ends them."""
+        """Ends the servers."""
         self._open.close()
 
     def _started(self, *options: str, **tuning: int) -> ServerProcess:
@@ -144,7 +144,7 @@ async def not_offered(place: Place) -> grpc.aio.AioRpcError:
 
 
 async def not_compressed(place: Place) -> grpc.aio.AioRpcError:
-    """No client of grpcio's says that a message is compressed which is not."""
+    """Sends a message that is wrongly marked as compressed, which grpcio's client can't."""
     path, raw = "/unroll.v1.UnrollService/Classify", b"not gzip"
     with raw_http2.Connection(place.shared.address) as connection:
         headers = raw_http2.header_block(path, ("grpc-encoding", "gzip"))
@@ -164,7 +164,7 @@ async def not_compressed(place: Place) -> grpc.aio.AioRpcError:
 
 
 def ended_with(headers: dict[str, str]) -> grpc.aio.AioRpcError:
-    """What a client of grpcio's makes of trailers."""
+    """Converts trailers as grpcio's client does."""
     codes = {str(code.value[0]): code for code in grpc.StatusCode}
     trailers = grpc.aio.Metadata()
     for name, value in headers.items():
@@ -175,12 +175,12 @@ def ended_with(headers: dict[str, str]) -> grpc.aio.AioRpcError:
 
 
 async def unread_answers(place: Place) -> grpc.aio.AioRpcError:
-    """Clients of grpcio's read all that comes."""
+    """Calls without reading the answers, which grpcio's client can't."""
     sequences = list(np.zeros((4096, 1, 12), np.float32))
     request = wire.classify_request(sequences, return_final_states=True).SerializeToString()
 
     def ask() -> dict[str, str]:
-        # Headers that refer to nothing said before can be read alone.
+        # Headers without references to earlier ones can be decoded alone.
         greeting = raw_http2.PREFACE + raw_http2.settings(header_table_size=0, initial_window_size=0)
         with raw_http2.Connection(place.shared.address, greeting) as connection:
             for stream in range(1, 100, 2):
@@ -238,7 +238,7 @@ async def dead_store(place: Place) -> grpc.aio.AioRpcError:
 async def refused_among(
     calls: Iterable[Awaitable[Any]], waiting: set[asyncio.Future[Any]], reason: str
 ) -> grpc.aio.AioRpcError | None:
-    """Makes calls beside those that wait, and waits for one to end; what was refused for this reason, if any was."""
+    """Makes calls besides the waiting ones and waits for one to end; returns one refused for the reason, or None."""
     waiting |= {asyncio.ensure_future(call) for call in calls}
     done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     waiting -= done
@@ -255,7 +255,7 @@ async def called_off(calls: set[asyncio.Future[Any]]) -> None:
 
 
 async def refused_beside(place: Place, large: int, small: int, reason: str) -> grpc.aio.AioRpcError:
-    """What is refused while a call of `large` steps and calls of `small` ones, one after another, come together."""
+    """Returns a refusal while a call of `large` steps and consecutive calls of `small` ones run together."""
     server = await place.kept(**TIGHT)
     first, other = (wire.classify_request([np.zeros((count, 12), np.float32)]) for count in (large, small))
     waiting: set[asyncio.Future[Any]] = set()
@@ -288,7 +288,7 @@ async def too_near(place: Place) -> grpc.aio.AioRpcError:
     async with channel_to(server.address) as channel, asyncio.timeout(PATIENCE):
         stub = wire.stub_of(channel)
         try:
-            # More and more, until it is more than can be done.
+            # More and more, until it exceeds the capacity.
             while True:
                 calls = (stub.Classify(request, timeout=1) for _ in range(20))
                 if refused := await refused_among(calls, waiting, "DEADLINE_TOO_NEAR"):
@@ -321,7 +321,7 @@ async def guarded(place: Place, ask: Callable[[Any], Awaitable[Any]]) -> grpc.ai
 
 
 async def guarded_server(place: Place) -> ServerProcess:
-    """A server that knows bob, who may make one call at a time and administrate nothing."""
+    """A server that knows bob, who may make one call at a time and is no administrator."""
     identities = write_identities(place.folder / "identities.toml", bob={"max_concurrent_calls": 1})
     return await place.kept("--tokens", str(identities), "--admin", "127.0.0.1:0")
 
@@ -381,7 +381,7 @@ ERRORS: list[tuple[str, str, str, Provocation]] = [
 
 
 def reason_of(error: object) -> str:
-    """The reason in an error's ErrorInfo; empty where there is none."""
+    """Returns the reason in an error's ErrorInfo; empty if there is none."""
     info = _details(error).get("ErrorInfo")
     return str(info.reason) if info else ""
 

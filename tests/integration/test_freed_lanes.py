@@ -1,4 +1,4 @@
-"""Calls that are given up: what is not yet computed of them never is, and their lanes are free."""
+"""Abandoned calls: their remaining work is dropped, and their lanes are freed."""
 
 import asyncio
 import re
@@ -20,16 +20,16 @@ from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_proto.v1 import unroll_pb2 as pb
 
 STEPS = 60_000
-"""Of a sequence: some seconds' work, a step at a time."""
+"""Steps of a sequence that takes some seconds, a step at a time."""
 LONG = np.zeros((STEPS, 12), np.float32)
 SHORT = wire.classify_request([LONG[:3]])
 
 
 @pytest.fixture(scope="module")
 def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with one lane, a step of which is a tick: whoever comes next has to wait for it."""
+    """A server with one lane and ticks of one step, so that later calls wait."""
     log = tmp_path_factory.mktemp("one-lane") / "log"
-    # onnxruntime, which is slow enough: the kernel would be done before a deadline has passed.
+    # onnxruntime, which is slow enough: the kernel would finish before a deadline.
     options = ("--runtime", "onnx", "--metrics", "127.0.0.1:0")
     with ServerProcess(bundle_root, log, *options, tuning={"max_lanes": 1, "tick_steps": 1}) as process:
         yield process
@@ -43,7 +43,7 @@ async def channel(process: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def figures_of(process: ServerProcess) -> dict[str, float]:
-    """Timesteps computed and queued, and sequences dropped by cause."""
+    """Returns timesteps computed and queued, and dropped sequences by cause."""
     (url,) = re.findall(r'metrics on (http[^\s"]+)', process.log)
 
     def get() -> str:
@@ -88,14 +88,14 @@ async def test_a_call_that_is_given_up_frees_its_lane(
     if cause == "cancelled":
         call.cancel()
     assert await ending is (grpc.StatusCode.CANCELLED if cause == "cancelled" else grpc.StatusCode.DEADLINE_EXCEEDED)
-    # Behind what is left of it this one would wait.
+    # This one would wait behind its remaining work.
     await stub.Classify(SHORT, timeout=PATIENCE)
     after = await figures_of(process)
     while after["queued"]:
         after = await figures_of(process)
     assert after["computed"] - before["computed"] < STEPS
     # Of two sequences one had the lane and the other waited. A session's one sequence waits only between its pieces.
-    # Whether the caller's leaving or the deadline is noticed first is open.
+    # Either the cancellation or the deadline is noticed first.
     assert sum(after[each] - before[each] for each in ("cancelled", "expired")) in waiting
 
 

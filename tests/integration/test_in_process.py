@@ -1,4 +1,4 @@
-"""The engine in process gives the bits that a server gives over gRPC, and either resumes the other's snapshots."""
+"""The engine in process and a server give the same bits, and resume each other's snapshots."""
 
 from pathlib import Path
 

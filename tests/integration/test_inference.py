@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService on a real server, spoken with the generated code alone: what tritonclient hides."""
+"""inference.GRPCInferenceService on a real server, by generated code: details that tritonclient hides."""
 
 import asyncio
 import signal
@@ -32,7 +32,7 @@ async def infer(server: ServerProcess) -> AsyncIterator[Any]:
 
 
 def typed(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
-    """The same with its values in `contents`."""
+    """Converts a request to typed `contents`."""
     (raw,) = request.raw_input_contents
     request.inputs[0].contents.fp32_contents.extend(np.frombuffer(raw, "<f4").tolist())
     request.ClearField("raw_input_contents")
@@ -76,7 +76,7 @@ async def test_typed_contents_give_the_bits_of_raw_ones_and_answers_are_raw(infe
 async def test_what_kserve_s_and_mlserver_s_clients_add_changes_nothing(infer: Any, vowels: list[Vowel]) -> None:
     values = vowels[0].values[np.newaxis]
     plain = await infer.ModelInfer(request_of(values, "logits", "probabilities"))
-    # As KServe's InferRequest.to_grpc and MLServer's NumpyRequestCodec make them.
+    # In the format of KServe's InferRequest.to_grpc and MLServer's NumpyRequestCodec.
     kserve = request_of(values, "logits", "probabilities", binary_data_output=True)
     kserve.inputs[0].parameters["binary_data_size"].int64_param = values.nbytes
     kserve.outputs[0].parameters["binary_data"].bool_param = False
@@ -213,7 +213,7 @@ async def test_a_sequence_begins_from_a_state_and_its_end_may_hold_no_step(infer
     await infer.ModelInfer(opening)
     rest = outputs_of(await infer.ModelInfer(request_of(values[:, 9:], "logits", sequence_id=5)))
     np.testing.assert_array_equal(rest["logits"], whole["logits"])
-    # What is refused leaves the sequence as it was.
+    # A refused request leaves the sequence unchanged.
     for wrong, part in (
         (request_of(values[:, :0], "final_state", sequence_id=5), "holds 0 timesteps"),
         (request_of(values[:, :0], "logits", sequence_id=5, sequence_end=True), "`logits` needs a timestep"),
@@ -279,7 +279,7 @@ async def test_errors_on_a_stream_name_the_request_and_the_others_are_answered(i
         assert not by_id[name].infer_response.outputs
     assert "sequence 'nobody' has not begun" in by_id["b"].error_message
     assert "'nothing' is not served" in by_id["e"].error_message
-    # Requests of no sequence are answered in their order, however long each takes.
+    # Requests without a sequence are answered in order, however long each takes.
     assert [name for name in (each.infer_response.id for each in responses) if name in "acef"] == list("acef")
     assert outputs_of(by_id["d"].infer_response)["logits"].tobytes() == (
         outputs_of(by_id["a"].infer_response)["logits"].tobytes()
@@ -350,7 +350,7 @@ async def test_any_worker_goes_on_with_a_sequence_and_all_of_them_are_counted(
     values = vowels[0].values[np.newaxis]
     with ServerProcess(bundle_root, tmp_path / "log", "--workers", "2") as process:
         for step in range(values.shape[1]):
-            # A connection of its own each time, so that the kernel may pick the other worker.
+            # A new connection each time, so that the kernel may pick the other worker.
             async with grpc.aio.insecure_channel(process.address, options=options) as channel:
                 stub: Any = GRPCInferenceServiceStub(channel)
                 request = request_of(values[:, step : step + 1], sequence_id="w", sequence_start=step == 0)

@@ -49,7 +49,7 @@ async def test_a_drain_ends_calls_in_flight_and_streams_with_their_snapshots(
             assert {response.closed.reason for response in rest} == {pb.SequenceClosed.REASON_DRAINING}
             assert (await in_flight).labels
             assert process.wait() == 0
-    # Elsewhere, the sequence goes on from its snapshot to the same end.
+    # On another server the sequence resumes from its snapshot to the same end.
     snapshot = next(response.closed.snapshot for response in rest if response.key == "a")
     with ServerProcess(bundle_root, tmp_path / "log2") as other:
         async with grpc.aio.insecure_channel(other.address) as channel:
@@ -65,7 +65,7 @@ async def test_callers_who_come_during_a_drain_are_told_so_and_none_is_cancelled
 
     async def call_until_refused(address: str, number: int) -> grpc.StatusCode:
         nonlocal answered
-        # Each has a connection of its own.
+        # Each has its own connection.
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(address, options) as channel:
             stub = wire.stub_of(channel)
@@ -124,7 +124,7 @@ def test_settings_come_from_a_file_and_the_environment_too(bundle_root: Path, tm
 def test_a_port_in_use_ends_the_start_with_one_line(server: ServerProcess, bundle_root: Path) -> None:
     done = run("unroll-serve", "--models", bundle_root, "--listen", server.address, check=False)
     assert done.returncode == 2
-    # One line: it is found out before the models are loaded.
+    # One line: it is detected before the models are loaded.
     port = server.address.rpartition(":")[2]
     assert done.stderr == f"unroll-serve: --listen: can't listen on {server.address}: port {port} is in use\n"
 
@@ -155,7 +155,7 @@ def test_a_server_on_a_unix_socket_is_one_for_clients_operators_and_probes(
         used(process)
         process.signal(signal.SIGKILL)
         process.process.wait()
-    # Nobody listens on what it left behind.
+    # No server listens on the socket that it left behind.
     assert (tmp_path / "serve.sock").is_socket()
     with ServerProcess(bundle_root, tmp_path / "log", *options) as process:
         used(process)

@@ -1,4 +1,4 @@
-"""What a server tells of itself: figures of every call, log lines, request ids, traces from the client to the tick."""
+"""Observability of a server: metrics of every call, log lines, request ids, traces from the client to the tick."""
 
 import json
 import re
@@ -29,7 +29,7 @@ OBSERVED = ("--metrics", "127.0.0.1:0", "--log-format", "json", "--access-log", 
 CLASSIFY = "/unroll.v1.UnrollService/Classify"
 UNROLL = "/unroll.v1.UnrollService/Unroll"
 CONNECTIONS = 16
-"""So many that every one of two workers gets some."""
+"""Connections enough for each of two workers to get some."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def exposition(process: ServerProcess) -> str:
 
 
 def handled(process: ServerProcess) -> Counter[tuple[str, str]]:
-    """Calls that have ended, by method and code."""
+    """Counts the calls that have ended, by method and code."""
     counted: Counter[tuple[str, str]] = Counter()
     for family in text_string_to_metric_families(exposition(process)):
         for sample in family.samples:
@@ -96,8 +96,8 @@ async def test_every_call_is_counted_by_method_and_code_over_all_workers(
             ("Unroll", "OK"): 2 * CONNECTIONS,
         }
     )
-    # Word that a caller has left is under way for a while; to a servicer that waits for its next message it can look as
-    # if there were none.
+    # The cancellation by a caller takes a while to arrive; to a servicer that waits for its next message it can look as
+    # a normal end.
     await until(lambda: handled(observed).total() >= expected.total(), lambda: handled(observed))
     found = handled(observed)
     found["Unroll", "OK"] += found.pop(("Unroll", "Canceled"), 0)
@@ -239,7 +239,7 @@ def test_a_trace_goes_from_the_client_through_the_server_to_its_ticks(
                 command, env=receiver.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
             )
             assert done.returncode == 0, done.stderr
-            # What the server has not sent yet it sends when it ends.
+            # The server sends the remaining spans when it ends.
             assert process.stop() == 0, process.log
         spans = receiver.until(lambda spans: {name for name, _ in spans} == {"unroll-client", "unroll-server"})
     by_id = {span.span_id: (service, span) for service, span in spans}

@@ -1,4 +1,4 @@
-"""A real server with more to do than it can, and with messages that are none: it refuses, and lives."""
+"""A real server under overload and with malformed messages: it refuses them and survives."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ ALLOWED = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.ABORTED,
 }
-"""What a message can be answered with, whatever it says."""
+"""Statuses that any message may be answered with."""
 MESSAGES: dict[str, bytes] = {
     "/unroll.v1.UnrollService/Classify": wire.classify_request([STEPS, STEPS[:2]]).SerializeToString(),
     "/unroll.v1.UnrollService/Advance": pb.AdvanceRequest(
@@ -64,7 +64,7 @@ async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time
     heard = asyncio.Event()
 
     async def ask(stub: Any, enough: asyncio.Event) -> None:
-        """Calls that come again at once, as if nobody had told them when to."""
+        """Callers that retry at once, ignoring the time to retry."""
         while not enough.is_set():
             try:
                 answer = await stub.Classify(request, timeout=PATIENCE)
@@ -81,7 +81,7 @@ async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time
             enough = asyncio.Event()
             callers = [asyncio.create_task(ask(stub, enough)) for _ in range(30)]
             check = health_pb2_grpc.HealthStub(other).Check
-            # However many are refused: one is answered now and then, and each time health is, too.
+            # Although many are refused, some are answered, and health always is.
             for answered in range(1, 6):
                 async with asyncio.timeout(PATIENCE):
                     while statuses[grpc.StatusCode.OK] < answered or not statuses[grpc.StatusCode.RESOURCE_EXHAUSTED]:
@@ -92,7 +92,7 @@ async def test_health_answers_while_work_is_refused_and_work_is_answered_in_time
             enough.set()
             await asyncio.gather(*callers)
             assert set(statuses) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
-            # The books balance: with nobody there, all of the queue is free.
+            # The account balances: without callers, the whole queue is free.
             whole = wire.classify_request([np.zeros((1000, 12), np.float32)] * 6)
             async with asyncio.timeout(PATIENCE):
                 assert len((await stub.Classify(whole)).labels) == 6
@@ -119,7 +119,7 @@ async def test_names_too_long_to_be_repeated_are_refused_for_what_they_are(serve
 
 
 def told(process: ServerProcess, figure: str) -> float:
-    """A figure of the server's metrics, by its line's beginning."""
+    """Returns a figure of the server's metrics by the prefix of its line."""
     (url,) = re.findall(r"metrics on (http\S+)", process.log)
     with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310
         (value,) = re.findall(rf"^{re.escape(figure)} (\S+)$", answer.read().decode(), re.MULTILINE)
@@ -127,7 +127,7 @@ def told(process: ServerProcess, figure: str) -> float:
 
 
 def names_in_access_log(process: ServerProcess, log_format: str, code: str) -> list[str]:
-    """What the calls were called that the log says to have ended with a code."""
+    """Returns the request ids of the logged calls that ended with a code."""
     if log_format == "json":
         every = map(json.loads, process.log.splitlines())
         return [line["request_id"] for line in every if line["message"] == "call" and line["code"] == code]
@@ -142,7 +142,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form(
     observed = ("--metrics", "127.0.0.1:0", "--access-log", "--log-format", log_format)
     tuning = {"max_lanes": 1, "tick_steps": 1}
     request = wire.classify_request([np.zeros((6000, 12), np.float32)])
-    # A name that has to be quoted in either form of the log.
+    # A name that must be quoted in both log formats.
     names = (f'over="{number}\\' for number in itertools.count())
     refused: dict[str, grpc.aio.AioRpcError] = {}
     answered = 0
@@ -186,7 +186,7 @@ async def test_what_can_not_be_done_in_time_is_refused_in_full_form(
                 assert trailers["x-request-id"] == name
             refusals = 'unroll_refused_total{cause="deadline"}'
             await until(lambda: told(process, refusals) >= len(refused))
-            # Nobody is refused for long for what was.
+            # Refusals end soon after the overload.
             enough.clear()
             request, answered = wire.classify_request([np.zeros((1, 12), np.float32)]), 0
             caller = asyncio.create_task(ask(stub))
@@ -258,7 +258,7 @@ def test_messages_that_are_nearly_right_harm_nobody(server: ServerProcess, path:
 
 
 async def status_of(channel: grpc.aio.Channel, path: str, message: bytes) -> grpc.StatusCode:
-    """What a message is answered with, by the first of a stream."""
+    """Returns the status of a message, or of the first answer of a stream."""
     try:
         if path.rpartition("/")[2] in STREAMS:
             many: Any = channel.stream_stream(path)

@@ -20,7 +20,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 OPTIONS = ("--models-poll", "0.02")
 MODELS = [served(random_network(seed=seed)) for seed in range(2)]
-"""Models of even and of odd versions."""
+"""Models of the even and of the odd versions."""
 ROUNDS = 12
 STEPS = 40
 
@@ -150,7 +150,7 @@ async def test_versions_come_and_go_under_load(process: ServerProcess, root: Pat
         stop.set()
         assert sum(await asyncio.gather(*askers)) >= ROUNDS
         assert seen <= set(range(1, ROUNDS + 1))
-        # Open sequences finish on versions that take no new work.
+        # Open sequences finish on versions that refuse new work.
         await until_health(channel, f"m/{ROUNDS - 1}", NOT_SERVING)
         for sequence in held:
             await sequence.close()
@@ -239,7 +239,7 @@ async def test_a_snapshot_resumes_while_its_version_is_loaded(
         assert forked.version == 1
         forked.step = 10
         await forked.close()
-        # It takes no new work, but its metadata can still be read.
+        # It refuses new work, but its metadata can still be read.
         assert (await stub.GetModel(pb.GetModelRequest(model="m", version=1))).model.version == 1
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Classify(wire.classify_request([VALUES], "m", version=1))

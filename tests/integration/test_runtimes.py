@@ -1,4 +1,4 @@
-"""Every runtime behind the real server: what it answers is eager PyTorch's, in batches and in streams."""
+"""Every runtime in a real server: the answers are eager PyTorch's, in batches and in streams."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ async def test_labels_logits_and_states_are_eager_s(
 
 @pytest.fixture(scope="module")
 def odd_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is unlike the default in all that can differ: binary, two layers, one feature, one's own file."""
+    """A run that differs from the default in all respects: binary, two layers, one feature, a custom file."""
     folder = tmp_path_factory.mktemp("odd")
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 12, 80)
@@ -79,7 +79,7 @@ async def test_a_binary_model_of_two_layers_is_served_as_well(
 
 
 async def compare(process: ServerProcess, name: str, trained: TrainedRun, sequences: list[wire.Array]) -> None:
-    """Classifies and streams the sequences, and goes on from their final states; all of it beside eager PyTorch."""
+    """Classifies and streams the sequences, resumes their final states, and compares all with eager PyTorch."""
     network = trained.model
     outputs, hidden = network.fc.out_features, network.rnn.hidden_size
     async with grpc.aio.insecure_channel(process.address) as channel:
@@ -105,7 +105,7 @@ async def compare(process: ServerProcess, name: str, trained: TrainedRun, sequen
 
 
 async def stream(stub: object, name: str, values: wire.Array) -> pb.Steps:
-    """Streams a sequence in chunks of 1, 2, 3, ... steps; all answers as one."""
+    """Streams a sequence in chunks of 1, 2, 3, ... steps; returns the joined answers."""
     requests, begin, size = [wire.open_request("a", name)], 0, 1
     while begin < len(values):
         requests.append(wire.chunk_request("a", begin, values[begin : begin + size]))

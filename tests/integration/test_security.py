@@ -87,7 +87,7 @@ def has_retry(status: status_pb2.Status) -> bool:
 async def test_every_kind_of_call_needs_a_known_token(shared: ServerProcess, metadata: Any) -> None:
     async with channel_to(shared.address) as channel:
         stub, inference = wire.stub_of(channel), GRPCInferenceServiceStub(channel)
-        # Nothing is written: grpcio makes a write after the refusal INTERNAL.
+        # Nothing is written, since grpcio reports a write after the refusal as INTERNAL.
         stream = stub.Unroll(metadata=metadata, timeout=PATIENCE)
         calls = [
             stub.Classify(wire.classify_request([STEPS]), metadata=metadata, timeout=PATIENCE),
@@ -277,7 +277,7 @@ def test_a_wrong_file_ends_the_start_with_one_line(bundle_root: Path, tmp_path: 
 async def test_no_secret_and_no_value_gets_into_logs_or_metrics(bundle_root: Path, tmp_path: Path) -> None:
     token = secrets.token_urlsafe(32)
     wrong = secrets.token_urlsafe(32)
-    # Values whose text and bytes no other number has, and some that are refused.
+    # Values whose text and bytes are unique, and some that are refused.
     marked = np.full((5, 12), 1234.56789, np.float32)
     bad = marked.copy()
     bad[2, 3] = np.nan

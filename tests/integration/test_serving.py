@@ -1,4 +1,4 @@
-"""A real server, a real bundle, real data: what unary calls promise, seen with the generated client alone."""
+"""Unary calls on a real server with real data, by the generated client."""
 
 import asyncio
 from pathlib import Path

@@ -30,7 +30,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 def run_of(client: Client, values: wire.Array) -> wire.Array:
-    """The states of an undisturbed stream."""
+    """Returns the states of an undisturbed stream."""
     with client.unroll("jv") as sequence:
         states = sequence.send(values).states
     assert states is not None
@@ -127,7 +127,7 @@ def test_workers_share_sessions_and_lose_none_when_killed(
         with Client(server.address) as client:
             expected = run_of(client, values)
         for step in range(0, 60, 5):
-            # Each client has a connection of its own, to any worker.
+            # Each client has its own connection, to any worker.
             with Client(server.address, wait_for_ready=True) as client:
                 done = client.advance("s", values[step : step + 5], model="jv", start=step == 0, first_step=step)
             assert done.states is not None

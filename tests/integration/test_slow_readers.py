@@ -1,4 +1,4 @@
-"""Callers that do not read what they asked for: what is kept for them is bounded, others are served."""
+"""Callers that do not read their answers: the kept answers are bounded, and others are served."""
 
 import asyncio
 import re
@@ -24,15 +24,15 @@ from unroll_server.api.oip import stream as inference_stream
 
 SEQUENCES = 250
 STEPS = 1024
-"""Of each: all their states are 131 MB."""
+"""Steps of each; all their states are 131 MB."""
 STATE = 128 * 4
-"""Bytes of one."""
+"""Bytes of one answer."""
 VALUES = random_values(STEPS, features=12)
 
 
 @pytest.fixture(scope="module")
 def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that tells what it has computed."""
+    """A server with metrics of its work."""
     log = tmp_path_factory.mktemp("metered") / "log"
     with ServerProcess(bundle_root, log, "--metrics", "127.0.0.1:0") as process:
         yield process
@@ -40,7 +40,7 @@ def process(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def steps_of(process: ServerProcess) -> int:
-    """Timesteps that the server has computed."""
+    """Returns the timesteps that the server has computed."""
     (url,) = re.findall(r'metrics on (http[^\s"]+)', process.log)
     with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
         families = {each.name: each for each in text_string_to_metric_families(answer.read().decode())}
@@ -69,7 +69,7 @@ async def test_what_is_computed_for_a_stream_that_is_not_read_is_bounded_in_byte
     process: ServerProcess, begin: Any
 ) -> None:
     before, size = steps_of(process), resident_bytes(process.process.pid)
-    # The client's window would grow with what it measures, by megabytes that the transport then holds.
+    # An adaptive window of the client would grow by megabytes, which the transport then holds.
     fixed_window = [("grpc.http2.bdp_probe", 0)]
     async with (
         grpc.aio.insecure_channel(process.address, options=fixed_window) as slow,
@@ -85,7 +85,7 @@ async def test_what_is_computed_for_a_stream_that_is_not_read_is_bounded_in_byte
         asked = 0
         stub = wire.stub_of(good)
         expected = await stub.Classify(wire.classify_request([VALUES]), timeout=PATIENCE)
-        # Until what the caller asked for stands still, while others go on: its work would come before theirs.
+        # Until the caller's work stands still while others continue, although it would come before theirs.
         latest = -1
         while latest != (computed := await asyncio.to_thread(steps_of, process) - before - STEPS * (asked + 1)):
             latest = computed

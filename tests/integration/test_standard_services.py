@@ -23,7 +23,7 @@ SERVICES = {
 
 @pytest.fixture(scope="module")
 def listeners(bundle_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The addresses of a server's listeners."""
+    """Returns the addresses of a server's listeners."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         admin = f"127.0.0.1:{free.getsockname()[1]}"
     log = tmp_path_factory.mktemp("standard") / "log"
@@ -45,7 +45,7 @@ def test_a_stranger_walks_from_the_services_to_every_file(
         )
 
         def ask(*requests: pb.ServerReflectionRequest) -> list[pb.ServerReflectionResponse]:
-            # To the end of the call, so that its status counts.
+            # Read to the end of the call, so that its status counts.
             return list(call(iter(requests), timeout=PATIENCE))
 
         (listed,) = ask(pb.ServerReflectionRequest(list_services=""))
@@ -64,7 +64,7 @@ def test_a_stranger_walks_from_the_services_to_every_file(
         assert names <= described
         assert {name for file in files for name in file.dependency} <= {file.name for file in files}
         assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
-        # Each symbol of theirs is found by its own name, as `grpcurl describe` asks for it.
+        # Each of their symbols is found by its name, as `grpcurl describe` asks for it.
         symbols = {
             f"{file.package}.{inner}": file.name
             for file in files

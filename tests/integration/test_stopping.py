@@ -1,4 +1,4 @@
-"""Signals that stop a server: to any of its processes, in any order, before it serves and after its last call."""
+"""Signals that stop a server: to any of its processes, in any order, at any time."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ NEVER_RAN = ("has not run this call", "has not run all of this stream", "failed 
 
 
 async def call_until_refused(call: Callable[[], Awaitable[None]]) -> None:
-    """Calls again and again until a call is refused, with the words that nothing of it ran."""
+    """Calls repeatedly until a call is refused, with the message that it did not run."""
     refusal = None
     while refusal is None:
         try:
@@ -48,7 +48,7 @@ async def call_until_refused(call: Callable[[], Awaitable[None]]) -> None:
 
 
 class Caller:
-    """Calls of every kind on one connection: a long one, which outlasts a signal, and short ones again and again.
+    """Calls of every kind on one connection: a long one, which outlasts a signal, and repeated short ones.
 
     Args:
         session: Id of the caller's session.
@@ -63,7 +63,7 @@ class Caller:
         self._values = values
 
     async def begin(self, stub: UnrollServiceStub) -> None:
-        """Returns once all are under way."""
+        """Returns once all are in flight."""
         self._stub = stub
         self._stream = stub.Unroll()
         await self._stream.write(wire.open_request("a"))
@@ -125,7 +125,7 @@ async def calling(address: str, callers: list[Caller]) -> AsyncIterator[None]:
 
 @pytest.fixture(params=[("1", "file"), ("2", "file"), ("2", "redis")], ids="-".join)
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, ...]]:
-    """Workers, and where the sessions are."""
+    """Number of workers, and the session store."""
     workers, kind = request.param
     if kind == "file":
         yield "--workers", workers, "--sessions-file", str(tmp_path / "sessions")
@@ -146,7 +146,7 @@ async def test_signals_to_any_processes_in_any_order_lose_nothing(
     seed: int,
     missing: str | None,
 ) -> None:
-    """The first seed signals every process, as systemd does, then some of them, in part twice, as the others do."""
+    """Signals every process for the first seed, as systemd does; for others some processes, some of them twice."""
     env = without(missing, tmp_path) if missing else {}
     options = (*options, "--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     chance = random.Random(seed)  # noqa: S311
@@ -163,14 +163,14 @@ async def test_signals_to_any_processes_in_any_order_lose_nothing(
             async with calling(process.address, callers), watched(process):
                 for target in targets:
                     os.kill(target, chance.choice(STOPS))
-                # The parent's own may come while its workers drain already.
+                # The parent's signal may arrive while its workers drain.
                 process.signal(signal.SIGTERM)
                 await asyncio.gather(*(caller.lose_nothing() for caller in callers))
             assert process.wait() == 0, process.log
         wait_until_gone(*processes)
         assert " ERROR " not in process.log
         assert not missing or "on the event loop of asyncio" in process.log
-        # The next round goes on with the sessions, each exactly behind its last answer.
+        # The next round continues the sessions, each right after its last answer.
         steps = [caller.steps for caller in callers]
     await resume_elsewhere(server, callers, values)
 
@@ -209,12 +209,12 @@ async def test_workers_that_are_stopped_alone_drain_and_are_started_again(
         callers = [Caller(str(index), 0, vowels[0].values) for index in range(CONNECTIONS)]
         async with calling(process.address, callers):
             for worker in old:
-                # Its whole group; it has one of its own.
+                # Its whole process group.
                 os.killpg(worker, signal.SIGTERM)
             await asyncio.gather(*(caller.lose_nothing() for caller in callers))
         await until(lambda: process.log.count("starting it again") == 2, lambda: process.log)
         await until(lambda: len(workers_of(process.process.pid)) == 2, lambda: process.log)
-        # The new ones need not serve yet.
+        # The new workers need not serve yet.
         assert process.stop() == 0, process.log
     assert " ERROR " not in process.log
 
@@ -266,7 +266,7 @@ def test_process_1_ends_at_once_while_its_imports_run(
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
         pytest.skip("this machine does not let a process have a PID namespace of its own")
-    # An import that never ends, and tells when it has begun.
+    # An import that never ends, and reports that it has begun.
     told = tmp_path / "told"
     os.mkfifo(told)
     (tmp_path / f"{module}.py").write_text(f"open({str(told)!r}, 'w').close()\nimport time\ntime.sleep(3600)\n")

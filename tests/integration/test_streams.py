@@ -98,7 +98,7 @@ async def test_streamed_states_are_eager_s_and_name_their_steps(
 async def test_many_keys_in_one_message_have_the_bits_of_one_key_a_message(
     stub: UnrollServiceStub, vowels: list[Sequence]
 ) -> None:
-    """Its answer is larger than a window of HTTP/2; beside it, on another stream, goes one key a message."""
+    """Its answer is larger than an HTTP/2 window; the other stream sends one key per message."""
     keys, steps = [str(index) for index in range(500)], 8
     values = [vowels[index % len(vowels)].values[:7].repeat(3, axis=0)[:steps] for index in range(len(keys))]
     opened = [wire.open_request(key) for key in keys]

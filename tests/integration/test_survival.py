@@ -22,16 +22,16 @@ CLIENTS = 4
 EXAMPLES = int(os.environ.get("UNROLL_SURVIVAL_EXAMPLES", "2"))
 """Runs of random faults."""
 PATIENCE = 120.0
-"""Seconds; what takes longer on a busy machine is stuck."""
+"""Seconds after which a step counts as stuck, on a busy machine too."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a replica.
+    """A fault of a replica.
 
     Attributes:
         replica: 0 or 1.
-        after: Share of all steps that are answered then.
+        after: Share of all steps answered before it.
         number: SIGKILL or SIGTERM.
     """
 
@@ -41,7 +41,7 @@ class Fault:
 
 
 class Replica:
-    """A server that comes back at the same port when it was ended."""
+    """A server that restarts on the same port."""
 
     def __init__(self, models: Path, folder: Path) -> None:
         self._models = models
@@ -68,7 +68,7 @@ class Replica:
 
 
 class Progress:
-    """How many steps are answered, over all streams."""
+    """Number of answered steps, over all streams."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -85,7 +85,7 @@ class Progress:
 
 
 async def sent(sequence: AsyncSequence, values: Float32Array, seed: int, progress: Progress) -> list[Steps]:
-    """Sends a sequence in pieces, some of them two at a time; returns what was answered."""
+    """Sends a sequence in pieces, sometimes two at a time; returns the answers."""
     random = np.random.default_rng(seed)
     parts: list[Steps] = []
 
@@ -111,7 +111,7 @@ async def sent(sequence: AsyncSequence, values: Float32Array, seed: int, progres
 async def disturbed(
     replicas: list[Replica], values: list[Float32Array], faults: list[Fault], seed: int
 ) -> list[tuple[list[Steps], bytes]]:
-    """What each stream is answered while the replicas have their faults, and the bits of its last state."""
+    """Returns the answers of each stream during the faults, and the bits of its last state."""
     progress, total = Progress(), sum(map(len, values))
     addresses = [replica.address for replica in replicas]
 
@@ -150,7 +150,7 @@ async def disturbed(
 
 
 async def undisturbed(address: str, values: list[Float32Array]) -> list[tuple[bytes, bytes, bytes]]:
-    """States, logits and last state of each sequence, sent in one piece."""
+    """Returns states, logits and last state of each sequence, sent in one piece."""
 
     async def whole(client: AsyncClient, each: Float32Array) -> tuple[bytes, bytes, bytes]:
         async with client.unroll("jv", logits=True) as sequence:

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS: who is let in, and certificates that change while streams are open."""
+"""TLS and mutual TLS: admission, and certificates that change while streams are open."""
 
 import sys
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ pytestmark = BOTH
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    """Vouches for the servers."""
+    """Authority of the servers' certificates."""
     return Authority()
 
 
 @pytest.fixture(scope="module")
 def callers() -> Authority:
-    """Vouches for the callers."""
+    """Authority of the callers' certificates."""
     return Authority()
 
 
@@ -38,14 +38,14 @@ def files(tmp_path: Path, authority: Authority) -> Files:
 
 @pytest.fixture
 def process(bundle_root: Path, tmp_path: Path, files: Files) -> Iterator[ServerProcess]:
-    """A server that speaks TLS, and asks no caller for a certificate."""
+    """A server with TLS that requires no certificates of callers."""
     with ServerProcess(bundle_root, tmp_path / "log", *files.options) as process:
         yield process
         assert process.stop() == 0, process.log
 
 
 async def answers(channel: grpc.aio.Channel) -> bool:
-    """Whether a call gets through; a channel is used once."""
+    """Returns True if a call succeeds; closes the channel."""
     async with channel:
         try:
             await wire.stub_of(channel).GetModel(pb.GetModelRequest(model="jv"), timeout=PATIENCE)
@@ -73,7 +73,7 @@ async def test_mutual_tls_lets_in_only_who_has_a_certificate(
         assert await answers(channel(process.address, authority, alice))
         assert not await answers(channel(process.address, authority))
         assert not await answers(channel(process.address, authority, other.issue("alice.test")))
-        # Another authority takes over: its callers are let in, those of the old one are not any more.
+        # After a change of the authority, only callers of the new one are admitted.
         replace(files.client_ca, other.pem)
         bob = other.issue("bob.test")
         await until(lambda: answers(channel(process.address, authority, bob)), lambda: process.log)
@@ -119,7 +119,7 @@ async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
         replace(path, content)
 
         def noticed(says: str = says, seen: int = seen) -> bool:
-            # grpcio looks when somebody connects.
+            # grpcio checks the files when a client connects.
             assert shown_by(process.address) == good
             log = process.log
             return log.count("still using the old certificates") > seen and says in log

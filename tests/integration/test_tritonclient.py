@@ -1,4 +1,4 @@
-"""The proof of docs/open-inference.md: NVIDIA's own client, unchanged and in its own environment, on a real server."""
+"""NVIDIA's tritonclient, unmodified and in its own environment, against a real server."""
 
 import json
 import subprocess
@@ -29,10 +29,10 @@ COUNT = 12
 
 
 class Answers:
-    """What the client got.
+    """Results of the client.
 
     Attributes:
-        facts: Of each call, what is no array.
+        facts: Results of each call that are not arrays.
     """
 
     def __init__(self, file: Path) -> None:
@@ -46,7 +46,7 @@ class Answers:
 
 @pytest.fixture(scope="session")
 def triton_python() -> Path:
-    """The interpreter of an environment that has tritonclient and nothing of ours."""
+    """Python of an environment with tritonclient and without Unroll."""
     made = subprocess.run(
         ["make", f"PYTHON={Path(sys.executable).resolve()}", ".venv-tritonclient/done"],
         cwd=ROOT,
@@ -85,7 +85,7 @@ def answers(
 
 @pytest.fixture(scope="session")
 def classified(server: ServerProcess, vowels: list[Sequence]) -> tuple[wire.Array, wire.Array, wire.Array]:
-    """The same sequences by Classify: logits, probabilities, final states [sequences, hidden]."""
+    """Returns the results of Classify: logits, probabilities, final states [sequences, hidden]."""
     with grpc.insecure_channel(server.address) as channel:
         call = channel.unary_unary(
             "/unroll.v1.UnrollService/Classify", pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString

@@ -1,4 +1,4 @@
-"""gRPC's own rules, spoken frame by frame to a real server: every call is answered, and says how it ended."""
+"""gRPC's protocol frame by frame on a real server: every call is answered, with a status."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ OK, DEADLINE_EXCEEDED = "0", "4"
 
 
 def ending_of(connection: Connection) -> dict[str, str]:
-    """The headers and trailers of the first call's answer, as one; its number as `rst` where the call was reset."""
+    """Returns headers and trailers of the first call's answer as one dict; `rst` is the error code of a reset."""
     decoder = Decoder()
     found: dict[str, str] = {}
     for came in connection.frames():

@@ -1,4 +1,4 @@
-"""Several workers behind one port,: faults, drains, state that travels, one sum of metrics."""
+"""Several workers behind one port: faults, drains, state that moves, one sum of metrics."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
 CONNECTIONS = 16
-"""So many that every one of two workers gets some."""
+"""Connections enough for each of two workers to get some."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def server_of_two(bundle_root: Path, tmp_path: Path) -> Iterator[ServerProcess]:
 
 @asynccontextmanager
 async def connected(address: str, count: int = CONNECTIONS) -> AsyncIterator[list[UnrollServiceStub]]:
-    """Stubs with a connection each; channels to one address share theirs otherwise."""
+    """Yields stubs with one connection each."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with AsyncExitStack() as stack:
         channels = [grpc.aio.insecure_channel(address, options) for _ in range(count)]
@@ -49,7 +49,7 @@ async def connected(address: str, count: int = CONNECTIONS) -> AsyncIterator[lis
 
 
 async def ask(address: str, values: wire.Array) -> pb.ClassifyResponse:
-    """Classifies over a connection of its own; there must be somebody who answers."""
+    """Classifies over a new connection, which some worker must answer."""
     async with connected(address, 1) as (stub,):
         answer = await stub.Classify(wire.classify_request([values]), timeout=PATIENCE)
     assert isinstance(answer, pb.ClassifyResponse)
@@ -57,7 +57,7 @@ async def ask(address: str, values: wire.Array) -> pb.ClassifyResponse:
 
 
 def figures(process: ServerProcess) -> dict[str, float]:
-    """What Prometheus gets, summed over labels but for `kind`."""
+    """Returns the exported metrics, summed over all labels except `kind`."""
     (url,) = re.findall(r"metrics on (http\S+)", process.log)
     with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310
         families = list(text_string_to_metric_families(answer.read().decode()))
@@ -69,7 +69,7 @@ def figures(process: ServerProcess) -> dict[str, float]:
 
 
 async def until_there_are(process: ServerProcess, count: int, restarts: int) -> None:
-    """Waits until so many workers take connections, that many having been started again."""
+    """Waits until `count` workers accept connections, after `restarts` restarts."""
     port = int(process.address.rpartition(":")[2])
 
     async def there_are() -> bool:
@@ -103,7 +103,7 @@ async def test_a_worker_that_starts_again_tells_nothing_of_the_one_before_it(ser
         deadline = time.monotonic() + PATIENCE
         while not (new := [worker for worker in workers_of(pid) if worker not in old]):
             assert time.monotonic() < deadline, server_of_two.log
-        # It stays where it is: at its very beginning.
+        # It stays at its beginning.
         os.kill(new[0], signal.SIGSTOP)
         try:
             assert told() == [1, 1, rest]
@@ -163,7 +163,7 @@ async def test_a_worker_that_can_not_start_again_is_tried_until_it_can(
         models.unlink()
         victim = workers_of(process.process.pid)[0]
         os.kill(victim, signal.SIGKILL)
-        # Connections that it had not answered yet are reset, whoever else listens.
+        # Connections that it had not accepted are reset, although another worker listens.
         wait_until_gone(victim)
         deadline = time.monotonic() + PATIENCE
         while f"can't start: --models: {models} is not a folder" not in process.log:
@@ -230,11 +230,11 @@ def test_ctrl_c_reaches_the_supervisor_alone(server_of_two: ServerProcess) -> No
 
 def test_impatience_ends_it_at_once(server_of_two: ServerProcess, tmp_path: Path) -> None:
     workers = workers_of(server_of_two.process.pid)
-    # It can't drain like this.
+    # A stopped process can't drain.
     os.kill(workers[0], signal.SIGSTOP)
     server_of_two.signal(signal.SIGTERM)
     wait_until_gone(workers[1])
-    # Those of the first second are part of the first.
+    # Signals within the first second count as the first one.
     while server_of_two.process.poll() is None:
         server_of_two.signal(signal.SIGTERM)
         time.sleep(0.05)
@@ -247,7 +247,7 @@ def test_impatience_ends_it_at_once(server_of_two: ServerProcess, tmp_path: Path
 def test_workers_do_not_outlive_their_supervisor(server_of_two: ServerProcess, tmp_path: Path) -> None:
     workers = workers_of(server_of_two.process.pid)
     assert list((tmp_path / "tmp").iterdir())
-    # It alone: `ServerProcess.signal` would kill the workers too, who then could clear nothing away.
+    # Only the supervisor: `ServerProcess.signal` would also kill the workers, which have to clean up.
     server_of_two.process.kill()
     server_of_two.wait()
     wait_until_gone(*workers)

@@ -1,4 +1,4 @@
-"""What is distributed beside our own code: NOTICE and SBOMs name it, and the images say their version."""
+"""Third-party components: NOTICE and SBOMs list them; images have the version of the distributions."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""docker-compose.yml on a real engine: trains, serves, balances, loses a replica, drains; the bits stay the same."""
+"""docker-compose.yml on a real engine: trains, serves, balances, loses a replica, drains, with the same bits."""
 
 import json
 import os
@@ -40,7 +40,7 @@ print(json.dumps({
 
 
 def states_of(address: str, values: Array, snapshot: Snapshot | None = None) -> Array:
-    """Hidden states [steps, hidden_size] of a stream of its own."""
+    """Returns the hidden states [steps, hidden_size] of a new stream."""
     with Client(address, model="jv") as client, client.unroll(snapshot=snapshot) as stream:
         states = stream.send(values).states
     assert states is not None
@@ -51,7 +51,7 @@ def states_of(address: str, values: Array, snapshot: Snapshot | None = None) -> 
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     data = tmp_path_factory.mktemp("data")
     if os.geteuid() == 0:
-        # Not root's, so that the owner of what the client's container writes tells something.
+        # Not root's, so that the owner of the client's output can be checked.
         os.chown(data, 4321, 4321)
     deployment = Deployment(compose_command(), data)
     try:
@@ -69,7 +69,7 @@ def values(vowels: list[Sequence]) -> list[Array]:
 
 @pytest.fixture(scope="module")
 def file(deployment: Deployment, values: list[Array]) -> str:
-    """A file of `data` with every sequence REPEATS times: enough calls to share among replicas."""
+    """Writes a file of `data` with every sequence REPEATS times: enough calls for all replicas."""
     name = "sequences.npz"
     lengths = np.array([len(sequence) for sequence in values] * REPEATS)
     np.savez(deployment.data / name, values=np.concatenate(values * REPEATS), lengths=lengths)
@@ -78,7 +78,7 @@ def file(deployment: Deployment, values: list[Array]) -> str:
 
 @pytest.fixture(scope="module")
 def served(deployment: Deployment, values: list[Array]) -> Array:
-    """Logits [sequences, classes] of one call to one replica, through the published port."""
+    """Returns the logits [sequences, classes] of one call, through the published port."""
     deployment.up()
     with Client(deployment.address, model="jv") as client:
         return client.classify(values).logits
@@ -86,7 +86,7 @@ def served(deployment: Deployment, values: list[Array]) -> Array:
 
 @pytest.fixture(scope="module")
 def bundle(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle that is served, out of its volume."""
+    """Copies the served bundle out of its volume."""
     path = tmp_path_factory.mktemp("bundle") / "1"
     output_of("docker", "cp", f"{deployment.container('train')}:/models/jv/1", path)
     return path
@@ -195,7 +195,7 @@ def test_calls_go_on_when_a_replica_is_lost(
         if fault == "killed":
             output_of("docker", "kill", lost)
         else:
-            # Nothing is closed: packets to it just vanish.
+            # Nothing is closed: packets to it are dropped.
             network = inspect(left, "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}}{{end}}")
             output_of("docker", "network", "disconnect", network, lost)
         for _ in range(50):

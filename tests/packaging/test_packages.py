@@ -1,4 +1,4 @@
-"""The distributions in fresh environments: what each brings along, what it must not, and that it works by itself."""
+"""The distributions in fresh environments: dependencies, exclusions, and independent operation."""
 
 import email
 import importlib.metadata
@@ -51,7 +51,7 @@ print(json.dumps(failed))
 
 
 def finished(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end, out of reach of the environment that the tests run in."""
+    """Runs a command isolated from the tests' environment."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
 
@@ -68,7 +68,7 @@ def canonical(name: str) -> str:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment with some of the distributions, installed as README says."""
+    """A virtual environment with some of the distributions."""
 
     bin: Path
 
@@ -83,17 +83,17 @@ class Environment:
         return cls(path / "bin")
 
     def installed(self) -> dict[str, str]:
-        """Version of every distribution but pip and setuptools, which `venv` brings."""
+        """Returns the version of every distribution except pip and setuptools."""
         found: dict[str, str] = json.loads(output_of(self.bin / "python", "-c", INSTALLED))
         return {canonical(name): version for name, version in found.items() if name not in ("pip", "setuptools")}
 
     def import_failures(self, package: str) -> dict[str, str]:
-        """Modules of a package that can't be imported, with the name of what they miss."""
+        """Returns the modules of a package that can't be imported, with the missing module."""
         failures: dict[str, str] = json.loads(output_of(self.bin / "python", "-c", IMPORT_ALL, package))
         return failures
 
     def megabytes(self) -> float:
-        """Size of all files but those of pip and setuptools; bytecode is not compiled."""
+        """Returns the size of all files except those of pip and setuptools; bytecode is not compiled."""
         (site,) = self.bin.parent.glob("lib/python3*/site-packages")
         folders = [each for each in site.iterdir() if not each.name.startswith(("pip", "setuptools", "pkg_resources"))]
         return sum(file.lstat().st_size for folder in folders for file in (folder, *folder.rglob("*"))) / 2**20
@@ -124,7 +124,7 @@ def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture(scope="module")
 def pins() -> dict[str, str]:
-    """constraints.txt: version by name."""
+    """Reads constraints.txt: version by name."""
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonical(name): version for name, version in pairs}

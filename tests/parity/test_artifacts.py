@@ -1,4 +1,4 @@
-"""Every artifact against eager PyTorch at random sizes, lengths, batches and cuts, in the runtimes themselves."""
+"""Artifacts compared with eager PyTorch at random sizes, lengths, batches and cuts, in the runtimes themselves."""
 
 import io
 import warnings
@@ -25,7 +25,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def session(model: bytes) -> Any:
-    """One thread, everything else as onnxruntime has it: what docs/numerics.md promises the bits for."""
+    """Makes a session with one thread and onnxruntime's other defaults, for which bits are promised."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -43,7 +43,7 @@ def eager(network: SimpleRNN, x: Array, state: Array) -> Outputs:
 
 
 def draw(network: SimpleRNN, seed: int, batch: int, time: int, scale: float = 1.0) -> tuple[Array, Array]:
-    """Input [batch, time, features] and initial state [layers, batch, hidden]."""
+    """Draws input [batch, time, features] and initial state [layers, batch, hidden]."""
     rng = np.random.default_rng(seed)
     rnn = network.rnn
     x = scale * rng.standard_normal((batch, time, rnn.input_size), np.float32)

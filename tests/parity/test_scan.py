@@ -1,4 +1,4 @@
-"""The Scan form in ONNX Runtime: right for every cell, and the same bits for a row in any company and cut."""
+"""The Scan form in ONNX Runtime: correct for every cell, and the same bits for a row in any batch and cut."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""silero-vad, as anyone may install it, served in process: no frame differs from its own loop in any bit."""
+"""silero-vad in process: no bit of any frame differs from its own loop."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_no_frame_differs_from_silero_s_own_loop(engine: Engine) -> None:
     path = published_file()
 
     def frames(index: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        """The frames of a stream that is cut anywhere, and resumed from its snapshot."""
+        """Returns the frames of a stream that is cut, and resumed from its snapshot."""
         sequence, parts = engine.open(), []
         for part in np.split(audio[index], sorted({1, 7 + index, STEPS - 3})):
             parts.append(sequence.advance(part).outputs["output"][:, 0])
@@ -39,7 +39,7 @@ def test_no_frame_differs_from_silero_s_own_loop(engine: Engine) -> None:
         served = list(pool.map(frames, range(STREAMS)))
     expected = [own_loop(path, chunks) for chunks in audio]
     assert [found.tobytes() for found in served] == [known.tobytes() for known in expected]
-    # It is no test of bits where nothing happens.
+    # The values must vary, or the bits would prove nothing.
     assert np.ptp(np.concatenate(expected)) > 0.5
 
 

@@ -1,1 +1,1 @@
-"""A soak: everything at once for half an hour, faults included, every answer checked to the bit (`make soak`)."""
+"""The soak test: all kinds of calls and faults for half an hour, with all answers checked bit for bit (`make soak`)."""

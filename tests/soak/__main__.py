@@ -1,4 +1,4 @@
-"""make soak: runs it, prints a table, and fails where an answer was wrong, a step lost, or something not let go of."""
+"""`make soak`: runs the soak, prints a table, and fails if an answer was wrong, a step lost, or a resource leaked."""
 
 import asyncio
 import gc
@@ -25,11 +25,11 @@ from unroll_client import AsyncClient
 from unroll_proto import cli
 
 STREAMS = 20
-"""Streams at a time that outlive their servers."""
+"""Concurrent streams that outlive their servers."""
 SESSIONS = 10
-"""Sessions at a time, kept by the server that lives throughout."""
+"""Concurrent sessions on the server that is never killed."""
 POLL = 0.5
-"""Seconds between looks of the servers for versions."""
+"""Seconds between the servers' scans for versions."""
 
 torch.set_num_threads(1)
 
@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 @click.option("--minutes", type=click.FloatRange(min=0.05), default=30.0, show_default=True, help="How long.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Makes what is sent, and when.")
 def command(minutes: float, seed: int) -> None:
-    """Mixes every kind of call with faults, against two servers, and checks every answer to the bit."""
+    """Mixes every kind of call with faults, against two servers, and checks the bits of every answer."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         problems = asyncio.run(soak(Path(folder), minutes * 60, seed))
     if problems:
@@ -46,21 +46,21 @@ def command(minutes: float, seed: int) -> None:
 
 
 async def soak(folder: Path, seconds: float, seed: int) -> list[str]:
-    """Runs everything for so long; what is wrong afterwards, in a few words each."""
+    """Runs everything for a time; returns the problems found, in a few words each."""
     oracle, ledger = Oracle(folder), Ledger()
     metrics = f"127.0.0.1:{_free_port()}"
     with ServerProcess(oracle.models, folder / "steady.log", *_options(), "--metrics", metrics) as steady:
         looking = partial(gauges.look, steady, metrics)
         samples: list[gauges.Sample] = []
         async with faults.Replica(partial(_start, oracle.models, folder / "killed.log")) as replica:
-            # libuv keeps one descriptor from its first connection on.
+            # libuv keeps one descriptor after its first connection.
             async with AsyncClient(steady.address) as first:
                 await first.models()
             start = await gauges.steady(looking)
             begin = time.monotonic()
             await _run(oracle, ledger, steady.address, replica, seed, seconds, gauges.watch(samples, looking))
             elapsed = time.monotonic() - begin
-        # grpc.aio's cancelled calls are garbage in cycles, and keep our end of a connection open until it is collected.
+        # grpc.aio's cancelled calls are cyclic garbage, which keeps our end of a connection open until it is collected.
         gc.collect()
         end = await gauges.settled(start, looking)
         if (code := steady.stop()) != 0:
@@ -96,7 +96,7 @@ async def _run(
     seconds: float,
     watching: Coroutine[Any, Any, None],
 ) -> None:
-    """Everything at once, for so long; the first actor that fails ends it all."""
+    """Runs all actors for a time; the first failure ends the run."""
     seeds = iter(np.random.SeedSequence(seed).spawn(1000))
 
     def rng() -> np.random.Generator:
@@ -133,7 +133,7 @@ async def _run(
 
 
 def _options() -> list[str]:
-    # Sessions that nobody ends hold their version of the model, so they go soon.
+    # Abandoned sessions keep their version loaded, so they expire soon.
     return ["--models-poll", str(POLL), "--session-ttl", "20"]
 
 

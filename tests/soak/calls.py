@@ -1,4 +1,4 @@
-"""Calls that end: good ones small and large, ones that are cancelled, and ones that no server should take."""
+"""Unary calls: valid ones of all sizes, cancelled ones, and invalid ones."""
 
 import asyncio
 from collections.abc import Iterator
@@ -23,21 +23,21 @@ REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-"""How bad input may be answered."""
+"""Allowed statuses for bad input."""
 CLASSIFY = "/unroll.v1.UnrollService/Classify"
 ADVANCE = "/unroll.v1.UnrollService/Advance"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def sequences(rng: np.random.Generator, count: int, longest: int = LONGEST) -> list[Float32Array]:
-    """Sequences of 1 to `longest` steps."""
+    """Draws sequences of 1 to `longest` steps."""
     return [
         rng.standard_normal((length, FEATURES), np.float32) for length in rng.integers(1, longest + 1, count).tolist()
     ]
 
 
 async def classify(client: AsyncClient, oracle: Oracle, ledger: Ledger, rng: np.random.Generator, count: int) -> None:
-    """Classifies up to `count` sequences a call, again and again, and checks each to the bit."""
+    """Classifies up to `count` sequences per call, repeatedly, and checks the bits of each."""
     kind = "unary" if count < 10 else "bulk"
     while True:
         batch = sequences(rng, int(rng.integers(1, count + 1)))
@@ -53,7 +53,7 @@ async def classify(client: AsyncClient, oracle: Oracle, ledger: Ledger, rng: np.
 
 
 async def cancel(channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Generator) -> None:
-    """Begins calls and streams and leaves them, at whatever moment."""
+    """Starts calls and streams and cancels them at random moments."""
     unroll, infer = wire.stub_of(channel), GRPCInferenceServiceStub(channel)
     while True:
         values = rng.standard_normal((500, FEATURES), np.float32)
@@ -79,7 +79,7 @@ async def cancel(channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Gener
 
 
 def bad_requests(rng: np.random.Generator) -> Iterator[tuple[str, bytes, bool]]:
-    """Methods, messages that are wrong each in a way of its own, and whether they can't be right all the same."""
+    """Returns methods, wrong messages, and True for messages that must be refused."""
     values = sequences(rng, 1)[0]
     classify_request = wire.classify_request(sequences(rng, 3), NAME)
     advance = pb.AdvanceRequest(session_id="bad", model=NAME, start=True, values=wire.to_bytes(values))
@@ -155,7 +155,7 @@ def _changed(good: Message, changes: dict[str, Any]) -> bytes:
 
 
 async def bad_input(channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Generator) -> None:
-    """Sends what is wrong, message by message; each must be refused as the caller's fault."""
+    """Sends wrong messages; each must be refused as the caller's fault."""
     methods: dict[str, Any] = {path: channel.unary_unary(path) for path in (CLASSIFY, ADVANCE, INFER)}
     while True:
         for path, message, surely in bad_requests(rng):
@@ -167,7 +167,7 @@ async def bad_input(channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Ge
                 else:
                     ledger.failure("bad input", error)
             else:
-                # What a few turned bits have made may be a request all the same.
+                # A few flipped bits may still be a valid request.
                 ledger.check("bad input that was good", not surely, f"answered: {path} {message[:50]!r}")
             ledger.fault("bad messages")
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: servers killed and started again, versions that come and go, broken ones among them."""
+"""Injected faults: killed and restarted servers, added and removed versions, broken ones among them."""
 
 import asyncio
 import signal
@@ -17,11 +17,11 @@ from soak.oracle import NAME, VERSIONS, Oracle
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
-"""Seconds that a server has to notice a version."""
+"""Seconds within which a server must notice a version."""
 
 
 class Replica:
-    """A server that can be ended, and started again on the same port.
+    """A server that can be restarted on the same port.
 
     Args:
         start: Starts it on an address.
@@ -39,17 +39,17 @@ class Replica:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # One that is just being started would outlive us.
+        # A server that is starting would outlive this process.
         if self._again:
             await asyncio.gather(self._again, return_exceptions=True)
         self.server.__exit__(kind, error, trace)
 
     async def again(self, number: signal.Signals) -> int:
-        """Ends it by SIGKILL, as when its machine dies, or by SIGTERM; starts it again; how it ended."""
+        """Ends it by SIGKILL or SIGTERM and restarts it; returns its exit code."""
         self.server.signal(number)
         ended = self.server
         self._again = asyncio.create_task(self._replace())
-        # What has begun is ended, whoever waits for it.
+        # A started server is ended even if nobody waits for it.
         await asyncio.shield(self._again)
         return ended.process.returncode
 
@@ -59,7 +59,7 @@ class Replica:
 
 
 async def kill(replica: Replica, ledger: Ledger, rng: np.random.Generator, pause: float) -> None:
-    """Ends a replica again and again, `pause` seconds apart on average: at times it may drain, mostly it is killed."""
+    """Ends a replica repeatedly, `pause` seconds apart on average, mostly by SIGKILL, sometimes by a drain."""
     while True:
         await asyncio.sleep(float(rng.uniform(0.5, 1.5)) * pause)
         if rng.random() < 0.3:
@@ -72,13 +72,13 @@ async def kill(replica: Replica, ledger: Ledger, rng: np.random.Generator, pause
 
 
 async def reload(oracle: Oracle, channel: grpc.aio.Channel, ledger: Ledger, rng: np.random.Generator) -> None:
-    """Adds and removes versions, some of them broken; each good one must be served, no broken one may be."""
+    """Adds and removes versions, some of them broken; only good ones may be served."""
     stub = wire.stub_of(channel)
     while True:
         version, other = (int(each) for each in rng.permutation(np.arange(2, VERSIONS + 1))[:2])
         broken = bool(rng.random() < 0.25)
         if broken:
-            # A good one comes behind it: where that is served, the broken one has been looked at.
+            # A good one follows: once it is served, the broken one has been checked.
             oracle.add(other, broken=True)
             ledger.fault("broken versions")
         oracle.add(version)

@@ -1,4 +1,4 @@
-"""What a server holds, and has under way, over the time of the soak, and whether that comes back."""
+"""Resources of a server during the soak, and their release at its end."""
 
 import asyncio
 import time
@@ -13,35 +13,35 @@ from support.processes import ServerProcess
 INTERVAL = 1.0
 """Seconds between samples."""
 PATIENCE = 60.0
-"""Seconds that a server without callers has to let go of what it held."""
+"""Seconds within which an idle server must release its resources."""
 STEADY = 5.0
-"""Seconds for which nothing changes before a run; the server counts its tasks every two."""
+"""Seconds without change before a run; the server counts its tasks every two."""
 POOL = 6
-"""Threads that asyncio's pool grows to as they are needed, and keeps."""
+"""Most threads of asyncio's pool, which it keeps."""
 SLACK = 16 * 2**20
-"""Bytes that a server may grow by while it warms up, beside `GROWTH`."""
+"""Bytes by which a server may grow while it warms up, besides `GROWTH`."""
 GROWTH = 0.10
-"""How much of its memory a server may gain from the second quarter of a run to the last."""
+"""Share of its memory by which a server may grow from the second quarter of a run to the last."""
 HELD = ("descriptors", "threads", "tasks", "queued", "sequences", "calls")
-"""Of a sample: what must come back to where it began."""
+"""Fields of a sample that must return to their initial values."""
 BUGS = ("Internal", "Unknown", "DataLoss")
-"""Statuses that no caller may ever get."""
+"""Statuses that indicate bugs."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a server.
+    """A sample of a server's resources.
 
     Attributes:
-        seconds: When.
+        seconds: Time of the sample.
         resident: Bytes of memory.
-        descriptors: That are open.
-        threads: Of all its processes.
-        tasks: Of its event loops.
-        queued: Timesteps and bytes that are accepted and not answered.
-        sequences: Open on streams.
-        calls: That have come and not ended.
-        bugs: Calls that have ended with one of `BUGS`.
+        descriptors: Open descriptors.
+        threads: Threads of all its processes.
+        tasks: Tasks of its event loops.
+        queued: Timesteps and bytes admitted and not answered.
+        sequences: Sequences open on streams.
+        calls: Calls that have not ended.
+        bugs: Calls that ended with one of `BUGS`.
     """
 
     seconds: float
@@ -56,12 +56,12 @@ class Sample:
 
     @property
     def held(self) -> list[int]:
-        """What must come back to where it began."""
+        """Values that must return to the initial ones."""
         return [getattr(self, name) for name in HELD]
 
 
 def look(server: ServerProcess, metrics: str) -> Sample:
-    """Looks at all processes of a server.
+    """Samples all processes of a server.
 
     Args:
         server: The server.
@@ -90,14 +90,14 @@ def look(server: ServerProcess, metrics: str) -> Sample:
 
 
 async def watch(samples: list[Sample], looking: Callable[[], Sample]) -> None:
-    """Takes a sample again and again, until cancelled."""
+    """Samples repeatedly until cancelled."""
     while True:
         samples.append(await asyncio.to_thread(looking))
         await asyncio.sleep(INTERVAL)
 
 
 async def steady(looking: Callable[[], Sample]) -> Sample:
-    """Waits until a server that has just been started holds the same for a while; the last sample."""
+    """Waits until a new server's resources are stable; returns the last sample."""
     since = now = await asyncio.to_thread(looking)
     while now.seconds - since.seconds < STEADY:
         await asyncio.sleep(INTERVAL / 4)
@@ -108,13 +108,13 @@ async def steady(looking: Callable[[], Sample]) -> Sample:
 
 
 def let_go(start: Sample, end: Sample) -> bool:
-    """Whether a server without callers holds no more than at its start."""
+    """Returns True if an idle server holds no more than at its start."""
     more = zip(HELD, start.held, end.held, strict=True)
     return all(after <= before + (POOL if name == "threads" else 0) for name, before, after in more)
 
 
 async def settled(start: Sample, looking: Callable[[], Sample]) -> Sample:
-    """Waits until the server holds no more than at `start`, or its patience is over; the last sample."""
+    """Waits until the server holds no more than at `start`, or a timeout; returns the last sample."""
     until = time.monotonic() + PATIENCE
     while True:
         now = await asyncio.to_thread(looking)
@@ -124,7 +124,7 @@ async def settled(start: Sample, looking: Callable[[], Sample]) -> Sample:
 
 
 def growth(samples: list[Sample]) -> tuple[float, bool]:
-    """The slope of memory in MiB an hour, from the second quarter of the run on, and whether it is bounded."""
+    """Returns the slope of memory in MiB per hour, from the second quarter of the run on, and True if it is bounded."""
     late = samples[len(samples) // 4 :]
     seconds = np.array([sample.seconds for sample in late])
     resident = np.array([sample.resident for sample in late], float)

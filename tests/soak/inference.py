@@ -22,7 +22,7 @@ PIECE = 20
 
 
 async def infer(channel: grpc.aio.Channel, oracle: Oracle, ledger: Ledger, rng: np.random.Generator) -> None:
-    """Asks for batches, padded with what is no number, again and again."""
+    """Sends batches, padded with NaN, repeatedly."""
     method = GRPCInferenceServiceStub(channel).ModelInfer
     while True:
         batch = sequences(rng, int(rng.integers(1, BATCH + 1)))
@@ -53,14 +53,14 @@ async def infer(channel: grpc.aio.Channel, oracle: Oracle, ledger: Ledger, rng: 
 async def stream(
     channel: grpc.aio.Channel, oracle: Oracle, ledger: Ledger, rng: np.random.Generator, place: int
 ) -> None:
-    """Sends several sequences over a stream, piece by piece in any order, and reads all answers.
+    """Sends several sequences over a stream, piece by piece in random order, and reads all answers.
 
     Args:
-        channel: To the server.
-        oracle: What it must answer.
+        channel: Channel to the server.
+        oracle: Expected answers.
         ledger: Counts.
         rng: Makes the sequences, their pieces and their order.
-        place: Of this caller among those like it; their sequences have other ids.
+        place: Number of this caller, which makes its ids unique.
     """
     stub = GRPCInferenceServiceStub(channel)
     while True:
@@ -80,12 +80,12 @@ async def stream(
 
 
 def _requests(rng: np.random.Generator, batch: list[Float32Array], place: int) -> list[pb.ModelInferRequest]:
-    """Every piece of every sequence, mixed; those of one sequence in their order, each with the sequence's number."""
+    """Yields all pieces of all sequences, mixed but in order within each, with the sequence's number."""
     waiting = []
     for index, values in enumerate(batch):
         cuts = np.flatnonzero(rng.random(len(values) - 1) < 2 / PIECE) + 1
         pieces = np.split(values, cuts)
-        # Some ids are texts and some are numbers; 0 would be none.
+        # Some ids are strings and some are numbers; 0 would be none.
         number = place * TOGETHER + index + 1
         sequence_id: str | int = f"sequence {number}" if index % 2 else number
         waiting.append(
@@ -109,7 +109,7 @@ def _requests(rng: np.random.Generator, batch: list[Float32Array], place: int) -
 def _check(
     index: int, values: Float32Array, responses: list[pb.ModelInferResponse], oracle: Oracle, ledger: Ledger
 ) -> None:
-    """Holds the answers of one sequence against what it gives alone: every step once, in order, to the bit."""
+    """Compares the answers of one sequence with those of a run alone: every step once, in order, bit for bit."""
     own = [response for response in responses if response.id == str(index)]
     outputs = [oip.outputs_of(response) for response in own]
     states = np.concatenate([np.zeros((0, HIDDEN), np.float32), *(each["states"][0] for each in outputs)])

@@ -1,4 +1,4 @@
-"""What the soak counts, and what it says at its end."""
+"""Counts of the soak, and its report."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from rich.table import Table
 from unroll_client import UnrollError
 
 HONEST = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
-"""How a good call may fail while servers are killed and overloaded: its caller knows that it has no answer."""
+"""Allowed statuses of valid calls while servers are killed and overloaded."""
 EXAMPLES = 5
 """Descriptions of wrong answers that are kept."""
 
@@ -19,12 +19,12 @@ class Ledger:
     """Counts of a run.
 
     Attributes:
-        requests: Requests answered rightly, by kind.
-        failed: Good requests that failed, by kind and status.
+        requests: Correctly answered requests, by kind.
+        failed: Valid requests that failed, by kind and status.
         faults: Faults injected, by kind.
-        wrong: Answers that were not what they had to be.
+        wrong: Wrong answers.
         lost: Steps of a stream that were lost, doubled or out of order.
-        examples: Of wrong answers.
+        examples: Descriptions of wrong answers.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -35,7 +35,7 @@ class Ledger:
     examples: list[str] = field(default_factory=list)
 
     def right(self, kind: str, count: int = 1) -> None:
-        """Counts requests that were answered as they had to be."""
+        """Counts correctly answered requests."""
         self.requests[kind] += count
 
     def fault(self, kind: str) -> None:
@@ -43,7 +43,7 @@ class Ledger:
         self.faults[kind] += 1
 
     def was_wrong(self, what: str) -> None:
-        """Counts an answer that was not what it had to be."""
+        """Counts a wrong answer."""
         self.wrong += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(what)
@@ -56,7 +56,7 @@ class Ledger:
             self.was_wrong(f"{kind}: {what}")
 
     def failure(self, kind: str, error: "UnrollError | grpc.aio.AioRpcError") -> None:
-        """Counts a good request that failed: honestly, or it counts as a wrong answer."""
+        """Counts a valid request that failed; an unexpected status counts as a wrong answer."""
         code = error.code() if isinstance(error, grpc.aio.AioRpcError) else error.code
         name = code.name
         self.failed[f"{kind}: {name}"] += 1
@@ -65,7 +65,7 @@ class Ledger:
 
 
 def table(ledger: Ledger, gauges: dict[str, str], seconds: float) -> Table:
-    """Everything that was counted, in rows."""
+    """Returns all counts as rows."""
     result = Table("what", "count", title=f"make soak: {seconds / 60:.1f} minutes")
     sections = [
         [(f"requests: {kind}", f"{count:,}") for kind, count in sorted(ledger.requests.items())],

@@ -1,4 +1,4 @@
-"""The models of the soak, and what each of their versions answers: one sequence alone, past every server."""
+"""Models of the soak, and the expected answers of each version, computed alone."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ from unroll_proto.bundle import ONNX_RNN
 NAME = "soak"
 FEATURES, HIDDEN, CLASSES = 6, 48, 5
 VERSIONS = 4
-"""Versions that come and go; the first stays."""
+"""Versions that are added and removed; the first stays."""
 LONGEST = 60
 """Steps of the longest sequence that is classified."""
 
@@ -28,7 +28,7 @@ class Oracle:
     """Bundles of `VERSIONS` networks, with proof, and their answers.
 
     Args:
-        folder: Where they are made: `pool/` holds them all, `models/` is the repository that servers watch.
+        folder: Folder of the bundles: `pool/` has all of them, `models/` is the repository that servers watch.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class Oracle:
         self._model = cache(self._load)
 
     def add(self, version: int, broken: bool = False) -> None:
-        """Puts a version into the repository, whole or not at all; a broken one's checksums do not hold."""
+        """Publishes a version in the repository; a broken one has wrong checksums."""
         target = self.models / NAME / str(version)
         target.parent.mkdir(parents=True, exist_ok=True)
         neighbour = Path(tempfile.mkdtemp(prefix=".", dir=self.models))
@@ -53,13 +53,13 @@ class Oracle:
         neighbour.rmdir()
 
     def remove(self, version: int) -> None:
-        """Takes a version out of the repository."""
+        """Removes a version from the repository."""
         neighbour = Path(tempfile.mkdtemp(prefix=".", dir=self.models))
         (self.models / NAME / str(version)).rename(neighbour / "bundle")
         shutil.rmtree(neighbour)
 
     def answer(self, version: int, values: Float32Array) -> tuple[Float32Array, Float32Array]:
-        """Logits [steps, CLASSES] and states [steps, HIDDEN] of a sequence [steps, FEATURES] that runs alone."""
+        """Returns logits [steps, CLASSES] and states [steps, HIDDEN] of a sequence [steps, FEATURES] run alone."""
         logits, states, _ = alone(self._model(version), values, None)
         return logits, states
 
@@ -67,7 +67,7 @@ class Oracle:
         network = random_network(FEATURES, HIDDEN, CLASSES, seed=version)
         content = (self.pool / NAME / str(version) / ONNX_RNN).read_bytes()
         model = served(network, NAME, version, default_runtime(content))
-        # What everything is held against is itself held against eager PyTorch.
+        # The expected answers are themselves compared with eager PyTorch.
         values = np.random.default_rng(version).standard_normal((LONGEST, FEATURES), np.float32)
         with torch.inference_mode():
             expected = network.unroll(torch.from_numpy(values)[None])[0][0].numpy()

@@ -1,4 +1,4 @@
-"""Sequences that last: streams that outlive their servers, slow readers, sessions by id."""
+"""Long sequences: streams that outlive their servers, slow readers, sessions by id."""
 
 import asyncio
 
@@ -20,14 +20,14 @@ CHUNK = 20
 async def stream(
     client: AsyncClient, oracle: Oracle, ledger: Ledger, rng: np.random.Generator, version: int, pause: float
 ) -> None:
-    """Streams sequence after sequence; every step must come once, in order, to the bit.
+    """Streams sequence after sequence; every step must come once, in order, with the right bits.
 
     Args:
-        client: Of the servers.
-        oracle: What they must answer.
+        client: Client of the servers.
+        oracle: Expected answers.
         ledger: Counts.
         rng: Makes the sequences and their cuts.
-        version: Of the model; 0 is the newest at the time.
+        version: Version of the model; 0 for the newest.
         pause: Seconds between chunks, on average.
     """
     while True:
@@ -51,14 +51,14 @@ async def stream(
                     begin = end
                     await asyncio.sleep(float(rng.exponential(pause)))
         except UnrollError as error:
-            # A stream that names its version can go on anywhere, so nothing excuses its end.
+            # A stream with a version can resume anywhere, so it must not end.
             ledger.failure("streams", error)
             ledger.lost += version != 0
             await asyncio.sleep(0.05)
 
 
 async def read_slowly(channel: grpc.aio.Channel, oracle: Oracle, ledger: Ledger, rng: np.random.Generator) -> None:
-    """Sends a long sequence at once and takes its answers one by one, now and then."""
+    """Sends a long sequence at once and reads its answers slowly."""
     stub = wire.stub_of(channel)
     while True:
         values = rng.standard_normal((3000, FEATURES), np.float32)
@@ -83,11 +83,11 @@ async def read_slowly(channel: grpc.aio.Channel, oracle: Oracle, ledger: Ledger,
 
 
 async def session(client: AsyncClient, oracle: Oracle, ledger: Ledger, rng: np.random.Generator, name: str) -> None:
-    """Goes on with a session again and again, at times twice with the same steps; each must count once, to the bit.
+    """Advances a session repeatedly, sometimes twice with the same steps; each must count once.
 
     Args:
-        client: Of the server.
-        oracle: What it must answer.
+        client: Client of the server.
+        oracle: Expected answers.
         ledger: Counts.
         rng: Makes the sequences and their cuts.
         name: Id of the session. A sequence in three is left unfinished, and the next one begins the session anew.
@@ -131,7 +131,7 @@ async def _advance(
     begin: int,
     last: bool,
 ) -> SessionSteps | None:
-    """One chunk: sent once, or given up and sent again, or answered and sent again.
+    """Sends one chunk: once, or again after a cancellation or an answer.
 
     None where it was the last one, applied already, and its version has left since.
     """
@@ -158,7 +158,7 @@ async def _advance(
         try:
             return await again()
         except Aborted:
-            # The call that was given up was another writer, and is over now.
+            # The cancelled call was another writer, and is over now.
             return await again()
     if how < 0.2 and begin:
         await once()

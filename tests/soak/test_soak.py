@@ -1,4 +1,4 @@
-"""The soak, a minute and a half of it, by the command that a person would run."""
+"""A minute and a half of the soak, by its command."""
 
 import subprocess
 import sys

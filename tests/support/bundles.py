@@ -1,4 +1,4 @@
-"""Bundles for tests: exported for real, then given other numbers, with checksums that fit."""
+"""Bundles for tests: exported, then renumbered, with matching checksums."""
 
 import json
 import secrets
@@ -26,7 +26,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def vouch(bundle: Path, name: str, proven: bool = False) -> None:
-    """Makes the manifest's size and checksum those of a file as it is now; with `proven` the proof's too."""
+    """Updates the manifest's size and checksum of a file; with `proven` also the proof's."""
     digest = sha256_of(bundle / name)
 
     def describe(manifest: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def vouch(bundle: Path, name: str, proven: bool = False) -> None:
 
 
 def make_old(bundle: Path) -> None:
-    """Turns a bundle into one as they were made before: with `model.scan.onnx`, which alone was proven to the bit."""
+    """Converts a bundle to the old form: with `model.scan.onnx`, which alone was proven bit for bit."""
     name, kind = "model.scan.onnx", "ARTIFACT_KIND_ONNX_SCAN"
     (bundle / name).write_bytes(b"nothing reads it")
 
@@ -64,14 +64,14 @@ def make_old(bundle: Path) -> None:
 def publish(
     bundle: Path, root: Path, name: str, version: int, spoil: Callable[[Path], object] = lambda _: None
 ) -> Path:
-    """Puts a copy of a bundle into a repository, in one step, under another name and version.
+    """Publishes a copy of a bundle in a repository, in one step, with another name and version.
 
     Args:
         bundle: The version folder to copy.
         root: The repository.
         name: The model's new name.
-        version: The new version; what is there under this number goes.
-        spoil: Given the copy before it is published.
+        version: The new version; replaces an existing one.
+        spoil: Changes the copy before it is published.
     """
     target = root / name / str(version)
     draft = target.parent / f".tmp-{secrets.token_hex(4)}"
@@ -87,7 +87,7 @@ def publish(
 
 
 def withdraw(version: Path) -> None:
-    """Takes a version out of its repository, in one step."""
+    """Removes a version from its repository, in one step."""
     shutil.rmtree(_set_aside(version), ignore_errors=True)
 
 

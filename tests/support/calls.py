@@ -1,4 +1,4 @@
-"""Details of a call, as a transport gives them to the registry."""
+"""Details of a call for the registry."""
 
 from collections.abc import Iterable
 

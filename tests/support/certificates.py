@@ -1,4 +1,4 @@
-"""Certificates that tests make themselves, and channels that speak TLS with them."""
+"""Certificates made by tests, and channels with TLS."""
 
 import datetime
 import hashlib
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 
 class Authority:
-    """An authority, and what it has issued.
+    """A certificate authority.
 
     Attributes:
         pem: Its certificate.
@@ -26,13 +26,13 @@ class Authority:
         self.pem: bytes = self._ca.cert_pem.bytes()
 
     def issue(self, *names: str, common_name: str | None = None) -> tuple[bytes, bytes]:
-        """The certificate chain of a new certificate, and its private key."""
+        """Returns the chain of a new certificate, and its private key."""
         issued = self._ca.issue_cert(*names, common_name=common_name)
         return b"".join(blob.bytes() for blob in issued.cert_chain_pems), issued.private_key_pem.bytes()
 
 
 def unusable() -> tuple[bytes, bytes]:
-    """A certificate, and its key, that OpenSSL takes and no client of gRPC does."""
+    """Returns a certificate and key that OpenSSL accepts but gRPC's clients do not."""
     key = ed25519.Ed25519PrivateKey.generate()
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -47,12 +47,12 @@ def unusable() -> tuple[bytes, bytes]:
 
 
 class Files:
-    """The files that a server is told of.
+    """Certificate files of a server.
 
     Args:
-        folder: Where they are.
+        folder: Folder of the files.
         authority: Issues the server's certificate.
-        callers: Issues the callers' certificates; None where they need none.
+        callers: Issues the callers' certificates; None if they need none.
     """
 
     def __init__(self, folder: Path, authority: Authority, callers: Authority | None = None) -> None:
@@ -65,33 +65,33 @@ class Files:
 
     @property
     def options(self) -> list[str]:
-        """Those of `unroll-serve`."""
+        """Options of `unroll-serve`."""
         options = ["--tls-cert", str(self.chain), "--tls-key", str(self.key)]
         return [*options, "--tls-client-ca", str(self.client_ca)] if self._callers else options
 
     def renew(self, authority: Authority) -> None:
-        """Puts another certificate there."""
+        """Replaces the certificate."""
         chain, key = authority.issue("localhost", "127.0.0.1")
         replace(self.chain, chain)
         replace(self.key, key)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes a file as certificates are renewed: beside it, then moved there."""
+    """Replaces a file by a rename, as certificates are renewed."""
     fresh = path.with_suffix(".new")
     fresh.write_bytes(content)
     fresh.replace(path)
 
 
 def channel(address: str, authority: Authority, caller: tuple[bytes, bytes] | None = None) -> grpc.aio.Channel:
-    """A channel with a connection of its own, to a server that `authority` vouches for."""
+    """Opens a channel with its own connection to a server with a certificate of `authority`."""
     chain, key = caller or (None, None)
     credentials = grpc.ssl_channel_credentials(authority.pem, key, chain)
     return grpc.aio.secure_channel(address, credentials, [("grpc.use_local_subchannel_pool", 1)])
 
 
 def shown_by(address: str) -> str:
-    """Fingerprint of the certificate that the server shows to who connects now."""
+    """Returns the fingerprint of the server's current certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -103,7 +103,7 @@ def shown_by(address: str) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """That of the first certificate in a file."""
+    """Returns the fingerprint of the first certificate in a file."""
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     first = path.read_text("latin-1").split(end)[0] + end
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first[first.index(begin) :])).hexdigest()

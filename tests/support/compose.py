@@ -1,4 +1,4 @@
-"""docker-compose.yml under a project of its own, on a real engine."""
+"""docker-compose.yml as a separate project on a real Docker engine."""
 
 import os
 import secrets
@@ -17,13 +17,13 @@ from unroll_client import Client
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 1800.0
-"""Seconds for the longest step, building every image; what takes longer is stuck."""
+"""Seconds for the longest step, building every image."""
 
 Array = NDArray[np.float32]
 
 
 def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
-    """Runs a command to its end, which must be a good one, and returns what it printed on standard output."""
+    """Runs a command, which must succeed, and returns its standard output."""
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE, env=env, stdin=subprocess.DEVNULL, check=False
     )
@@ -32,7 +32,7 @@ def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 
 def compose_command() -> list[str]:
-    """The compose that this machine has; skips where there is none, or no engine to run it on."""
+    """Returns this machine's compose command; skips without one, or without a Docker engine."""
     if shutil.which("docker") is None:
         pytest.skip("no docker command")
     engine = subprocess.run(
@@ -47,17 +47,17 @@ def compose_command() -> list[str]:
 
 
 def inspect(container: str, what: str) -> str:
-    """What the engine knows of a container, by a Go template."""
+    """Inspects a container by a Go template."""
     return output_of("docker", "inspect", "--format", what, container).strip()
 
 
 def received_by(container: str) -> int:
-    """Bytes that have come to a container over the network."""
+    """Returns the bytes that a container has received."""
     return int(output_of("docker", "exec", container, "cat", "/sys/class/net/eth0/statistics/rx_bytes"))
 
 
 class Deployment:
-    """docker-compose.yml under a project name, and on a port, of its own."""
+    """docker-compose.yml with its own project name and port."""
 
     def __init__(self, command: list[str], data: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -72,7 +72,7 @@ class Deployment:
         return output_of(*self._command, *arguments, env=self._env)
 
     def up(self, replicas: int = 1) -> None:
-        """Returns once calls get through and that many replicas are healthy."""
+        """Waits until calls succeed and that many replicas are healthy."""
         try:
             self.compose("up", "--detach", "--scale", f"server={replicas}")
         except AssertionError as error:
@@ -84,12 +84,12 @@ class Deployment:
             assert time.monotonic() < deadline, self.compose("logs")
 
     def live_replicas(self) -> list[str]:
-        """Container ids of the servers that run and are healthy."""
+        """Returns the ids of healthy server containers."""
         ids = self.compose("ps", "--quiet", "server").split()
         return [container for container in ids if inspect(container, "{{.State.Health.Status}}") == "healthy"]
 
     def container(self, service: str) -> str:
-        """Id of the only container of a service, ended or not."""
+        """Returns the id of the only container of a service, even if it has ended."""
         (container,) = self.compose("ps", "--all", "--quiet", service).split()
         return container
 

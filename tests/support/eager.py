@@ -1,4 +1,4 @@
-"""Eager PyTorch on one sequence, to hold answers against."""
+"""Eager PyTorch on one sequence, for comparison."""
 
 from typing import TYPE_CHECKING
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from unroll_export.runs import TrainedRun
 
 TOLERANCE = 1e-5
-"""What the promise says of any difference from eager PyTorch; written here, so that the code can't move it."""
+"""Largest promised difference from eager PyTorch; repeated here, so that the code can't change it."""
 
 
 def eager(run: "TrainedRun", values: wire.Array) -> tuple[wire.Array, wire.Array]:
-    """Logits [steps, classes] and states [steps, hidden] of one sequence by eager PyTorch."""
+    """Computes logits [steps, classes] and states [steps, hidden] of one sequence by eager PyTorch."""
     import torch
 
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Training runs without a training: what export reads, around any network."""
+"""Training runs without training: the input of export for any network."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from unroll_export.runs import FORMAT, SUMMARY, WEIGHTS, TrainedRun, save_weight
 
 
 def run_of(network: RecurrentClassifier[Any], longest_sequence: int = 20, **changes: Any) -> TrainedRun:
-    """A finished run that left `network`."""
+    """Makes a finished run of `network`."""
     outputs, features = network.fc.out_features, network.rnn.input_size
     summary: dict[str, Any] = {
         "format": FORMAT,
@@ -32,7 +32,7 @@ def run_of(network: RecurrentClassifier[Any], longest_sequence: int = 20, **chan
 
 
 def write_run(run: TrainedRun, folder: Path) -> Path:
-    """Writes what `load_run` reads, and returns the folder."""
+    """Writes the files of a run; returns the folder."""
     folder.mkdir(parents=True)
     save_weights(run.model, folder / WEIGHTS)
     (folder / SUMMARY).write_text(json.dumps(run.summary), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Memory of processes, from the kernel."""
+"""Memory of processes, as reported by the kernel."""
 
 import os
 from contextlib import suppress
@@ -8,7 +8,7 @@ from support.workers import workers_of
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a server process and of its workers."""
+    """Returns the resident memory of a server process and its workers, in bytes."""
     pages = 0
     for each in (pid, *workers_of(pid)):
         with suppress(OSError):

@@ -18,7 +18,7 @@ from unroll_export.model import Cell, Nonlinearity, RecurrentClassifier, build
 
 
 def random_network(features: int = 3, hidden: int = 8, outputs: int = 4, layers: int = 1, seed: int = 0) -> SimpleRNN:
-    """A network whose weights depend on nothing but the arguments."""
+    """Makes a network whose weights depend only on the arguments."""
     network = random_classifier("rnn", features, hidden, outputs, layers, seed)
     assert isinstance(network, SimpleRNN)
     return network
@@ -33,7 +33,7 @@ def random_classifier(
     seed: int = 0,
     nonlinearity: Nonlinearity = "tanh",
 ) -> RecurrentClassifier[Any]:
-    """A network of any cell, likewise."""
+    """Makes a network of any cell, likewise."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build(cell, features, hidden, outputs, layers, nonlinearity=nonlinearity).eval()
@@ -43,14 +43,14 @@ def random_classifier(
 
 
 def default_runtime(content: bytes) -> Runtime:
-    """The runtime that serves a bundle by default, of the content of its `model.onnx`."""
+    """Makes the default runtime of a `model.onnx`, given its content."""
     return OnnxCpuRuntime(content) if unavailable_reason() else KernelRuntime(content)
 
 
 def served(
     network: RecurrentClassifier[Any], name: str = "m", version: int = 1, runtime: Runtime | None = None
 ) -> Model:
-    """The network as the server runs it."""
+    """Makes the served model of a network."""
     outputs = network.fc.out_features
     spec = ModelSpec(
         key=ModelKey(name, version),

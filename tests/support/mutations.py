@@ -1,4 +1,4 @@
-"""Messages that are nearly right: a valid one's bytes, changed in places."""
+"""Nearly valid messages: the bytes of a valid one, changed in places."""
 
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ _WORDS = (
 
 
 def mutate(data: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
-    """The data after the edits, each at a place of its own."""
+    """Applies edits to data, each at its own place."""
     changed = bytearray(data)
     for kind, where, piece in edits:
         at = where % (len(changed) + 1)

@@ -1,4 +1,4 @@
-"""A client and a server of the native transport's sessions in one place: no sockets, and a clock that tests set."""
+"""A client and a native server session without sockets, with a clock that tests set."""
 
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -27,13 +27,13 @@ UNARY, STREAM, WORK = "/test.Test/Unary", "/test.Test/Stream", "/test.Test/Work"
 
 
 class Answer(NamedTuple):
-    """What a call was answered with.
+    """Answer to a call.
 
     Attributes:
-        headers: Headers and trailers, as one.
+        headers: Headers and trailers.
         body: The bytes of the messages, with their prefixes.
-        reset: The number of the error that the call was reset with; None if it was not.
-        ended: Whether it has ended.
+        reset: Error code of a reset; None if it was not reset.
+        ended: True if it has ended.
     """
 
     headers: dict[str, str]
@@ -43,23 +43,23 @@ class Answer(NamedTuple):
 
     @property
     def status(self) -> tuple[str | None, str | None]:
-        """The status and its message, as they stand in the trailers."""
+        """Status and message from the trailers."""
         return self.headers.get("grpc-status"), self.headers.get("grpc-message")
 
 
 class Peer:
-    """A client's end of a session, and the server that it is on.
+    """The client's end of a session, and its server.
 
     Args:
-        greeting: What is sent first.
-        age: Seconds after which the connection takes no new calls.
-        limits: Of the server, beside the usual ones.
+        greeting: Bytes to send first.
+        age: Seconds after which the connection refuses new calls.
+        limits: Limits of the server that differ from the defaults.
 
     Attributes:
         now: The time, in seconds.
         server: The server, with the methods UNARY, STREAM and WORK.
         session: The connection.
-        frames: What the server has sent.
+        frames: Frames that the server has sent.
     """
 
     def __init__(self, greeting: bytes = PREFACE + settings(), age: float = 0.0, **limits: Any) -> None:
@@ -86,7 +86,7 @@ class Peer:
         self.send(greeting)
 
     def send(self, *pieces: bytes) -> None:
-        """Brings the server some bytes."""
+        """Sends bytes to the server."""
         self.session.receive(b"".join(pieces), self.now)
 
     def open(
@@ -97,7 +97,7 @@ class Peer:
         self.send(frame(HEADERS, flags, stream, header_block(path, *more, without=without)))
 
     def write(self, stream: int, data: bytes, ends: bool = False) -> None:
-        """Sends bytes of a request, in frames that are not too large; the server says what it says in between."""
+        """Sends bytes of a request in frames of valid sizes; processes the server's frames in between."""
         cuts = [*range(0, len(data), 16384), len(data)]
         for begin, end in pairwise(cuts):
             self.send(frame(DATA, END_STREAM if ends and end == len(data) else 0, stream, data[begin:end]))
@@ -109,21 +109,21 @@ class Peer:
         self.write(stream, message(body), ends=True)
 
     def events(self) -> list[tuple[int, Call, bytes]]:
-        """What has happened since the last call of this."""
+        """Returns the events since the last call."""
         return self.server.take_events()
 
     def requests(self) -> list[tuple[Call, bytes]]:
-        """The calls that have come with their message."""
+        """Returns the calls that have arrived with their message."""
         return [(call, body) for kind, call, body in self.events() if kind == _http2.REQUEST]
 
     def opened(self) -> Call:
-        """The one call that was opened."""
+        """Returns the only opened call."""
         ((kind, call, _),) = self.events()
         assert kind == _http2.OPENED
         return call
 
     def receive(self) -> list[Frame]:
-        """Takes what the server sends; returns what is new."""
+        """Reads the server's frames; returns the new ones."""
         pieces = []
         while piece := self.session.output(2**16):
             pieces.append(piece)
@@ -136,7 +136,7 @@ class Peer:
         return found
 
     def answer(self, stream: int = 1) -> Answer:
-        """What the server has answered to a call."""
+        """Returns the server's answer to a call."""
         self.receive()
         of = [each for each in self.frames if each.stream == stream]
         resets = [int.from_bytes(each.payload, "big") for each in of if each.kind == RST_STREAM]
@@ -148,6 +148,6 @@ class Peer:
         )
 
     def goaways(self) -> list[int]:
-        """The numbers of the errors that the server leaves with."""
+        """Returns the error codes of the server's GOAWAY frames."""
         self.receive()
         return [int.from_bytes(each.payload[4:8], "big") for each in self.frames if each.kind == GOAWAY]

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, spoken with the generated code alone: requests made and answers read."""
+"""The Open Inference Protocol by generated code: makes requests and reads answers."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from unroll_proto.inference import service_pb2 as pb
 def request_of(
     values: wire.Array, *outputs: str, model: str = "jv", request_id: str = "", **parameters: Any
 ) -> pb.ModelInferRequest:
-    """A request for values [batch, time, features], raw."""
+    """Makes a raw request for values [batch, time, features]."""
     request = pb.ModelInferRequest(model_name=model, id=request_id, raw_input_contents=[wire.to_bytes(values)])
     request.inputs.add(name="input", datatype="FP32", shape=values.shape)
     for output in outputs:
@@ -23,7 +23,7 @@ def request_of(
 
 
 def outputs_of(response: pb.ModelInferResponse) -> dict[str, wire.Array]:
-    """The float32 outputs by name."""
+    """Returns the float32 outputs by name."""
     return {
         output.name: np.frombuffer(raw, "<f4").reshape(output.shape)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)

@@ -1,4 +1,4 @@
-"""Callers with tokens, and operators, seen with the generated client alone."""
+"""Callers with tokens, and operators, by the generated client."""
 
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -16,12 +16,12 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 def bearer(token: str) -> Metadata:
-    """The metadata that bring a token."""
+    """Returns the metadata of a token."""
     return (("authorization", f"Bearer {token}"),)
 
 
 def write_identities(path: Path, **identities: Mapping[str, Any]) -> Path:
-    """Writes, at once, a file of identities, each with the token TOKEN-NAME; returns its path."""
+    """Writes a file of identities atomically, each with the token TOKEN-NAME; returns its path."""
     lines: list[str] = []
     for name, options in identities.items():
         lines += [f"[identities.{name}]", f'tokens = ["sha256:{digest_of(f"TOKEN-{name}").hex()}"]']
@@ -32,25 +32,25 @@ def write_identities(path: Path, **identities: Mapping[str, Any]) -> Path:
 
 
 def admin_address(server: ServerProcess) -> str:
-    """HOST:PORT of the admin listener, as the log has it."""
+    """Returns HOST:PORT of the admin listener from the log."""
     found = re.findall(r"admin on (\S+:\d+)", server.log)
     assert len(found) == 1, server.log
     return str(found[0])
 
 
 def metrics_address(server: ServerProcess) -> str:
-    """HOST:PORT of the metrics, as the log has it."""
+    """Returns HOST:PORT of the metrics from the log."""
     (found,) = re.findall(r"metrics on http://(\S+)/metrics", server.log)
     return str(found)
 
 
 @asynccontextmanager
 async def channel_to(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel with connections of its own."""
+    """Yields a channel with its own connection."""
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield channel
 
 
 def wait_for_log(server: ServerProcess, text: str, times: int = 1) -> None:
-    """Waits until the server has logged something so often."""
+    """Waits until the server has logged a text a number of times."""
     wait_until(lambda: server.log.count(text) >= times, lambda: server.log)

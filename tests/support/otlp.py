@@ -1,4 +1,4 @@
-"""A receiver of traces: OpenTelemetry's own service, on a free port of the loopback interface."""
+"""A receiver of traces: OpenTelemetry's service on a free loopback port."""
 
 import threading
 import time
@@ -16,10 +16,10 @@ from support.processes import PATIENCE
 
 
 class Receiver(pb_grpc.TraceServiceServicer):
-    """Keeps every span that it is sent.
+    """Keeps every received span.
 
     Attributes:
-        environment: The variables that send a process's spans here, at once.
+        environment: Variables that make a process send its spans here, at once.
     """
 
     def __init__(self) -> None:

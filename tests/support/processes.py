@@ -1,4 +1,4 @@
-"""Real command and server processes, ended by their own id."""
+"""Real command and server processes, ended by their ids."""
 
 import os
 import select
@@ -14,9 +14,9 @@ from typing import NamedTuple, Self
 
 BIN = Path(sys.executable).parent
 TRAINING_BIN = Path(os.environ.get("UNROLL_TEST_TRAINING_BIN", BIN))
-"""Where `unroll-train` and `unroll-export` are: in another environment if this one has no torch."""
+"""Folder of `unroll-train` and `unroll-export`, in another environment if this one has no torch."""
 PATIENCE = 120.0
-"""Seconds after which a process that does not get on is called stuck."""
+"""Seconds without progress after which a process counts as stuck."""
 
 
 def run(
@@ -43,7 +43,7 @@ def without(package: str, folder: Path) -> dict[str, str]:
 
 
 class Holding(NamedTuple):
-    """What a process holds: bytes resident, open descriptors, threads."""
+    """Resources of a process: resident bytes, open descriptors, threads."""
 
     resident: int
     descriptors: int
@@ -51,7 +51,7 @@ class Holding(NamedTuple):
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """Asks the kernel; OSError where there is no such process."""
+        """Reads them from the kernel; raises OSError if there is no such process."""
         process = Path(f"/proc/{pid}")
         pages = int((process / "statm").read_text().split()[1])
         descriptors, threads = (sum(1 for _ in (process / name).iterdir()) for name in ("fd", "task"))
@@ -63,9 +63,9 @@ class ServerProcess:
 
     Args:
         models: The model repository.
-        log: File that takes what it logs.
+        log: File for its log.
         options: Further options.
-        env: Variables beside the tests' own.
+        env: Further environment variables.
         tuning: Settings of `[tuning]`.
         executables: Folder of the environment to run it from.
 
@@ -112,11 +112,11 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        """What the server has logged."""
+        """The server's log so far."""
         return self._log.read_text()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal; SIGKILL to every process that the server consists of, as when its machine dies."""
+        """Sends a signal; SIGKILL goes to every process of the server, as when its machine dies."""
         if number == signal.SIGKILL:
             self._kill()
         else:
@@ -129,28 +129,28 @@ class ServerProcess:
                 os.kill(pid, signal.SIGKILL)
 
     def cpu_seconds(self) -> float:
-        """Processor time of all processes that the server consists of and that live."""
+        """Returns the processor time of all live processes of the server."""
         ticks = sum(int(fields[11]) + int(fields[12]) for fields in self._stats().values())
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def family(self) -> "list[Holding]":
-        """What each process that the server consists of, and that lives, holds."""
+        """Returns the resources of each live process of the server."""
         found = []
         for pid in self._stats():
-            # One that has just ended holds nothing any more.
+            # A process that has just ended has no resources.
             with suppress(OSError):
                 found.append(Holding.of(pid))
         return found
 
     def _stats(self) -> dict[int, list[str]]:
-        """/proc/PID/stat, from the state on, of the process and its descendants; none once it has been waited for."""
+        """Returns the fields of /proc/PID/stat, from the state on, of the process and its descendants."""
         if self.process.returncode is not None:
             return {}
         every = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 every[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
-        family = {self.process.pid: every.get(self.process.pid, ["0"] * 13)}  # zeros where there is no /proc
+        family = {self.process.pid: every.get(self.process.pid, ["0"] * 13)}  # zeros without /proc
         # A child can have a lower number than its parent, so that one pass is not enough.
         while more := {pid: stat for pid, stat in every.items() if int(stat[1]) in family and pid not in family}:
             family |= more

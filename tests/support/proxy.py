@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections off after so many bytes, as networks do."""
+"""A TCP proxy that breaks connections after given numbers of bytes."""
 
 import asyncio
 from collections.abc import Iterable
@@ -12,8 +12,7 @@ class CuttingProxy:
 
     Args:
         server: HOST:PORT.
-        cuts: Bytes, of both directions together, that each new connection carries before it is reset; those after the
-            last carry all.
+        cuts: Bytes, of both directions together, after which each new connection is reset; later ones are not.
 
     Attributes:
         address: HOST:PORT.
@@ -61,7 +60,7 @@ class CuttingProxy:
                 asyncio.create_task(self._forward(reader, back, writer)),
                 asyncio.create_task(self._forward(there, writer, writer)),
             }
-            # Either side's end is the end of both.
+            # The end of either side ends both.
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             back.transport.abort()
             writer.transport.abort()

@@ -1,4 +1,4 @@
-"""HTTP/2 spoken frame by frame over a socket, so that a test can say what no library would."""
+"""HTTP/2 frame by frame over a socket, for frames that no library would send."""
 
 import socket
 import struct
@@ -18,7 +18,7 @@ HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 3, 4
 
 
 class Frame(NamedTuple):
-    """A frame as it came."""
+    """A received frame."""
 
     kind: int
     flags: int
@@ -27,12 +27,12 @@ class Frame(NamedTuple):
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A frame as it goes."""
+    """Encodes a frame."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
 def split(data: bytes) -> tuple[list[Frame], bytes]:
-    """The whole frames at the beginning of some bytes, and what follows them."""
+    """Splits bytes into complete frames and the rest."""
     found = []
     while len(data) >= 9 and len(data) >= (end := 9 + int.from_bytes(data[:3], "big")):
         found.append(Frame(data[3], data[4], int.from_bytes(data[5:9], "big") & 0x7FFFFFFF, data[9:end]))
@@ -47,12 +47,12 @@ def settings(**values: int) -> bytes:
 
 
 def header_block(path: str, *more: tuple[str, str], without: str = "") -> bytes:
-    """The headers of a gRPC call, but for the one named and those replaced, which refer to nothing said before."""
+    """Returns the headers of a gRPC call, without one or with replacements, and without references to earlier ones."""
     usual = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
     usual += [("te", "trailers"), ("content-type", "application/grpc")]
     replaced = {without, *(name for name, _ in more)}
     headers = [*(each for each in usual if each[0] not in replaced), *more]
-    # Those of HTTP/2 itself go first.
+    # Pseudo-headers come first.
     headers.sort(key=lambda each: not each[0].startswith(":"))
     encoder = Encoder()
     encoder.header_table_size = 0
@@ -61,17 +61,17 @@ def header_block(path: str, *more: tuple[str, str], without: str = "") -> bytes:
 
 
 def message(body: bytes) -> bytes:
-    """A gRPC message, not compressed."""
+    """Encodes an uncompressed gRPC message."""
     return b"\0" + struct.pack(">I", len(body)) + body
 
 
 class Connection:
-    """A connection that has said its preface, if it is to.
+    """A connection that has sent its preface, unless it must not.
 
     Args:
         address: HOST:PORT.
-        greeting: What is sent first.
-        receive_buffer: Bytes that the kernel keeps for a reader that does not read; its default where 0.
+        greeting: Bytes to send first.
+        receive_buffer: Bytes that the kernel buffers for a slow reader; 0 for the default.
     """
 
     def __init__(self, address: str, greeting: bytes = PREFACE + settings(), receive_buffer: int = 0) -> None:
@@ -87,7 +87,7 @@ class Connection:
         self.send(greeting)
 
     def send(self, *pieces: bytes) -> bool:
-        """Sends what the other side still takes; False once it has hung up, or takes no more."""
+        """Sends as much as the other side accepts; returns False once it accepts no more."""
         try:
             self.socket.sendall(b"".join(pieces))
         except OSError:
@@ -95,7 +95,7 @@ class Connection:
         return True
 
     def call(self, stream: int, path: str, request: bytes, headers: Sequence[tuple[str, str]] = ()) -> bool:
-        """Sends a call with one request, no faster than the other side lets it; its own windows stay as they are."""
+        """Sends a call with one request within the other side's windows; its own windows do not change."""
         if not self.send(frame(HEADERS, END_HEADERS, stream, header_block(path, *headers))):
             return False
         given, body = 0, message(request)
@@ -115,7 +115,7 @@ class Connection:
         return True
 
     def frames(self) -> Iterator[Frame]:
-        """What comes, until the other side hangs up or says nothing for a while."""
+        """Yields received frames until the other side closes the connection or is silent for a while."""
         while True:
             while self._came:
                 came = self._came.popleft()
@@ -144,7 +144,7 @@ class Connection:
         return bool(piece)
 
     def is_alive(self) -> bool:
-        """Whether the other side answers a ping."""
+        """Returns True if the other side answers a ping."""
         if not self.send(frame(PING, 0, 0, b"alive?!?")):
             return False
         return any(each.kind == PING and each.flags & ACK and each.payload == b"alive?!?" for each in self.frames())

@@ -1,4 +1,4 @@
-"""Recurrent networks of every kind: PyTorch modules, and the same as ONNX graphs with the standard operators."""
+"""Recurrent networks of every kind, as PyTorch modules and as ONNX graphs of the standard operators."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class RecurrentNetwork:
         return 2 if self.cell == "lstm" else 1
 
     def eager(self, x: Float32Array, state: tuple[Float32Array, ...]) -> tuple[Float32Array, Float32Array]:
-        """Logits and states of every step by eager PyTorch, time-major: x [steps, lanes, input_size]."""
+        """Computes logits and states of every step by eager PyTorch, time-major: x [steps, lanes, input_size]."""
         assert self.cell != "gru_reset_before"
         tensors = tuple(torch.from_numpy(tensor) for tensor in state)
         with torch.inference_mode():
@@ -54,7 +54,7 @@ class RecurrentNetwork:
     def float64(
         self, x: Float32Array, state: tuple[Float32Array, ...]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Logits and states of every step in float64, by numpy; arguments as of `eager`."""
+        """Computes logits and states of every step in float64 by numpy; see `eager` for the arguments."""
         values = (x.astype(np.float64) - self.mean.numpy()) / self.std.numpy()
         for layer in range(self.rnn.num_layers):
             parts = [tensor[layer].astype(np.float64) for tensor in state]
@@ -152,7 +152,7 @@ class RecurrentNetwork:
 def recurrent_network(
     cell: str, input_size: int, hidden_size: int, output_size: int, num_layers: int = 1, seed: int = 0
 ) -> RecurrentNetwork:
-    """A network of such sizes; equal arguments give equal weights."""
+    """Makes a network; equal arguments give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sizes = input_size, hidden_size, num_layers
@@ -168,7 +168,7 @@ def recurrent_network(
 def random_sequences(
     network: RecurrentNetwork, steps: int, lanes: int, seed: int = 0
 ) -> tuple[Float32Array, tuple[Float32Array, ...]]:
-    """Values [steps, lanes, input_size] and an initial state of theirs, [num_layers, lanes, hidden_size] each."""
+    """Draws values [steps, lanes, input_size] and an initial state, [num_layers, lanes, hidden_size] each."""
     rng = np.random.default_rng(seed)
     rnn = network.rnn
     shape = rnn.num_layers, lanes, rnn.hidden_size

@@ -73,7 +73,7 @@ class RedisServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                 connection.sendall(b"PING\r\n")
-                # While it still reads its file it answers with an error.
+                # While it loads its file it answers with an error.
                 return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False

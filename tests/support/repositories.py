@@ -1,4 +1,4 @@
-"""A model repository with all that it needs to serve, in this process."""
+"""An in-process model repository with catalog, engine and watcher."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ class ServedRepository:
 
     Attributes:
         count_sessions: Counts the sessions on a version; none unless a test replaces it.
-        changes: Versions that took new work after each change.
+        changes: Versions that accepted new work after each change.
         changed: Set after each change.
     """
 
@@ -62,7 +62,7 @@ class ServedRepository:
 
     @property
     def names(self) -> list[str]:
-        """Versions that take new work, NAME/VERSION."""
+        """Versions that accept new work, NAME/VERSION."""
         return [str(model.spec.key) for model in self.catalog.models]
 
     @property

@@ -35,7 +35,7 @@ async def replicas(
     catalog: Catalog | None = None,
     quotas: Quotas | None = None,
 ) -> AsyncIterator[list[Sessions]]:
-    """Serves MODEL and NEWER from a replica for each store, each with an engine of its own.
+    """Serves MODEL and NEWER from a replica for each store, each with its own engine.
 
     Args:
         stores: The stores, which may be one several times; they are closed at the end.

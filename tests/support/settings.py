@@ -1,4 +1,4 @@
-"""Settings of a server that tests change to their needs."""
+"""Settings of a server for tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""silero-vad's published graph, out of its wheel, and its own loop over the chunks of one stream."""
+"""silero-vad's published graph, from its wheel, and its own loop over the chunks of one stream."""
 
 import importlib.metadata
 from pathlib import Path
@@ -11,12 +11,12 @@ from unroll_engine.models.spec import Float32Array
 from unroll_export.steps.plan import Options
 
 OPTIONS = Options(constants={"sr": "16000"}, contexts={"input": 64}, chunk=512)
-"""What a caller says of the file."""
+"""Options of the import."""
 CHUNK = 512
 
 
 def published_file() -> Path:
-    """The file `silero_vad.onnx`; skips the test if the wheel isn't installed."""
+    """Returns the path of `silero_vad.onnx`; skips the test if the wheel is not installed."""
     try:
         files = importlib.metadata.files("silero-vad") or []
     except importlib.metadata.PackageNotFoundError:
@@ -26,9 +26,9 @@ def published_file() -> Path:
 
 
 def own_loop(path: Path, chunks: Float32Array) -> Float32Array:
-    """Probabilities of speech in the chunks [steps, 512] of one stream, float32 [steps].
+    """Returns the speech probabilities of the chunks [steps, 512] of one stream, float32 [steps].
 
-    What silero_vad.utils_vad.OnnxWrapper does, in numpy: a session for the stream, which carries state and context.
+    Does the same as silero_vad.utils_vad.OnnxWrapper, in numpy, with state and context of the stream.
     """
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = options.intra_op_num_threads = 1
@@ -45,7 +45,7 @@ def own_loop(path: Path, chunks: Float32Array) -> Float32Array:
 
 
 def speech_like(streams: int, steps: int, seed: int = 0) -> Float32Array:
-    """Audio of 16 kHz that the model is not sure of: voiced sounds with pauses, [streams, steps, 512]."""
+    """Makes ambiguous 16 kHz audio, voiced sounds with pauses, [streams, steps, 512]."""
     rng = np.random.default_rng(seed)
     time = np.arange(steps * CHUNK) / 16000
     pitch = rng.uniform(80, 260, (streams, 1)) * (1 + 0.05 * np.sin(2 * np.pi * rng.uniform(2, 5, (streams, 1)) * time))

@@ -26,7 +26,7 @@ def graph(
     dtypes: Mapping[str, int] | None = None,
     opset: int = 17,
 ) -> bytes:
-    """A model of these nodes; what `dtypes` doesn't name is float32."""
+    """Makes a model of nodes; tensors that `dtypes` does not name are float32."""
     types = dtypes or {}
     takes, gives = (
         [helper.make_tensor_value_info(name, types.get(name, F32), shape) for name, shape in values.items()]
@@ -86,7 +86,7 @@ def counter() -> bytes:
 
 
 def source(content: bytes, file: str = "m.onnx") -> Source:
-    """The content of a file, as it is read."""
+    """Reads the content of a file as a source."""
     return source_of(file, content)
 
 
@@ -96,7 +96,7 @@ def import_graph(content: bytes, root: Path, name: str = "step", options: Option
 
 
 def changed(content: bytes, change: Callable[[onnx.ModelProto], object]) -> bytes:
-    """A model with one thing changed."""
+    """Returns a changed copy of a model."""
     model = onnx.load_from_string(content)
     change(model)
     return bytes(model.SerializeToString())

@@ -1,4 +1,4 @@
-"""Streams of the server without a transport: their answers as a caller takes them."""
+"""Streams of the server without a transport."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -28,7 +28,7 @@ def stream_of(catalog: Catalog, engine: AsyncEngine, limits: Limits) -> Stream:
 async def streamed(
     models: list[Model], limits: Limits, requests: Sequence[pb.UnrollRequest], max_queued_steps: int = 10**6
 ) -> list[pb.UnrollResponse]:
-    """What a stream answers to the messages; it ends by itself."""
+    """Returns a stream's answers to messages."""
 
     async def sent() -> AsyncIterator[pb.UnrollRequest]:
         for request in requests:
@@ -43,7 +43,7 @@ async def streamed(
 
 
 async def answers_of(stream: RequestStream, requests: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-    """Yields the answers of a stream: the next one is written when the caller asks for it."""
+    """Yields the answers of a stream, each written when the caller asks for it."""
     written: asyncio.Queue[Any] = asyncio.Queue(1)
 
     async def write(answer: Any) -> None:

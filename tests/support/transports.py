@@ -1,4 +1,4 @@
-"""The transports that tests of the wire run on."""
+"""Transports for tests of the wire."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,13 @@ BOTH = [
     pytest.mark.usefixtures("transport"),
     pytest.mark.parametrize("transport", ["native", "grpcio"], indirect=True, scope="session"),
 ]
-"""A module's `pytestmark`: its tests run on each transport. Its own fixtures of servers ask for `transport` too."""
+"""A module's `pytestmark` for tests on each transport. Its server fixtures must also use `transport`."""
 
 MakeTransport = Callable[..., Transport]
 
 
 def make_native(*arguments: Any) -> Transport:
-    """Makes a native transport, where it was compiled."""
+    """Makes a native transport; skips if it is not compiled."""
     if reason := native.unavailable_reason():
         pytest.skip(reason)
     from unroll_server.transport.native.transport import NativeTransport
@@ -27,4 +27,4 @@ def make_native(*arguments: Any) -> Transport:
 
 
 MAKERS = pytest.mark.parametrize("make", [make_native, GrpcioTransport], ids=["native", "grpcio"])
-"""A module's `pytestmark`: its tests take a `make: MakeTransport` of each transport."""
+"""A module's `pytestmark` for tests with a `make: MakeTransport` of each transport."""

@@ -1,7 +1,7 @@
-"""Every call that the tests make with NVIDIA's tritonclient, in the environment that has it and nothing of ours.
+"""All calls with NVIDIA's tritonclient, run in an environment with it and without Unroll.
 
-Run as `python triton_calls.py ADDRESS SEQUENCES.npz ANSWERS.npz`: calls the server, and writes what it answered as
-arrays and JSON under the names of the functions here. Only tritonclient, numpy and the standard library are imported.
+`python triton_calls.py ADDRESS SEQUENCES.npz ANSWERS.npz` calls the server, and writes its answers as arrays and JSON
+under the names of the functions. Only tritonclient, numpy and the standard library are imported.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def padded(sequences: Arrays, filler: float = np.nan) -> tuple[Any, Any]:
 
 
 def tensors(**arrays: Any) -> list[Any]:
-    """Inputs of a request, raw."""
+    """Makes the raw inputs of a request."""
     inputs = []
     for name, array in arrays.items():
         datatype = np_to_triton_dtype(array.dtype)
@@ -48,7 +48,7 @@ def wanted(*names: str) -> list[Any]:
 
 
 def error_of(call: Callable[[], object]) -> list[str]:
-    """Status and message of a call that is refused."""
+    """Returns status and message of a refused call."""
     try:
         call()
     except InferenceServerException as error:
@@ -57,7 +57,7 @@ def error_of(call: Callable[[], object]) -> list[str]:
 
 
 class Stream:
-    """A stream of the synchronous client: sends, and hands over answers as they come."""
+    """A stream of the synchronous client."""
 
     def __init__(self, client: Any, headers: dict[str, str] | None = None) -> None:
         self.client = client
@@ -73,7 +73,7 @@ class Stream:
         return self.answers.get(timeout=PATIENCE)
 
     def results(self, count: int) -> dict[str, Any]:
-        """The next `count` answers by request id, none of which may be an error."""
+        """Returns the next `count` answers by request id; none may be an error."""
         found = {}
         for _ in range(count):
             result, error = self.take()
@@ -84,7 +84,7 @@ class Stream:
 
 
 def contract(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """Of every field of every message that the client knows: its number, type and whether it is repeated."""
+    """Number, type and repetition of every field of the client's messages."""
     found: dict[str, Any] = {}
     messages = [each for file in FILES for each in file.DESCRIPTOR.message_types_by_name.values()]
     while messages:
@@ -136,7 +136,7 @@ def default_outputs(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def resumed(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """The batch cut in two, the second half begun on the final states of the first."""
+    """Splits the batch in time and resumes the second half from the final states of the first."""
     cut = 3
     first = client.infer(
         MODEL, tensors(input=np.stack([each[:cut] for each in sequences])), outputs=wanted("final_state")
@@ -164,7 +164,7 @@ def classification(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def callbacks(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """Several calls at once by `async_infer`."""
+    """Makes concurrent calls by `async_infer`."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     for index, each in enumerate(sequences):
         client.async_infer(
@@ -183,7 +183,7 @@ def callbacks(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def unary_sequences(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """Two sequences step by step, one under a number and one under the same number as text."""
+    """Runs two sequences step by step, with a number as id and with the same number as text."""
     found = {}
     for key, name, values in ((41, "number", sequences[0]), ("41", "text", sequences[1])):
         for step in range(len(values)):
@@ -201,12 +201,12 @@ def unary_sequences(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def stream_sequences(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """Many sequences interleaved on one stream, sent without waiting: steps one by one, in chunks, with restarts."""
+    """Interleaves many sequences on one stream without waiting: single steps, chunks, restarts."""
     stream = Stream(client)
     chunk_of = [1, 2, 3, 5]
     sent = 0
     longest = max(map(len, sequences))
-    # A start that is repeated later: what came before it must leave no trace.
+    # A repeated start: earlier steps must have no effect.
     for index, each in enumerate(sequences):
         stream.send(each[np.newaxis, :2] * 3, f"{index}/x", sequence_id=f"s{index}", sequence_start=True)
         sent += 1
@@ -237,7 +237,7 @@ def stream_sequences(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def across_streams(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """A sequence that begins on one stream, goes on by a call, and ends on another stream."""
+    """Begins a sequence on one stream, continues it by a call, and ends it on another stream."""
     values = sequences[2][np.newaxis]
     stream = Stream(client)
     stream.send(values[:, :3], "a", sequence_id=7, sequence_start=True)
@@ -252,7 +252,7 @@ def across_streams(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def stream_errors(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """Refused requests between good ones, on one stream that lives on."""
+    """Sends refused requests between valid ones on one stream, which continues."""
     values = sequences[0][np.newaxis]
     stream = Stream(client)
     stream.send(values, "good", outputs=("logits",))
@@ -275,7 +275,7 @@ def stream_errors(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def stream_status(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """A stream that asks to end with the code of its first error."""
+    """Opens a stream that ends with the status of its first error."""
     values = sequences[0][np.newaxis]
     stream = Stream(client, headers={"triton_grpc_error": "true"})
     stream.send(values, "good", outputs=("logits",))
@@ -328,7 +328,7 @@ def errors(client: Any, sequences: Arrays) -> dict[str, Any]:
 
 
 def cancelled(client: Any, sequences: Arrays) -> dict[str, Any]:
-    """A call and a stream that the caller leaves, and that the server answers others after all the same."""
+    """Cancels a call and a stream; the server still answers others."""
     big = np.zeros((8, 40000, 12), np.float32)
     done = threading.Event()
     found: dict[str, Any] = {}
@@ -410,7 +410,7 @@ SCENARIOS = [
 
 
 def main(address: str, given: str, answers: str) -> None:
-    """Runs every scenario; a failure of one is its answer, so that the others are seen."""
+    """Runs every scenario; records a failure as its answer."""
     with np.load(given) as file:
         sequences = [file[f"s{index}"] for index in range(len(file.files))]
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Waits for conditions that nothing reports."""
+"""Polling for conditions that no event reports."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from inspect import isawaitable
 from support.processes import PATIENCE
 
 INTERVAL = 0.002
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], report: Callable[[], object] = lambda: "") -> None:

@@ -1,9 +1,9 @@
-"""A wall clock that steps, as a real server process reads it."""
+"""A wall clock that steps, for real server processes."""
 
 import os
 from pathlib import Path
 
-# grpcio compares Python's wall clock with the kernel's, to which nothing can be added here.
+# grpcio compares Python's wall clock with the kernel's, which can't be changed here.
 _SHIFT = """
 import pathlib, time, types
 import grpc._cython.cygrpc
@@ -18,10 +18,10 @@ time.time, time.time_ns = shifted(time.time, 1), shifted(time.time_ns, 10**9)
 
 
 class WallClock:
-    """The wall clock of the Python processes that are started with `env`; other clocks stay as they are.
+    """Controls the wall clock of Python processes started with `env`; other clocks do not change.
 
     Args:
-        folder: Where its files are.
+        folder: Folder of its files.
 
     Attributes:
         env: Variables for those processes.
@@ -35,7 +35,7 @@ class WallClock:
         self.env = {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
 
     def set(self, seconds: int) -> None:
-        """Sets it so far past the real time."""
+        """Sets the clock ahead of the real time, in seconds."""
         new = self._file.with_name("new")
         new.write_text(str(seconds))
         new.replace(self._file)

@@ -1,4 +1,4 @@
-"""The wire, spoken with the generated code alone: requests made and answers read as any other client would."""
+"""The wire by generated code: makes requests and reads answers."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -50,13 +50,13 @@ def close_request(key: str) -> pb.UnrollRequest:
 
 
 def details_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    """The google.rpc.Status that came with an error."""
+    """Returns the google.rpc.Status of an error."""
     trailers = dict(error.trailing_metadata() or ())
     return status_pb2.Status.FromString(cast(bytes, trailers["grpc-status-details-bin"]))
 
 
 def violations_of(status: status_pb2.Status) -> list[tuple[str, str]]:
-    """Field and description of every field violation."""
+    """Returns field and description of every field violation."""
     found = []
     for detail in status.details:
         bad = error_details_pb2.BadRequest()

@@ -1,4 +1,4 @@
-"""What the kernel knows of a server's workers."""
+"""Workers of a server, as reported by the kernel."""
 
 from pathlib import Path
 
@@ -8,28 +8,28 @@ _ESTABLISHED = "01"
 
 
 def workers_of(pid: int) -> list[int]:
-    """Process ids of the live children of a process."""
+    """Returns the ids of the live children of a process."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children if lives(int(child))]
 
 
 def lives(pid: int) -> bool:
-    """Whether a process has a thread that runs, and so keeps its sockets open; whether it was waited for or not."""
+    """Returns True if a process has a live thread, and so keeps its sockets open."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        # The first thread can have ended before the others.
+        # The main thread may have ended before the others.
         return state != "Z" or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
 def wait_until_gone(*pids: int) -> None:
-    """Waits for the end of processes that are not ours to wait for."""
+    """Waits for the end of processes that are not our children."""
     wait_until(lambda: not any(map(lives, pids)), lambda: f"still there: {[pid for pid in pids if lives(pid)]}")
 
 
 def connections_of(pid: int, port: int) -> int:
-    """How many TCP connections to `port`, over IPv4 or IPv6, a process holds."""
+    """Returns the number of TCP connections of a process to `port`, over IPv4 and IPv6."""
     inodes = set()
     for file in Path(f"/proc/{pid}/fd").iterdir():
         try:

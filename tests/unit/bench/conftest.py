@@ -1,4 +1,4 @@
-"""Fixtures: the servers in this process of the client's tests."""
+"""Fixtures: in-process servers of the client's tests."""
 
 from unit.client.conftest import address, script, start
 

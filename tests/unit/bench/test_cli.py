@@ -39,7 +39,7 @@ def bench(address: str, *words: str, model: str = "m") -> Result:
 def test_bad_input(address: str, words: tuple[str, ...], said: str) -> None:
     done = bench(address, *words)
     assert done.exit_code == 2, done.output
-    # Click's own kind of error comes with the usage; ours is one line.
+    # Click's own errors include the usage; ours are one line.
     assert said in done.stderr.splitlines()[-1]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark itself: its arithmetic, its messages, and that a run reports, and leaves nothing running."""
+"""The benchmark itself: arithmetic, messages, a report, and no processes left behind."""
 
 import json
 import os
@@ -25,7 +25,7 @@ PATIENCE = 120.0
 
 @pytest.fixture
 def mark() -> Iterator[str]:
-    """A variable that every process of a run inherits."""
+    """An environment variable that every process of a run inherits."""
     name = f"MARK_{uuid.uuid4().hex}"
     yield name
     for pid in marked(name):
@@ -33,7 +33,7 @@ def mark() -> Iterator[str]:
 
 
 def marked(name: str) -> list[int]:
-    """Processes that have the variable and have not ended."""
+    """Returns the live processes that have the variable."""
     found = []
     for path in Path("/proc").iterdir():
         try:
@@ -72,7 +72,7 @@ def test_a_row_is_measured_and_reported_and_nothing_stays_behind(tmp_path: Path,
     assert not row["problem"]
     assert {figure["contestant"] for figure in row["figures"]} >= {"Unroll, grpcio", "afternoon server"}
     assert all(figure["median"] > 0 for figure in row["figures"])
-    # Two of ours, and one of Triton, which was not asked for.
+    # Two of ours, and one of Triton, which was not requested.
     assert len(row["verdicts"]) == 3
     assert "afternoon server" in (tmp_path / "table.md").read_text()
 
@@ -80,7 +80,7 @@ def test_a_row_is_measured_and_reported_and_nothing_stays_behind(tmp_path: Path,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_process(tmp_path: Path, mark: str, number: signal.Signals) -> None:
     process = run_bench(tmp_path, mark, "latency")
-    # The run itself, and servers of it.
+    # The run and its servers.
     wait_until(lambda: len(marked(mark)) >= 3)
     process.send_signal(number)
     process.communicate(timeout=PATIENCE)

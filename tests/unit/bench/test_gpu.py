@@ -1,4 +1,4 @@
-"""`make gpu` on a machine without a card: it skips with the reason, and does all of it on the CPU if asked to."""
+"""`make gpu` on a machine without a card: it skips with the reason, or runs on the CPU on request."""
 
 import pytest
 import torch

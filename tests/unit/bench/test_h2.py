@@ -1,4 +1,4 @@
-"""The generator's HTTP/2 against grpcio's servers, and against a peer that does what grpcio's rarely do."""
+"""The generator's HTTP/2 against grpcio's servers, and against a peer with rare behaviour."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ MEGABYTE = bytes(range(256)) * 4096
 
 
 class Caught(Stream):
-    """A call that keeps all that comes."""
+    """A call that keeps everything received."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ async def test_unary_of_any_size(address: str, message: bytes) -> None:
 
 
 async def test_many_large_messages_at_once(address: str) -> None:
-    """They share the connection's window, and all get through."""
+    """All get through although they share the connection's window."""
     connection = await connect(address, lambda line: None)
     answers = await asyncio.gather(*(call(connection, "Echo", MEGABYTE + bytes([index])) for index in range(20)))
     assert answers == [("OK", [MEGABYTE + bytes([index])]) for index in range(20)]
@@ -126,7 +126,7 @@ async def test_close_ends_calls(address: str) -> None:
 
 
 async def test_connection_age(address: str) -> None:
-    """A server that wants its connections renewed says so; what is in flight is answered."""
+    """A server that asks for a new connection still answers calls in flight."""
     server = grpc.aio.server(options=[("grpc.max_connection_age_ms", 50)])
     released = asyncio.Event()
 
@@ -165,7 +165,7 @@ def test_addresses() -> None:
     assert split_address("[::1]:50051") == ("::1", 50051)
 
 
-# A peer whose every byte is the test's.
+# A peer of which the test controls every byte.
 
 
 def headers(*pairs: tuple[str, str]) -> bytes:
@@ -202,7 +202,7 @@ class Peer:
         self._server.close()
 
     async def next(self, *kinds: int) -> tuple[int, int, int, bytes]:
-        """The next frame of one of these kinds: kind, flags, stream, payload."""
+        """Returns the next frame of one of these kinds: kind, flags, stream, payload."""
         while True:
             high, low, kind, flags, number = frames.FRAME_HEADER.unpack(await self.reader.readexactly(9))
             payload = await self.reader.readexactly(high << 16 | low)
@@ -235,7 +235,7 @@ async def test_no_more_streams_than_allowed() -> None:
         for expected in (1, 3):
             assert (await peer.next(frames.HEADERS))[2] == expected
         peer.writer.write(frame(frames.PING, 0, 0, bytes(8)))
-        # Had a third call been sent, it would stand before the answer to the ping.
+        # A third call would come before the answer to the ping.
         assert (await peer.next(frames.HEADERS, frames.PING))[0] == frames.PING
         for number in (1, 3, 5, 7, 9):
             peer.answer(number, b"a")
@@ -257,7 +257,7 @@ async def test_waiting_stream_keeps_what_was_sent() -> None:
 
 
 async def test_windows_are_kept() -> None:
-    """No byte more than the peer allows, on the stream and on the connection, whatever it changes meanwhile."""
+    """The client never exceeds the peer's windows, even if they change."""
     async with Peer(frames.SETTING.pack(frames.INITIAL_WINDOW_SIZE, 10)) as peer:
         start(peer, b"0123456789")  # 15 bytes with the prefix
         assert (await peer.next(frames.DATA))[3] == framed(b"0123456789")[:10]
@@ -338,7 +338,7 @@ async def test_not_a_grpc_server() -> None:
 
 
 async def test_early_status_resets_the_call() -> None:
-    """A server that has answered must not be left with half a call."""
+    """A call that the server has answered early is still half-closed."""
     async with Peer() as peer:
         stream = Caught()
         peer.connection.open(stream, block("All"))
@@ -349,7 +349,7 @@ async def test_early_status_resets_the_call() -> None:
 
 
 class Wire(asyncio.Transport):
-    """Takes what is written."""
+    """Records what is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -359,7 +359,7 @@ class Wire(asyncio.Transport):
         self.written += data
 
 
-@settings(deadline=None)  # a first call of the loop takes as long as the machine is busy
+@settings(deadline=None)  # the loop's first call can be slow on a busy machine
 @given(
     messages=st.lists(st.binary(max_size=400), max_size=8),
     cuts=st.lists(st.integers(1, 300), min_size=1),
@@ -370,7 +370,7 @@ class Wire(asyncio.Transport):
 def test_any_cut_gives_the_same(
     messages: list[bytes], cuts: list[int], reads: list[int], padding: int | None, parts: int
 ) -> None:
-    """Messages don't depend on how they are cut into frames, padded, and cut into reads."""
+    """Messages are independent of their cuts into frames and reads, and of padding."""
 
     async def run() -> None:
         data = b"".join(map(framed, messages))

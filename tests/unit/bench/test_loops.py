@@ -1,4 +1,4 @@
-"""The loops against real servers that are slow, wrong, refusing, ending or dead; and what is made of the figures."""
+"""The loops against real servers that are slow, wrong, refusing, ending or dead, and their figures."""
 
 import asyncio
 from collections import Counter
@@ -70,7 +70,7 @@ async def test_closed_loop_keeps_its_number_in_flight() -> None:
     assert result.seconds == 0.4
     assert result.rate == pytest.approx(result.calls / 0.4)
     assert result.latencies.min() >= 0.001
-    # In turn, so no message was sent twice as often as another; and what was not measured was sent, too.
+    # In turn, so that all messages are sent about equally often, the unmeasured ones included.
     assert set(seen) == {b"a", b"bb", b""}
     assert max(seen.values()) - min(seen.values()) <= 7
     assert seen.total() > result.calls
@@ -106,7 +106,7 @@ async def test_check_that_raises_is_an_error() -> None:
 
 
 async def test_open_loop_keeps_its_schedule() -> None:
-    """Answers that take 100 ms change nothing of when calls begin."""
+    """Answers that take 100 ms do not delay later calls."""
     arrived: list[float] = []
 
     async def slow(request: bytes, context: Any) -> bytes:
@@ -127,7 +127,7 @@ async def test_open_loop_keeps_its_schedule() -> None:
 
 
 async def test_open_loop_counts_waiting_and_what_was_not_sent() -> None:
-    """Two at a time, 50 ms each, is 40 a second; 400 a second arrive."""
+    """Two at a time of 50 ms each are 40 per second; 400 per second arrive."""
 
     async def slow(request: bytes, context: Any) -> bytes:
         await asyncio.sleep(0.05)
@@ -139,13 +139,13 @@ async def test_open_loop_counts_waiting_and_what_was_not_sent() -> None:
     assert not result.errors
     assert 0 < result.calls <= 42
     assert 340 < unsent + result.calls < 460
-    # The last one sent had waited for nearly all the time.
+    # The last one sent had waited for nearly the whole run.
     assert result.latencies.max() > 0.5
     assert result.rate <= 42
 
 
 async def test_server_that_ends_and_comes_back() -> None:
-    """What was lost is counted, and the run goes on."""
+    """Losses are counted, and the run continues."""
     tally = Tally()
     async with serving(echo) as (address, server):
         run = asyncio.ensure_future(closed_loop(address, calls(b"a"), in_flight=4, seconds=30, warm_up=0, tally=tally))

@@ -1,4 +1,4 @@
-"""Streams against the real service: bits checked, cadence kept, whatever ends is counted."""
+"""Streams against the real service: checked bits, a kept cadence, counted losses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +26,7 @@ async def drive(address: str, **options: Any) -> Result:
 
 
 class Expected:
-    """The states that the model alone computes, for as many steps as there are."""
+    """Returns the states that the model computes alone, for all steps."""
 
     def __init__(self, chunk: int, rounds: int = 3000) -> None:
         rows = VALUES[: len(VALUES) // chunk * chunk]
@@ -55,7 +55,7 @@ async def test_every_chunk_is_answered_with_the_right_states(address: str, chunk
 
 
 async def test_cadence(address: str) -> None:
-    """20 sequences, 10 chunks a second each, for one second."""
+    """20 sequences, 10 chunks per second each, for one second."""
     result = await drive(address, sequences=20, cadence=0.1, seconds=1, connections=2, check=Expected(6))
     assert not result.errors
     assert result.wrong == 0
@@ -103,7 +103,7 @@ async def test_broken_off(start: Callable[..., LocalServer]) -> None:
 
 
 class Astray(UnrollServiceServicer):
-    """Answers every chunk of 6 steps as it should, but for the third one of sequence 1: with `steps` first."""
+    """Answers every chunk of 6 steps correctly, except the third one of sequence 1, which it answers with `steps`."""
 
     def __init__(self, *steps: pb.Steps) -> None:
         self.steps = steps
@@ -144,7 +144,7 @@ async def test_steps_that_do_not_follow(
 ) -> None:
     address = script(Astray(pb.Steps(first_step=first, count=count)))
     result = await drive(address, sequences=3, cadence=cadence, warm_up=0, seconds=1)
-    # The sequence is lost, once, whatever else comes for it; the others go on.
+    # The sequence is lost once, whatever its later answers; the others continue.
     lost = {reason: number for reason, number in result.errors.items() if reason != "not sent"}
     assert lost == {"steps that were not asked for": 1}
     assert result.wrong == 1
@@ -153,7 +153,7 @@ async def test_steps_that_do_not_follow(
 
 
 class Silent(Astray):
-    """Opens sequences, and answers nothing more."""
+    """Opens sequences and answers nothing else."""
 
     async def Unroll(  # noqa: N802 (gRPC's name)
         self, request_iterator: AsyncIterator[pb.UnrollRequest], context: Any
@@ -221,7 +221,7 @@ def test_answers_must_stay_the_same() -> None:
     exact, close = ClassifyCheck(2, 3, bitwise=True), ClassifyCheck(2, 3, bitwise=False)
     assert [exact(answer(logits)) for logits in (GOOD, GOOD, changed, far)] == [True, True, False, False]
     assert [close(answer(logits)) for logits in (GOOD, GOOD, changed, far)] == [True, True, True, False]
-    # Beside the logits, anything can change: a label's name is the server's.
+    # Other fields than the logits may change, such as the label's name.
     assert exact(answer(GOOD, labels=["y", "z"]))
 
 

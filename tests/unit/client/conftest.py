@@ -1,4 +1,4 @@
-"""Fixtures of the client's tests: servers in this process."""
+"""Fixtures of the client's tests: in-process servers."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from unroll_proto.v1 import unroll_pb2_grpc
 
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
-    """A server of three models, that no test breaks."""
+    """A server of three models that no test breaks."""
     server = LocalServer(MODEL, TWO_LAYERS, BINARY)
     yield server.address
     server.stop()
@@ -34,7 +34,7 @@ def start() -> Iterator[Callable[..., LocalServer]]:
 
 @pytest.fixture
 def script() -> Iterator[Callable[[unroll_pb2_grpc.UnrollServiceServicer], str]]:
-    """Starts servers of other servicers, and gives their addresses."""
+    """Starts servers of other servicers; returns their addresses."""
     servers: list[ScriptedServer] = []
 
     def launch(servicer: unroll_pb2_grpc.UnrollServiceServicer) -> str:

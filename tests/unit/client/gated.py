@@ -24,16 +24,16 @@ class Gated(PartialServicer):
     """Answers zeros, and "N steps" as the label of N timesteps, once the gate is open.
 
     Args:
-        hangs: A request with a sequence of so many timesteps is never answered.
-        pushbacks: Requests, the first ones, that are told to come again.
-        retry_after: After so many seconds.
+        hangs: Length in timesteps of sequences whose requests are never answered.
+        pushbacks: Number of first requests that are told to retry.
+        retry_after: Seconds after which they are to retry.
 
     Attributes:
-        gate: Closed at first.
-        model_gate: The same of GetModel; open at first.
-        requests: The Classify requests that came, in order.
-        remaining: Seconds that each of them had until its deadline; None where it had none.
-        cancelled: Those that were cancelled.
+        gate: Gate of Classify, closed at first.
+        model_gate: Gate of GetModel, open at first.
+        requests: Received Classify requests, in order.
+        remaining: Seconds of each to its deadline; None without one.
+        cancelled: Requests that were cancelled.
     """
 
     def __init__(self, hangs: int = 0, pushbacks: int = 0, retry_after: float = 0.0) -> None:
@@ -49,11 +49,11 @@ class Gated(PartialServicer):
         self._retry_after = retry_after
 
     async def until(self, requests: int) -> None:
-        """Waits until so many requests have come."""
+        """Waits until this many requests have arrived."""
         await until(lambda: len(self.requests) >= requests)
 
     async def until_cancelled(self, requests: int) -> None:
-        """Waits until so many requests were cancelled."""
+        """Waits until this many requests were cancelled."""
         await until(lambda: len(self.cancelled) >= requests)
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802

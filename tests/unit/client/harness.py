@@ -1,4 +1,4 @@
-"""Servers in this process, each on an event loop and a port of its own, that tests can break at will."""
+"""In-process servers, each on its own event loop and port, that tests can break."""
 
 import asyncio
 import threading
@@ -44,11 +44,11 @@ def _steep() -> Model:
 
 
 STEEP = _steep()
-"""A model in which 3e38 becomes infinite, and the state NaN."""
+"""A model in which 3e38 becomes infinite and the state NaN."""
 
 
 class LoopThread:
-    """An event loop on a thread of its own."""
+    """An event loop on its own thread."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -65,7 +65,7 @@ class LoopThread:
         self.loop.close()
 
     async def _end(self) -> None:
-        """Waits for calls that were cancelled: grpc.aio's `stop` does not, and a loop can't close over them."""
+        """Waits for cancelled calls, since grpc.aio's `stop` does not and the loop must be empty to close."""
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
         await self.loop.shutdown_asyncgens()
@@ -96,7 +96,7 @@ class LocalServer:
 
     Attributes:
         address: HOST:PORT.
-        calls: How often each method was called.
+        calls: Number of calls of each method.
         messages: Messages of streams by their action.
     """
 
@@ -112,11 +112,11 @@ class LocalServer:
         return int(self.address.rpartition(":")[2])
 
     def drain(self) -> None:
-        """Ends all streams as a server does that is told to stop, and takes no new calls."""
+        """Drains all streams, as a stopping server does, and refuses new calls."""
         self._thread.loop.call_soon_threadsafe(self._service.drain, 1.0)
 
     def stop(self) -> None:
-        """Breaks every call off and goes away."""
+        """Cancels every call and stops."""
         if self._open:
             self._open = False
             self._thread.run(self._transport.stop(0))
@@ -136,7 +136,7 @@ class LocalServer:
 
 
 class ScriptedServer:
-    """A server of any servicer, for answers that the real one doesn't give.
+    """A server of any servicer, for answers that the real one never gives.
 
     Attributes:
         address: HOST:PORT.

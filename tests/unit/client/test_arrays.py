@@ -52,7 +52,7 @@ class Recording(PartialServicer):
 
 
 class Packing:
-    """Packs values as a client does, and returns what a server received."""
+    """Packs values by a client, and returns the message that the server received."""
 
     def __init__(self) -> None:
         self._servicer = Recording()
@@ -109,7 +109,7 @@ INEXACT = "[{}][{}] is {}, which float32 can't hold; where rounding does no harm
 
 
 class OfArray:
-    """An array of a library that offers `__array__`, which can fail."""
+    """An array of a library with `__array__`, which can fail."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -121,7 +121,7 @@ class OfArray:
 
 
 class OfDLPack:
-    """An array of a library that offers DLPack alone."""
+    """An array of a library with only DLPack."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array

@@ -1,4 +1,4 @@
-"""classify: one result whatever the limits and the splitting, and errors that name the sequence."""
+"""classify: one result for any limits and splits, and errors that name the sequence."""
 
 import asyncio
 import threading
@@ -284,13 +284,13 @@ def test_a_server_that_comes_back_is_found(start: Callable[..., LocalServer]) ->
 async def test_a_full_server_is_asked_again_when_it_says(start: Callable[..., LocalServer]) -> None:
     server = start(MODEL, queued=300)
     async with AsyncClient(server.address) as client:
-        # Of 4 calls of 240 steps each, there is room for one at a time.
+        # There is room for one of the 4 calls of 240 steps at a time.
         results = await asyncio.gather(*(client.classify(random_sequences([60] * 4)) for _ in range(4)))
     assert len({result.logits.tobytes() for result in results}) == 1
 
 
 class Scripted(PartialServicer):
-    """Answers zeros, from the version that `versions` says next; never, when there is none left."""
+    """Answers zeros, from the next version of `versions`; never once they are used up."""
 
     def __init__(self, versions: list[int], spoil: Callable[[pb.ClassifyResponse], None] | None = None) -> None:
         self.versions = versions
@@ -334,7 +334,7 @@ async def test_one_version_answers_all_parts(script: Callable[[UnrollServiceServ
 
 
 class Losing(Scripted):
-    """Hands sessions' calls on to a server, and loses every other answer."""
+    """Forwards calls of sessions to a server, and loses every second answer."""
 
     def __init__(self, address: str) -> None:
         super().__init__(versions=[])
@@ -366,7 +366,7 @@ async def test_each_piece_of_a_session_s_chunk_is_applied_once(
         assert (result.count, result.step, servicer.calls) == (len(values), len(values), 8)
         assert result.states is not None
         assert result.states.tobytes() == expected.tobytes()
-        # Whether the first piece counted nobody can tell, and so none follows it.
+        # The first piece may have been applied, so none follows it.
         with pytest.raises(Unavailable, match="lost") as caught:
             await client.advance("once", values)
         assert caught.value.advanced is None
@@ -374,7 +374,7 @@ async def test_each_piece_of_a_session_s_chunk_is_applied_once(
 
 
 class Leaving(Scripted):
-    """Serves no version 1 any more, once it has answered a piece by it."""
+    """Unloads version 1 once it has answered a piece."""
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
         if request.version == 1:

@@ -1,4 +1,4 @@
-"""Outputs: every format says the same, and a file is there whole or not at all."""
+"""Outputs: the same content in every format, and complete files or none."""
 
 import csv
 import dataclasses
@@ -49,7 +49,7 @@ def expected_rows(parts: list[tuple[list[str], Classification]]) -> list[dict[st
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Reads an output as its users would; numbers are compared as exact float32."""
+    """Reads an output as users do; numbers are compared as exact float32."""
     if path.suffix == ".parquet":
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         return rows

@@ -1,4 +1,4 @@
-"""The pipeline: everything once and in order, in batches of bounded size, and no more of the file than is asked for."""
+"""The pipeline: everything once and in order, in bounded batches, without reading far ahead."""
 
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ async def test_results_come_in_order_and_the_file_is_read_as_needed(
         model = await client.model("m")
         expected = await client.classify([sequence.values for sequence in numbered([9] * 5)], model="m")
         async for batch, result in classified(client, model, PATH, batches(watched())):
-            # One batch ahead in the reader, the others asked for.
+            # One batch ahead in the reader, the others in flight.
             assert taken <= len(seen) + 5 * (pipeline.IN_FLIGHT + 1) + 1
             assert len(result) == len(batch) == 5
             seen += batch.ids
@@ -73,7 +73,7 @@ async def test_results_come_in_order_and_the_file_is_read_as_needed(
 
 
 class Zeros(PartialServicer):
-    """Answers zeros, at once."""
+    """Answers zeros at once."""
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
         count = len(request.lengths)

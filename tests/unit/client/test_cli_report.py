@@ -1,4 +1,4 @@
-"""The score: counts that add up, and tables that can be read whatever the number of classes."""
+"""The score: consistent counts, and readable tables for any number of classes."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""SIGTERM ends a command that writes a file, and nothing half done stays behind."""
+"""SIGTERM ends a command that writes a file, without a partial file."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ LIMITS = Limits(max_sequences=4096, max_steps=64, max_open_sequences=10, max_mes
 def test_a_classification_that_is_terminated_leaves_nothing(tmp_path: Path, name: str) -> None:
     source, folder = tmp_path / "sequences.parquet", tmp_path / "out"
     folder.mkdir()
-    # The queue has room for no batch of 1,024 of these, so that the command waits for ever.
+    # The queue has no room for a batch of 1,024 of these, so the command waits for ever.
     write_sequences(source, [Sequence(str(index), np.ones((4, 3), np.float32)) for index in range(3000)])
     server = LocalServer(MODEL, limits=LIMITS, queued=100)
     command: list[str | Path] = [BIN / "unroll", "classify", source, "-o", folder / name, "--server", server.address]

@@ -1,4 +1,4 @@
-"""Coalescing: many callers, few RPCs, and for each the bits that it would have got alone."""
+"""Coalescing: many callers, few RPCs, and the bits of separate calls."""
 
 import asyncio
 from collections import Counter
@@ -46,7 +46,7 @@ async def test_whatever_calls_meet_each_gets_the_bits_of_a_call_alone(
         waiting = []
         for seed, (name, lengths, from_state, with_states) in enumerate(calls):
             sequences = [random_values(length, seed + index) for index, length in enumerate(lengths)]
-            # Every second sequence goes on from a state, the others begin at the zero state.
+            # Every second sequence resumes from a state, the others begin at the zero state.
             states = [begun[name] if index % 2 else None for index in range(len(lengths))] if from_state else None
             waiting.append(
                 client.classify(sequences, model=name, initial_states=states, return_final_states=with_states)
@@ -84,7 +84,7 @@ async def test_a_thousand_callers_cost_tens_of_calls(start: Callable[..., LocalS
         results = await asyncio.gather(*(client.classify([sequence]) for sequence in sequences))
         assert server.calls["Classify"] < 50
         assert server.calls["GetModel"] == 1
-        # Once more, now that the model is known, and the callers come again as they are answered.
+        # Again, with a known model, and with callers that repeat once they are answered.
         server.calls.clear()
         await asyncio.gather(*(ask_again(client, sequence, 3) for sequence in sequences))
         assert server.calls["Classify"] < 150
@@ -95,7 +95,7 @@ async def test_a_thousand_callers_cost_tens_of_calls(start: Callable[..., LocalS
         assert result.labels == [expected.labels[index]]
         assert result.logits.tobytes() == expected.logits[index].tobytes()
         assert result.probabilities.tobytes() == expected.probabilities[index].tobytes()
-        # What one caller keeps keeps no other's results.
+        # A kept result does not keep those of other callers alive.
         assert result.logits.base is result.probabilities.base is result.label_indices.base is None
 
 
@@ -148,7 +148,7 @@ async def test_an_idle_client_sends_at_once_and_a_busy_one_gathers(
         await servicer.until(1)
         second = asyncio.create_task(client.classify([random_values(2)]))
         await servicer.until(2)
-        # Two are under way and not answered: these wait, and then go together, in their order.
+        # Two are in flight and not answered: these wait, and then go together, in order.
         others = [asyncio.create_task(client.classify([random_values(3 + index)])) for index in range(20)]
         await asyncio.sleep(0)
         assert len(servicer.requests) == 2

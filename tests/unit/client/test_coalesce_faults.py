@@ -1,4 +1,4 @@
-"""Coalescing when things go wrong: a bad call fails alone, and deadlines and cancellations are each caller's own."""
+"""Coalescing with faults: a bad call fails alone, and each caller has its own deadline and cancellation."""
 
 import asyncio
 import dataclasses
@@ -47,7 +47,7 @@ def assert_bits(result: Classification, values: NDArray[np.float32]) -> None:
     assert result.logits[0].tobytes() == alone(MODEL, values, None)[0][-1].tobytes()
 
 
-# What makes a state one that only the server refuses: of another model, cut off, or not of this format.
+# States that only the server refuses: of another model, truncated, or of another format.
 SPOILT: dict[str, tuple[dict[str, Any], type[UnrollError], str]] = {
     "another's": ({"model": "other"}, FailedPrecondition, "initial_states[1]"),
     "cut off": ({"data": (bytes(4),)}, InvalidArgument, "initial_states[1].state[0]"),
@@ -115,7 +115,7 @@ async def test_a_server_that_came_back_with_other_limits(
         second = start(MODEL, limits=dataclasses.replace(ROOMY, **change), port=first.port)
         results = await outcomes([client.classify([sequences[0], sequence]) for sequence in sequences])
         assert second.calls["Classify"] > 1
-        # Now that they are known, the next ones are within them.
+        # The new limits are known now, so the next calls are within them.
         second.calls.clear()
         await asyncio.gather(*(client.classify([sequences[0], sequences[2]]) for _ in range(4)))
         assert second.calls["GetModel"] <= 1
@@ -132,7 +132,7 @@ async def test_a_server_that_came_back_with_other_limits(
 
 
 async def test_features_that_add_up_to_another_number_do_not_meet(address: str) -> None:
-    # End to end, 2 and 4 features make as many values as two sequences of 3.
+    # Concatenated, 2 and 4 features have as many values as two sequences of 3.
     async with AsyncClient(address, model="m") as client:
         await client.model()
         values = random_values(5)
@@ -144,7 +144,7 @@ async def test_features_that_add_up_to_another_number_do_not_meet(address: str) 
     for result in results:
         assert type(result) is InvalidArgument
         assert fields_of(result) == ["sequences[0]"]
-    # The words are those of a call alone, with its own sizes.
+    # The message is that of a separate call, with its own sizes.
     assert results[0].message == results[2].message == alone_refused.value.message
 
 
@@ -168,7 +168,7 @@ async def test_what_is_every_call_s_fault_is_every_call_s_error(start: Callable[
         results = await outcomes([client.classify([random_values(3)], model="m") for _ in range(30)])
     assert other.calls["Classify"] == 1
     assert {type(result) for result in results} == {NotFound}
-    # Each has an exception of its own, to which its own traceback is added.
+    # Each has its own exception, with its own traceback.
     assert len({id(result) for result in results}) == 30
 
 
@@ -191,13 +191,13 @@ async def test_a_deadline_is_the_caller_s_own(script: Script) -> None:
             await hasty
         servicer.gate.set()
         assert labels_of(await patient) == ["2 steps"]
-        # It ended as a call that shares nothing does.
+        # It ended like a call that shares nothing.
         servicer.gate.clear()
         with pytest.raises(DeadlineExceeded) as lone:
             await client.classify([random_values(3)] * 2000, timeout=0.1)
         assert (shared.value.message, shared.value.code) == (lone.value.message, lone.value.code)
     assert list(servicer.requests[0].lengths) == [2, 3]
-    # The request's own is the latest of theirs, rounded up on its way.
+    # The request's deadline is their latest, rounded up in transit.
     assert servicer.remaining[0] is not None
     assert 50 < servicer.remaining[0] < 91
 
@@ -226,7 +226,7 @@ async def test_a_deadline_passes_while_the_call_waits_to_be_sent(script: Script)
         servicer.gate.set()
         await asyncio.gather(*first)
         await client.classify([random_values(4)])
-    # What had no time left was never sent.
+    # Calls without time left were never sent.
     assert [list(request.lengths) for request in servicer.requests] == [[2], [2], [4]]
 
 
@@ -244,7 +244,7 @@ async def test_the_lookup_of_the_model_is_shared_and_nobody_s_own(script: Script
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        # The lookup that the hasty one began ends with its deadline; the others begin one of their own.
+        # The hasty call's lookup ends with its deadline; the others start another one.
         await until(lambda: servicer.lookups == 2)
         servicer.model_gate.set()
         assert len(await asyncio.gather(*patient)) == 20
@@ -321,7 +321,7 @@ async def test_a_full_server_is_asked_again_by_those_who_can_wait(script: Script
 
 
 async def test_requests_that_never_fit_together_get_through(start: Callable[..., LocalServer]) -> None:
-    # Of 40 calls of 30 steps, the server's queue holds 3 at a time.
+    # The server's queue has room for 3 of the 40 calls of 30 steps at a time.
     server = start(MODEL, limits=ROOMY, queued=100)
     sequences = [random_values(30, seed) for seed in range(40)]
     async with AsyncClient(server.address, timeout=120) as client:

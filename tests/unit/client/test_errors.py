@@ -1,4 +1,4 @@
-"""Errors: each status is its own exception, and its details survive the way."""
+"""Errors: each status has its exception, with its details."""
 
 import copy
 import pickle
@@ -100,7 +100,7 @@ def test_a_drained_sequence_can_be_copied_and_pickled() -> None:
 
 
 class Refusing(PartialServicer):
-    """Refuses everything with details, and counts."""
+    """Refuses everything with details, and counts the calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -118,12 +118,12 @@ def test_details_over_the_wire(script: Callable[[UnrollServiceServicer], str]) -
     with unroll_client.Client(script(servicer)) as client, pytest.raises(unroll_client.PermissionDenied) as caught:
         client.model("jv")
     assert caught.value.fields == (FieldViolation("lengths[3]", "0 timesteps"),)
-    # Only what another try can cure is tried again.
+    # Only errors that a retry can help are retried.
     assert servicer.calls == 1
 
 
 class Cancelling(Refusing):
-    """Cancels every other call, the first to begin with, as a server's core does while it shuts down."""
+    """Cancels every second call, starting with the first, as a server's core does while it shuts down."""
 
     async def _cancel(self, context: Any) -> None:
         self.calls += 1

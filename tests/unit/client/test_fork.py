@@ -1,4 +1,4 @@
-"""Forks: a client of the parent, or a new one, works in the child, or raises at once with the way out."""
+"""Forks: a client of the parent or a new one works in the child, or raises at once with a remedy."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from textwrap import dedent
 
 import pytest
 
-# `child(work)` forks and returns what `work` returned or raised in the child, or how the child died.
+# `child(work)` forks and returns the child's result or exception of `work`, or how the child died.
 PRELUDE = """
 import gc, multiprocessing, os, pickle, sys, threading
 import numpy as np

@@ -1,4 +1,4 @@
-"""Several addresses: calls go to those that are alive, in turn; what an address is, and what a client doesn't say."""
+"""Several addresses: calls go in turn to reachable servers; forms of addresses; secrets stay secret."""
 
 import asyncio
 from collections.abc import Callable

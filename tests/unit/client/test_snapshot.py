@@ -1,4 +1,4 @@
-"""Snapshot: a plain value, whole on disk or not at all."""
+"""Snapshot: a plain value, written completely or not at all."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""unroll: chunks in order over one shared stream, errors that stay where they belong, ends that are told."""
+"""unroll: chunks in order over one shared stream, errors of single sequences, reported ends."""
 
 import asyncio
 from collections.abc import Callable
@@ -79,7 +79,7 @@ async def test_steps_come_as_they_are_computed(address: str) -> None:
     _, expected, _ = alone(MODEL, values, None)
     async with AsyncClient(address, model="m") as client, client.unroll() as sequence:
         parts = [part async for part in sequence.stream(values)]
-        # Leaving the loop early drops the rest of the answer, and nothing else.
+        # Leaving the loop early drops only the rest of the answer.
         async for part in sequence.stream(values):
             assert part.first_step == 50
             break
@@ -118,7 +118,7 @@ async def test_a_fork_and_a_resumed_sequence_have_the_same_bits(address: str) ->
             assert await sequence.close() == closed
             with pytest.raises(FailedPrecondition, match="closed"):
                 await sequence.send(values)
-        # The model is the snapshot's, where none is named; and a snapshot is plain bytes.
+        # The default model is the snapshot's, and a snapshot is plain bytes.
         async with client.unroll(snapshot=Snapshot.from_bytes(snapshot.to_bytes())) as fork:
             assert (fork.model, fork.step) == ("deep", 10)
             answer = await fork.send(values[10:])
@@ -221,7 +221,7 @@ async def test_a_draining_server_gives_the_sequence_back(start: Callable[..., Lo
                 await send_for_ever(sequence, np.ones((1, 3)))
             snapshot = caught.value.snapshot
             assert 12 <= snapshot.step in (sequence.step - 1, sequence.step)
-            # It stays so, and a sequence that nobody waited for knows it as well.
+            # The error persists, also for an idle sequence.
             for ended in (sequence, idle):
                 with pytest.raises(ServerDraining):
                     await ended.snapshot()

@@ -1,4 +1,4 @@
-"""unroll against servers that answer what can't be, late, or not at all."""
+"""unroll against servers that answer wrongly, late, or not at all."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ def ones(steps: int) -> Any:
 
 
 class Scripted(PartialServicer):
-    """Opens sequences, and answers their chunks with what `answer` makes of them."""
+    """Opens sequences, and answers their chunks by `answer`."""
 
     def __init__(self, answer: Callable[[pb.Chunk], list[pb.UnrollResponse]]) -> None:
         self.answer = answer
@@ -76,7 +76,7 @@ async def test_an_answer_that_cannot_be_is_internal(
 
 
 async def test_a_server_that_knows_no_batches_gets_none(script: Callable[[UnrollServiceServicer], str]) -> None:
-    """The scripted one answers nothing but single chunks."""
+    """The scripted servicer answers only single chunks."""
     address = script(Scripted(lambda chunk: [steps(chunk.first_step, 1, 1)]))
     async with AsyncClient(address, timeout=PATIENCE) as client:
         sequences = await asyncio.gather(*(client.unroll().open() for _ in range(20)))
@@ -100,7 +100,7 @@ async def test_an_answer_that_does_not_come(script: Callable[[UnrollServiceServi
         sequence = await client.unroll().open()
         with pytest.raises(DeadlineExceeded, match=r"no 'steps' within 1 s"):
             await sequence.send(ones(1))
-        # Its answer comes late, and does not mix with the next one's.
+        # Its late answer does not mix with the next one.
         assert (await sequence.send(ones(1))).first_step == 1
 
 

@@ -39,7 +39,7 @@ async def collected(sequence: AsyncSequence, chunk: Float32Array) -> list[Steps]
 
 
 def check(parts: list[Steps], model: Any, values: Float32Array, every: int = 1, first: int = 0) -> None:
-    """Steps come once and in order, with the bits of a run in one piece."""
+    """Checks that steps come once and in order, with the bits of an undisturbed run."""
     logits, states, _ = alone(model, values, None)
     step = first
     for part in parts:
@@ -77,7 +77,7 @@ async def test_connections_that_break_lose_double_and_change_nothing(
         waiting = []
         for index, chunk in enumerate(chunks):
             waiting.append(asyncio.create_task(collected(sequence, chunk)))
-            await asyncio.sleep(0)  # It takes its turn before the snapshot does.
+            await asyncio.sleep(0)  # The chunk takes its turn before the snapshot.
             if not together:
                 await waiting[-1]
             if index in asked:
@@ -164,7 +164,7 @@ async def test_with_no_server_left_the_error_has_the_last_snapshot(start: Start,
         doomed.stop()
         with pytest.raises(Unavailable) as caught:
             await sequence.send(values[210:])
-        # It stays so.
+        # The error persists.
         with pytest.raises(Unavailable):
             await sequence.close()
     assert caught.value.snapshot == snapshot
@@ -230,7 +230,7 @@ async def test_what_is_kept_to_be_sent_again_is_bounded(script: Callable[[Partia
         sequence, other = client.unroll(), client.unroll()
         waiting = [asyncio.create_task(sequence.send(ones(100_000))) for _ in range(20)]
         await until(lambda: received > KEPT_BYTES)
-        # Both share a stream, so what was sent before an answer to the other one has been received.
+        # Both share a stream, so messages sent before an answer to the other one were received.
         for _ in range(5):
             await other.send(ones(1))
         assert received <= KEPT_BYTES + 100_000 * 12 + 5 * 12

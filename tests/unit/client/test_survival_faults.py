@@ -1,4 +1,4 @@
-"""Sequences that look for another server and meet one that refuses, repeats, hangs or takes everybody down."""
+"""Sequences that resume on servers that refuse, repeat, hang or crash."""
 
 import asyncio
 import threading
@@ -28,10 +28,10 @@ def refusal(code: int, seconds: float | None = None) -> pb.UnrollResponse:
 
 
 class Rounds(Scripted):
-    """Answers the chunks of each stream, the first, the second, ..., with what the script of that round has.
+    """Answers the chunks of each stream by the script of its round.
 
     Args:
-        rounds: Of each stream, what its chunks are answered; None ends it. The last one is every later stream's too.
+        rounds: Answers to the chunks of each stream; None ends it. Later streams use the last round.
     """
 
     def __init__(self, *rounds: list[list[pb.UnrollResponse] | None]) -> None:
@@ -71,7 +71,7 @@ def event(response: pb.UnrollResponse) -> str:
 async def test_what_was_answered_in_part_goes_on_where_it_broke_off(script: Script) -> None:
     servicer = Rounds(
         [[steps(0, 2, 2)], [steps(2, 1, 1)], None],
-        # The same again, cut otherwise: one piece begins with steps that were answered before.
+        # The same with other cuts: one piece begins with known steps.
         [[steps(0, 2, 2)], [steps(2, 2, 2), steps(4, 3, 3)], [steps(7, 1, 1)]],
     )
     async with AsyncClient(script(servicer)) as client:
@@ -83,7 +83,7 @@ async def test_what_was_answered_in_part_goes_on_where_it_broke_off(script: Scri
         (7, [7]),
     ]
     assert servicer.chunks == [[(0, 2), (2, 5), (7, 1)]] * 2
-    # Where it is opened again, it is the version that it began with.
+    # It is opened again on its version.
     assert [(opening.model, opening.version) for opening in servicer.openings] == [("", 0), ("m", 1)]
 
 
@@ -93,7 +93,7 @@ async def test_a_server_without_room_for_what_another_had_taken_is_asked_again(s
     full, gap = refusal(code, 0.01), refusal(code_pb2.FAILED_PRECONDITION)
     servicer = Rounds(
         [answered, None],
-        # Both chunks come again at each of three openings; behind one that is refused there is a gap.
+        # Both chunks are repeated at each of three openings; after a refused one there is a gap.
         [[full], [gap], answered, [full], answered, [steps(2, 1, 1)]],
     )
     async with AsyncClient(script(servicer)) as client:
@@ -120,7 +120,7 @@ async def test_a_chunk_that_ends_every_server_is_given_up(script: Script) -> Non
         await sequence.send(ones(1))
         with pytest.raises(Unavailable, match="the server ended the stream"):
             await sequence.send(ones(2))
-    # It was tried again, in growing intervals: without, there would be hundreds.
+    # It was retried in growing intervals; otherwise there would be hundreds of streams.
     assert 2 < servicer.streams < 15
 
 

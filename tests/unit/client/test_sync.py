@@ -1,4 +1,4 @@
-"""Client: the blocking face, from many threads, and gone without a trace when it is closed or dropped."""
+"""Client: blocking calls from many threads, and a clean end when it is closed or dropped."""
 
 import copy
 import gc
@@ -93,17 +93,17 @@ def test_a_sequence_that_is_kept_keeps_no_connection(start: Callable[..., LocalS
     sequence.send(random_values(3))
     assert connections_to(port)
     client.close()
-    # The library ends them on threads of its own.
+    # The library ends them on its own threads.
     wait_until(lambda: not connections_to(port))
     with pytest.raises(RuntimeError, match="the client is closed"):
         sequence.snapshot()
 
 
 def connections_to(port: int) -> int:
-    """Connections to a port of this machine that are established, of this process."""
+    """Returns the number of established connections of this process to a local port."""
     mine = set()
     for path in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # It can be closed by now.
+        with suppress(FileNotFoundError):  # It may be closed by now.
             mine.add(str(path.readlink()))
     rows = [
         line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()
@@ -127,7 +127,7 @@ def test_a_closed_client_fails_calls_of_other_threads(start: Callable[..., Local
     client.models()
     server.stop()
     with ThreadPoolExecutor(1) as pool:
-        # There is no server to answer, and the client waits for one.
+        # The client waits for a server.
         waiting = pool.submit(client.models)
         wait_until(waiting.running)
         client.close()
@@ -200,13 +200,13 @@ def test_what_is_left_half_done_may_be_collected_on_the_clients_own_thread(addre
             yield from sequence.stream(random_values(60))
 
     class Holder:
-        """Keeps itself alive until the garbage collector comes."""
+        """A reference cycle, freed only by the garbage collector."""
 
         def __init__(self, held: Iterator[Steps]) -> None:
             self.held, self.me = held, self
 
     class Collecting:
-        """A sequence; reading it, which the client does on its own thread, collects garbage."""
+        """A sequence whose reading, on the client's thread, collects garbage."""
 
         def __array__(self, dtype: object = None, copy: object = None) -> NDArray[np.float32]:
             gc.collect()

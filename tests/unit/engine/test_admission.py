@@ -1,4 +1,4 @@
-"""What may be queued: bounds in timesteps, bytes, time and by caller; the clock is the test's."""
+"""Admission: bounds in timesteps, bytes, time and by caller, with the test's clock."""
 
 import contextlib
 import math
@@ -65,7 +65,7 @@ def refusal(admission: Admission, job: Asked, now: float) -> OverloadedError:
 
 
 def measured(seconds: float) -> tuple[Admission, float, float, int]:
-    """Admission with a measured rate, the clock, that rate, and the timesteps it admits for a deadline in `seconds`."""
+    """Returns an admission with a rate, the time, the rate, and the timesteps admitted for a deadline in `seconds`."""
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, 5)
     rate = admission.at(now).rate
@@ -74,7 +74,7 @@ def measured(seconds: float) -> tuple[Admission, float, float, int]:
 
 
 def work_off(admission: Admission, queued: int, rate: float = RATE, seconds: float = 1.0, now: float = 100.0) -> float:
-    """Keeps `queued` pieces of work queued, and has `rate` timesteps a second done; then all is done at once.
+    """Keeps `queued` pieces queued and completes `rate` timesteps per second; then completes all at once.
 
     Returns:
         The time afterwards.
@@ -122,7 +122,7 @@ def test_a_caller_has_its_quota_and_others_do_not_notice() -> None:
     assert (refused.reason, str(refused)) == (IDENTITY_LIMIT, "a may have at most 10 timesteps queued at once")
     admission.at(0.0).admit(Asked(10**6, owner="c"))
     admission.ends(mine, 1.0, computed=True)
-    # Larger than the quota, yet admitted: it is all that its caller has.
+    # Larger than the quota, yet admitted, since its caller has nothing else queued.
     admission.at(1.0).admit(Asked(1000, owner="a"))
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_refused_for_its_deadline_while_no_rate_is_known() -> None:
     admission = Admission(ROOMY, ROOMY)
     admission.at(0.0).admit(Asked(10**9))
     admission.at(0.0).admit(Asked(10**9, deadline=0.001))
-    # One at a time, nothing beside it: how long that takes says nothing of how much can be done.
+    # One at a time: the duration of a single job does not show the capacity.
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, 1)
     assert admission.at(now).rate is None
@@ -141,13 +141,13 @@ def test_the_rate_is_what_is_done_while_there_is_enough_to_do(queued: int) -> No
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, queued)
     assert admission.at(now).rate == pytest.approx(RATE, rel=0.1)
-    # Little to do is no sign of a lower rate.
+    # Little work does not lower the rate.
     now = work_off(admission, 1, RATE / 10, now=now)
     assert admission.at(now).rate == pytest.approx(RATE, rel=0.1)
-    # More done than was thought possible is one of a higher.
+    # More work than the known rate raises it.
     now = work_off(admission, 1, RATE * 3, now=now)
     assert admission.at(now).rate == pytest.approx(3 * RATE, rel=0.1)
-    # Much to do, and slow: it is slower now.
+    # Slow work under load lowers the rate.
     now = work_off(admission, queued, RATE / 2, seconds=5, now=now)
     assert admission.at(now).rate == pytest.approx(RATE / 2, rel=0.1)
     assert admission.at(now + RATE_LIFETIME).rate is None
@@ -158,7 +158,7 @@ def test_time_without_work_does_not_count() -> None:
     now = 0.0
     for _ in range(30):
         now = work_off(admission, 5, seconds=RATE_WINDOW / 3, now=now + 5)
-    # As it idles, the fewest queued are none; what it does meanwhile is right all the same.
+    # After idling, the fewest queued are none, and the measured work is still right.
     now = work_off(admission, 5, now=now)
     for _ in range(30):
         now = work_off(admission, 5, RATE, seconds=RATE_WINDOW / 3, now=now + 0.1)
@@ -171,13 +171,13 @@ def test_what_can_t_be_done_in_time_is_refused_and_told_when_to_come_again() -> 
     admission.at(now).admit(Asked(most - 10, deadline=now + seconds))
     error = refusal(admission, Asked(11, deadline=now + seconds), now)
     assert error.reason == DEADLINE
-    # By then half of it is done.
+    # By then half of the queue is done.
     assert error.retry_after == pytest.approx((most - 10) / 2 / rate, abs=0.01)
     admission.at(now).admit(Asked(10, deadline=now + seconds))
-    # Those who have time, and those who have said nothing of it, are still welcome.
+    # Callers with enough time, or without a deadline, are still admitted.
     admission.at(now).admit(Asked(10**5, deadline=now + 60))
     admission.at(now).admit(Asked(10**6))
-    # What comes later, by its deadline, is no reason to refuse what comes before it.
+    # Later deadlines do not cause refusals of earlier ones.
     admission.at(now).admit(Asked(10, deadline=now + seconds / 2))
     # Streams go before it.
     admission.at(now).admit(Asked(10 * most, interactive=True))
@@ -198,7 +198,7 @@ def test_a_call_that_is_not_read_is_refused_where_it_would_be_and_only_under_ove
     admission.at(0.0).admit(Asked(1490))
     admission.at(0.0).check_unread("b", None, False)
     admission.at(0.0).admit(Asked(1))
-    # The last sixteenth is for what has been read.
+    # The last sixteenth is reserved for messages already read.
     with pytest.raises(OverloadedError):
         admission.at(0.0).check_unread("b", None, False)
     assert admission.overloaded_until == OVERLOADED
@@ -252,14 +252,14 @@ def test_what_is_refused_without_being_asked_would_be(
 
 
 def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:
-    """As the next steps of a session, whose call has a deadline, beside as much bulk work as can be done in time."""
+    """Next steps of a session with a deadline are admitted beside a queue full of bulk work."""
     seconds = 2.0
     admission, now, _, most = measured(seconds)
     admission.at(now).admit(Asked(most, deadline=now + seconds))
     assert refusal(admission, Asked(1, deadline=now + seconds), now).reason == DEADLINE
     admission.at(now).check_unread("", seconds, True)
     admission.at(now).admit(Asked(most - 10, deadline=now + seconds, interactive=True))
-    # Others of its own kind are.
+    # Other interactive work is.
     assert refusal(admission, Asked(11, deadline=now + seconds, interactive=True), now).reason == DEADLINE
     with pytest.raises(OverloadedError):
         admission.at(now).check_unread("", seconds, True)
@@ -267,7 +267,7 @@ def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:
 
 @pytest.mark.parametrize("timeout", [0.2, 1.0, 10.0])
 def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout: float) -> None:
-    """One core, a queue in order of arrival; to serve takes 10 ms, to refuse 50 us: 98 % can be left, at best."""
+    """Serving takes 10 ms and refusing 50 us on one core, so at best 98 % of the capacity remains."""
     serving, refusing, seconds = 0.01, 50e-6, 8.0
     admission = Admission(ROOMY, ROOMY, full_tick=1000)
     arrivals = iter(np.cumsum(np.random.default_rng(0).exponential(serving / 5, int(8 * seconds / serving))).tolist())
@@ -288,7 +288,7 @@ def test_at_five_times_the_load_the_good_output_is_what_refusing_leaves(timeout:
                 waiting.append(job)
         elif waiting:
             job = waiting.popleft()
-            # As the engine does: what has expired is not computed.
+            # Like the engine, it does not compute expired jobs.
             computed = now < job.deadline
             now += serving if computed else 0.0
             admission.ends(job, now, computed=computed)
@@ -340,6 +340,6 @@ def test_the_books_balance_whatever_comes_and_goes(
         assert rate is None or rate > 0
     for job in held:
         admission.ends(job, now, computed=False)
-    # As if nothing had been: what is left is the rate.
+    # The state is the initial one, except for the rate.
     assert (admission.steps, admission.bytes) == (0, 0)
     admission.at(now).admit(Asked(1000, 1000, owner="a"))

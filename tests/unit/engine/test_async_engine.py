@@ -1,4 +1,4 @@
-"""The engine: the same bits in any company, work that is dropped or fails alone, a bounded queue."""
+"""The engine: the same bits in any batch, dropped or failed jobs without effect on others, a bounded queue."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ BINARY = served(random_network(outputs=1), "binary")
 LSTM = served(random_classifier("lstm", layers=2), "lstm")
 GRU = served(random_classifier("gru"), "gru")
 GATED: tuple[tuple[Cell, int], ...] = (("lstm", 1), ("lstm", 2), ("gru", 1))
-# The others run in the slots of the step kernel, where that is compiled.
+# The others run in the slots of the step kernel, if it is compiled.
 ON_LANES = [
     served(
         random_network(layers=layers),
@@ -75,7 +75,7 @@ def random_state(model: Model, seed: int) -> State:
 
 
 def stack(model: Model, states: Sequence[State | None]) -> State:
-    """States of sequences as a batch takes them, [num_layers, sequences, hidden_size] each."""
+    """Stacks states of sequences for a batch, [num_layers, sequences, hidden_size] each."""
     stacked = model.spec.initial_state(len(states))
     for index, state in enumerate(states):
         for array, value in zip(stacked, state or (), strict=state is not None):
@@ -95,7 +95,7 @@ def batch_of(
 
 
 class Heard:
-    """A listener that keeps what it is told."""
+    """A listener that keeps its results."""
 
     def __init__(self) -> None:
         self.logits: list[Float32Array] = []
@@ -179,7 +179,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
             )
 
     with pytest.MonkeyPatch.context() as patch:
-        # Ticks on the event loop, on the thread, and going back and forth.
+        # Ticks on the event loop, on the thread, and alternating.
         patch.setattr("unroll_engine.async_engine.INLINE", inline)
         asyncio.run(everything())
 
@@ -206,7 +206,7 @@ def test_sequences_longer_than_a_region_keep_their_bits(model: Model, length: in
 
 
 class GatedRuntime:
-    """The real runtime behind a gate, so that a test decides when a tick may run."""
+    """The real runtime behind a gate, so that a test decides when a tick runs."""
 
     name, device, artifact, bitwise, variant = "onnx", "cpu", "model.onnx", True, ""
 
@@ -235,7 +235,7 @@ def gated() -> tuple[GatedRuntime, Model]:
 
 @pytest.fixture(autouse=True)
 def on_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gated tick must not hold up the event loop that opens the gate."""
+    """A gated tick must not block the event loop that opens the gate."""
     monkeypatch.setattr("unroll_engine.async_engine.INLINE", 0.0)
 
 
@@ -251,7 +251,7 @@ async def test_work_whose_caller_left_is_dropped_at_the_next_tick() -> None:
         await waiting
         staying = await run_chunk(engine, model, random_values(10, 2))
         assert sum(len(part) for part in staying.states) == 10
-    # A thousand ticks would be needed for all of it.
+    # All of it would need a thousand ticks.
     assert len(runtime.lanes) <= 16
 
 
@@ -262,7 +262,7 @@ async def test_few_lanes_run_more_steps_a_tick_than_all_and_streams_hear_as_ofte
         await engine.run(batch_of(model, [random_values(30)]))
         assert (runtime.lanes, runtime.steps) == ([1], [30])
         await engine.run(batch_of(model, [random_values(30, seed) for seed in range(8)]))
-        # There are lanes for a quarter more, and so much a tick.
+        # There are lanes for a quarter more.
         assert all(lanes * steps <= 4 * 10 for lanes, steps in zip(runtime.lanes, runtime.steps, strict=True))
         assert 4 < max(runtime.steps[1:]) <= 5
         runtime.steps.clear()
@@ -313,7 +313,7 @@ async def test_the_queue_is_bounded_in_timesteps_and_takes_work_again_when_it_is
             await engine.run(batch_of(model, [random_values(11)]))
         runtime.gate.release(1000)
         await first
-        # Larger than the queue, yet it can be answered at all: it runs when nothing else waits.
+        # Larger than the queue, but it runs when nothing else waits.
         await engine.run(batch_of(model, [random_values(500)]))
 
 
@@ -333,7 +333,7 @@ async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
         await asyncio.to_thread(runtime.entered.acquire)
         step = asyncio.create_task(run_chunk(engine, model, random_values(1, 1)))
         await asyncio.sleep(0)
-        # The tick that runs, and one more.
+        # The running tick, and one more.
         runtime.gate.release(2)
         await step
         assert not bulk.done()
@@ -342,7 +342,7 @@ async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
 
 
 class Chain:
-    """A listener that runs a sequence step by step: the next one starts from within the delivery of the last."""
+    """A listener that runs a sequence step by step, each started within the delivery of the previous one."""
 
     def __init__(self, engine: AsyncEngine, values: Float32Array) -> None:
         self.engine = engine
@@ -391,7 +391,7 @@ async def test_more_than_the_loop_may_run_at_once_is_run_all_the_same(
     one_core: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unroll_engine.async_engine.ONE_CORE", one_core)
-    # Between one tick and two, by the cost that these models claim.
+    # Between one tick and two, by the cost of these models.
     seconds = 1.01 * (ONE_LAYER.cost.seconds(4, 16) + INITIAL_OVERHEAD)
     monkeypatch.setattr("unroll_engine.async_engine.INLINE", seconds)
     monkeypatch.setattr("unroll_engine.async_engine.LOOP_BUDGET", seconds)

@@ -1,4 +1,4 @@
-"""Measurements of a model on this machine: what its ticks cost, its bits, and whether it computes what it should."""
+"""Calibration of a model: cost of ticks, bits, correct results."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ SCAN, OPERATOR = OnnxCpuRuntime(CONTENT), OnnxOperatorRuntime(CONTENT)
 
 
 class Leaking(OnnxCpuRuntime):
-    """Adds one bit to the states of wide ticks."""
+    """A runtime that changes one bit in the states of wide ticks."""
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         logits, states, final = super().run(x, state)

@@ -1,4 +1,4 @@
-"""The core: a removed model is released after its last job, whatever the others have to do."""
+"""The core: a removed model is released after its last job, even if others are busy."""
 
 import time
 

@@ -56,7 +56,7 @@ def test_a_sequence_has_the_bits_that_it_has_alone_in_any_batch_and_resumed_anyw
                 first = sequence.advance(values[:split])
                 assert (first.first_step, first.states.tobytes()) == (0, states[:split].tobytes())
             kept = sequence.snapshot()
-            for _ in range(2):  # a snapshot can be resumed as often as wanted
+            for _ in range(2):  # a snapshot can be resumed any number of times
                 resumed = engine.open(Snapshot.from_bytes(kept.to_bytes()))
                 rest = resumed.advance(values[split:])
                 assert (rest.first_step, len(rest), resumed.step) == (split, len(values) - split, len(values))
@@ -116,7 +116,7 @@ def test_values_that_overflow_fail_their_sequence_alone_and_leave_it_as_it_was()
     network.std.fill_(0.1)
     model = served(network)
     engine = Engine(model)
-    # Infinite once standardized, and the difference of two of them is NaN.
+    # Infinite after standardization, and the difference of two infinities is NaN.
     huge = np.full((2, 3), 3e38, np.float32)
     with pytest.raises(InvalidRequestError, match="values of sequence 1 are so large"):
         engine.classify([random_values(3), huge])
@@ -154,7 +154,7 @@ async def test_it_works_within_a_running_event_loop_and_without_blocking_it() ->
 
 
 class Gated:
-    """A runtime that waits, before each run, until it may go on, and raises what it is told to."""
+    """A runtime that waits for permission before each run, and raises given errors."""
 
     name, device, artifact, bitwise, variant = "onnx", "cpu", "gated", True, ""
 

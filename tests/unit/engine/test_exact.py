@@ -1,4 +1,4 @@
-"""The networks in float64: what another reference computes, and bounds that hold honest float32 and nothing else."""
+"""The networks in float64: results of another reference, and bounds that only correct float32 meets."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_a_step_is_what_another_reference_computes_and_float32_is_within_the_bou
     step = exact.step(exact.inputs(x[0]), state)
     last = Near(step[0].value[-1], step[0].off[-1])
     expected = reference.float64(x, state)
-    # The biases of an ONNX file are added up in float32 when it is read.
+    # The biases of an ONNX file are added in float32 when it is read.
     np.testing.assert_allclose(last.value, expected[1][0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(exact.logits(last).value, expected[0][0], rtol=0, atol=1e-6)
     if cell != "gru_reset_before":

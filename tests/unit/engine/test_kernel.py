@@ -1,4 +1,4 @@
-"""The step kernel as Python sees it: right results, the same bits however sequences are run, and clear refusals."""
+"""The step kernel from Python: correct results, the same bits in any schedule, and clear refusals."""
 
 import itertools
 import sys
@@ -24,7 +24,7 @@ def network(cell: str = "rnn_tanh", inputs: int = 3, hidden: int = 20, outputs: 
 
 @dataclass
 class Sequence:
-    """Arrays of one sequence: values, initial state, and room for the results."""
+    """Arrays of one sequence: values, initial state, and results."""
 
     x: Float32Array
     state: tuple[Float32Array, ...]
@@ -245,7 +245,7 @@ def test_a_queue_keeps_the_arrays_of_its_sequences() -> None:
     values, logits = np.ones((5, 3), np.float32), np.empty(4, np.float32)
     before = sys.getrefcount(values)
     queue.submit(values, logits=logits)
-    queue.submit(values.copy(), logits=np.empty(4, np.float32))  # nobody else holds these
+    queue.submit(values.copy(), logits=np.empty(4, np.float32))  # no other references to these
     assert sys.getrefcount(values) > before
     queue.advance(100)
     assert sys.getrefcount(values) == before

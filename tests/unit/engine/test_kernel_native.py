@@ -1,4 +1,4 @@
-"""The kernel's C++ by itself: the same bits from every vector unit and compiler, accuracy, and memory errors."""
+"""The kernel's C++: the same bits from every vector unit and compiler, accuracy, and no memory errors."""
 
 import re
 import shutil
@@ -49,7 +49,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def digests(*command: str | Path) -> dict[str, str]:
-    """Digest of the results of 200 networks by vector unit, of a program that found no failure."""
+    """Returns the digest of 200 networks by vector unit; the program must report no failure."""
     done = subprocess.run([*command, "200", "300"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = re.findall(r"^(\S+) digest=(\w+) networks=200 .* most=(\d+) denormals=(\d+) failures=0$", done.stdout, re.M)
@@ -60,7 +60,7 @@ def digests(*command: str | Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def expected(build: Build) -> str:
-    """The digest of g++'s build, one for every unit of this CPU."""
+    """The digest of g++'s build, the same for every vector unit of this CPU."""
     found = digests(build("digest", "g++"))
     assert len(set(found.values())) == 1, found
     return next(iter(found.values()))
@@ -79,7 +79,7 @@ def test_aarch64_gives_the_bits_of_x86(build: Build, expected: str) -> None:
 
 
 def test_sanitizers_find_nothing(build: Build, expected: str) -> None:
-    # Of one unit: the other is compiled from the same templates, and takes most of a minute.
+    # One vector unit: the other has the same templates, and would take most of a minute.
     flags = "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1"
     program = build("digest", "g++", *flags, units={"-march=x86-64-v3": flags, "-march=x86-64-v4": ()})
     assert set(digests(program).values()) == {expected}

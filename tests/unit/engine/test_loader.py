@@ -1,4 +1,4 @@
-"""Loading: what is verified is loaded, and files made to harm are refused though every checksum fits."""
+"""Loading: verified bundles are loaded, and malicious files are refused even with matching checksums."""
 
 import zipfile
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_a_network_of_other_sizes_than_the_manifest_says_is_refused(
 
 
 def test_a_bundle_of_before_is_loaded(bundle: Path) -> None:
-    """Those had a second graph, which was proven to the bit, and a proof of `model.onnx` within a tolerance."""
+    """Old bundles had a second graph, proven bit for bit, and a proof of `model.onnx` within a tolerance."""
     bundles.make_old(bundle)
     assert (bundle / "model.scan.onnx").exists()
     model = load(bundle, "auto")
@@ -143,7 +143,7 @@ def test_what_changes_after_it_was_verified_is_not_loaded(bundle: Path) -> None:
 
 
 def spoilt(bundle: Path, network: SimpleRNN) -> Path:
-    """Puts another network of the same sizes into a bundle, with checksums and proof that fit."""
+    """Puts another network of the same sizes into a bundle, with matching checksums and proof."""
     (bundle / "model.onnx").write_bytes(build_onnx_rnn(network))
     bundles.vouch(bundle, "model.onnx", proven=True)
     return bundle
@@ -164,7 +164,7 @@ def test_a_model_whose_answers_are_not_finite_is_refused(bundle: Path) -> None:
 
 
 class Narrow(torch.nn.Module):
-    """Gives states of half of their width."""
+    """A network that returns states of half their width."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reading weights out of ONNX graphs: what the exporter writes is read, and anything else is refused by name."""
+"""Reading weights from ONNX graphs: the exporter's graphs are read, others are refused with the node's name."""
 
 import contextlib
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def node(graph: onnx.GraphProto, operator: str) -> onnx.NodeProto:
 
 
 def without(*operators: str) -> Change:
-    """Takes nodes out; what read their results reads their first inputs instead."""
+    """Removes nodes; readers of their results read their first inputs instead."""
 
     def change(graph: onnx.GraphProto) -> None:
         for operator in operators:
@@ -277,7 +277,7 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(data: st.DataObject)
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UnsupportedNetworkError):
         weights = read_onnx(bytes(content))
-        # A byte may also turn the network into another one: a linear_before_reset of 0 is the other GRU.
+        # A changed byte may also make another valid network: linear_before_reset 0 is the other GRU.
         assert weights.cell in CELLS
         (layer,) = weights.layers
         gates = GATES[weights.cell]

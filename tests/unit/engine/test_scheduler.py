@@ -34,7 +34,7 @@ class Waiting:
         self.queue: Queue[Item] = Queue(self.lanes, lambda item, cause: self.dropped.append((item.name, cause)))
 
     def take(self, now: float = 0.0, interactive: int = 0, bulk: int = 0) -> list[tuple[int, int]]:
-        """Name and index of each sequence taken."""
+        """Returns name and index of each sequence taken."""
         return [
             (job.name, index)
             for job, first, number in self.queue.take(now, interactive, bulk)

@@ -1,4 +1,4 @@
-"""Graphs from elsewhere: what could run for ever, read other files or draw random numbers is refused by name."""
+"""Imported graphs: those that could run for ever, read other files or draw random numbers are refused."""
 
 from collections.abc import Callable
 

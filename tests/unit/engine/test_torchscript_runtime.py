@@ -1,4 +1,4 @@
-"""The TorchScript runtime: its buffers, used again from run to run, show in no result."""
+"""The TorchScript runtime: reused buffers do not affect results."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from unroll_export.graphs.torchscript import build_torchscript
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [(5, 3), (1, 1), (7, 9), (5, 3), (2, 4)]
-"""Steps and lanes of runs in a row: smaller ones after larger, and larger ones after smaller."""
+"""Steps and lanes of consecutive runs, growing and shrinking."""
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -25,7 +25,7 @@ def test_results_stay_as_they_are_when_the_next_run_overwrites_the_buffers(devic
     for steps, lanes in SHAPES:
         x = rng.standard_normal((steps, lanes, 3), np.float32)
         state = rng.uniform(-1, 1, (2, lanes, 8)).astype(np.float32)
-        # What a request brings can't be written to.
+        # The arrays of a request are read-only.
         x.flags.writeable = state.flags.writeable = False
         runs.append((x, state, runtime.run(x, (state,))))
     for x, state, result in runs:

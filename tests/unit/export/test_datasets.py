@@ -1,4 +1,4 @@
-"""Data sets: where they come from, how they are split, labelled and standardized, and what is refused."""
+"""Data sets: sources, splits, labels, standardization, refusals."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ LABELS = ["10", "9", "100"] * 10
 def write(
     path: Path, values: list[np.ndarray], labels: Rows[str | None], splits: Rows[str | None] | None = None
 ) -> Path:
-    """Writes one data set in the format of the suffix."""
+    """Writes a data set in the format of the suffix."""
     nested = [value.tolist() for value in values]
     table = {"sequence": nested, "label": labels} | ({"split": splits} if splits else {})
     if path.suffix == ".parquet":

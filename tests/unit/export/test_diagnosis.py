@@ -1,4 +1,4 @@
-"""Warnings about failed training: raised for what failed, with the cause that the figures point at."""
+"""Warnings about failed training, with the cause that the figures indicate."""
 
 import re
 

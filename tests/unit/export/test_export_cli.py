@@ -1,4 +1,4 @@
-"""`unroll-export` as it is called: exit codes, one line on what is wrong, what it prints."""
+"""`unroll-export` on the command line: exit codes, one-line errors, output."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_exports_and_proves_again(run_path: Path, tmp_path: Path) -> None:
 
 
 def fails(code: int, *words: str | Path) -> str:
-    """Runs the command in this process and returns the one line that it would end with."""
+    """Runs the command in this process and returns its one-line error."""
     result = CliRunner().invoke(group, [str(word) for word in words], standalone_mode=False)
     error = result.exception
     assert isinstance(error, click.ClickException), error

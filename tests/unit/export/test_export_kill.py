@@ -1,4 +1,4 @@
-"""SIGKILL at any moment of an export leaves no half bundle, and the next export clears away what it left."""
+"""SIGKILL at any moment of an export leaves no partial bundle, and the next export removes the leftovers."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for(pattern: str, out: Path, process: subprocess.Popen[bytes]) -> None:
-    """Returns as soon as a file of the pattern is there, or the version: the last files are there for a moment only."""
+    """Waits for a file of the pattern, or for the version, since the last files exist only briefly."""
     deadline = time.monotonic() + PATIENCE
     while not (any(out.glob(pattern)) or (out / "1").exists()):
         assert process.poll() is None, "the export ended before it could be killed"

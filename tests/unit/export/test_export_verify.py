@@ -1,4 +1,4 @@
-"""A bundle proven again: the files themselves count, whatever the manifest and the old proof vouch for."""
+"""Repeated proofs of a bundle: only the files count, not the manifest or the old proof."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ def copied(exported: Path, tmp_path: Path) -> Path:
 
 
 def vouch(path: Path, manifest: pb.BundleManifest) -> None:
-    """Makes checksums and proof fit the files, as one would who wants a bundle believed."""
+    """Makes checksums and proof match the files, as a forger would."""
     report = json_format.Parse((path / bundle.PARITY).read_bytes(), pb.ParityReport())
     for proof in report.proofs:
         proof.sha256 = bundle.sha256_of(path / proof.file)

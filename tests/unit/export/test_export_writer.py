@@ -1,4 +1,4 @@
-"""Where a bundle is written: whole or not at all, never over another, with what the killed leave behind."""
+"""Writing of bundles: completely or not at all, never over another, and despite leftovers."""
 
 import os
 from pathlib import Path

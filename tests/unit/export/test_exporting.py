@@ -1,4 +1,4 @@
-"""From a run to a bundle: what the manifest and the proof say, versions, refusals."""
+"""Export of a run: manifest, proof, versions, refusals."""
 
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def test_the_same_run_gives_the_same_files(exported: Exported) -> None:
     again = export_run(run_of(random_network(3, 8, 1, 2)), exported.path.parent)
     assert again.path.name == "2"
     for kind, file in bundle.FILES.items():
-        # torch gives the types in a second TorchScript of one process other names; see test_torchscript.
+        # torch renames the types of a second TorchScript of a process; see test_torchscript.
         if kind not in (pb.ARTIFACT_KIND_PARITY, pb.ARTIFACT_KIND_TORCHSCRIPT):
             assert (again.path / file).read_bytes() == (exported.path / file).read_bytes()
 

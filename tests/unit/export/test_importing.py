@@ -1,4 +1,4 @@
-"""`unroll-export import`: networks of torch's modules are found again from their tensors, others refused in words."""
+"""`unroll-export import`: networks are rebuilt from the tensors of torch's modules, others refused with the reason."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from unroll_proto.bundle import verify_bundle
 
 
 class Tagger(nn.Module):
-    """A user's network under names of its own."""
+    """A user's network with its own names."""
 
     def __init__(self, layer: nn.RNNBase, outputs: int = 3, bias: bool = True, last: bool = True) -> None:
         super().__init__()

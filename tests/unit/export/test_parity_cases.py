@@ -1,4 +1,4 @@
-"""The cases of the gate: what they cover, and that they are the same for the same model."""
+"""The cases of the gate: their coverage, and equal cases for equal models."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The gate over every cell: the right artifacts pass, and one wrong weight of any gate is found."""
+"""The gate for every cell: correct artifacts pass, and one wrong weight of any gate is found."""
 
 from typing import Any
 

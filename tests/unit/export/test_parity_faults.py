@@ -1,4 +1,4 @@
-"""The gate finds whatever can be wrong with an artifact, in narrow networks and in wide ones."""
+"""The gate finds faults of artifacts, in narrow and in wide networks."""
 
 import copy
 import io
@@ -30,7 +30,7 @@ SIZES = pytest.mark.parametrize("sizes", [(4, 8), (12, 128), (512, 8), (4000, 12
 
 
 def one_weight(name: str) -> Callable[[Weights], None]:
-    """Makes the median weight of a tensor wrong by 1e-4 of itself."""
+    """Changes the median weight of a tensor by a relative error of 1e-4."""
 
     def change(weights: Weights) -> None:
         values = weights[name].view(-1)
@@ -174,14 +174,14 @@ def test_relu_for_tanh_is_found(sizes: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("wrong", ["no number", "no number in states", "no number in the final state"])
 def test_what_is_not_a_number_is_found(wrong: str) -> None:
-    """Other outputs of the same case, judged later, do not hide it, nor do the steps before."""
+    """Neither later outputs of the same case nor earlier steps hide it."""
     network = random_network()
     with pytest.raises(ParityError, match="is off from float64 by nan"):
         prove(network, {SCRIPT: script(network, wrong)})
 
 
 class Forgetful(KernelRuntime):
-    """The kernel with a fault: it begins the second chunk of a sequence, and all after, at the zero state."""
+    """The kernel with a fault: later chunks of a sequence begin at the zero state."""
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         result = super().run(x, state)
@@ -189,7 +189,7 @@ class Forgetful(KernelRuntime):
 
 
 class Crowded(KernelRuntime):
-    """The kernel with a fault: with more than 100 lanes a bit is off."""
+    """The kernel with a fault: with more than 100 lanes a bit differs."""
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         result = super().run(x, state)

@@ -1,4 +1,4 @@
-"""The gate passes what is right and stops what is wrong: a weight, a state, a bit, a shape, a value."""
+"""The gate passes correct artifacts and stops a wrong weight, state, bit, shape or value."""
 
 from collections.abc import Callable
 
@@ -48,7 +48,7 @@ def test_one_changed_value_is_found(kind: Kind, weight: str) -> None:
 
 
 class Nudging(OnnxCpuRuntime):
-    """Gives states to go on from that are a rounding away."""
+    """A runner whose final states are off by a rounding."""
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         logits, states, final = super().run(x, state)
@@ -56,7 +56,7 @@ class Nudging(OnnxCpuRuntime):
 
 
 class Leaking(OnnxCpuRuntime):
-    """Lets a little of every row into its neighbours."""
+    """A runner that mixes a little of every row into its neighbours."""
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         logits, states, final = super().run(x, state)
@@ -111,7 +111,7 @@ def test_a_graph_that_the_server_can_not_read_is_refused_though_onnxruntime_runs
 
 
 def amplifying(gain: float = 6.0) -> SimpleRNN:
-    """A network whose dynamics make much of any rounding."""
+    """A network whose dynamics amplify rounding."""
     network = random_network(3, 16, 2)
     with torch.no_grad():
         recurrence = network.state_dict()["rnn.weight_hh_l0"]
@@ -120,7 +120,7 @@ def amplifying(gain: float = 6.0) -> SimpleRNN:
 
 
 def drift(network: SimpleRNN, build: Callable[[SimpleRNN], bytes]) -> bytes:
-    """`network` with weights that are off by a little everywhere."""
+    """Returns `network` with all weights slightly off."""
     changed = SimpleRNN(3, 16, 2)
     changed.load_state_dict({name: value * (1 + 1e-4) for name, value in network.state_dict().items()})
     return build(changed.eval())

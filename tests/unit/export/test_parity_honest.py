@@ -1,4 +1,4 @@
-"""Whatever trains is exported: the proof refuses no network that its artifacts compute rightly."""
+"""The proof refuses no trained network that its artifacts compute correctly."""
 
 import random
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SIZES += [(24, 24), (31, 8), (40, 2), (50, 50), (64, 12), (80, 30), (100, 10), (
 
 
 def dataset(means: Tensor, scales: Tensor, classes: int, lengths: tuple[int, int], seed: int) -> Dataset:
-    """Sequences whose features have means and scales of their own, and move with the class."""
+    """Makes sequences whose features have different means and scales, and depend on the class."""
     generator = torch.Generator().manual_seed(seed)
     shifts = 2 * torch.randn(classes, len(means), generator=generator)
 
@@ -67,7 +67,7 @@ def test_a_model_of_any_accuracy_exports(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 3, 4])
 def test_spoken_digits_export(seed: int) -> None:
-    """Cepstra: the first one is large and far from 0, and sequences have 6 to 92 steps."""
+    """Makes cepstra: the first one is large and far from 0, and sequences have 6 to 92 steps."""
     means, scales = torch.zeros(13), 40 / (1 + torch.arange(13.0))
     means[0], scales[0] = -350, 120
     data = dataset(means, scales, classes=10, lengths=(6, 92), seed=seed)
@@ -94,7 +94,7 @@ CHANGES: dict[str, Change] = {
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_network_of_unlikely_weights_exports(seed: int) -> None:
-    """Terms that vanish beside others, sums that hardly change, dynamics that amplify a thousand times in a step."""
+    """Networks with terms that vanish beside others, sums that hardly change, or extreme dynamics."""
     rng = random.Random(seed)  # noqa: S311
     network = random_network(rng.choice([1, 5]), rng.choice([1, 3, 8]), rng.choice([1, 9]), rng.choice([1, 2]), seed)
     with torch.random.fork_rng(), torch.no_grad():

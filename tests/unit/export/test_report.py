@@ -1,4 +1,4 @@
-"""`unroll-train report`: a PNG that shows what the summary says, for any number of classes and layers."""
+"""`unroll-train report`: a PNG of the summary, for any number of classes and layers."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def test_the_command_writes_a_picture(
     assert (printed.out, printed.err) == (f"{output}\n", "")
     pixels = imread(output)
     assert pixels.shape[:2] == (1560, 1440)
-    # Every panel has something drawn on it.
+    # Every panel is drawn on.
     for panel in (pixels[top : top + 520, left : left + 720] for top in (0, 520, 1040) for left in (0, 720)):
         assert len(np.unique(panel.reshape(-1, pixels.shape[2]), axis=0)) > 50
     assert list(tmp_path.iterdir()) == [output]

@@ -1,4 +1,4 @@
-"""Run folders: what training leaves is what load_run gives, and what is damaged is refused in one line."""
+"""Run folders: load_run returns the trained model, and refuses damaged folders in one line."""
 
 import json
 import stat

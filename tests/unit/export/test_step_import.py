@@ -1,4 +1,4 @@
-"""Import of step graphs: what is a state, what is proven, what is refused and in which words."""
+"""Import of step graphs: states, proof, refusals and their messages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_shapes_alone_never_pair() -> None:
     assert not find_pairs(values("spectrum"), values("mask"))
     assert not find_pairs(values("input"), values("output"))
     assert not find_pairs(values("cache_1"), values("cache_2"))
-    # Two that could be it are none.
+    # Two candidates count as none.
     assert not find_pairs(values("h"), values("h_out", "h_next"))
     other = [Value("h_next", np.dtype("float32"), ("b", 9))]
     assert not find_pairs(values("h"), other)
@@ -131,7 +131,7 @@ def batch_norm() -> bytes:
 
 
 def dynamic_int8() -> bytes:
-    """A product in int8, whose scale spans the batch, as of onnxruntime's quantize_dynamic."""
+    """A product in int8 with one scale for the batch, as by onnxruntime's quantize_dynamic."""
     rng = np.random.default_rng(3)
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
@@ -159,7 +159,7 @@ def test_sequences_that_depend_on_each_other_run_alone_or_not_at_all(tmp_path: P
 
 
 def test_bits_that_depend_on_the_batch_are_not_promised(tmp_path: Path) -> None:
-    # ONNX Runtime's recurrent operators take another kernel for a few rows.
+    # ONNX Runtime's recurrent operators use another kernel for a few rows.
     rng = np.random.default_rng(0)
     shapes = {"W": (1, 400, 64), "R": (1, 400, 100), "B": (1, 800)}
     tensors = {name: (rng.standard_normal(shape) * 0.2).astype(np.float32) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Graphs of whole sequences become graphs of one timestep, or are refused by the proof or in words."""
+"""Graphs of whole sequences become graphs of one timestep, or are refused by the proof or with a message."""
 
 import io
 import tempfile
@@ -36,7 +36,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 @dataclass(frozen=True)
 class Stack:
-    """A network of recurrent layers, as exporters of several frameworks write it."""
+    """A network of recurrent layers, as several frameworks export it."""
 
     operators: tuple[str, ...]
     hidden: int = 6
@@ -268,7 +268,7 @@ def test_a_state_that_depends_on_the_values_is_refused() -> None:
 
 
 class Network(nn.Module):
-    """A network as people write them: recurrent layers, the last step, a readout."""
+    """A typical user's network: recurrent layers, the last step, a readout."""
 
     def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class Network(nn.Module):
 
 
 def exported(network: nn.Module, shape: tuple[int, ...], dynamic: bool, opset: int) -> bytes:
-    """What torch's exporter writes."""
+    """Returns torch's own export."""
     file = io.BytesIO()
     axes = {"x": {0: "first", 1: "second"}} if dynamic else None
     with warnings.catch_warnings():

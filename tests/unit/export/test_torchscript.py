@@ -1,4 +1,4 @@
-"""The TorchScript artifact, and that only torch.jit's own deprecation notice is silenced."""
+"""The TorchScript artifact; only torch.jit's own deprecation warning is silenced."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""`unroll-train` as its users see it: what a run leaves, and one clear line for everything that can't be used."""
+"""`unroll-train` on the command line: the files of a run, and one-line errors for bad input."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ QUICK = ("--hidden-size", "8", "--epochs", "11", "--batch-size", "8")
 
 
 class Outcome:
-    """What a call of the command printed and gave back."""
+    """Output and exit code of a call."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err

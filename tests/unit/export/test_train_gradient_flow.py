@@ -1,4 +1,4 @@
-"""The gradient flow: dL/dh_t against the recurrence worked out by hand and against finite differences."""
+"""The gradient flow: dL/dh_t against an explicit recurrence and finite differences."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Training: the loss of the last step, early stopping, binary and stacked models, and a seed that fixes every bit."""
+"""Training: the loss of the last step, early stopping, binary and stacked models, reproducible bits."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ QUICK = Hyperparameters(hidden_size=8, epochs=6, batch_size=8)
 
 
 def dataset(classes: int = 3, sequences: int = 36, seed: int = 0) -> Dataset:
-    """Sequences of 1 to 9 steps whose mean tells the class."""
+    """Makes sequences of 1 to 9 steps whose mean shows the class."""
     random = torch.Generator().manual_seed(seed)
 
     def part(count: int) -> Part:
@@ -75,7 +75,7 @@ def test_the_loss_is_of_each_sequences_own_last_step() -> None:
 def test_a_seed_fixes_every_bit_and_another_seed_gives_others() -> None:
     data = dataset()
     first = trained(data, QUICK)
-    torch.manual_seed(99)  # the global random state takes no part
+    torch.manual_seed(99)  # independent of the global random state
     second, other = trained(data, QUICK), trained(data, replace(QUICK, seed=1))
     assert bits(first.best_weights) == bits(second.best_weights) != bits(other.best_weights)
     assert first.history == second.history
@@ -116,7 +116,7 @@ def test_it_learns_and_keeps_the_weights_of_the_lowest_validation_loss() -> None
 
 def test_it_stops_once_the_patience_is_used_up() -> None:
     data = dataset()
-    # Wrong labels: the better the training part is learned, the worse this one becomes.
+    # Wrong labels: the loss grows as the training part is learned.
     wrong = replace(data, validation=Part(data.train.sequences, (data.train.labels + 1) % 3))
     trainer = trained(wrong, replace(QUICK, epochs=100, patience=3, learning_rate=0.01))
     assert trainer.epoch == trainer.best_epoch + 3 < 100
@@ -187,7 +187,7 @@ def test_recall_is_learned_over_a_few_steps_and_not_over_many(lag: int, lowest: 
     data = sources.recall(lag=lag, seed=0)
     trainer = trained(data, Hyperparameters(hidden_size=32, epochs=15, learning_rate=0.005, input_noise=0.2))
     assert lowest <= evaluate(trainer.finish(), data.test, 8).accuracy <= highest
-    # Why: before training, what arrives at the first step is a vanishing share of what starts at the last one.
+    # Before training, the gradient at the first step is a vanishing share of that at the last step.
     decay = trainer.flows[0].decay(lag)
     assert decay is not None
     assert (decay > 9) == (lag == 60)

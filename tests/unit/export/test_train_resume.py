@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends with the same bits as one that was left alone, and its folder is never torn."""
+"""A killed and resumed run ends with the same bits, and its folder is always consistent."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """An undisturbed run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     train(out)
     return out
@@ -39,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, by a process of its own that was killed after some epochs."""
+    """The same run in a process that was killed after some epochs."""
     out = tmp_path_factory.mktemp("killed") / "run"
     options = {"data": "recall", "out": out, "lag": LAG}
     options |= {

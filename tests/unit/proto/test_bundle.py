@@ -1,4 +1,4 @@
-"""Bundles: a good one is read, and whatever is changed in it is found and named."""
+"""Bundles: a valid one is read, and any change is found and named."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from unroll_proto.bundle import BundleError, check_name, read_manifest, sha256_o
 
 @pytest.fixture
 def bundle(bundle_root: Path, tmp_path: Path) -> Path:
-    """A copy that the test may spoil."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(bundle_root / "jv" / "1", tmp_path / "jv" / "1"))
 
 
@@ -24,7 +24,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def vouch(bundle: Path, name: str) -> None:
-    """Makes the manifest's size and checksum those of the file as it is now."""
+    """Updates the manifest's size and checksum of a file."""
 
     def change(manifest: dict[str, Any]) -> None:
         artifact = next(artifact for artifact in manifest["artifacts"] if artifact["file"] == name)

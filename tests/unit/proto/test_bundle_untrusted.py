@@ -1,4 +1,4 @@
-"""Bundles made to harm: refused in one line, before anything is read that is larger than it may be."""
+"""Malicious bundles: refused in one line, before an oversized file is read."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from unroll_proto.bundle import BundleError, read_manifest, verify_bundle
 
 @pytest.fixture
 def bundle(bundle_root: Path, tmp_path: Path) -> Path:
-    """A copy that the test may spoil."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(bundle_root / "jv" / "1", tmp_path / "jv" / "1"))
 
 

@@ -1,4 +1,4 @@
-"""Sequence files: what is written is read again, to the bit, whatever the format and however it was made."""
+"""Sequence files: written values are read back bit for bit, in every format."""
 
 import json
 import string
@@ -22,7 +22,7 @@ NAME = st.text(string.ascii_letters + string.digits + "-_äß", min_size=1, max_
 
 @st.composite
 def files(draw: st.DrawFn, plain: bool = False) -> list[Sequence]:
-    """Sequences that one file can hold; `plain` ones fit a .ts file."""
+    """Sequences for one file; `plain` ones fit a .ts file."""
     features = draw(st.integers(1, 5))
     count = draw(st.integers(1, 6))
     shapes = st.integers(1, 7).map(lambda steps: (steps, features))
@@ -65,7 +65,7 @@ def round_trip(sequences: list[Sequence], suffix: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(files(), st.sampled_from([".parquet", ".jsonl", ".npz"]))
 def test_what_is_written_is_read(sequences: list[Sequence], suffix: str) -> None:
-    # numpy drops trailing NULs, and a split is no free text; everything else comes back.
+    # numpy drops trailing NULs, and a split is not free text; everything else is read back.
     round_trip(sequences, suffix)
 
 

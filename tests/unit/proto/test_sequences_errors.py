@@ -1,4 +1,4 @@
-"""Sequence files that can't be used: one line that names file, row, column and what is wrong."""
+"""Bad sequence files: one line with file, row, column and problem."""
 
 import pickle
 import zipfile
@@ -186,7 +186,7 @@ def test_npz(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
 
 
 class Trap:
-    """Leaves a file behind when it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Ids and labels: what one format's reader accepts, every writer writes and every reader reads back, equal."""
+"""Ids and labels: values that one format's reader accepts can be written and read back in every format."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from unroll_proto.bundle import MOST_TEXT_BYTES
 from unroll_proto.sequences import SUFFIXES, Sequence, SequenceError, read_sequences, write_sequences
 
 VALUES = [[1.0, 2.0]]
-# Of any characters, surrogates included, and of the kind that formats have a use for themselves.
+# Any characters, with surrogates, and characters that formats use themselves.
 TEXT = st.one_of(st.text(max_size=6), st.text('\0\r\n\t\x1c\x85\u2028\ufeff\ud800\udcff ",:?#@\\aä𝄞', max_size=6))
 NAME = st.one_of(TEXT, st.integers(), st.none(), st.booleans(), st.floats(), st.lists(st.none(), max_size=1))
 HOSTILE = ("\ud800", "a\0", "\r", "a\nb", "", "?", " ", "ä" * MOST_TEXT_BYTES)
 
 
 def raw_utf8(names: list[str]) -> pa.Array:
-    """A column of strings that nothing has checked: surrogates become bytes that are not UTF-8."""
+    """A column of unchecked strings: surrogates become bytes that are not UTF-8."""
     parts = [name.encode(errors="surrogatepass") for name in names]
     offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
     return pa.StringArray.from_buffers(len(parts), pa.py_buffer(offsets), pa.py_buffer(b"".join(parts)))
@@ -50,7 +50,7 @@ def make_ts(path: Path, names: list[object]) -> None:
 
 
 def accepted(path: Path) -> Iterator[Sequence]:
-    """The sequences up to the first error, which is one line that names the file and the row."""
+    """Returns the sequences up to the first error, which is one line with file and row."""
     refusal = None
     try:
         yield from read_sequences(path)

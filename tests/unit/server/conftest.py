@@ -1,4 +1,4 @@
-"""Fixtures of every test of the server's rooms: a call of an unknown caller."""
+"""Fixtures of the server's unit tests: a call of an unknown caller."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from unroll_server import caller
 
 @pytest.fixture(autouse=True)
 def unknown_caller() -> Iterator[None]:
-    """Gives every test a call of its own."""
+    """Sets a new call for every test."""
     token = caller.current.set(caller.Call())
     yield
     caller.current.reset(token)

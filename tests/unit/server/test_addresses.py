@@ -1,4 +1,4 @@
-"""Addresses to listen on: what is read, what is wrong with one, and who may share a port."""
+"""Addresses to listen on: parsing, errors, and shared ports."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def has_ipv6() -> bool:
 
 
 def reached(port: int) -> list[str]:
-    """The loopback addresses on which somebody listens."""
+    """Returns the loopback addresses on which a server listens."""
     found = []
     for host in ("127.0.0.1", "::1"):
         with suppress(ConnectionRefusedError):
@@ -90,7 +90,7 @@ def test_sockets_without_rights_or_room_are_refused(value: str) -> None:
 
 
 async def listen_on(wanted: Address) -> None:
-    """Listens as the option of the address does; --workers stands for --listen with several processes."""
+    """Listens like the option of the address; --workers stands for --listen with several processes."""
     if wanted.option == "--metrics":
         with served(wanted, Metrics()):
             raise AssertionError

@@ -1,4 +1,4 @@
-"""Settings: checked, and the same in another process."""
+"""Settings: validated, and the same in another process."""
 
 from pathlib import Path
 

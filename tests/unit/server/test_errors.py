@@ -1,4 +1,4 @@
-"""What a caller is told fits into the trailers that its client takes, whatever it sent."""
+"""Errors fit into the trailers that clients accept, for any input."""
 
 from hypothesis import given
 from hypothesis import strategies as st

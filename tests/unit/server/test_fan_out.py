@@ -28,7 +28,7 @@ READY, LOADING = pb.VERSION_STATE_READY, pb.VERSION_STATE_LOADING
 
 
 class Worker(AdminServiceServicer):
-    """The admin service of a worker with models in these states; it unloads models while `answers` is set."""
+    """The admin service of a worker with models in given states; it unloads models while `answers` is set."""
 
     def __init__(self, sessions: int = 0, **models: "pb.VersionState.ValueType") -> None:
         self.models = models
@@ -64,7 +64,7 @@ class Worker(AdminServiceServicer):
 
 @asynccontextmanager
 async def served(folder: Path, *workers: Worker | None) -> AsyncIterator[tuple[Any, MergedAdminService]]:
-    """A channel to the supervisor's listener over these workers, and its service; a worker may not serve."""
+    """Yields a channel to the supervisor's listener, and its service; a worker may be missing."""
     sockets = [folder / f"{number}.sock" for number in range(len(workers))]
     settings = SETTINGS.replace(workers=len(workers), admin=f"unix:{folder}/admin.sock")
     async with AsyncExitStack() as stack:
@@ -100,7 +100,7 @@ async def test_every_worker_loads_and_unloads(tmp_path: Path) -> None:
         stub = AdminServiceStub(channel)
         await stub.LoadModel(pb.LoadModelRequest(model="c"), timeout=PATIENCE)
         assert all("c" in worker.models for worker in workers)
-        # An earlier call may have failed half way.
+        # An earlier call may have failed for some workers.
         await stub.UnloadModel(pb.UnloadModelRequest(model="a"), timeout=PATIENCE)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.UnloadModel(pb.UnloadModelRequest(model="a"), timeout=PATIENCE)
@@ -138,7 +138,7 @@ async def test_a_restarted_worker_unloads_what_the_others_unloaded(tmp_path: Pat
         workers[1].models["a"] = READY
         await service.catch_up(1)
         assert workers[1].models == {"b": READY}
-        # One that has nothing to unload is no error.
+        # A worker without the model is not an error.
         await service.catch_up(1)
 
 

@@ -1,4 +1,4 @@
-"""What is counted comes out, summed over workers, those that died included."""
+"""Metrics: counts are exported and summed over workers, dead ones included."""
 
 import os
 import socket
@@ -179,7 +179,7 @@ def test_gauges_are_those_of_the_workers_that_live(tmp_path: Path) -> None:
     assert samples[key("unroll_queued_steps")] == 10
     assert samples[key("unroll_open_sequences", model="jv/1")] == 1
     assert samples[key("unroll_queue_seconds_count", model="jv/1")] == 2
-    # The one that takes its place has nothing open, and counts on.
+    # Its replacement has nothing open, and continues the counts.
     living.append(1)
     Metrics(tmp_path, 1).of("jv/1").waited(0.1)
     samples = samples_of(parent)
@@ -207,7 +207,7 @@ def test_the_sum_over_workers_and_their_lives(
     expected: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()
     with TemporaryDirectory() as folder:
         for worker, events in lives:
-            # A worker that takes a dead one's place goes on in the same files.
+            # The replacement of a dead worker continues in the same files.
             metrics = Metrics(Path(folder), worker)
             for model, (lanes, steps, took), waited in events:
                 metrics.of(model).tick(lanes, steps, lanes * steps // 2, took)
@@ -268,7 +268,7 @@ def test_figures_that_outgrow_a_file_go_on_in_the_next(tmp_path: Path, monkeypat
             assert samples[key("unroll_queue_seconds_count", model=f"m/{version}")] == life
             assert samples[key("unroll_model_served", model=f"m/{version}")] == 1
     assert len(list(tmp_path.iterdir())) > 2
-    # What the new process in a worker's place does not serve is not served there, whoever served it before.
+    # A model that the replacement does not serve is no longer served there.
     Metrics(tmp_path).of("m/0").serves(1)
     served_now = [labels for name, labels in samples_of(Metrics(tmp_path)) if name == "unroll_model_served"]
     assert served_now == [frozenset({("model", "m/0")})]

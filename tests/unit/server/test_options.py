@@ -96,7 +96,7 @@ def test_a_wrong_value_gets_the_same_line_from_each_source(
     if "." not in name:
         flag = "--" + name.replace("_", "-")
         problems.append(problem_of({name: value}).removeprefix(f"{flag}: "))
-    # TOML has numbers, and an error repeats a value as it was written.
+    # TOML has numbers, and an error repeats a value as written.
     assert len({re.sub(r", not \S+$", "", problem) for problem in problems}) == 1
 
 

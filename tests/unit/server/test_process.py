@@ -1,4 +1,4 @@
-"""What every process begins with: how it logs, to machines and to people, and what it may hold."""
+"""Common parts of processes: logs as JSON and as text, and the limit of descriptors."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""One open sequence: whatever is sent again, every chunk counts once and every answer keeps its bits."""
+"""One open sequence: repeated chunks count once, and every answer keeps its bits."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Spans of calls, of their time in the queue and of the ticks that they share, as an exporter gets them."""
+"""Spans of calls, queueing and shared ticks, as exported."""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "123"]
 
 
 class Context:
-    """What a call is asked: here what its caller sent."""
+    """The context of a call with its metadata."""
 
     def __init__(self, **metadata: str) -> None:
         self._metadata = tuple(metadata.items())
@@ -52,7 +52,7 @@ def tracer(exporter: InMemorySpanExporter) -> Iterator[Tracer]:
 
 
 def opened(tracer: Tracer, call: Call, path: str = "/a.B/C", **metadata: str) -> CallReport:
-    """The report of a call that has just come."""
+    """Opens the report of a new call."""
     context: Any = Context(**metadata)
     return CallObserver(Metrics(), tracer=tracer).method(path).open(call, context)
 
@@ -107,7 +107,7 @@ async def test_calls_that_share_ticks_each_have_them_in_their_trace(
             assert span.start_time is not None
             assert span.end_time is not None
             assert span.start_time <= span.end_time
-    # A tick is one thing, whoever's: its first span has links to the other calls, theirs have one to it.
+    # A tick is shared: its first span links to the other calls, and theirs link to it.
     shared = [span for span in named(exporter, "unroll.tick") if len(span.links) == 2]
     assert shared
     for first in shared:
@@ -162,10 +162,10 @@ def test_a_stream_of_many_ticks_has_spans_of_the_first_ones(
 
 
 class Unreachable(SpanExporter):
-    """Tries for as long as it is not shut down.
+    """An exporter that retries until it is shut down.
 
     Attributes:
-        told_by: The threads that shut it down.
+        told_by: Threads that shut it down.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ def test_spans_that_can_not_be_sent_hold_up_the_end_no_longer_than_that(monkeypa
     tracer = Tracer(provider, unreachable)
     opened(tracer, Call()).end(0, 0.1)
     tracer.close()
-    # While the end still waited for it; OpenTelemetry alone would do so half a minute later.
+    # While the end still waited for it; OpenTelemetry alone would wait half a minute.
     assert unreachable.told_by[0] is not threading.current_thread()
 
 

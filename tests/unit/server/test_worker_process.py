@@ -1,4 +1,4 @@
-"""The supervisor's side of a worker, with programs in the place of workers."""
+"""The supervisor's handle of a worker, with programs instead of workers."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ SERVES = Report(True, "m/1").encode()
 
 
 def worker_that(tmp_path: Path, *lines: str) -> WorkerProcess:
-    """A worker that runs these lines of Python."""
+    """Makes a worker that runs lines of Python."""
     program = tmp_path / "worker.py"
     program.write_text("\n".join(("import os, signal, sys, time", *lines)))
     return WorkerProcess(0, RuntimeDir(tmp_path), PATIENCE, [sys.executable, str(program)])
@@ -39,7 +39,7 @@ def wake(pid: int) -> None:
 
 @asynccontextmanager
 async def kept(worker: WorkerProcess) -> AsyncIterator[None]:
-    """Restarts the worker whenever it ends, for the time of the block."""
+    """Restarts the worker whenever it ends, within the context."""
     keeping = asyncio.create_task(worker.keep())
     try:
         async with asyncio.timeout(PATIENCE):
@@ -58,7 +58,7 @@ def test_a_report_arrives_as_it_was_sent(report: Report) -> None:
 async def test_a_worker_that_can_t_be_started_for_a_while_is_started_when_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the kernel, out of memory, kills a worker and has none for the next one."""
+    """Covers a kernel that is out of memory: it kills a worker and can't start the next one."""
     monkeypatch.setattr(worker_process, "FIRST_DELAY", 0.01)
     program, away = tmp_path / "worker", tmp_path / "away"
     program.write_text(f"#!{sys.executable}\nimport os, sys\n{report(SERVES)}\nsys.stdin.read()\n")
@@ -109,7 +109,7 @@ async def test_a_worker_that_a_signal_ends_while_it_starts_is_started_again(tmp_
 async def test_a_stop_while_a_crashed_worker_waits_counts_the_calls_that_a_drain_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, drained: bool
 ) -> None:
-    """The calls that a crash lost were lost before; a drain by an outside signal may be part of the same stop."""
+    """A crash lost its calls before the stop; a drain by an outside signal may be part of the stop."""
     monkeypatch.setattr(worker_process, "FIRST_DELAY", 10 * PATIENCE)
     end = f"os._exit({code})" if code >= 0 else f"os.kill(os.getpid(), {-code})"
     worker = worker_that(tmp_path, report(SERVES), "sys.stdin.readline()", end)

@@ -1,4 +1,4 @@
-"""Chunks of many sequences in one message: what comes of each is what comes of it in a message of its own."""
+"""Chunks of many sequences in one message have the results of separate messages."""
 
 import asyncio
 from typing import Any
@@ -66,7 +66,7 @@ def chunk_of(
 
 
 def outcomes(responses: list[pb.UnrollResponse]) -> dict[str, list[Any]]:
-    """What each key was answered, in order; the answers to consecutive steps as one."""
+    """Returns the answers by key, in order; answers to consecutive steps are joined."""
     found: dict[str, list[Any]] = {}
     for response in responses:
         event = response.WhichOneof("event")

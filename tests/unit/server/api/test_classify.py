@@ -1,4 +1,4 @@
-"""Classify requests, chunks and snapshots: good ones keep their values, errors name the field and the limit."""
+"""Classify requests, chunks and snapshots: valid ones keep their values, errors name the field and the limit."""
 
 from dataclasses import replace
 from typing import Any
@@ -137,7 +137,7 @@ def test_a_snapshot_without_a_bundle_is_accepted() -> None:
 
 
 async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() -> None:
-    # Without a format it is the zero state, whatever else it says.
+    # Without a format it is the zero state, whatever its other fields.
     begun = [encode_snapshot(SPEC, 40, None), pb.Snapshot(step=2**64 - 1)]
     request = request_of([2, 3], return_final_states=True, initial_states=begun)
     batch = decode_batch(request, MODEL, LIMITS)

@@ -18,7 +18,7 @@ CATALOG = Catalog([served(NETWORK, name, version) for name, version in (("a", 1)
         ("", 0, ("a", 1), ("a", 1)),
         ("a", 0, ("a", 1), ("a", 1)),
         ("a", 1, ("a", 1), ("a", 1)),
-        # Of another one than the request names: that is checked where the snapshot is decoded.
+        # A snapshot of another model than the request's is refused when it is decoded.
         ("a", 2, ("a", 1), ("a", 2)),
         ("b", 0, ("a", 1), ("b", 1)),
     ],
@@ -54,7 +54,7 @@ def test_the_snapshot_names_what_the_request_leaves_open(
             SequenceStateError,
             "at: the snapshot is of a/2 (simple_rnn): b/2 is not served; choose from: 1",
         ),
-        # What the request itself names and is not there may come to be there.
+        # A model that the request itself names may be added later.
         ("a", 7, ("a", 7), ModelNotFoundError, "version: a/7 is not served; choose from: 1, 2"),
         ("c", 0, ("c", 1), ModelNotFoundError, "model: 'c' is not served; choose from: a, b"),
     ],

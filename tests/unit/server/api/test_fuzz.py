@@ -1,4 +1,4 @@
-"""Any message is decoded or refused as the caller's fault, and a stream answers each one."""
+"""Any message is decoded, or refused as the caller's fault; a stream answers each one."""
 
 import asyncio
 import math
@@ -32,7 +32,7 @@ FAULTS = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
 }
-"""What a message alone can be answered, if not with what it asks for."""
+"""Statuses that a message alone may be refused with."""
 
 _floats = st.floats(width=32) | st.sampled_from([0.0, 1.0, math.nan, -math.inf])
 _values = st.builds(wire.to_bytes, st.lists(_floats, max_size=40)) | st.builds(
@@ -60,7 +60,7 @@ _classify = st.builds(
 
 
 def parsed(kind: Any, data: bytes) -> Any:
-    """The message; None if these bytes are none, which the transport answers."""
+    """Parses the message; None if it is malformed, which the transport answers."""
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -179,7 +179,7 @@ _messages = st.one_of(
 
 
 def keys_of(request: pb.UnrollRequest) -> list[str]:
-    """The keys that a message is answered under."""
+    """Returns the keys of the answers to a message."""
     chunks = request.chunks
     counts = {len(chunks.keys), len(chunks.first_steps), len(chunks.values)}
     if not request.HasField("chunks") or len(counts) > 1 or not 1 <= len(chunks.keys) <= LIMITS.max_open_sequences:
@@ -205,7 +205,7 @@ def test_a_stream_answers_every_message_and_a_good_sequence_beside_them(pieces: 
     for key in asked_of:
         asked = [each for each in asked_of if each == key]
         heard = [response for response in responses if key == response.key or key in response.steps_batch.keys]
-        # Of a chunk there may be several answers, of all else there is one.
+        # A chunk may have several answers, other messages have one.
         assert len(heard) >= len(asked)
         for response in heard:
             if response.HasField("error"):

@@ -16,7 +16,7 @@ UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Caller:
-    """The context of a call: keeps what is written, and takes `room` messages, then no more."""
+    """The context of a call that keeps written messages, and accepts at most `room`."""
 
     def __init__(self, room: int = 100) -> None:
         self.statuses: asyncio.Queue[Any] = asyncio.Queue()

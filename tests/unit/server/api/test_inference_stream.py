@@ -1,4 +1,4 @@
-"""One call of ModelStreamInfer: reading ahead, errors, callers who leave, drains."""
+"""One call of ModelStreamInfer: reading ahead, errors, cancellation, drains."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ def requests_of(count: int, size: int = 0) -> list[pb.ModelInferRequest]:
 
 
 class Caller:
-    """Sends requests as they are asked for; `sent` says how many were."""
+    """Sends requests on demand; `sent` counts them."""
 
     def __init__(self, requests: list[pb.ModelInferRequest], half_closes: bool = True) -> None:
         self.sent = 0
@@ -42,7 +42,7 @@ def unexpected(error: Exception) -> None:
 
 
 async def settle() -> None:
-    """Lets all that can run without anything from outside do so."""
+    """Runs the event loop until nothing can proceed without the test."""
     for _ in range(20 * MAX_UNANSWERED):
         await asyncio.sleep(0)
 
@@ -56,7 +56,7 @@ async def test_a_slow_reader_s_requests_are_not_read_far_ahead(size: int, most: 
     responses = answers_of(InferenceStream(echo, unexpected), caller.requests())
     ids = [(await anext(responses)).infer_response.id]
     await settle()
-    # What was yielded counts until the next one is asked for.
+    # A yielded answer counts until the next one is requested.
     assert caller.sent <= most + 2
     ids += [response.infer_response.id async for response in responses]
     assert ids == [str(index) for index in range(count)]

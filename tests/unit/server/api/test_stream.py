@@ -1,4 +1,4 @@
-"""One call of Unroll: bounds of what is read, computed and kept for a slow reader, and drains."""
+"""One call of Unroll: bounds of reading, computing and unread answers, and drains."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -30,7 +30,7 @@ LIMITS = Limits(max_sequences=10, max_steps=10**6, max_open_sequences=1000, max_
 
 
 class Caller:
-    """Sends requests as they are asked for; `sent` says how many bytes were."""
+    """Sends requests on demand; `sent` counts their bytes."""
 
     def __init__(self, requests: list[pb.UnrollRequest]) -> None:
         self.sent = 0
@@ -43,7 +43,7 @@ class Caller:
 
 
 class Serving:
-    """An engine, and what it counts."""
+    """An engine with metrics."""
 
     def __init__(self) -> None:
         self._metrics = Metrics()
@@ -55,16 +55,16 @@ class Serving:
         return stream_of(self._catalog, self.engine, LIMITS)
 
     def responses(self, requests: AsyncIterator[pb.UnrollRequest]) -> AsyncGenerator[pb.UnrollResponse, None]:
-        """Those of a stream."""
+        """Returns the responses of a stream."""
         return answers_of(self.stream(), requests)
 
     @property
     def steps(self) -> int:
-        """How many were computed."""
+        """Number of computed steps."""
         return int(self._metrics.memory.sums("model", MODEL_SIZE)[str(MODEL.spec.key)][REAL])
 
     async def settle(self) -> None:
-        """Waits until all is computed that can be before anybody reads."""
+        """Waits until everything is computed that can be before a read."""
         idle = 0
         while idle < 100:
             queued = self._metrics.memory.sums("server", SERVER_SIZE)[""][QUEUED_STEPS]
@@ -102,7 +102,7 @@ async def test_a_slow_reader_s_answers_are_not_computed_far_ahead_however_large_
             got[response.key] = got.get(response.key, b"") + response.steps.states
             before += len(response.steps.states)
             if len(got) == 1:
-                # However far it has read, no more than that is computed in advance.
+                # No more is computed in advance, however far the stream has read.
                 await serving.settle()
                 assert serving.steps * STATE <= before + MAX_UNSENT_BYTES + PIECE_STEPS * STATE
     assert set(got.values()) == {expected}
@@ -149,7 +149,7 @@ async def test_chunks_of_one_message_are_not_computed_far_ahead_of_a_slow_reader
 
 
 async def test_a_drain_ends_the_rest_of_a_message(serving: Serving) -> None:
-    """What is left of it is not applied, as the snapshots say."""
+    """The rest is not applied, as the snapshots show."""
     keys, steps = 500, 16
     names = [str(index) for index in range(keys)]
     requests = [wire.open_request(name, "m", return_logits=False) for name in names]
@@ -186,7 +186,7 @@ async def test_a_slow_reader_s_messages_are_not_read_far_ahead_however_large_the
 async def test_a_sequence_that_a_drain_keeps_from_opening_is_refused_with_its_stream(
     serving: Serving, sent_before: int, steps: dict[str, int]
 ) -> None:
-    """The caller half-closes, so that a stream that just ended would look complete."""
+    """The caller half-closes, so a stream that merely ended would look complete."""
     stream, sent, drained = serving.stream(), asyncio.Event(), asyncio.Event()
     requests = [wire.open_request(key, "m") for key in ("a", "b")]
     requests.insert(1, wire.chunk_request("a", 0, np.zeros((2, 3), np.float32)))

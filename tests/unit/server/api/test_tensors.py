@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: good ones keep their values, bad ones are refused."""
+"""Tensors of the Open Inference Protocol: valid ones keep their values, others are refused."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ STATE = np.arange(18, dtype=np.float32).reshape(3, 2, 3)
 
 
 def request_of(raw: bool = True, **arrays: Any) -> pb.ModelInferRequest:
-    """A request with the arrays as inputs, in their order."""
+    """Makes a request with the arrays as inputs, in order."""
     request = pb.ModelInferRequest(model_name="m")
     for name, array in arrays.items():
         datatype = {"i": "INT", "u": "UINT", "f": "FP"}[array.dtype.kind] + str(8 * array.dtype.itemsize)

@@ -44,7 +44,7 @@ def test_quotas_span_all_workers_and_a_dead_worker_uses_nothing(identities: Iden
     for quotas in (first, second):
         with pytest.raises(OverloadedError, match=r"^alice may have at most 2 calls in flight at once$"):
             quotas.open_call("alice")
-    # It died, and another worker has its number.
+    # It died, and its replacement has its number.
     first = Quotas(identities, tmp_path / "quotas", 0, 2)
     first.open_call("alice")
     with pytest.raises(OverloadedError):

@@ -1,4 +1,4 @@
-"""The file of identities: parsed, refused, read again; and the command that makes its entries."""
+"""The file of identities: parsing, refusals, reloads; and the command that makes entries."""
 
 import hashlib
 import logging
@@ -152,7 +152,7 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(
     assert "no such file" in errors[1]
     assert "hunter2" not in caplog.text
 
-    # As `mv` and Kubernetes replace a file, by another of any age.
+    # `mv` and Kubernetes replace a file by one of any age.
     new = tmp_path / "new"
     new.write_text(f"[identities.bob]\ntokens = ['{HASH}']")
     os.utime(new, (1, 1))

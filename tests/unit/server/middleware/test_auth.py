@@ -1,4 +1,4 @@
-"""Withdrawn tokens, and streams that are slow to end."""
+"""Removed tokens, and streams that are slow to end."""
 
 import asyncio
 from pathlib import Path

@@ -45,7 +45,7 @@ class Caller:
 
 
 async def test_a_session_that_has_moved_on_is_answered() -> None:
-    """A refused caller tries again, and the steps would count twice."""
+    """A refused caller retries, and the steps would count twice."""
     engine = AsyncEngine([MODEL], max_lanes=4, tick_steps=8, max_queued_steps=10**6)
     sessions = Sessions(MemoryStore(60.0, 10), Catalog([MODEL]), engine)
     values = np.zeros((5, 3), np.float32)
@@ -69,7 +69,7 @@ async def test_a_session_that_has_moved_on_is_answered() -> None:
     )
 
     async def call(method: str, request: int) -> bytes | grpc.StatusCode | None:
-        """The answer, or the status if it is not OK."""
+        """Returns the answer, or the status if it is not OK."""
         context = Caller()
         try:
             answer: bytes = await registry.service(CallDetails(f"/t/{method}")).unary_unary(b"%d" % request, context)
@@ -82,13 +82,13 @@ async def test_a_session_that_has_moved_on_is_answered() -> None:
         return pb.AdvanceResponse.FromString(answer).step
 
     try:
-        # Each call in a task of its own, as the transport has it.
+        # Each call in its own task, as in a transport.
         assert step_of(await asyncio.create_task(call("Advance", 1))) == 5
         await asyncio.create_task(call("Classify", CONNECTION_BYTES - 3 * SMALL_BYTES - 64))
         full = grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await asyncio.create_task(call("Classify", 2 * SMALL_BYTES)) is full
         assert step_of(await asyncio.create_task(call("Advance", 0))) == 10
-        # Now it is refused before anything is done.
+        # Now it is refused before any work.
         assert await asyncio.create_task(call("Advance", 0)) is full
         kept = await sessions.store.get("", "s")
         assert kept is not None

@@ -1,4 +1,4 @@
-"""The catalog: which version a request gets."""
+"""The catalog: the version for a request."""
 
 import pytest
 from support.models import random_network, served
@@ -51,7 +51,7 @@ def test_a_draining_version_is_found_by_work_that_resumes_on_it_until_it_is_remo
     assert catalog.find("m", 1, resumes=b"") is version
     with pytest.raises(ModelNotFoundError):
         catalog.find("m", 1)
-    # Only a request that names the version means it.
+    # Only a request that names the version gets it.
     assert catalog.find("m", 0, resumes=b"").model is NEW
     catalog.remove(version)
     assert version.state is VersionState.UNLOADED

@@ -26,7 +26,7 @@ async def test_an_unreadable_model_folder_changes_nothing(
     bundles.publish(exported[1], root, "other", 1)
     async with serving(root) as served:
         (root / "m").rename(root / ".away")
-        (root / "m").symlink_to("m")  # listing it fails, to whoever may read everything too
+        (root / "m").symlink_to("m")  # listing it fails, even for root
         for _ in range(2):
             await served.repository.refresh()
             assert served.names == ["m/1", "other/1"]

@@ -1,4 +1,4 @@
-"""Sessions that outlive their process: saved whole, read once, refused if a single bit is wrong."""
+"""Sessions that outlive their process: saved completely, loaded once, refused if a single bit is wrong."""
 
 import asyncio
 import logging
@@ -74,7 +74,7 @@ async def test_sessions_come_back_with_the_time_that_is_left_to_them(tmp_path: P
     assert os.listdir(tmp_path) == ["sessions"]  # noqa: PTH208 (ruff wants no pathlib in a coroutine)
     clock.advance(45)
     store = opened(file, clock)
-    # Until this server serves, another start can still read the file.
+    # Until this server serves, another one can still load the file.
     assert file.exists()
     store.confirm_takeover()
     assert not file.exists()

@@ -1,4 +1,4 @@
-"""Sessions against an oracle: any order of calls has the answers of a plain run."""
+"""Sessions against an oracle: any order of calls has the answers of an undisturbed run."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ IDS = itertools.count()
 
 
 class Oracle:
-    """Sessions as they are meant to be: the chunks of each, applied one after the other."""
+    """Reference sessions: the chunks of each, applied one after another."""
 
     def __init__(self) -> None:
         self.values: dict[str, Float32Array] = {}

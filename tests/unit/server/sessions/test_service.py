@@ -63,7 +63,7 @@ async def test_each_step_belongs_to_one_of_the_writers_that_race_for_it(
 
 
 class Lossy:
-    """A store that writes, and loses its answers while `lost`."""
+    """A store that writes but loses its answers while `lost`."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -125,7 +125,7 @@ async def test_a_session_removed_while_its_chunk_is_computed_was_not_taken_by_a_
             await sessions.advance(start)
             with pytest.raises(error):
                 await sessions.advance(ask("s", values, first_step=first_step))
-            # A session that starts anew needs nothing of the old one.
+            # A restarted session does not need the old one.
             await sessions.store.remove("", "other")
             await sessions.advance(start)
             again = await sessions.advance(start)

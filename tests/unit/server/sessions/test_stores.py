@@ -150,7 +150,7 @@ async def test_an_expired_session_differs_from_one_that_never_was_until_it_start
 @needs_redis
 async def test_redis_tells_an_expired_session_from_one_that_never_was(redis_server: RedisServer) -> None:
     patient = RedisStore(redis_server.url, 60)
-    # Redis keeps its own time and remembers an expiry as long as the session could rest: a slow test needs more of it.
+    # Redis keeps its own time and remembers an expiry for the session's TTL: a slow test needs a longer one.
     for version, ttl in enumerate((0.3, 3, 30), 80):
         name = f"expires after {ttl} s"
         store = RedisStore(redis_server.url, ttl)
@@ -290,7 +290,7 @@ async def test_on_a_full_disk_sessions_continue_and_expired_ones_make_room(
     assert found is not None
     assert await store.put(session(names[1], 1, ended=True), found.revision)
     clock.now += 100
-    # The memory of their expiry takes room too.
+    # Remembered expiries take room, too.
     for name in names[kept : kept + kept // 2]:
         assert await store.put(session(name, state=[bytes(512)]), None)
     await store.close()

@@ -1,4 +1,4 @@
-"""The native transport beside grpcio's, call by call: the same status, details, metadata and messages."""
+"""The native transport compared with grpcio's: the same status, details, metadata and messages."""
 
 import asyncio
 import json
@@ -31,13 +31,13 @@ class Script(NamedTuple):
     Attributes:
         method: The method.
         messages: Requests.
-        metadata: Of the client.
-        compression: Of the requests.
-        answers: How often the handler sends each request back.
+        metadata: Metadata of the client.
+        compression: Compression of the requests.
+        answers: Times that the handler returns each request.
         code: The status.
         details: Its message.
         trailers: Trailers of the handler.
-        end: How the call ends: "status", "raise", "cancel" by the client, or "deadline".
+        end: End of the call: "status", "raise", "cancel" by the client, or "deadline".
     """
 
     method: str
@@ -60,7 +60,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Handlers:
-    """Does what the metadata of a call say."""
+    """Handlers that follow the metadata of a call."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str | bytes]] = []
@@ -100,7 +100,7 @@ class Handlers:
 
 
 class Outcome(NamedTuple):
-    """What both sides saw of a call."""
+    """Observations of both sides of a call."""
 
     code: grpc.StatusCode
     details: str
@@ -181,7 +181,7 @@ MESSAGES = st.binary(max_size=20) | st.builds(lambda size, seed: bytes([seed]) *
 
 
 def up_to_too_large(messages: list[bytes]) -> tuple[bytes, ...]:
-    """Cuts after a message that ends the call: grpcio's client takes that for an error of its own while it writes."""
+    """Cuts after a message that ends the call, which grpcio's client may report as its own error while it writes."""
     large = (index + 1 for index, message in enumerate(messages) if len(message) > MESSAGE_BYTES)
     return tuple(messages[: next(large, None)])
 
@@ -211,5 +211,5 @@ async def test_calls_end_alike(sides: list[Side], script: Script) -> None:
 @pytest.mark.parametrize("method", ["Unary", "Stream", "Letters"])
 async def test_calls_that_wait_end_alike_at_their_deadline(sides: list[Side], method: str) -> None:
     script = Script(method, (b"x", b"y"), (), grpc.Compression.NoCompression, 1, 0, "", (), "deadline")
-    # What the details say depends on who looks at the clock first, server or client.
+    # The details depend on whether the server or the client notices the deadline first.
     assert {(await outcome(*side, script)).code for side in sides} == {grpc.StatusCode.DEADLINE_EXCEEDED}

@@ -1,4 +1,4 @@
-"""The native transport's sessions, frame by frame: what is handed over, what is answered, what is refused."""
+"""The native transport's sessions, frame by frame: events, answers, refusals."""
 
 import base64
 import gzip
@@ -195,7 +195,7 @@ def test_a_method_that_is_not_known_is_opened_as_none() -> None:
     call.finish(12, "Method not found!", ())
     answer = peer.answer()
     assert answer.status == (UNIMPLEMENTED, "Method not found!")
-    # The rest of the request is not waited for.
+    # The session does not wait for the rest of the request.
     assert answer.reset == NO_ERROR
 
 
@@ -218,7 +218,7 @@ def test_requests_that_are_not_complete_are_bounded_over_all_calls() -> None:
         peer.write(stream, part)
     assert peer.answer(5).headers["grpc-status"] == RESOURCE_EXHAUSTED
     assert not peer.answer(1).ended
-    # What the refused call had is free again, for this one.
+    # The refused call's bytes are free again for this one.
     peer.call(7, b"small")
     assert [body for _, body in peer.requests()] == [b"small"]
 
@@ -276,7 +276,7 @@ def test_a_connection_that_is_lost_aborts_its_calls() -> None:
 
 
 def windows(peer: Peer, stream: int) -> int:
-    """The bytes that the server has allowed a stream, beyond those at its beginning."""
+    """Returns the bytes that the server allowed a stream beyond its initial window."""
     peer.receive()
     found = [each for each in peer.frames if (each.kind, each.stream) == (WINDOW_UPDATE, stream)]
     return sum(int.from_bytes(each.payload, "big") for each in found)
@@ -293,7 +293,7 @@ def test_a_stream_is_read_as_far_as_its_messages_are_asked_for() -> None:
     for _ in range(4):
         peer.write(1, part)
     assert windows(peer, 1) == 0
-    # It holds up nobody else.
+    # It delays no other stream.
     peer.call(3, b"other")
     assert [body for _, body in peer.requests()] == [b"other"]
     assert windows(peer, 0) > 0
@@ -302,7 +302,7 @@ def test_a_stream_is_read_as_far_as_its_messages_are_asked_for() -> None:
     assert window // 2 <= windows(peer, 1) <= 3 * len(part)
     assert call.receive() is not None
     assert call.receive() is None
-    # A message that is larger than the window is let in once it is asked for.
+    # A message larger than the window is admitted once it is requested.
     large = message(bytes(2 * window))
     for begin in range(0, len(large), window // 2):
         peer.write(1, large[begin : begin + window // 2])
@@ -361,7 +361,7 @@ def test_pings_are_answered_and_too_many_are_not() -> None:
         assert [each.payload for each in peer.receive() if each.kind == PING and each.flags & ACK] == [b"12345678"]
         peer.now += 5
     for stream in (1, 3, 5, 7):
-        # What is answered may be watched over.
+        # Pings while calls are answered are allowed.
         peer.call(stream, b"")
         ((call, _),) = peer.requests()
         call.respond(b"", ())
@@ -407,7 +407,7 @@ def test_an_old_connection_takes_no_new_calls_and_ends_those_it_has() -> None:
     assert not peer.goaways()
     peer.server.tick(1030.0)
     assert peer.goaways() == [NO_ERROR]
-    # It was under way.
+    # It was in flight.
     peer.call(3, b"")
     ((second, _),) = peer.requests()
     (ping,) = [each for each in peer.frames if each.kind == PING]
@@ -440,7 +440,7 @@ def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     trailers = [("grpc-retry-pushback-ms", "20")]
 
     def strained() -> None:
-        """Work of 10 a second; by a deadline after 100 ms, 4; a call is 2."""
+        """The rate is 10 per second; 4 fit a deadline of 100 ms; a call is 2."""
         peer.server.refuse(0, 1001.0, 10.0, 2.0, [(1000.1, 4.0)], 8, "the queue is full", trailers)
 
     strained()
@@ -454,11 +454,11 @@ def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     peer.call(5, b"", WORK, far)
     peer.call(7, b"", WORK)
     peer.call(9, b"", UNARY, near)
-    # With the calls that were taken meanwhile there is too much before this one, too.
+    # With the calls admitted meanwhile, too much is queued before this one, too.
     peer.call(11, b"", WORK, far)
     assert peer.answer(11).status == (RESOURCE_EXHAUSTED, "the queue is full")
     assert len(peer.requests()) == 4
-    # Those were just handed over, and are not in the queue yet.
+    # Those were just passed on, and are not in the queue yet.
     strained()
     peer.call(13, b"", WORK, far)
     assert peer.answer(13).status == (RESOURCE_EXHAUSTED, "the queue is full")
@@ -466,7 +466,7 @@ def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     strained()
     peer.open(15, WORK, far)
     peer.open(17, WORK, far)
-    # Expected as long as nobody leaves.
+    # Counted until a caller leaves.
     peer.open(19, WORK, far)
     assert peer.answer(19).status == (RESOURCE_EXHAUSTED, "the queue is full")
     peer.send(frame(RST_STREAM, 0, 15, struct.pack(">I", CANCEL)))

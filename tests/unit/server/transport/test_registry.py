@@ -1,4 +1,4 @@
-"""Composed handlers: in the middleware of their method, outermost first, each layer made once."""
+"""Composed handlers: inside the middleware, outermost first, each layer composed once."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator

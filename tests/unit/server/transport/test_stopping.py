@@ -20,7 +20,7 @@ pytestmark = MAKERS
 
 
 class Server:
-    """A server with one method, which answers when it is told to."""
+    """A server with one method, which answers on demand."""
 
     def __init__(self, make: MakeTransport) -> None:
         self.arrived, self.answers = asyncio.Event(), asyncio.Event()
@@ -44,7 +44,7 @@ async def test_a_silent_connection_does_not_delay_the_end(make: MakeTransport) -
     transport = Server(make).transport
     host, _, port = (await transport.start()).rpartition(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE):
-        # The core itself waits for 20 s.
+        # The core alone would wait for 20 s.
         async with asyncio.timeout(15):
             assert await transport.stop(PATIENCE)
 
