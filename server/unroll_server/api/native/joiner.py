@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 JOINED_STEPS = 16
 """Timesteps of a chunk that is joined, at most: it is answered when the longest of the others is done."""
+JOINED_SEQUENCES = 1024
+"""Sequences of a job, at most: as many more would not make it faster, and take memory at once."""
 
 
 class Group:
@@ -81,7 +83,8 @@ class ChunkJoiner:
 
     def _start(self, group: Group) -> None:
         sequences, group.waiting = group.waiting, []
-        self._start_job(group, sequences)
+        for begin in range(0, len(sequences), JOINED_SEQUENCES):
+            self._start_job(group, sequences[begin : begin + JOINED_SEQUENCES])
 
     def _start_job(self, group: Group, sequences: "list[StreamSequence]") -> None:
         sequences = [each for each in sequences if not each.closed]
@@ -169,10 +172,10 @@ class _Results(NamedTuple):
     def answer(self, answers: "AnswerQueue", sequences: "list[StreamSequence]", indices: list[int]) -> None:
         """Answers the chunks of the sequences of one stream, at some indices of the job's sequences."""
         job, states, logits, offsets = self
-        before = job.initial_state
-        assert before is not None
-        # What the replay window would drop at once is not put into it.
-        skipped = len(indices) - REPLAY_CHUNKS
+        assert job.initial_state is not None
+        # What the replay window would drop at once is not put into it. Copied: a view would keep the whole job.
+        skipped = max(0, len(indices) - REPLAY_CHUNKS)
+        before = tuple([tensor[:, indices[skipped:]] for tensor in job.initial_state])
         # In lists: each append to a field of a message looks for the field.
         keys, first_steps, counts, batch_states, batch_logits = [], [], [], [], []
         expected = size = 0
@@ -180,7 +183,7 @@ class _Results(NamedTuple):
             sequence, begin, end = sequences[index], offsets[index], offsets[index + 1]
             first_step, count = sequence.step, end - begin
             if number >= skipped:
-                sequence.record(count, before, index)
+                sequence.record(count, before, number - skipped)
             sequence.step = first_step + count
             sequence.joined = b""
             expected += sequence.expected

@@ -17,19 +17,23 @@ class StateTable:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._initial = spec.initial_state(1)
-        self._tensors = spec.initial_state(_FIRST_ROWS)
+        # [rows, num_layers, hidden_size] each: one that grows need not be copied.
+        self._initial = [tensor[:, 0] for tensor in spec.initial_state(1)]
+        self._tensors = [np.zeros((_FIRST_ROWS, *each.shape), each.dtype) for each in self._initial]
         self._free = list(range(_FIRST_ROWS))
 
     def allocate(self) -> int:
         """Returns a row that holds the initial state."""
         if not self._free:
-            rows = self._tensors[0].shape[1]
-            self._tensors = tuple([np.concatenate([tensor, np.zeros_like(tensor)], 1) for tensor in self._tensors])
-            self._free = list(range(rows, 2 * rows))
+            rows = len(self._tensors[0])
+            # By a quarter: unused rows are most of what a sequence costs beside its own.
+            grown = rows + rows // 4
+            for tensor in self._tensors:
+                tensor.resize((grown, *tensor.shape[1:]), refcheck=False)
+            self._free = list(range(rows, grown))
         row = self._free.pop()
         for tensor, initial in zip(self._tensors, self._initial, strict=True):
-            tensor[:, row] = initial[:, 0]
+            tensor[row] = initial
         return row
 
     def release(self, row: int) -> None:
@@ -38,9 +42,9 @@ class StateTable:
 
     def read(self, rows: Sequence[int]) -> State:
         """Returns a copy of some states, [num_layers, rows, hidden_size] each."""
-        return tuple([tensor[:, rows] for tensor in self._tensors])
+        return tuple([np.ascontiguousarray(tensor[rows].swapaxes(0, 1)) for tensor in self._tensors])
 
     def write(self, rows: Sequence[int], states: State) -> None:
         """Replaces some states, as `read` returns them."""
         for tensor, values in zip(self._tensors, states, strict=True):
-            tensor[:, rows] = values
+            tensor[rows] = values.swapaxes(0, 1)
