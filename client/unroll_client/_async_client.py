@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine
 from collections.abc import Sequence as Listing
@@ -18,14 +17,12 @@ from unroll_client._arrays import check_number, pack_chunk
 from unroll_client._calls import Calls
 from unroll_client._channel import Connection, targets_of
 from unroll_client._classify import Batch, classify
+from unroll_client._client_api import ClientApi
 from unroll_client._coalesce import Coalescer
 from unroll_client._errors import InvalidArgument, NotFound, UnrollError
 from unroll_client._models import Models
-from unroll_client._proxy import explained
 from unroll_client._sequence import AsyncSequence
 from unroll_client._sessions import SessionSteps, advance_request, joined_steps, piece_request, pieces, session_steps
-from unroll_client._stream import SharedStream
-from unroll_client._tracing import traced_stream
 from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
@@ -49,7 +46,7 @@ def _explaining(
         try:
             return await method(self, *args, **kwargs)
         except UnrollError as error:
-            raise self.explained(error) from error.__cause__
+            raise self._api.explained(error) from error.__cause__
 
     return explaining
 
@@ -101,13 +98,11 @@ class AsyncClient(Uncopied):
         connection = Connection(
             targets_of(target), tls, root_certificates, certificate, server_name, token, tuple(metadata)
         )
-        self._targets = connection.targets
         self._calls = Calls(connection, timeout, wait_for_ready)
         self._model = model
         self._reconnect_timeout = reconnect_timeout
-        self._streams: list[SharedStream] = []
-        self._tasks: set[asyncio.Task[None]] = set()
         self._models = Models(self._look_up)
+        self._api = ClientApi(self._calls, self._models, connection.targets)
         self._coalescer = Coalescer(self._classify_once, self._models.forget) if coalesce else None
 
     @_explaining
@@ -204,7 +199,7 @@ class AsyncClient(Uncopied):
             every=every,
         )
         wait = self._calls.timeout if timeout is None else timeout
-        return AsyncSequence(self, opening, None if math.isinf(wait) else wait, self._reconnect_timeout)
+        return AsyncSequence(self._api, opening, None if math.isinf(wait) else wait, self._reconnect_timeout)
 
     @_explaining
     async def advance(
@@ -318,12 +313,7 @@ class AsyncClient(Uncopied):
         if self._coalescer is not None:
             await self._coalescer.close()
         await self._models.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(stream.close() for stream in self._streams))
-        self._streams.clear()
+        await self._api.close()
         await self._calls.close()
 
     async def __aenter__(self) -> Self:
@@ -333,46 +323,6 @@ class AsyncClient(Uncopied):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    # The methods of ClientApi, for this client's sequences.
-
-    @property
-    def closed(self) -> bool:
-        """True if the client is closed."""
-        return self._calls.closed
-
-    @property
-    def waits(self) -> bool:
-        """True if calls wait for a server within their timeout instead of failing while there is none."""
-        return self._calls.wait_for_ready
-
-    def explained(self, error: UnrollError) -> UnrollError:
-        """Adds to an error without an answer the proxy of the environment, if there is one."""
-        return error if self.closed else explained(error, self._targets)
-
-    def shared_stream(self) -> SharedStream:
-        """Returns the stream for new sequences; a new one if there is none or it is lost."""
-        self._streams = [stream for stream in self._streams if not stream.ended]
-        for stream in self._streams:
-            if stream.usable:
-                return stream
-        servers = self._calls.servers()
-        # With several servers, the one to wait for may never come back.
-        wait = self._calls.wait_for_ready and len(servers) == 1
-        call = traced_stream(servers.next().Unroll, self._calls.metadata, wait)
-        self._streams.append(SharedStream(call))
-        return self._streams[-1]
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Starts a task that is cancelled when the client closes."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def known_model(self, name: str, version: int) -> ModelInfo:
-        """Returns a served model version, from memory if it is known."""
-        return await self._models.find(name, version, self._calls.deadline(None))
 
     async def _limits(self, deadline: float) -> Limits | None:
         """Returns the limits of one RPC, which all models share; None if none is served."""
