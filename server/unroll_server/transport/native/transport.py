@@ -32,6 +32,7 @@ QUIET = 0.1
 LAST_CALLS = 1.0
 """Most seconds for which it refuses calls."""
 _UNKNOWN: int = grpc.StatusCode.UNKNOWN.value[0]
+_INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
 _UNIMPLEMENTED: int = grpc.StatusCode.UNIMPLEMENTED.value[0]
 
 
@@ -175,8 +176,10 @@ class NativeTransport:
                 context.parse, context.serialize = handler.request_deserializer, handler.response_serializer
                 if handler.stream_stream:
                     await handler.stream_stream(context.requests(), context)
+                elif (request := await context.read()) is grpc.aio.EOF:
+                    context.finish(_INTERNAL, "the request has no message, or not all of one")
                 else:
-                    await handler.unary_stream(await context.read(), context)
+                    await handler.unary_stream(request, context)
                 context.finish()
         except grpc.aio.AbortError:
             pass
