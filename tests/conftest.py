@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from support.processes import TRAINING_BIN, ServerProcess, run
 
 from unroll_proto.sequences import Sequence, read_sequences
@@ -27,6 +28,10 @@ class _SkipWithoutTorch(MetaPathFinder):
         if name in ("torch", "unroll_export", "matplotlib", "onnx", "safetensors", "tensorboard"):
             pytest.skip(f"{name} is not installed", allow_module_level=True)
 
+
+# No timed assertions: an example may take any time on a shared machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 if importlib.util.find_spec("torch"):
     import torch

@@ -244,7 +244,6 @@ def test_messages_that_are_nearly_right_harm_nobody(server: ServerProcess, path:
 
     @settings(
         max_examples=4,
-        deadline=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

@@ -19,7 +19,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_same_bits_alone_batched_chunked_streamed_and_resumed(
     server: ServerProcess, vowels: list[Sequence], data: st.DataObject

@@ -178,7 +178,6 @@ def test_no_step_is_lost_doubled_or_changed(bundle_root: Path, tmp_path: Path, v
 
     @settings(
         max_examples=EXAMPLES,
-        deadline=None,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

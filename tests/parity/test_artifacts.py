@@ -58,7 +58,7 @@ def close(got: Outputs, expected: Outputs) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZES, SEEDS, st.integers(1, 70), st.integers(1, 40))
 def test_the_rnn_operator(sizes: tuple[int, int, int, int], seed: int, batch: int, time: int) -> None:
     network = random_network(*sizes, seed=seed)
@@ -66,7 +66,7 @@ def test_the_rnn_operator(sizes: tuple[int, int, int, int], seed: int, batch: in
     close(run_onnx(session(build_onnx_rnn(network)), x, state), eager(network, x, state))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SIZES, SEEDS, st.integers(1, 70), st.integers(1, 40))
 def test_torchscript(sizes: tuple[int, int, int, int], seed: int, batch: int, time: int) -> None:
     network = random_network(*sizes, seed=seed)

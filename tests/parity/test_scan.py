@@ -19,7 +19,7 @@ def same_bits(got: Float32Array, expected: Float32Array) -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(CELLS), SIZES, SEEDS, st.integers(1, 70), st.integers(1, 20))
 def test_it_computes_what_float64_does(
     cell: str, sizes: tuple[int, int, int, int], seed: int, lanes: int, steps: int
@@ -34,7 +34,7 @@ def test_it_computes_what_float64_does(
     same_bits(result.final_state[0][-1], result.states[-1])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.sampled_from(CELLS),
     SIZES,

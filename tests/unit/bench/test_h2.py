@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 from hpack import Encoder, NeverIndexedHeaderTuple
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_bench.load import frames
@@ -359,7 +359,6 @@ class Wire(asyncio.Transport):
         self.written += data
 
 
-@settings(deadline=None)  # the loop's first call can be slow on a busy machine
 @given(
     messages=st.lists(st.binary(max_size=400), max_size=8),
     cuts=st.lists(st.integers(1, 300), min_size=1),

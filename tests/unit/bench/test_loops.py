@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.waiting import until
 
@@ -202,7 +202,6 @@ def test_percentiles_are_latencies_that_were_seen() -> None:
     assert [result.percentile(q) for q in (0, 50, 99, 100)] == [1.0, 51.0, 100.0, 100.0]
 
 
-@settings(deadline=None)
 @given(least=st.integers(1, 500), more=st.integers(0, 500), seed=st.integers(0, 99))
 def test_lengths_are_drawn_between_their_bounds(least: int, more: int, seed: int) -> None:
     lengths = Lengths.parse(f"{least}..{least + more}")

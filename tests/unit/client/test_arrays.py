@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -82,7 +82,6 @@ def packing() -> Iterator[Packing]:
 DTYPES = ["float64", "float32", "float16", "int64", "uint8", "bool", ">f4", ">f8"]
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_numeric_dtype_order_and_stride_is_packed(packing: Packing, data: st.DataObject) -> None:
     features = data.draw(st.integers(1, 4))
@@ -176,7 +175,6 @@ def test_an_array_that_its_library_does_not_give_away_is_named(packing: Packing,
         packing.chunk(bad)
 
 
-@settings(deadline=None)
 @given(values=hnp.arrays(st.sampled_from([np.int32, np.uint32, np.int64, np.uint64]), (3, 2)))
 def test_integers_are_taken_if_they_are_exact(packing: Packing, values: NDArray[Any]) -> None:
     exact = all(int(np.float32(int(value))) == int(value) for value in values.flat)

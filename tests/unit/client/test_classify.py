@@ -39,7 +39,7 @@ def random_sequences(lengths: list[int], seed: int = 0, features: int = 3) -> li
     return [rng.normal(size=(length, features)).astype(np.float32) for length in lengths]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, LIMITS.max_steps) | st.integers(LIMITS.max_steps, 4 * LIMITS.max_steps), max_size=40),
     st.sampled_from(sorted(MODELS)),

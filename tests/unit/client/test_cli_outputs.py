@@ -146,7 +146,7 @@ def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert second.startswith("second ")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6), min_size=1, max_size=3))
 @example(["a\rb", "a\nb", "a\r\nb", '"', "", " ", "=1+1", "\ufeff", "\u2028", "\x1b[2J", "NULL", "nan"])
 def test_every_id_and_label_that_a_reader_accepts_is_written(names: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.servicers import PartialServicer
 from unit.client.harness import LIMITS, MODEL, STEEP, LocalServer
@@ -30,7 +30,6 @@ def numbered(lengths: list[int], features: int = 3) -> Iterator[Sequence]:
         yield Sequence(str(index), values, f"label {index}", None, index + 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 9), st.integers(1, 200))
 def test_batches_hold_everything_once_in_order_and_little(lengths: list[int], most: int, values: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,7 @@ import random
 import click
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_client import Classification
@@ -21,7 +21,6 @@ def printed(score: Score, width: int) -> str:
     return click.unstyle(score.table(width))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.lists(st.tuples(st.integers(-2, 5), st.integers(0, 5)), max_size=60), st.integers(0, 60))
 def test_counts(classes: int, pairs: list[tuple[int, int]], at: int) -> None:
     labels = tuple(f"c{index}" for index in range(classes))

@@ -36,7 +36,7 @@ calls = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls)
 async def test_whatever_calls_meet_each_gets_the_bits_of_a_call_alone(
     address: str, calls: list[tuple[str, list[int], bool, bool]]

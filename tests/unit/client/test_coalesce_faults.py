@@ -55,7 +55,7 @@ SPOILT: dict[str, tuple[dict[str, Any], type[UnrollError], str]] = {
 }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from([None, None, None, *SPOILT]), min_size=1, max_size=30))
 async def test_bad_ones_fail_alone_and_by_their_own_index(address: str, kinds: list[str | None]) -> None:
     good = Snapshot("m", 1, "simple_rnn", 0, (bytes(4 * 8),))

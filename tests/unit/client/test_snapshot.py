@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_client import Snapshot
@@ -22,7 +22,6 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot("jv", draw(st.integers(1, 2**32 - 1)), "simple_rnn", draw(st.integers(0, 2**62)), data, layers)
 
 
-@settings(deadline=None)
 @given(snapshots())
 def test_bytes_there_and_back(snapshot: Snapshot) -> None:
     again = Snapshot.from_bytes(snapshot.to_bytes())

@@ -27,7 +27,7 @@ from unroll_client import (
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=8),
     st.integers(1, 9),

@@ -52,7 +52,7 @@ def check(parts: list[Steps], model: Any, values: Float32Array, every: int = 1, 
     assert b"".join(part.logits.tobytes() for part in parts if part.logits is not None) == logits[reported].tobytes()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.integers(1, 6000), max_size=6),
     sizes=st.lists(st.integers(1, 90), min_size=1, max_size=8),

@@ -126,7 +126,7 @@ async def run_chunk(engine: AsyncEngine, model: Model, values: Float32Array, sta
     return heard
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     model=st.sampled_from([ONE_LAYER, TWO_LAYERS, BINARY, LSTM, GRU, *ON_LANES]),
     requests=st.lists(st.lists(st.tuples(st.integers(1, 23), st.booleans()), min_size=1, max_size=5), max_size=4),
@@ -190,7 +190,7 @@ def test_every_sequence_gets_the_bits_that_it_gets_alone(
     lanes=st.integers(1, 3),
     tick=st.integers(1, 200),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sequences_longer_than_a_region_keep_their_bits(model: Model, length: int, lanes: int, tick: int) -> None:
     sequences = [random_values(length + 37 * index, seed=index) for index in range(4)]
 

@@ -29,7 +29,7 @@ MODELS = [
 MODEL = MODELS[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     model=st.sampled_from(MODELS),
     lengths=st.lists(st.integers(1, 150), max_size=9),

@@ -313,7 +313,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
         Network(read_onnx(recurrent_network("rnn_tanh", 3, 4, 2).to_onnx()), "vax")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), cell=st.sampled_from(CELLS), slots=st.integers(1, 9))
 def test_whatever_is_done_to_a_queue_its_sequences_end_as_alone(data: st.DataObject, cell: str, slots: int) -> None:
     kernel = network(cell, hidden=5)

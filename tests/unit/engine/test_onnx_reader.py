@@ -269,7 +269,7 @@ def test_a_file_that_nobody_vouches_for_can_vary_weights_only(
     assert len(str(raised.value)) < 500
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused_and_nothing_else(data: st.DataObject) -> None:
     content = bytearray(recurrent_network("gru", 2, 3, 2).to_onnx())

@@ -36,7 +36,7 @@ def engine(root: Path) -> Engine:
     return Engine.load(root / "elman")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), cut=st.integers(0, 39))
 def test_a_sequence_has_the_same_bits_beside_others_cut_and_resumed(
     engine: Engine, lengths: list[int], cut: int
@@ -140,7 +140,7 @@ def test_another_runtime_is_refused(root: Path) -> None:
         Loader("torchscript", "cpu", 4).load(bundle)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), lanes=st.integers(1, 9), seed=st.integers(0, 99))
 def test_chunks_of_many_sequences_in_one_job_have_the_bits_of_each(
     root: Path, lengths: list[int], lanes: int, seed: int

@@ -39,7 +39,7 @@ def tagger(kind: type[nn.RNN | nn.LSTM | nn.GRU] = nn.RNN, **settings: Any) -> T
     return Tagger(kind(4, 6, **({"batch_first": True} | settings))).eval()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_module_of_any_cell_and_shape_is_found_again(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from([nn.RNN, nn.LSTM, nn.GRU]))

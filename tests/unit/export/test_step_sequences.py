@@ -127,7 +127,7 @@ STACKS = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(stack=STACKS, cut=st.integers(1, 11))
 def test_any_stack_gives_what_the_file_gives_stepped_cut_batched_and_resumed(stack: Stack, cut: int) -> None:
     content = sequence_graph(stack)

@@ -43,7 +43,7 @@ def bits(weights: dict[str, Tensor]) -> dict[str, bytes]:
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_follows_a_sequences_end_changes_no_gradient(data: st.DataObject) -> None:
     lengths = torch.tensor(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5)))
     layers = data.draw(st.integers(1, 2))

@@ -130,7 +130,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_manifests_with_any_field_of_any_value_are_read_or_refused(bundle: Path, data: st.DataObject) -> None:
     good = (bundle / "manifest.json").read_text()

@@ -62,14 +62,14 @@ def round_trip(sequences: list[Sequence], suffix: str) -> None:
         assert sequence.values.flags.writeable
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(files(), st.sampled_from([".parquet", ".jsonl", ".npz"]))
 def test_what_is_written_is_read(sequences: list[Sequence], suffix: str) -> None:
     # numpy drops trailing NULs, and a split is not free text; everything else is read back.
     round_trip(sequences, suffix)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(files(plain=True))
 def test_what_is_written_as_ts_is_read(sequences: list[Sequence]) -> None:
     round_trip(sequences, ".ts")
@@ -116,7 +116,7 @@ def test_parquet_labels_of_any_type_and_null(tmp_path: Path) -> None:
         assert [sequence.id for sequence in read] == ["7", "8", "9"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(files(), st.integers(1, 4), st.integers(1, 3))
 def test_parquet_is_the_same_in_any_row_groups_and_batches(
     sequences: list[Sequence], group_rows: int, batch_rows: int

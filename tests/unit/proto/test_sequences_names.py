@@ -75,7 +75,7 @@ MAKERS: dict[str, Callable[[Path, list[object]], None]] = {
 
 
 @pytest.mark.parametrize("source", MAKERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(NAME, min_size=1, max_size=3))
 @example(list(HOSTILE))
 @example([10**400])

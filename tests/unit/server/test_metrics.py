@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -197,7 +197,6 @@ ticks = st.tuples(st.integers(1, 2000), st.integers(1, 64), seconds)
 models = st.sampled_from(["jv/1", "jv/2", "..", "a b/%2F", "ü"])
 
 
-@settings(deadline=None)
 @given(
     lives=st.lists(st.tuples(st.integers(0, 3), st.lists(st.tuples(models, ticks, seconds), max_size=8)), max_size=8)
 )

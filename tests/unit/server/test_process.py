@@ -12,7 +12,7 @@ from contextvars import copy_context
 from datetime import datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_server import caller, process
@@ -65,7 +65,6 @@ def test_the_trace_of_an_exception_stays_on_the_line() -> None:
     assert TextFormatter().format(made).splitlines()[0].endswith("ERROR a: failed")
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_json_is_one_line_of_any_text(text: str) -> None:
     line = JsonFormatter().format(record("%s", text, peer=text))
@@ -79,7 +78,6 @@ def test_text_has_the_fields_at_its_end() -> None:
     assert line.endswith(" WARNING a.b: call request_id=7 identity=ann code=OK seconds=0.25")
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_what_a_caller_names_itself_looks_like_no_other_field_and_no_other_line(text: str) -> None:
     line = TextFormatter().format(record("call", identity=text, code="OK"))

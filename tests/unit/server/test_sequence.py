@@ -57,7 +57,7 @@ class Collected(OpenSequence):
         return np.concatenate(self.states)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=10),
     repeats=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=8),

@@ -94,7 +94,7 @@ def outcomes(responses: list[pb.UnrollResponse]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("runtime", MODELS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     openings=st.tuples(*[_openings] * len(KEYS)),
     messages=st.lists(st.lists(_chunks, min_size=1, max_size=8), min_size=1, max_size=6),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from support.models import random_network, served
@@ -70,7 +70,6 @@ async def test_an_answer_that_would_be_too_large_is_refused_before_it_is_compute
     assert caught.value.field == "lengths"
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=5), st.data())
 def test_the_error_locates_a_value_that_is_not_finite(lengths: list[int], data: st.DataObject) -> None:
     values = np.zeros((sum(lengths), SPEC.input_size), np.float32)

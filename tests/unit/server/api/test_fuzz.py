@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support import wire
 from support.models import alone, random_network, served
@@ -72,7 +72,6 @@ def hold_to_be_the_caller_s(error: RequestError) -> None:
     assert str(error)
 
 
-@settings(deadline=None)
 @given(mutated(_classify.map(pb.ClassifyRequest.SerializeToString)))
 @example(pb.ClassifyRequest(lengths=[2**32 - 1] * 6).SerializeToString())
 def test_any_classify_request_is_decoded_or_refused(data: bytes) -> None:
@@ -125,7 +124,6 @@ _infer = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(mutated(_infer.map(oip.ModelInferRequest.SerializeToString)))
 def test_any_tensors_are_decoded_or_refused(data: bytes) -> None:
     request = parsed(oip.ModelInferRequest, data)
@@ -187,7 +185,6 @@ def keys_of(request: pb.UnrollRequest) -> list[str]:
     return list(chunks.keys)
 
 
-@settings(deadline=None)
 @given(st.lists(mutated(_messages.map(pb.UnrollRequest.SerializeToString)), max_size=12))
 def test_a_stream_answers_every_message_and_a_good_sequence_beside_them(pieces: list[bytes]) -> None:
     values = random_values(7, features=SPEC.input_size)

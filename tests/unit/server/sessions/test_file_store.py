@@ -144,7 +144,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return file.read_bytes()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_a_file_that_was_cut_or_changed_is_put_aside_and_the_server_starts(
     saved: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -92,7 +92,7 @@ async def compare(actions: list[tuple[str, int, str, int]], stores: list[Store])
             assert await outcome_of(both[replica], request) == oracle.advance(request), (action, request)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(actions=st.lists(STEPS, min_size=1, max_size=25))
 def test_any_order_of_calls_has_the_answers_of_a_plain_run(actions: list[tuple[str, int, str, int]]) -> None:
     store = MemoryStore(60, 100)
@@ -101,7 +101,7 @@ def test_any_order_of_calls_has_the_answers_of_a_plain_run(actions: list[tuple[s
 
 @needs_redis
 def test_any_order_of_calls_to_two_replicas_has_the_answers_of_a_plain_run(redis_server: RedisServer) -> None:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(actions=st.lists(STEPS, min_size=1, max_size=25))
     def check(actions: list[tuple[str, int, str, int]]) -> None:
         asyncio.run(compare(actions, [RedisStore(redis_server.url, 60) for _ in range(2)]))

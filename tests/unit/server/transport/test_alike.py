@@ -86,7 +86,7 @@ SCRIPTS = st.builds(
 ).filter(lambda script: script.end != "cancel" or max(map(len, script.messages)) <= MESSAGE_BYTES)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=SCRIPTS)
 async def test_calls_end_alike(sides: list[Side], script: Script) -> None:
     native, grpcio = [await outcome(side, script) for side in sides]

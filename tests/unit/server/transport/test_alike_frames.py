@@ -181,7 +181,7 @@ async def ask(side: Side, *pieces: bytes, stream: int = 1) -> Ending:
     return await asyncio.to_thread(speak)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=SCRIPTS, sending=SENDINGS)
 async def test_requests_in_any_pieces_are_answered_alike(sides: list[Side], script: Script, sending: Sending) -> None:
     pieces = [*sending.header_frames(script), *sending.data_frames(b"".join(sending.messages(script)), ends=True)]
@@ -189,7 +189,7 @@ async def test_requests_in_any_pieces_are_answered_alike(sides: list[Side], scri
     assert native == grpcio
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=SCRIPTS, sending=SENDINGS, share=st.floats(0, 1))
 async def test_a_request_that_ends_early_is_answered_alike_or_refused(
     sides: list[Side], script: Script, sending: Sending, share: float
@@ -208,7 +208,7 @@ async def test_a_request_that_ends_early_is_answered_alike_or_refused(
         assert ending.headers["grpc-status"] == INTERNAL
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(script=SCRIPTS, sending=SENDINGS, share=st.floats(0, 1), ends=st.booleans())
 async def test_a_call_can_be_left_at_every_moment(
     sides: list[Side], script: Script, sending: Sending, share: float, ends: bool

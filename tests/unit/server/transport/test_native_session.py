@@ -535,7 +535,7 @@ PIECES = st.one_of(
 )
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 @given(st.lists(PIECES, max_size=30), st.randoms(use_true_random=False))
 def test_no_bytes_break_a_session(pieces: list[bytes], random: "object") -> None:
     peer = Peer()
