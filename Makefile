@@ -28,6 +28,7 @@ AEON := aeon==1.6.0
 # Imported by tests and demos as anyone's ONNX file; without it they are skipped.
 SILERO := silero-vad==6.2.3
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
+GRPC_JS := @grpc/grpc-js@1.14.7
 
 .PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench gpu soak sbom notice check lint types imports proto proto-check clean
 
@@ -116,6 +117,10 @@ soak: .venv/native ## Everything at once, faults included, every answer checked:
 	.venv-triton/bin/pip install --quiet nvidia-pytriton==0.7.0 onnxruntime==1.32.0
 	touch $@
 
+.node/done: # For Node.js, which tests use as one more client where it is installed.
+	npm install --prefix .node --silent --no-save --no-audit --no-fund $(GRPC_JS)
+	touch $@
+
 .venv-tritonclient/done: # An environment of its own: its client must be what a stranger installs, with its own versions.
 	$(PYTHON) -m venv .venv-tritonclient
 	.venv-tritonclient/bin/pip install --quiet $(TRITONCLIENT)
@@ -165,4 +170,4 @@ proto-check: proto
 	touch $@
 
 clean: ## Removes the environments and what the demo and the bench made.
-	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient dist demo bench-report
+	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient .node dist demo bench-report
