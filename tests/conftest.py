@@ -83,6 +83,16 @@ def bundle_root(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Bundles of two small networks of the same sizes and different weights."""
+    from support import bundles
+    from support.models import random_network
+
+    root = tmp_path_factory.mktemp("exported")
+    return [bundles.export(random_network(seed=seed), root) for seed in range(2)]
+
+
+@pytest.fixture(scope="session")
 def transport(request: pytest.FixtureRequest) -> Iterator[str]:
     """Transport of the servers started from now on; the default unless support.transports is used."""
     name = getattr(request, "param", "auto")

@@ -31,12 +31,6 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("exported")
-    return [bundles.export(random_network(seed=seed), root) for seed in range(2)]
-
-
 @pytest.fixture
 def root(exported: list[Path], tmp_path: Path) -> Path:
     """A repository that holds `m/1`."""

@@ -6,10 +6,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
-from support.servicers import PartialServicer
+from support.servicers import PartialServicer, zero_answer
 from support.waiting import until
 
 from unroll_client import Classification
@@ -66,18 +65,11 @@ class Gated(PartialServicer):
         except asyncio.CancelledError:
             self.cancelled.append(request)
             raise
-        count = len(request.lengths)
-        zeros = np.zeros((count, 2), "<f4").tobytes()
-        snapshot = pb.Snapshot(format=1, model="m", version=1, architecture="simple_rnn", state=[bytes(8)])
-        return pb.ClassifyResponse(
-            model="m",
-            version=1,
-            logits=zeros,
-            probabilities=zeros,
-            label_indices=[0] * count,
-            labels=[f"{length} steps" for length in request.lengths],
-            final_states=[snapshot] * count if request.return_final_states else [],
-        )
+        answer = zero_answer([f"{length} steps" for length in request.lengths])
+        if request.return_final_states:
+            snapshot = pb.Snapshot(format=1, model="m", version=1, architecture="simple_rnn", state=[bytes(8)])
+            answer.final_states.extend([snapshot] * len(request.lengths))
+        return answer
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         self.lookups += 1

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from support.servicers import PartialServicer
+from support.servicers import PartialServicer, zero_answer
 from unit.client.harness import ScriptedServer
 
 from unroll_client import Client, InvalidArgument
@@ -35,16 +35,7 @@ class Recording(PartialServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
         self.classified = request
-        count = len(request.lengths)
-        zeros = bytes(4 * count)
-        return pb.ClassifyResponse(
-            model="m",
-            version=1,
-            logits=zeros,
-            probabilities=zeros,
-            label_indices=[0] * count,
-            labels=["a"] * count,
-        )
+        return zero_answer(["a"] * len(request.lengths), classes=1)
 
     async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:  # noqa: N802
         self.advanced = request

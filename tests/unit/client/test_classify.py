@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.models import alone, random_network, served
-from support.servicers import PartialServicer
+from support.servicers import PartialServicer, zero_answer
 from unit.client.harness import BINARY, LIMITS, MODEL, STEEP, TWO_LAYERS, LocalServer
 
 from unroll_client import (
@@ -305,15 +305,7 @@ class Scripted(PartialServicer):
         if not self.versions and not request.version:
             await asyncio.Event().wait()
         version = request.version or self.versions.pop(0)
-        zeros = np.zeros((count, 2), "<f4").tobytes()
-        answer = pb.ClassifyResponse(
-            model="m",
-            version=version,
-            logits=zeros,
-            probabilities=zeros,
-            label_indices=[0] * count,
-            labels=[f"v{version}"] * count,
-        )
+        answer = zero_answer([f"v{version}"] * count, version=version)
         if self.spoil:
             self.spoil(answer)
         return answer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.servicers import PartialServicer
+from support.servicers import PartialServicer, zero_answer
 from unit.client.harness import LIMITS, MODEL, STEEP, LocalServer
 
 from unroll_client import AsyncClient, Unavailable
@@ -75,16 +75,7 @@ class Zeros(PartialServicer):
     """Answers zeros at once."""
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
-        count = len(request.lengths)
-        zeros = bytes(4 * count)
-        return pb.ClassifyResponse(
-            model="m",
-            version=1,
-            logits=zeros,
-            probabilities=zeros,
-            label_indices=[0] * count,
-            labels=["a"] * count,
-        )
+        return zero_answer(["a"] * len(request.lengths), classes=1)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         limits = pb.Limits(max_sequences=10_000, max_steps=10_000, max_message_bytes=4_000_000)
