@@ -1,5 +1,6 @@
 """ONNX Runtime on the graph of a step model: one run a timestep, of all lanes."""
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -60,6 +61,7 @@ class StepRuntime:
         expected = {each.name for each in (*self._inputs, *self._states)}
         if given != expected:
             raise ValueError(f"it takes {sorted(given)}, the manifest says {sorted(expected)}")
+        self._try(step)
 
     def run(self, x: Float32Array, state: State) -> TickResult:
         """See Runtime.run; a lane that the graph fails for, as by an index out of range, gives NaN."""
@@ -72,6 +74,17 @@ class StepRuntime:
         if final is None:
             final = self._run_apart(x, state, results)
         return TickResult(results, np.empty((steps, lanes, 0), np.float32), final)
+
+    def _try(self, step: pb.StepModel) -> None:
+        """Runs a step of zeros: what fails here fails for its own reason, not for a caller's values."""
+        lanes = 1 if self._alone else 2
+        state = []
+        for described, tensor in zip(step.states, self._states, strict=True):
+            shape = math.prod(tensor.before), lanes, math.prod(tensor.after)
+            state.append(np.zeros(shape, tensor.dtype))
+            state[-1][:] = step_model.initial_of(described, tensor).reshape(shape[0], 1, shape[2])
+        values = np.zeros((1, lanes, sum(tensor.size for tensor in self._inputs)), np.float32)
+        self._run(values, tuple(state), np.empty((1, lanes, self._width), np.float32))
 
     def _run_apart(self, x: Float32Array, state: State, results: Float32Array) -> State:
         """Runs the lanes one at a time, so that none notices the failure of another."""

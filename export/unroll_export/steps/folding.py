@@ -1,5 +1,6 @@
 """Makes the step graph of a source: its own nodes, with constants and contexts folded in."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,10 +69,10 @@ def measure_outputs(content: bytes, plan: Plan) -> tuple[StepTensor, ...]:
         try:
             found.append(dict(zip(names, session.run(names, feeds), strict=True)))
         except Exception as error:  # onnxruntime has types of its own for each failure
-            hint = "" if plan.alone else "; --alone runs sequences one at a time"
-            raise ImportRefusedError(
-                f"the graph doesn't run with {lanes} sequences: {one_line(error)}{hint}"
-            ) from error
+            if plan.alone:
+                raise ImportRefusedError(f"the graph doesn't run: {one_line(error)}") from error
+            problem = f"the batch can't be widened to {lanes}: {holder_of(error)}; --alone runs sequences one at a time"
+            raise ImportRefusedError(problem) from error
     for state in plan.states:
         for lanes, arrays in zip(sizes, found, strict=True):
             expected = state.tensor.batch_dims(lanes)
@@ -89,6 +90,12 @@ def initial_batch(tensor: StepTensor, initial: NDArray[Any] | None, lanes: int) 
     if initial is not None:
         array[:] = np.expand_dims(initial, len(tensor.before)) if tensor.batched else initial
     return array
+
+
+def holder_of(error: Exception) -> str:
+    """The node that onnxruntime's error is about, or the error itself."""
+    found = re.search(r"while running (\w+) node\. Name:'([^']*)'", str(error))
+    return f"{found[1]} {found[2]!r} holds it" if found else one_line(error)
 
 
 def one_line(error: Exception) -> str:

@@ -85,6 +85,7 @@ def _unroll(model: ModelProto) -> dict[str, tuple[int, str]]:
     for node in graph.node:
         if node.op_type == "Constant" and attributes_of(node).keys() == {"value"}:
             weights[node.output[0]] = numpy_helper.to_array(attributes_of(node)["value"])
+    _open_reshapes(model, weights)
     taken = {name for node in graph.node for name in node.output}
     states: dict[str, tuple[int, str]] = {}
     rewritten: list[NodeProto] = []
@@ -111,6 +112,23 @@ def _unroll(model: ModelProto) -> dict[str, tuple[int, str]]:
     del graph.node[:]
     graph.node.extend(rewritten)
     return states
+
+
+def _open_reshapes(model: ModelProto, constants: Mapping[str, NDArray[Any]]) -> None:
+    """Opens time and batch where an exporter takes the direction out of states by their fixed sizes."""
+    # 0 keeps a size: [time, 1, batch, hidden], or [time, batch, 1, hidden], to [time, batch, hidden].
+    opened: dict[str, list[int]] = {}
+    for node in model.graph.node:
+        if node.op_type in GATES:
+            opened[node.output[0]] = [0, -1, int(attributes_of(node)["hidden_size"])]
+        elif (
+            node.op_type == "Transpose" and node.input[0] in opened and attributes_of(node).get("perm") == [0, 2, 1, 3]
+        ):
+            opened[node.output[0]] = [0, 0, opened[node.input[0]][2]]
+        elif node.op_type == "Reshape" and node.input[0] in opened and node.input[1] in constants:
+            shape, target = constants[node.input[1]].tolist(), opened[node.input[0]]
+            if len(shape) == 3 and shape[2] == target[2]:
+                node.input[1] = add_constant(model.graph, f"{node.output[0]}_shape", np.array(target, np.int64))
 
 
 def _recurrent(model: ModelProto) -> list[NodeProto]:

@@ -1,15 +1,19 @@
 """Step models in process: outputs by name, states of any dtype and layout, snapshots, classes, bits."""
 
 import itertools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from support import bundles
 from support.models import alone
-from support.step_graphs import I64, counter, elman, graph, import_graph
+from support.step_graphs import I64, changed, counter, elman, graph, import_graph
 
 from unroll_engine import BundleError, Engine, InvalidRequestError, Snapshot
 from unroll_engine.bundle import verify_folder
@@ -163,3 +167,53 @@ def test_chunks_of_many_sequences_in_one_job_have_the_bits_of_each(
         assert job.logits[begin:end].tobytes() == logits.tobytes()
         assert job.final_state[0][:, index].tobytes() == final[0].tobytes()
     assert not job.lost
+
+
+def described(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    """Spoils the description of a step model in a manifest."""
+    return lambda path: bundles.edit(path / "manifest.json", lambda manifest: change(manifest["step"]))
+
+
+def replaced(content: bytes) -> Callable[[Path], None]:
+    """Puts another graph into a bundle, with checksums that fit."""
+
+    def change(path: Path) -> None:
+        (path / "model.onnx").write_bytes(content)
+        bundles.vouch(path, "model.onnx", proven=True)
+
+    return change
+
+
+def greedy() -> bytes:
+    """A graph that asks for 64 GB in every run."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["huge"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["x", "zero"], ["y"]),
+        helper.make_node("Identity", ["h"], ["h_next"]),
+    ]
+    shape = ["batch", 3]
+    tensors = {"huge": np.array([2**34], np.int64)}
+    return graph(nodes, {"x": shape, "h": ["batch", 8]}, {"y": shape, "h_next": ["batch", 8]}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (described(lambda step: step.update(bitwise=False)), "step.bitwise is False, the proof says not"),
+        (described(lambda step: step["states"][0]["tensor"].update(name="g")), r"it takes \['h', 'x'\], the manifest"),
+        (described(lambda step: step["states"][0].update(next="y2")), "does not run: .*Invalid output name:y2"),
+        (described(lambda step: step["outputs"][0].update(dtype="int64")), "'y' gives float32 .*, int64 .* expected"),
+        (replaced(elman(hidden=9)), "does not run"),
+        (replaced(b"no model"), "model.onnx: not an ONNX model"),
+        (replaced(changed(elman(), lambda m: m.graph.node[0].__setattr__("op_type", "Loop"))), "Loop 'xw': a loop"),
+        (replaced(greedy()), "does not run: .*ConstantOfShape"),
+    ],
+)
+def test_a_spoiled_bundle_is_refused_and_says_why(
+    root: Path, tmp_path: Path, spoil: Callable[[Path], None], problem: str
+) -> None:
+    path = Path(shutil.copytree(root / "elman" / "1", tmp_path / "1"))
+    spoil(path)
+    with pytest.raises(BundleError, match=problem):
+        Engine.load(path)

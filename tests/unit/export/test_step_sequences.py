@@ -331,6 +331,34 @@ def test_a_network_of_fixed_sizes_is_widened_in_batch_and_time(tmp_path: Path, b
         np.testing.assert_allclose(engine.open().advance(values.numpy()).logits[-1:], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fixed", ["states", "logits"])
+def test_sizes_in_a_reshape_are_opened_behind_a_recurrent_node_alone(tmp_path: Path, fixed: str) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"W": (1, 18, 4), "R": (1, 18, 6), "V": (6, 2)}
+    tensors: dict[str, NDArray[Any]] = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    tensors |= {"states_shape": np.array([5, 1, 6], np.int64), "logits_shape": np.array([5, 2], np.int64)}
+    nodes = [
+        node("Transpose", "x", to="xt", perm=[1, 0, 2]),
+        node("GRU", "xt", "W", "R", to="all", hidden_size=6),
+        node("Reshape", "all", "states_shape", to="states"),
+        node("MatMul", "states", "V", to="logits" if fixed == "logits" else "y"),
+        *([node("Reshape", "logits", "logits_shape", to="y", name="held")] if fixed == "logits" else []),
+    ]
+    content = graph(nodes, {"x": [1, 5, FEATURES]}, {"y": None}, tensors)
+    if fixed == "logits":
+        with pytest.raises(
+            ImportRefusedError, match="the batch can't be widened to 3: Reshape 'held' holds it; --alone"
+        ):
+            import_graph(content, tmp_path, "m")
+        return
+    import_graph(content, tmp_path, "m")
+    values = rng.standard_normal((5, FEATURES)).astype(np.float32)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    expected = session.run(["y"], {"x": values[np.newaxis]})[0][:, 0]
+    with Engine.load(tmp_path / "m") as engine:
+        np.testing.assert_allclose(engine.open().advance(values).logits, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("shape", "problem"), [((3, 5, FEATURES), "the batch is fixed at 3"), ((1, 1, FEATURES), "time is fixed at 1")]
 )
