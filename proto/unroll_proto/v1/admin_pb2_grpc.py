@@ -70,42 +70,42 @@ class AdminServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ListVersions(self, request, context):
-        """Every version that is served, leaves, is being loaded or was refused.
+        """Lists every version that is served, leaving, being loaded or refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads a model's versions from the repository and serves them, also after UnloadModel.
+        """Loads a model's versions from the repository and serves them; it undoes UnloadModel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Takes no new work for a model. What it has open goes on until it ends.
+        """Refuses new work for a model. Its open sequences and sessions continue until they end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshRepository(self, request, context):
-        """Looks for new and removed versions now, and answers when that is done.
+        """Scans the repository now, and answers once new versions are loaded and removed ones take no new work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """The sessions that the server keeps, without their states.
+        """Lists the sessions that the server keeps, without their states.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndSession(self, request, context):
-        """Ends a session as if its owner had. NOT_FOUND where there is none.
+        """Ends a session as if its owner had ended it. NOT_FOUND if there is no such session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,15 +34,15 @@ class Session(_message.Message):
     format: _builtins.int
     """Version of this message's meaning, 1."""
     owner: _builtins.str
-    """Identity that owns it; empty if callers are not told apart."""
+    """Identity of its owner; empty if callers are not authenticated."""
     session_id: _builtins.str
     ended: _builtins.bool
-    """True if nothing more can be applied; it is stored only to answer its end again."""
+    """True if the session has ended. It is stored only to repeat the answer to its end."""
     @_builtins.property
     def snapshot(self) -> _unroll_pb2.Snapshot: ...
     @_builtins.property
     def last(self) -> Global___AppliedChunk:
-        """Absent if nothing was applied yet."""
+        """Absent if no chunk was applied yet."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ Global___Session: _TypeAlias = Session  # noqa: Y015
 
 @_typing.final
 class AppliedChunk(_message.Message):
-    """The chunk that was applied last, so that it can be answered again."""
+    """The chunk that was applied last, stored so that its answer can be repeated."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -65,35 +65,37 @@ class UnrollServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Classify(self, request, context):
-        """Classifies a batch of sequences of any lengths, each from the logits of its own last timestep.
+        """Classifies a batch of sequences of any lengths, each by the logits of its own last timestep.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unroll(self, request_iterator, context):
-        """Carries any number of sequences, each under a key that the caller picks, and answers as steps are computed.
+        """Runs any number of sequences on one stream, each under a key that the caller picks. Answers come as steps are
+        computed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Advance(self, request, context):
-        """Goes on with a session: a sequence whose state the server keeps, under an id that the caller picks.
+        """Advances a session: a sequence whose state the server keeps under an id that the caller picks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Every model version that is served.
+        """Lists every model version that is served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describes one model version that is served.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
