@@ -189,7 +189,10 @@ class Steps:
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
         """The outputs by name, float32 [reported, *shape] each: `logits`, or those of a step model."""
-        return {} if self.logits is None else named_outputs(self.logits, self._outputs)
+        if self.logits is None:
+            return {}
+        # A server that does not describe its outputs has no step models.
+        return named_outputs(self.logits, self._outputs) if self._outputs else {"logits": self.logits}
 
 
 def named_outputs(rows: NDArray[np.float32], outputs: Iterable[Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -1,6 +1,9 @@
 """Step models on a real server: outputs by name over both APIs, sessions, snapshots, with the bits of Engine."""
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +212,24 @@ def test_metadata_describes_the_graph(address: str) -> None:
     ]
     assert [(each.name, each.datatype) for each in found.outputs] == [("y", "FP32"), ("final_count", "INT64")]
     assert (config.platform, [each.optional for each in config.input]) == ("onnxruntime_onnx", [False, True, True])
+
+
+def test_the_commands_show_outputs_by_name(address: str, tmp_path: Path, repository: Path) -> None:
+    values = values_of(3)
+    (tmp_path / "s.jsonl").write_text(json.dumps({"sequence": values.tolist()}))
+
+    def command(*arguments: str) -> str:
+        words = [str(Path(sys.executable).parent / "unroll"), *arguments, "--server", address]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE)
+        return str(done.stdout)
+
+    assert ["elman", "1", "step", "3", ">", "4"] in [line.split()[:6] for line in command("models").splitlines()]
+    with Engine.load(repository / "elman") as engine:
+        expected = engine.open().advance(values).outputs["y"]
+    lines = command("stream", str(tmp_path / "s.jsonl"), "--model", "elman", "--format", "jsonl").splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": i, "y": row.tolist()} for i, row in enumerate(expected)]
+    shown = command("stream", str(tmp_path / "s.jsonl"), "--model", "elman")
+    assert f"y {expected[0, 0]:.4g} " in shown.splitlines()[0]
 
 
 def test_silero_s_frames_over_the_wire_are_those_of_its_own_loop(tmp_path: Path) -> None:

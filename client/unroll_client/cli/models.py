@@ -36,7 +36,7 @@ def _table(models: list[ModelInfo]) -> str:
             model.name,
             str(model.version),
             model.architecture + (f" x{model.num_layers}" if model.num_layers > 1 else ""),
-            f"{model.input_size} > {model.hidden_size} > {model.output_size}",
+            " > ".join(str(size) for size in (model.input_size, model.hidden_size, model.output_size) if size),
             f"{model.runtime} {model.device}",
             f"{model.max_abs_diff:.1e}",
             "-" if model.test_accuracy is None else f"{model.test_accuracy:.4f}",

@@ -87,7 +87,8 @@ async def _stream(
         if sequence.values.shape[1] != model.input_size:
             what = f"{sequence.values.shape[1]} features, model {model.name} has {model.input_size}"
             raise SequenceError(file, what, row=sequence.row, column="sequence")
-        show = _json_lines if form == "jsonl" else _table(model)
+        table = _table if model.hidden_size else _output_table
+        show = _json_lines if form == "jsonl" else table(model)
         async with client.unroll(model.name, version=model.version, logits=True, every=every) as stream:
             for start in range(0, len(sequence.values), chunk):
                 async for steps in stream.stream(sequence.values[start : start + chunk]):
@@ -99,9 +100,28 @@ async def _stream(
 def _json_lines(steps: Steps) -> None:
     assert steps.states is not None
     assert steps.logits is not None
-    rows = zip(steps.steps.tolist(), steps.states.tolist(), steps.logits.tolist(), strict=True)
-    for step, state, logits in rows:
-        click.echo(to_json({"step": step, "state": state, "logits": logits}))
+    outputs = {name: array.tolist() for name, array in steps.outputs.items()}
+    for index, (step, state) in enumerate(zip(steps.steps.tolist(), steps.states.tolist(), strict=True)):
+        # A step model has outputs, whatever their names, and no hidden state.
+        own = {"state": state} if state else {}
+        click.echo(to_json({"step": step, **own, **{name: values[index] for name, values in outputs.items()}}))
+
+
+def _output_table(model: ModelInfo) -> Show:
+    """Shows the outputs of a step model by name, the first values of each."""
+    names = [printable(tensor.name) for tensor in model.outputs]
+    shown = max(1, (get_terminal_size().columns - 8 - sum(map(len, names))) // (8 * len(names)) - 1)
+
+    def show(steps: Steps) -> None:
+        arrays = [array.reshape(len(steps), -1) for array in steps.outputs.values()]
+        for index, step in enumerate(steps.steps.tolist()):
+            parts = []
+            for name, array in zip(names, arrays, strict=True):
+                values = " ".join(f"{value:.4g}" for value in array[index, :shown])
+                parts.append(f"{name} {values}{' ...' if array.shape[1] > shown else ''}")
+            click.echo(f"{step:>6}  {'  '.join(parts)}")
+
+    return show
 
 
 def _table(model: ModelInfo) -> Show:

@@ -22,7 +22,7 @@ def report(source: Source, path: Path) -> Iterator[str]:
     for what, values in (("input", source.inputs), ("output", source.outputs)):
         for value in values:
             yield f"  {what:6}  {value}"
-    if not pairs and is_sequence_graph(source):
+    if is_sequence_graph(source):
         yield from _sequences(source, path)
         return
     for pair in pairs:

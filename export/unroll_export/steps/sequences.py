@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from unroll_export.steps.cells import GATES, STATES, CellWriter, attributes_of
 from unroll_export.steps.folding import add_constant, free_name, rename_input
+from unroll_export.steps.pairing import find_pairs
 from unroll_export.steps.reading import Source, graphs_of, value_of
 from unroll_export.steps.sequence_graph import SequenceGraph
 from unroll_export.weight_files import ImportRefusedError
@@ -34,10 +35,8 @@ class Stepped(NamedTuple):
 
 
 def is_sequence_graph(source: Source) -> bool:
-    """Returns True if a graph has recurrent nodes, and none of its inputs begins one."""
-    inputs = {value.name for value in source.inputs}
-    nodes = _recurrent(source.model)
-    return bool(nodes) and not any(inputs.intersection(node.input[5:7]) for node in nodes)
+    """Returns True if a graph has recurrent nodes, and no state among its inputs and outputs by their names."""
+    return bool(_recurrent(source.model)) and not find_pairs(source.inputs, source.outputs)
 
 
 def to_steps(source: Source, constants: Mapping[str, NDArray[Any]]) -> Stepped:

@@ -20,6 +20,8 @@ from unroll_export.steps.reading import Value
 from unroll_export.weight_files import ImportRefusedError
 from unroll_proto.bundle import verify_bundle
 
+SHAPE: list[int | str] = ["batch", 3]
+
 
 def values(*names: str, dims: tuple[int | str, ...] = ("b", 8)) -> list[Value]:
     return [Value(name, np.dtype("float32"), dims) for name in names]
@@ -90,6 +92,22 @@ def test_layouts_and_dtypes_of_states_are_kept(tmp_path: Path) -> None:
     with Engine.load(tmp_path / "ids") as engine:
         assert engine.spec.input_size == 1
         assert engine.open().advance([[0], [1], [2]]).outputs["y"].ravel().tolist() == [1, 5, 21]
+
+
+def test_a_graph_of_one_step_may_hold_recurrent_operators(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors: dict[str, Any] = {name: rng.standard_normal((1, 9, 3)).astype(np.float32) for name in "WR"}
+    nodes = [
+        helper.make_node("Transpose", ["cache"], ["h"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["x", "W", "R", "", "", "h"], ["all", "last"], hidden_size=3),
+        helper.make_node("Transpose", ["last"], ["new_cache"], perm=[1, 0, 2]),
+        helper.make_node("Squeeze", ["all", "axes"], ["y"]),
+    ]
+    inputs: dict[str, Any] = {"x": [1, "batch", 3], "cache": ["batch", 1, 3]}
+    tensors["axes"] = np.array([0, 1], np.int64)
+    content = graph(nodes, inputs, {"y": SHAPE, "new_cache": ["batch", 1, 3]}, tensors)
+    manifest, _ = verify_bundle(import_graph(content, tmp_path, "m"))
+    assert (manifest.step.form, manifest.step.states[0].next) == ("published", "new_cache")
 
 
 def test_a_context_is_a_state_of_the_values_before(tmp_path: Path) -> None:
@@ -182,9 +200,6 @@ def test_bits_that_depend_on_the_batch_are_not_promised(tmp_path: Path) -> None:
         assert "none are promised; --alone keeps them" in imported.proven.note
     with Engine.load(tmp_path / "m") as engine:
         assert engine.bitwise == manifest.step.bitwise
-
-
-SHAPE = ["batch", 3]
 
 
 @pytest.mark.parametrize(
