@@ -1,4 +1,4 @@
-"""A GRU trained in PyTorch forecasts the next value of a series, value by value, as the series arrives."""
+"""Forecasts the next value of a series as it arrives, with a GRU trained in PyTorch."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from unroll_engine import Engine
 
 
 class Forecaster(nn.Module):
-    """[batch, time, 1] of a series to [batch, time, 1], each the forecast of the next value."""
+    """Network that forecasts the next value of a series at every step, [batch, time, 1] to [batch, time, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,14 +22,14 @@ class Forecaster(nn.Module):
         self.readout = nn.Linear(16, 1)
 
     def forward(self, series: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Returns the forecasts for a batch of series."""
         states, _ = self.recurrent(series)
         forecast: torch.Tensor = self.readout(states)
         return forecast
 
 
 def trained() -> Forecaster:
-    """A network that has seen sines of many frequencies."""
+    """Returns a network trained on sines of many frequencies."""
     torch.manual_seed(0)
     network = Forecaster()
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
@@ -44,12 +44,12 @@ def trained() -> Forecaster:
 
 
 def main() -> None:
-    """Trains, exports by torch, imports by the command, and forecasts in this process."""
+    """Trains a network, exports it with torch, imports it with the command, and forecasts in this process."""
     network = trained()
     with tempfile.TemporaryDirectory() as name:
         file, model = Path(name) / "forecaster.onnx", Path(name) / "models" / "forecaster"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # this exporter is the one that needs no further package
+            warnings.simplefilter("ignore")  # deprecated, but the only exporter that needs no other package
             torch.onnx.export(
                 network,
                 (torch.zeros(2, 5, 1),),
@@ -67,7 +67,7 @@ def main() -> None:
             forecasts = [sequence.advance([[value]]).outputs["forecast"][0, 0] for value in series]
             whole = network(torch.from_numpy(series)[None, :, None])[0, :, 0].numpy()
     error = np.abs(np.array(forecasts[20:-1]) - series[21:]).mean()
-    print(f"mean error of the next value: {error:.3f}; off from PyTorch by {np.abs(forecasts - whole).max():.1e}")
+    print(f"mean error: {error:.3f}; largest difference from PyTorch: {np.abs(forecasts - whole).max():.1e}")
 
 
 if __name__ == "__main__":

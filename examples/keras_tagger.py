@@ -1,7 +1,7 @@
-"""A Keras LSTM tagger, as tf2onnx writes it, tags the tokens of a sentence as they arrive.
+"""Tags the tokens of a sentence as they arrive, with a Keras LSTM tagger converted by tf2onnx.
 
-The file holds what a Keras model of Embedding, LSTM(return_sequences=True) and Dense(softmax) becomes. It takes whole
-sentences of ids, [batch, time]. The import makes the graph of one token of it, with proof.
+The graph is that of a Keras model of Embedding, LSTM(return_sequences=True) and Dense(softmax). It takes whole
+sentences of token ids, [batch, time]. The import turns it into a graph of one token, and proves that both agree.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ EMBEDDING, UNITS = 8, 12
 
 
 def keras_file() -> onnx.ModelProto:
-    """The graph that tf2onnx writes, with random weights."""
+    """Returns the graph that tf2onnx writes, with random weights."""
     rng = np.random.default_rng(7)
     shapes = {
         "embeddings": (len(WORDS), EMBEDDING),
@@ -50,7 +50,7 @@ def keras_file() -> onnx.ModelProto:
 
 
 def main() -> None:
-    """Imports the file by the command, and tags a sentence in this process."""
+    """Imports the file with the command, and tags a sentence in this process."""
     sentence = ["the", "small", "cat", "sees", "a", "dog"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,7 +1,7 @@
-"""`make demo-vad`: silero-vad as published, served to live 16 kHz streams, and its server killed in the middle.
+"""`make demo-vad`: serves silero-vad as published to live 16 kHz streams, and kills the server in the middle.
 
-The file comes out of the wheel from PyPI and is imported unchanged. Every frame is compared with silero's own loop, bit
-by bit. How many streams a core holds is measured in one run with silero's own wrapper, with a session for each stream.
+The file is from the wheel on PyPI, imported unchanged. Every frame is compared bit by bit with silero's own loop. The
+number of streams that a core sustains is measured beside silero's own wrapper, which has one session per stream.
 """
 
 import argparse
@@ -32,23 +32,23 @@ Float32Array = NDArray[np.float32]
 BIN = Path(sys.executable).parent
 RATE, CHUNK = 16000, 512
 FRAME = CHUNK / RATE
-"""Seconds of a chunk: 32 ms."""
+"""Duration of a chunk in seconds: 32 ms."""
 VOICES = 32
-"""Streams that differ; the others say the same at another time."""
+"""Number of distinct audio streams; the other streams repeat them at other times."""
 LADDER = (50, 100, 200, 300, 400, 500, 600, 800, 1000)
-"""Paced streams to try."""
+"""Numbers of paced streams to try."""
 IDLE = 2000
-"""Open streams whose memory is measured."""
+"""Number of open streams for the measurement of memory."""
 
 console = Console(highlight=False, width=110)
 
 
 def main() -> None:
     """Runs the demo; exits with 1 if a frame differs from silero's own loop."""
-    parser = argparse.ArgumentParser(description="silero-vad on live streams; see the module.")
-    parser.add_argument("--streams", type=int, default=1000, help="live streams of the part with the kill")
-    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of audio of that part")
-    parser.add_argument("--measure", type=float, default=3.0, help="seconds of each step of the ladder; 0: no ladder")
+    parser = argparse.ArgumentParser(description="Serves silero-vad to live streams, and kills the server.")
+    parser.add_argument("--streams", type=int, default=1000, help="live streams while the server is killed")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of audio in these streams")
+    parser.add_argument("--measure", type=float, default=3.0, help="seconds per measurement; 0: no measurements")
     options = parser.parse_args()
     published = published_file()
     with tempfile.TemporaryDirectory(prefix="demo-vad-") as folder:
@@ -57,18 +57,18 @@ def main() -> None:
         command("unroll-export", "inspect", published)
         flags = ["--set", "sr=16000", "--context", "input:64", "--chunk", str(CHUNK)]
         command("unroll-export", "import", published, *flags, "--out", models / "vad")
-        console.rule(f"2. {options.streams} live streams, a chunk each every 32 ms; the server is killed in the middle")
+        console.rule(f"2. {options.streams} live streams, one chunk every 32 ms each; the server is killed")
         frames = max(6, round(options.seconds / FRAME))
         voices = speech(VOICES, frames)
         differing = asyncio.run(survive(models, voices, options.streams, published))
         if options.measure:
-            console.rule("3. Streams that one core holds")
+            console.rule("3. Streams that one core sustains")
             measure(models, voices, published, options.measure)
     sys.exit(1 if differing else 0)
 
 
 def published_file() -> Path:
-    """The graph in the installed wheel."""
+    """Returns the path of the graph in the installed wheel."""
     try:
         files = importlib.metadata.files("silero-vad") or []
     except importlib.metadata.PackageNotFoundError:
@@ -77,7 +77,7 @@ def published_file() -> Path:
 
 
 def speech(voices: int, frames: int) -> Float32Array:
-    """Voiced sounds with pauses and noise, which the model is not sure of, float32 [voices, frames, 512]."""
+    """Returns voiced sounds with pauses and noise that the model is unsure of, float32 [voices, frames, 512]."""
     rng = np.random.default_rng(0)
     seconds = np.arange(frames * CHUNK) / RATE
     pitch = rng.uniform(80, 260, (voices, 1)) * (
@@ -91,7 +91,7 @@ def speech(voices: int, frames: int) -> Float32Array:
 
 
 def own_loop(published: Path, chunks: Float32Array) -> Float32Array:
-    """What silero's own OnnxWrapper computes for the chunks [frames, 512] of a stream, with a session of its own."""
+    """Computes the frames of one stream, [frames, 512], as silero's own OnnxWrapper does."""
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(published, options, providers=["CPUExecutionProvider"])
@@ -115,7 +115,7 @@ def command(name: str, *arguments: str | Path) -> None:
 
 @contextmanager
 def serving(models: Path, core: int | None = None) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """A server on a free port, on one core if asked for; gives its address and its process."""
+    """Runs a server on a free port, on one core if given; yields its address and its process."""
     arguments = ["--models", str(models), "--listen", "127.0.0.1:0", "--log-level", "error"]
     with subprocess.Popen([BIN / "unroll-serve", *arguments], stdout=subprocess.PIPE, text=True) as process:
         if core is not None:
@@ -132,7 +132,7 @@ def serving(models: Path, core: int | None = None) -> Iterator[tuple[str, "subpr
 
 
 async def survive(models: Path, voices: Float32Array, streams: int, published: Path) -> int:
-    """Streams audio, kills the server half-way, and returns the frames that differ from silero's own loop."""
+    """Streams audio, kills the server half-way, and returns the number of frames that differ from silero's own loop."""
     frames = voices.shape[1]
     with serving(models) as (first, doomed), serving(models) as (second, _):
         async with AsyncClient([first, second]) as client:
@@ -141,7 +141,7 @@ async def survive(models: Path, voices: Float32Array, streams: int, published: P
             begin = time.perf_counter()
 
             async def live(index: int, sequence: AsyncSequence) -> Float32Array:
-                """Sends a chunk at each tick of the stream's clock, and returns what the frames give."""
+                """Sends a chunk at each tick of the stream's clock, and returns the outputs of its frames."""
                 found = []
                 for frame, chunk in enumerate(voices[index % VOICES]):
                     due = begin + (frame + index / streams) * FRAME
@@ -153,7 +153,7 @@ async def survive(models: Path, voices: Float32Array, streams: int, published: P
             async def kill() -> None:
                 await asyncio.sleep(frames / 2 * FRAME)
                 doomed.kill()
-                console.print(f"server {first} is killed; every stream goes on from its snapshot on {second}")
+                console.print(f"server {first} is killed; every stream continues from its snapshot on {second}")
 
             killing = asyncio.create_task(kill())
             found = await asyncio.gather(*[live(*each) for each in enumerate(sequences)])
@@ -164,7 +164,7 @@ async def survive(models: Path, voices: Float32Array, streams: int, published: P
     pairs = [(own, known[index % VOICES]) for index, own in enumerate(found)]
     differing = sum(int((own.view(np.uint32) != expected.view(np.uint32)).sum()) for own, expected in pairs)
     console.print(
-        f"{streams * frames:,} frames of {frames * FRAME:.1f} s of audio in {took:.1f} s\n"
+        f"{streams * frames:,} frames, {frames * FRAME:.1f} s of audio per stream, in {took:.1f} s\n"
         f"frames whose bits differ from silero's own loop: {differing}\n"
         f"state of a stream: {sum(map(len, snapshot.data)):,} bytes"
     )
@@ -172,16 +172,16 @@ async def survive(models: Path, voices: Float32Array, streams: int, published: P
 
 
 def measure(models: Path, voices: Float32Array, published: Path, seconds: float) -> None:
-    """Climbs the ladder of paced streams on one core, beside silero's own wrapper."""
+    """Measures how many paced streams one core sustains, beside silero's own wrapper."""
     cores = sorted(os.sched_getaffinity(0))
-    table = Table("what", "streams a core", "p99 of a frame", "memory a stream")
+    table = Table("runtime", "streams per core", "p99 latency of a frame", "memory per stream")
     held, latency = 0, 0.0
     with serving(models, cores[0]) as (address, _):
         with Client(address) as client:
             client.model("vad")
         os.sched_setaffinity(0, set(cores[1:]) or {cores[0]})
         for streams in LADDER:
-            # Once more, if another process took the core's time.
+            # Twice, in case another process used the core.
             p99 = min(paced(address, streams, voices[0], seconds) for _ in range(2))
             console.print(f"  {streams} streams: p99 {p99 * 1e3:.1f} ms")
             if p99 >= FRAME:
@@ -195,12 +195,12 @@ def measure(models: Path, voices: Float32Array, published: Path, seconds: float)
         alone, many, each = pool.apply(wrapper, (str(published), 100, cores[0]))
     rows = (("one stream alone", alone, ""), ("100 streams", many, f"{each / 2**20:.1f} MiB"))
     for what, took, taken in rows:
-        table.add_row(f"silero's wrapper, {what}", f"{FRAME / took:.0f}", f"{took * 1e3:.2f} ms a frame", taken)
+        table.add_row(f"silero's wrapper, {what}", f"{FRAME / took:.0f}", f"{took * 1e3:.2f} ms per frame", taken)
     console.print(table)
 
 
 def paced(address: str, streams: int, voice: Float32Array, seconds: float) -> float:
-    """The 99th percentile of a frame's latency in seconds; infinite if a chunk was not answered."""
+    """Returns the 99th percentile of a frame's latency in seconds; infinite if a chunk was not answered."""
     run = stream_loop(
         address,
         sequences=streams,
@@ -216,7 +216,7 @@ def paced(address: str, streams: int, voice: Float32Array, seconds: float) -> fl
 
 
 async def memory_of_a_stream(models: Path) -> float:
-    """Bytes that a server takes for an open stream, after its first chunk."""
+    """Returns the memory of an open stream in a server after its first chunk, in bytes."""
     with serving(models) as (address, process):
         async with AsyncClient(address) as client:
             sequences = [client.unroll("vad") for _ in range(2 * IDLE)]
@@ -229,7 +229,7 @@ async def memory_of_a_stream(models: Path) -> float:
 
 
 def wrapper(published: str, count: int, core: int) -> tuple[float, float, float]:
-    """Seconds of a frame by silero's own wrapper, of one stream and of `count`, and the bytes of a stream."""
+    """Measures silero's own wrapper: seconds per frame of one stream and of `count` streams, and bytes per stream."""
     os.sched_setaffinity(0, {core})
     import torch
     from silero_vad.utils_vad import OnnxWrapper
@@ -255,7 +255,7 @@ def wrapper(published: str, count: int, core: int) -> tuple[float, float, float]
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
+    """Returns the resident memory of a process in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

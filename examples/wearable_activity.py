@@ -1,6 +1,6 @@
-"""Activities from a wearable's accelerometer and gyroscope, classified while the motion goes on.
+"""Classifies activities from a wearable's accelerometer and gyroscope during the motion.
 
-BasicMotions comes out of aeon's wheel: 4 activities, 6 channels, 100 steps at 10 Hz.
+The data set is BasicMotions, from aeon's wheel: 4 activities, 6 channels, 100 steps at 10 Hz.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ def data(part: str) -> Path:
 
 
 def main() -> None:
-    """Trains a GRU, exports it with proof, and looks at one motion step by step."""
+    """Trains a GRU, exports it with proof, and classifies one motion as it is streamed."""
     commands = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as name:
         run, models = Path(name) / "run", Path(name) / "models" / "motion"

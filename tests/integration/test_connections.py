@@ -167,7 +167,7 @@ async def test_a_caller_that_does_not_read_its_answers_costs_itself(server: Serv
         with Connection(server.address, PREFACE + settings(initial_window_size=0)) as slow:
 
             def ended() -> dict[int, int]:
-                """By stream, True if the call has ended; without a window only a refused call can end."""
+                """Returns, by stream, if its call has ended. Without a window only a refused call can end."""
                 for stream in range(1, 2 * calls, 2):
                     assert slow.call(stream, CLASSIFY, large.SerializeToString())
                 came: dict[int, int] = {}

@@ -100,7 +100,7 @@ def test_calls_at_once_have_the_bits_of_the_batch(answers: Answers, classified: 
 def test_a_stream_has_the_bits_of_the_batch(
     answers: Answers, classified: pb.ClassifyResponse, vowels: list[Sequence]
 ) -> None:
-    """It sends two steps of each sequence by themselves, and the rest of all in one message."""
+    """The client sends two steps of each sequence alone, and the rest of all sequences in one message."""
     expected = wire.to_array(classified.logits, OUTPUTS)
     assert answers["streamed"]["code"] == 0
     sequences = answers["streamed"]["sequences"]

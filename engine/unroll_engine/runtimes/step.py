@@ -1,4 +1,4 @@
-"""ONNX Runtime on the graph of a step model: one run a timestep, of all lanes."""
+"""ONNX Runtime on the graph of a step model: one run per timestep, for all lanes."""
 
 import math
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from unroll_proto import bundle, step_model
 from unroll_proto.step_model import StepTensor
 from unroll_proto.v1 import bundle_pb2 as pb
 
-# Of values: an index out of range, a shape that does not fit.
+# Errors caused by values, such as an index out of range or a wrong shape.
 _FAILURES = (errors.Fail, errors.InvalidArgument, errors.RuntimeException)
 
 MAX_MEMORY = 2**32
-"""Bytes of weights and intermediate values of all step models of the process, at most: a run that needs more fails."""
+"""Bound on the bytes of weights and intermediate values of all step models in the process; a run beyond it fails."""
 
 
 class StepRuntime:
@@ -31,14 +31,14 @@ class StepRuntime:
 
     Args:
         model: Content of `model.onnx`.
-        step: What the manifest says of it.
+        step: Its description in the manifest.
 
     Raises:
-        UnsupportedNetworkError: the graph has what can't be trusted.
+        UnsupportedNetworkError: the graph has operators that can't be trusted.
         ValueError: its inputs and outputs are not those of the manifest.
 
     Attributes:
-        bitwise: Whether the proof found the same bits in any tick.
+        bitwise: True if the proof found the same bits in any tick.
     """
 
     name = "onnx"
@@ -64,7 +64,7 @@ class StepRuntime:
         self._try(step)
 
     def run(self, x: Float32Array, state: State) -> TickResult:
-        """See Runtime.run; a lane that the graph fails for, as by an index out of range, gives NaN."""
+        """See Runtime.run. A lane for which the graph fails, such as by an index out of range, gives NaN."""
         steps, lanes, _ = x.shape
         results = np.empty((steps, lanes, self._width), np.float32)
         final: State | None = None
@@ -76,7 +76,7 @@ class StepRuntime:
         return TickResult(results, np.empty((steps, lanes, 0), np.float32), final)
 
     def _try(self, step: pb.StepModel) -> None:
-        """Runs a step of zeros: what fails here fails for its own reason, not for a caller's values."""
+        """Runs a step of zeros. A failure here is the graph's own, not caused by a caller's values."""
         lanes = 1 if self._alone else 2
         state = []
         for described, tensor in zip(step.states, self._states, strict=True):
@@ -87,7 +87,7 @@ class StepRuntime:
         self._run(values, tuple(state), np.empty((1, lanes, self._width), np.float32))
 
     def _run_apart(self, x: Float32Array, state: State, results: Float32Array) -> State:
-        """Runs the lanes one at a time, so that none notices the failure of another."""
+        """Runs the lanes one at a time, so that none is affected by the failure of another."""
         final = tuple(array.copy() for array in state)
         for lane in range(x.shape[1]):
             one = slice(lane, lane + 1)
@@ -134,7 +134,7 @@ class StepRuntime:
         return parts
 
     def _join(self, arrays: Sequence[NDArray[Any]], result: Float32Array) -> None:
-        """Writes the outputs of the graph side by side into `result`, [lanes, output_size]."""
+        """Concatenates the outputs of the graph into `result`, [lanes, output_size]."""
         lanes = len(result)
         begin = 0
         for array, tensor in zip(arrays, self._outputs, strict=True):
@@ -147,7 +147,7 @@ class StepRuntime:
 
 
 def step_session(model: bytes, optimized: bool = True) -> onnxruntime.InferenceSession:
-    """Opens a graph with the options that serve it, which are those of its proof.
+    """Opens a graph with the options used in serving and in its proof.
 
     Args:
         model: The graph, serialized ONNX.
@@ -167,13 +167,13 @@ def _bound_memory() -> None:
     memory = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    # Grown as needed, not by doubling: the bound is on what is used.
+    # Grown as needed, not by doubling, so that the bound is on the memory in use.
     arena = onnxruntime.OrtArenaCfg({"max_mem": MAX_MEMORY, "arena_extend_strategy": 1})
     onnxruntime.create_and_register_allocator(memory, arena)
 
 
 def _checked(array: NDArray[Any], tensor: StepTensor, lanes: int) -> NDArray[Any]:
-    """The result of a graph; raises ValueError if it is not of the manifest's shape and dtype."""
+    """Returns the result of a graph; raises ValueError if its shape or dtype is not the manifest's."""
     expected = tensor.batch_dims(lanes)
     if array.shape != expected or array.dtype != tensor.dtype:
         problem = f"{tensor.name!r} gives {array.dtype} {list(array.shape)}, {tensor.dtype} {list(expected)} expected"

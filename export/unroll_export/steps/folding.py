@@ -18,7 +18,7 @@ from unroll_proto.step_model import BATCH, OUTPUT_DTYPES, StepTensor
 
 
 def fold(source: Source, plan: Plan) -> ModelProto:
-    """Makes the graph that takes the inputs and states of a plan, and gives outputs and next states."""
+    """Makes the graph from the inputs and states of a plan to its outputs and next states."""
     model = ModelProto()
     model.CopyFrom(source.model)
     graph = model.graph
@@ -27,7 +27,7 @@ def fold(source: Source, plan: Plan) -> ModelProto:
             context, values = state.tensor, state.context_of
             whole = free_name(graph, f"{values}_with_context")
             rename_input(graph, values, whole)
-            # Of the graph's own rank: the batch is one of its dimensions, except where sequences run alone.
+            # With the graph's own rank: the batch is one of its dimensions, unless sequences run alone.
             axis = len(context.dims) + context.batched - 1
             width = context.dims[-1]
             bounds = [
@@ -45,7 +45,7 @@ def fold(source: Source, plan: Plan) -> ModelProto:
     types |= {state.next: state.tensor.dtype for state in plan.states}
     del graph.output[:]
     for name in (*plan.outputs, *(state.next for state in plan.states if state.next)):
-        # Shapes that exporters declare can be wrong: what they are is found by running.
+        # Shapes declared by exporters can be wrong, so they are found by running the graph.
         graph.output.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(types[name]), None))
     return model
 
@@ -54,7 +54,8 @@ def measure_outputs(content: bytes, plan: Plan) -> tuple[StepTensor, ...]:
     """Finds the dimensions of the outputs of a step graph, and where their batch is, by running it.
 
     Raises:
-        ImportRefusedError: it doesn't run, an output or a next state has no batch, or a state changes its dimensions.
+        ImportRefusedError: the graph doesn't run, an output or a next state has no batch, or a state changes its
+            dimensions.
     """
     session = _opened(content)
     names = [*plan.outputs, *(state.next for state in plan.states if state.next)]
@@ -85,7 +86,7 @@ def measure_outputs(content: bytes, plan: Plan) -> tuple[StepTensor, ...]:
 
 
 def initial_batch(tensor: StepTensor, initial: NDArray[Any] | None, lanes: int) -> NDArray[Any]:
-    """The value of a state tensor before the first step of `lanes` sequences."""
+    """Returns the value of a state tensor before the first step of `lanes` sequences."""
     array = np.zeros(tensor.batch_dims(lanes), tensor.dtype)
     if initial is not None:
         array[:] = np.expand_dims(initial, len(tensor.before)) if tensor.batched else initial
@@ -93,13 +94,13 @@ def initial_batch(tensor: StepTensor, initial: NDArray[Any] | None, lanes: int) 
 
 
 def holder_of(error: Exception) -> str:
-    """The node that onnxruntime's error is about, or the error itself."""
+    """Returns the node that an error of onnxruntime names, or else the error itself."""
     found = re.search(r"while running (\w+) node\. Name:'([^']*)'", str(error))
     return f"{found[1]} {found[2]!r} holds it" if found else one_line(error)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error in one line of bounded length."""
+    """Returns the message of an error as one line of bounded length."""
     return " ".join(str(error).split())[:300]
 
 

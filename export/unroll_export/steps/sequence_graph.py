@@ -89,10 +89,10 @@ class SequenceGraph:
         return ends
 
     def measure(self, first: str) -> None:
-        """Finds out which dimension is time, of the input and of each output.
+        """Finds the time dimension of the input and of each output.
 
         Args:
-            first: What the first recurrent node takes, [time, batch, features].
+            first: Name of the first recurrent node's input, [time, batch, features].
 
         Raises:
             ImportRefusedError: the graph is fixed to several sequences, or to one timestep.
@@ -106,14 +106,14 @@ class SequenceGraph:
         (seen,) = run([first], 2, 5)
         self.batch_first = one == other or seen.shape[:2] == (other, one)
         if not self.batch_first and seen.shape[:2] != (one, other):
-            raise ImportRefusedError(f"{self.value}: no dimension of it is the time of {first!r}")
+            raise ImportRefusedError(f"{self.value}: none of its dimensions is the time of {first!r}")
         batch, time = dims[:2] if self.batch_first else dims[1::-1]
         if isinstance(batch, int) and batch > 1:
             raise ImportRefusedError(
-                f"{self.value}: the batch is fixed at {batch}; export it with an open one, or with 1"
+                f"{self.value}: the batch is fixed at {batch}; export the model with a dynamic batch, or with 1"
             )
         if time == 1:
-            raise ImportRefusedError(f"{self.value}: time is fixed at 1, so that nothing shows what the states do")
+            raise ImportRefusedError(f"{self.value}: time is fixed at 1, so that the use of the states can't be proven")
         self.steps = time if isinstance(time, int) else None
         before, after = (run(self.outputs, 1, length) for length in (4, 7))
         for name, short, long in zip(self.outputs, before, after, strict=True):
@@ -122,7 +122,7 @@ class SequenceGraph:
             self.time_axes[name] = pairs.index(changing) if changing in pairs else None
 
     def initial_values(self, names: list[str]) -> dict[str, NDArray[Any]]:
-        """Returns what begins recurrent nodes, without the batch.
+        """Returns the initial values of recurrent nodes, without the batch dimension.
 
         Raises:
             ImportRefusedError: it depends on the values of the sequence.

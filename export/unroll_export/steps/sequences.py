@@ -1,4 +1,4 @@
-"""Turns graphs of whole sequences into graphs of one timestep: what begins a recurrent node becomes a state."""
+"""Turns graphs of whole sequences into graphs of one timestep: the initial values of recurrent nodes become states."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,13 +19,13 @@ _STATE_INPUTS = (5, 6)
 
 
 class Stepped(NamedTuple):
-    """A source of sequences as one of timesteps.
+    """Graph of one timestep, made from a graph of whole sequences.
 
     Attributes:
-        source: The graph of a timestep, of the file that the sequences' graph is of.
-        initial: Its states before the first step, by name; zeros if absent.
-        states: Names of its states.
-        original: Runs the graph of sequences.
+        source: The graph of a timestep, with the name and checksum of the original file.
+        initial: States before the first step, by name; zeros if absent.
+        states: Names of the states.
+        original: Runs the graph of whole sequences.
     """
 
     source: Source
@@ -44,10 +44,10 @@ def to_steps(source: Source, constants: Mapping[str, NDArray[Any]]) -> Stepped:
 
     Args:
         source: The graph of whole sequences.
-        constants: Inputs that are set for good.
+        constants: Inputs with fixed values.
 
     Raises:
-        ImportRefusedError: it has no such form. The message names the node.
+        ImportRefusedError: the graph has no such form. The message names the node.
     """
     source = _with_constants(source, constants)
     nodes = _recurrent(source.model)
@@ -78,7 +78,7 @@ def to_steps(source: Source, constants: Mapping[str, NDArray[Any]]) -> Stepped:
 
 
 def _unroll(model: ModelProto) -> dict[str, tuple[int, str]]:
-    """Rewrites the recurrent nodes; returns each state's size and the value that begins it, by name."""
+    """Rewrites the recurrent nodes; returns the size of each state and the name of its initial value, by state."""
     graph = model.graph
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
@@ -114,8 +114,8 @@ def _unroll(model: ModelProto) -> dict[str, tuple[int, str]]:
 
 
 def _open_reshapes(model: ModelProto, constants: Mapping[str, NDArray[Any]]) -> None:
-    """Opens time and batch where an exporter takes the direction out of states by their fixed sizes."""
-    # 0 keeps a size: [time, 1, batch, hidden], or [time, batch, 1, hidden], to [time, batch, hidden].
+    """Makes time and batch dynamic in Reshape nodes that remove the direction from states by fixed sizes."""
+    # In a shape, 0 keeps a size. [time, 1, batch, hidden] or [time, batch, 1, hidden] becomes [time, batch, hidden].
     opened: dict[str, list[int]] = {}
     for node in model.graph.node:
         if node.op_type in GATES:
@@ -138,9 +138,9 @@ def _check(node: NodeProto) -> None:
     label = f"{node.op_type} {node.name or node.output[0]!r}"
     direction = attributes_of(node).get("direction", b"forward").decode()
     if direction != "forward":
-        raise ImportRefusedError(f"{label}: direction {direction}: what it gives in a step needs later steps")
+        raise ImportRefusedError(f"{label}: direction {direction}: its output at a step depends on later steps")
     if len(node.input) > 4 and node.input[4]:
-        raise ImportRefusedError(f"{label}: takes lengths (sequence_lens); export it without: a server knows lengths")
+        raise ImportRefusedError(f"{label}: export the model without sequence_lens, since the server handles lengths")
 
 
 def _with_constants(source: Source, constants: Mapping[str, NDArray[Any]]) -> Source:
@@ -155,7 +155,7 @@ def _with_constants(source: Source, constants: Mapping[str, NDArray[Any]]) -> So
 
 
 def _with_states(node: NodeProto, inputs: list[str], before: list[str], after: list[str]) -> list[NodeProto]:
-    """A recurrent node as it is, begun by its states."""
+    """Returns a recurrent node as it is, except that its initial values are the states."""
     for name, place in zip(before, _STATE_INPUTS, strict=False):
         inputs[place] = name
     while not inputs[-1]:
@@ -174,7 +174,7 @@ def _with_states(node: NodeProto, inputs: list[str], before: list[str], after: l
 
 
 def _rewrite_inputs(original: SequenceGraph, model: ModelProto) -> None:
-    """Puts the dimension of time into the values of a timestep."""
+    """Inserts a time dimension of one step into the input."""
     graph, name = model.graph, original.value.name
     whole = free_name(graph, f"{name}_step")
     rename_input(graph, name, whole)
@@ -184,7 +184,7 @@ def _rewrite_inputs(original: SequenceGraph, model: ModelProto) -> None:
 
 
 def _rewrite_outputs(original: SequenceGraph, model: ModelProto) -> None:
-    """Takes the dimension of time, which is one step long, out of the outputs."""
+    """Removes the time dimension, of one step, from the outputs."""
     graph = model.graph
     zero = add_constant(graph, "first_step", np.array(0, np.int64))
     for name, axis in original.time_axes.items():
@@ -197,7 +197,7 @@ def _rewrite_outputs(original: SequenceGraph, model: ModelProto) -> None:
 
 
 def _drop_unused(model: ModelProto) -> None:
-    """Removes nodes and tensors that no output needs, as those that made the initial states."""
+    """Removes nodes and tensors that no output needs, such as those that computed the initial states."""
     graph = model.graph
     needed = {output.name for output in graph.output}
     kept = []

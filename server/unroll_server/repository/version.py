@@ -21,11 +21,11 @@ class VersionState(StrEnum):
     READY = "READY"
     """Accepts new work."""
     DRAINING = "LEAVING"
-    """Refuses new work; unloaded once no sequence and no session is on it."""
+    """Refuses new work; unloaded once it has no open sequence and no session."""
     UNLOADED = "UNLOADED"
     """Removed from memory and from the index."""
     REFUSED = "REFUSED"
-    """Not loaded, since its files can't be trusted or run."""
+    """Refused, since its files can't be trusted or run."""
 
 
 class IndexEntry(NamedTuple):

@@ -87,7 +87,7 @@ async def test_unary_of_any_size(address: str, message: bytes) -> None:
 
 
 async def test_many_large_messages_at_once(address: str) -> None:
-    """All get through although they share the connection's window."""
+    """Messages that share the connection's window all arrive."""
     connection = await connect(address, lambda line: None)
     answers = await asyncio.gather(*(call(connection, "Echo", MEGABYTE + bytes([index])) for index in range(20)))
     assert answers == [("OK", [MEGABYTE + bytes([index])]) for index in range(20)]

@@ -244,7 +244,7 @@ def test_exchanged_gates_are_found_by_the_proof(gates: list[int]) -> None:
     [
         (
             sequence_graph(Stack(("LSTM",)), direction="reverse"),
-            "LSTM 'Y0': direction reverse: what it gives in a step",
+            "LSTM 'Y0': direction reverse: its output at a step",
         ),
         (graph([node("LSTM", "x", "W", "R", to="y", hidden_size=2)], {"x": ["t"]}, {"y": None}, {}), "batch, time"),
     ],

@@ -156,7 +156,7 @@ def test_a_message_that_is_none_is_refused_whole(batch: pb.ChunkBatch) -> None:
 
 
 def test_a_full_queue_refuses_only_the_chunks_that_do_not_fit() -> None:
-    """Those of another model are queued before."""
+    """Chunks of another model are queued first."""
     models = dict.fromkeys("ab", "m") | dict.fromkeys("cde", "other")
     requests = [wire.open_request(key, model) for key, model in models.items()]
     requests.append(wire.chunks_request([*models], [0] * 5, np.ones((5, 1, FEATURES), np.float32)))

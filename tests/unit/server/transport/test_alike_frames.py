@@ -48,14 +48,14 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 class Sending(NamedTuple):
-    """How a request is sent.
+    """Form in which a request is sent.
 
     Attributes:
-        encoding: Of its messages: "identity", "gzip" or "deflate".
-        packed: Whether each message is compressed, in turns.
-        headers: Bytes of each frame with headers; the last has the rest.
-        pieces: Bytes of each frame with messages, in turns.
-        ends_alone: Whether the end of the request is a frame of its own.
+        encoding: Encoding of its messages: "identity", "gzip" or "deflate".
+        packed: True for each message that is compressed, in turns.
+        headers: Sizes of the frames with headers, in bytes; the last frame has the rest.
+        pieces: Sizes of the frames with messages, in bytes, in turns.
+        ends_alone: True to end the request with a frame of its own.
     """
 
     encoding: str
@@ -123,12 +123,12 @@ SCRIPTS = st.builds(
 
 
 class Ending(NamedTuple):
-    """What came of a call.
+    """The end of a call.
 
     Attributes:
-        headers: Headers and trailers that gRPC has a meaning for, and those of the handler.
+        headers: Headers and trailers that gRPC defines, and those of the handler.
         body: The messages, as they lie on the wire.
-        reset: The number of the error that it was reset with, if it had no status.
+        reset: Number of the error that it was reset with, if it had no status.
     """
 
     headers: dict[str, str]
@@ -194,7 +194,7 @@ async def test_requests_in_any_pieces_are_answered_alike(sides: list[Side], scri
 async def test_a_request_that_ends_early_is_answered_alike_or_refused(
     sides: list[Side], script: Script, sending: Sending, share: float
 ) -> None:
-    """Within a message it is refused by the native transport; grpcio's drops the piece, or waits for the rest of it."""
+    """If it ends within a message, the native transport refuses it; grpcio's drops the piece or waits for the rest."""
     native, grpcio = sides
     messages = sending.messages(script)
     body = b"".join(messages)
@@ -213,7 +213,7 @@ async def test_a_request_that_ends_early_is_answered_alike_or_refused(
 async def test_a_call_can_be_left_at_every_moment(
     sides: list[Side], script: Script, sending: Sending, share: float, ends: bool
 ) -> None:
-    """Its handler ends, and the connection carries the next call."""
+    """The handler ends, and the connection carries the next call."""
     waiting = script._replace(end="cancel")
     body = b"".join(sending.messages(waiting))
     left = [*sending.header_frames(waiting), *sending.data_frames(body[: int(share * len(body))], ends)]
