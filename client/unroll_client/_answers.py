@@ -1,4 +1,4 @@
-"""Answers that a sequence waits for: one a message, which for a chunk arrives in one piece or several."""
+"""Answers that a sequence waits for: one per message; that to a chunk arrives in one or more pieces."""
 
 from __future__ import annotations
 

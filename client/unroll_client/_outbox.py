@@ -8,9 +8,9 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 # Size of the waiting messages from which on senders wait.
 FULL_BYTES = 1 << 20
-# Size of a message with chunks of several sequences, at most.
+# Largest size of a message with chunks of several sequences.
 BATCH_BYTES = 1 << 20
-# Size of its framing, besides that of its chunks, at most.
+# Largest size of its framing, besides that of its chunks.
 _FRAMING_BYTES = 16
 
 

@@ -26,7 +26,7 @@ class SessionSteps:
         first_step: Number of the first timestep.
         count: Timesteps that were computed.
         states: float32 [count, hidden_size], the last layer's hidden state after each; None if not asked for.
-        logits: float32 [count, output_size]; None if not asked for. Of a step model, its outputs side by side.
+        logits: float32 [count, output_size]; None if not asked for. Of a step model, its outputs concatenated.
         label: Most probable class after the last step; empty if there was no step, or the model has no classes.
         label_index: Its index in the model's `class_labels`.
         probabilities: float32 [classes], after the last step; [0] if there was no step.

@@ -68,8 +68,8 @@ class ModelInfo:
         bitwise: True if the same bits are promised alone, batched, chunked, streamed and resumed.
         limits: Limits of one RPC.
         test_accuracy: Share of the test split classified correctly, 0 to 1; None without one.
-        inputs: Inputs of a timestep: side by side, its `input_size` features.
-        outputs: Outputs of a timestep: side by side, its `output_size` logits.
+        inputs: Inputs of a timestep: concatenated, its `input_size` features.
+        outputs: Outputs of a timestep: concatenated, its `output_size` logits.
         states: The state, in the order of a snapshot.
         form: Origin of the graph of a step model, "published" or "stepped"; empty for other models.
         source_sha256: Checksum of the file that a step model was imported from; empty for other models.
@@ -173,7 +173,7 @@ class Steps:
         count: Timesteps that were computed.
         steps: int64 [reported], the numbers of those that are reported: every one, or every n-th as asked for.
         states: float32 [reported, hidden_size], the last layer's hidden state after each; None if not asked for.
-        logits: float32 [reported, output_size]; None if not asked for. Of a step model, its outputs side by side.
+        logits: float32 [reported, output_size]; None if not asked for. Of a step model, its outputs concatenated.
     """
 
     first_step: int

@@ -24,7 +24,7 @@ class _Job:
 
     Attributes:
         model: The model to run them on.
-        values: float32 [total_steps, input_size], the sequences end to end; never written to.
+        values: float32 [total_steps, input_size], the sequences concatenated; never written to.
         offsets: int64 [sequences + 1], where each sequence begins in `values`.
         initial_state: [num_layers, sequences, hidden_size] each, before the first steps; None is the zero state.
         keeps_states: True if each sequence's state after its last step is wanted.

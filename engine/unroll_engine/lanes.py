@@ -1,4 +1,4 @@
-"""Lanes: the sequences of one model in flight, a lane each, in a dense prefix of preallocated arrays.
+"""Lanes: the sequences of one model in flight, one per lane, in a dense prefix of preallocated arrays.
 
 Lane i of a tick is column i of the arrays. A lane's next values lie in a region of its own; one vectorized operation
 gathers a tick's input from the regions, and one reads the last steps of all lanes that ended from its result.

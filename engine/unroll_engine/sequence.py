@@ -23,7 +23,7 @@ class Steps:
     Attributes:
         first_step: Number of the first timestep, counted from 0 at the beginning of the sequence.
         states: float32 [steps, hidden_size], the last layer's hidden state after each; of a step model [steps, 0].
-        logits: float32 [steps, output_size]; of a step model, its outputs side by side.
+        logits: float32 [steps, output_size]; of a step model, its outputs concatenated.
         outputs: Outputs by name, float32 [steps, *shape] each: `logits`, or those of a step model.
     """
 

@@ -181,7 +181,7 @@ def _check_identity(out: Path, before: dict[str, Any], now: dict[str, Any]) -> N
     for name in old | new:
         if old.get(name) != new.get(name):
             raise RunError(
-                f"{out}: the run began with {name} {old.get(name)}, not {new.get(name)}; --resume goes on with the "
+                f"{out}: the run began with {name} {old.get(name)}, not {new.get(name)}; --resume continues with the "
                 "same data and settings only"
             )
 

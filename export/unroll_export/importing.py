@@ -128,7 +128,7 @@ def imported_run(model: RecurrentClassifier[Any], source: Path, labels: Sequence
     if len(names) != classes or len(set(names)) != classes:
         raise ImportRefusedError(
             f"--labels: {len(names)} names, {len(set(names))} of them different; {classes} are needed for {outputs} "
-            "outputs, one a line"
+            "outputs, one per line"
         )
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ INPUT_DTYPES = STATE_DTYPES
 OUTPUT_DTYPES = (*STATE_DTYPES, "bool")
 
 MAX_STATE_BYTES = 16 * 2**20
-"""Bytes of the state of one sequence, at most."""
+"""Largest state of one sequence in bytes."""
 MAX_TENSORS = 1024
 """Inputs, outputs and state tensors, at most of each."""
 MAX_NAME_BYTES = 1024

@@ -249,7 +249,7 @@ class OpenSequence:
                 problem = f"step {first_step} was sent before, in a chunk of other values"
                 raise SequenceStateError(problem, "chunk.first_step")
         replay = f" or again one of the last {len(history)} chunks" if history else ""
-        problem = f"{first_step}, the sequence goes on at step {self.step}{replay}"
+        problem = f"{first_step}, the sequence continues at step {self.step}{replay}"
         raise SequenceStateError(problem, "chunk.first_step")
 
 

@@ -111,7 +111,7 @@ def test_calls_leave_nothing(process: ServerProcess) -> None:
 
 
 def test_idle_connections_cost_little_and_others_are_served(process: ServerProcess) -> None:
-    """They have made a call each."""
+    """Each idle connection has made one call."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < CONNECTIONS + 500:
         pytest.skip(f"fewer than {CONNECTIONS + 500} files can be open here")
     headers, messages, _ = kinds()[0]

@@ -265,7 +265,7 @@ async def stream_loop(
         chunk_steps: Timesteps of a chunk.
         seconds: Length of the measured window.
         model: Name of the model.
-        batch: Sequences of a stream whose chunks travel in one message, at most. In a closed loop they go on when all
+        batch: Most sequences of a stream whose chunks share a message. In a closed loop they continue when all
             are answered.
         values: float32 [n, features]; each sequence goes through as many whole chunks as there are, over and over.
         check: Returns True if an answer is right; called for every one.

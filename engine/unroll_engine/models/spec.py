@@ -27,7 +27,7 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 class Tensor(NamedTuple):
-    """An input or output of a timestep. The wire has them as float32, flattened, side by side."""
+    """An input or output of a timestep. On the wire all are float32, flattened and concatenated."""
 
     name: str
     shape: tuple[int, ...]

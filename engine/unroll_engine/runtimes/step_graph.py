@@ -1,4 +1,4 @@
-"""Checks the graph of a step model, which nobody vouches for, before ONNX Runtime gets it.
+"""Checks the graph of a step model, which is untrusted, before ONNX Runtime gets it.
 
 The graph may have any form. So what it can do is bounded: operators of ONNX's own that compute one result from their
 inputs and always end, every tensor in the file and as large as the file says.

@@ -140,7 +140,7 @@ def _check_names(source: Source, options: Options) -> None:
 
 
 def constant_of(value: Value, text: str) -> NDArray[Any]:
-    """Reads the value that an input is set to for good.
+    """Reads the fixed value of an input.
 
     Raises:
         ImportRefusedError: the input takes other values.

@@ -156,7 +156,7 @@ def prove_prefixes(original: SequenceGraph, steps: Callable[[Float32Array], Floa
 
     Args:
         original: The graph of sequences.
-        steps: Computes the steps of a sequence [time, features]: outputs side by side, [time, output_size].
+        steps: Computes the steps of a sequence [time, features]: outputs concatenated, [time, output_size].
         names: Outputs in that order.
 
     Returns:

@@ -30,7 +30,7 @@ class Health:
             self._set(serving)
 
     def end(self) -> None:
-        """Sets all names to not serving for good. Watchers end after that answer."""
+        """Sets all names to not serving, permanently. Watchers end after that answer."""
         self._ended = True
         self._set(dict.fromkeys(self._serving, False))
 

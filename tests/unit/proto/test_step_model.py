@@ -17,7 +17,7 @@ def tensor(name: str, *shape: str, dtype: str = "float32") -> pb.TensorSpec:
 
 
 def manifest() -> pb.BundleManifest:
-    """What the import of a graph like silero's writes."""
+    """The manifest that the import of a graph like silero's writes."""
     return pb.BundleManifest(
         architecture="step",
         input_size=512,

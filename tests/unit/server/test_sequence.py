@@ -97,8 +97,8 @@ async def test_a_gap_an_overlap_other_values_and_a_chunk_too_old_are_refused_and
             await sequence.answer(first, values[first : first + 2])
         step, state = sequence.step, sequence.state
         wrong = [
-            (step + 1, values[:2], f"goes on at step {step}"),
-            (step - 1, values[:2], f"goes on at step {step}"),
+            (step + 1, values[:2], f"continues at step {step}"),
+            (step - 1, values[:2], f"continues at step {step}"),
             (step - 2, values[:2], "in a chunk of other values"),
             (step - 2, values[-2:-1], "in a chunk of other values"),
             (0, values[:2], f"again one of the last {REPLAY_CHUNKS} chunks"),
@@ -134,7 +134,7 @@ async def test_a_stream_s_latest_chunks_can_be_repeated_over_all_its_sequences()
         values = random_values(2)
         answers = [await sequence.answer(0, values) for sequence in sequences]
         for sequence in sequences[:3]:
-            with pytest.raises(SequenceStateError, match="0, the sequence goes on at step 2"):
+            with pytest.raises(SequenceStateError, match="0, the sequence continues at step 2"):
                 await sequence.answer(0, values)
         for sequence, before in zip(sequences[3:], answers[3:], strict=True):
             assert (await sequence.answer(0, values)).tobytes() == before.tobytes()

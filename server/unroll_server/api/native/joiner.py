@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 JOINED_STEPS = 16
-"""Timesteps of a chunk that is joined, at most: it is answered when the longest of the others is done."""
+"""Most timesteps of a chunk that is joined: it is answered when the longest of its job is done."""
 JOINED_SEQUENCES = 1024
-"""Sequences of a job, at most: as many more would not make it faster, and take memory at once."""
+"""Most sequences of a job. Larger jobs would not be faster, and would use more memory at once."""
 
 
 class Group:
@@ -57,10 +57,10 @@ class ChunkJoiner:
 
     Args:
         engine: Runs the jobs.
-        max_steps: Timesteps of a chunk, at most.
+        max_steps: Most timesteps of a chunk.
 
     Attributes:
-        max_steps: Timesteps of a chunk that is joined, at most.
+        max_steps: Most timesteps of a chunk that is joined.
     """
 
     def __init__(self, engine: AsyncEngine, max_steps: int) -> None:

@@ -137,7 +137,7 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     check_finite(values, offsets, "values")
     given_states = request.initial_states
     if len(given_states) not in (0, count):
-        problem = f"{len(given_states)} given, none or {count} expected: one a sequence"
+        problem = f"{len(given_states)} given, none or {count} expected: one per sequence"
         raise InvalidRequestError(problem, "initial_states")
     initial: State | None = None
     for index, snapshot in enumerate(given_states):
