@@ -179,11 +179,13 @@ class _Results(NamedTuple):
         # In lists: each append to a field of a message looks for the field.
         keys, first_steps, counts, batch_states, batch_logits = [], [], [], [], []
         expected = size = 0
-        for number, index in enumerate(indices):
-            sequence, begin, end = sequences[index], offsets[index], offsets[index + 1]
+        answered = [sequences[index] for index in indices]
+        begins, ends = [offsets[index] for index in indices], [offsets[index + 1] for index in indices]
+        kept = zip(answered[skipped:], begins[skipped:], ends[skipped:], strict=True)
+        for lane, (sequence, begin, end) in enumerate(kept):
+            sequence.record(end - begin, before, lane)
+        for sequence, begin, end in zip(answered, begins, ends, strict=True):
             first_step, count = sequence.step, end - begin
-            if number >= skipped:
-                sequence.record(count, before, number - skipped)
             sequence.step = first_step + count
             sequence.joined = b""
             expected += sequence.expected
@@ -208,5 +210,4 @@ class _Results(NamedTuple):
             batch.states.extend(batch_states)
             batch.logits.extend(batch_logits)
             answers.put(response, size)
-        answered = [sequences[index] for index in indices]
         answered[0].on_answered(answered)
