@@ -1,14 +1,14 @@
 // tanh and sigmoid: one fixed sequence of IEEE operations, so the bits are the same on every vector unit.
 //
-// At most 2 ulp from the true value over all of float32, monotonic, NaN through, exact at saturation. The coefficients
-// are minimax fits (Lawson's algorithm) of this project; the argument reduction is Cody and Waite's (1980).
+// At most 2 ulp from the true value over all of float32, monotonic, exact at saturation; NaN gives NaN. The
+// coefficients are minimax fits (Lawson's algorithm) of this project; the argument reduction is Cody and Waite's (1980).
 #pragma once
 
 #include "vector.hpp"
 
 namespace {
 
-// e^y = scale + scale p, with scale = 2^(n - SHIFT): kept in two parts, the sum is not rounded before it must be.
+// e^y = scale + scale p, with scale = 2^(n - SHIFT). In two parts, so that the sum is rounded as late as possible.
 template <int N>
 struct Exponential {
     Pack<N> scale, p;
@@ -24,7 +24,7 @@ UNROLL_INLINE Exponential<N> exponential(const Pack<N>& y) {
     const Pack<N> rounded = fma(y, constant(log2e), rounder);
     const Pack<N> n = rounded - rounder;
     Pack<N> r = fma(n, constant(-ln2), y);
-    if (LIMIT > 32) r = fma(n, constant(-ln2_rest), r);  // below, 2^-29 n is too little to matter
+    if (LIMIT > 32) r = fma(n, constant(-ln2_rest), r);  // for smaller limits 2^-29 n is negligible
     // (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2, to 2^-28 of e^r.
     Pack<N> q = constant(0x1.6a23cep-10f);
     q = fma(q, r, constant(0x1.123a2p-7f));

@@ -1,4 +1,4 @@
-// The Python face of the kernel: arrays in and out, checked before any address of theirs is used.
+// Python bindings of the kernel. Arrays are checked before their memory is used.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -18,20 +18,20 @@ using namespace unroll;
 
 namespace {
 
-// Any dtype: what is not float32 is refused in one line, which nanobind's own message is not.
+// Of any dtype: other dtypes than float32 are refused with one line, shorter than nanobind's own message.
 using Input = nb::ndarray<nb::ro, nb::device::cpu>;
 using Output = nb::ndarray<nb::device::cpu>;
 template <class Array>
 using Tensors = std::vector<Array>;  // the state, tensor by tensor
 
 constexpr int64_t most_steps = int64_t{1} << 31;
-constexpr int64_t held = int64_t{1} << 20;  // products that are computed without giving the GIL away: some 20 us
+constexpr int64_t held = int64_t{1} << 20;  // most products that are computed with the GIL held: about 20 us
 
 [[noreturn]] void refuse(const std::string& problem) { throw nb::value_error(problem.c_str()); }
 
 std::string text(int64_t size) { return size < 0 ? std::string("any") : std::to_string(size); }
 
-// Checks that an array has such a shape (-1: any size) and rows of floats side by side, and returns it.
+// Checks that an array has a shape (-1: any size) and contiguous rows of floats, and returns it.
 template <class Array>
 const Array& checked(const char* name, const Array& array, std::initializer_list<int64_t> shape) {
     std::string expected, found;
@@ -122,8 +122,8 @@ void check_tensors(const char* name, const Network& network, const Tensors<Array
                std::to_string(network.states()) + " expected");
 }
 
-// The job of one sequence: x [steps, inputs], state [layers, hidden] each, states [steps, hidden], logits [outputs] of
-// the last step or [steps, outputs].
+// Makes the job of one sequence: x [steps, inputs], state [layers, hidden] each, states [steps, hidden], logits
+// [outputs] of the last step or [steps, outputs].
 Job job_of(const Network& network, const Input& x, const std::optional<Tensors<Input>>& initial,
            const std::optional<Tensors<Output>>& final, const std::optional<Output>& states,
            const std::optional<Output>& logits) {
@@ -178,8 +178,8 @@ void run_one(const Network& network, const Input& x, const std::optional<Tensors
     run(network, &job, 1);
 }
 
-// Lanes side by side, time-major: x [steps, lanes, inputs], states likewise, state [layers, lanes, hidden] each; logits
-// [lanes, outputs] of the last step or [steps, lanes, outputs].
+// Runs lanes in parallel, time-major: x [steps, lanes, inputs], states likewise, state [layers, lanes, hidden] each;
+// logits [lanes, outputs] of the last step or [steps, lanes, outputs].
 void run_lanes(const Network& network, const Input& x, const Tensors<Input>& initial, const Tensors<Output>& final,
                const std::optional<Output>& states, const Output& logits) {
     checked("x", x, {-1, -1, network.inputs});
@@ -311,7 +311,7 @@ int64_t submit_batch(KeepingQueue& self, const Input& values, const std::vector<
     return ticket;
 }
 
-// Timesteps, and what ended: ticket, outcome, sequences; those of a ticket that ended in a row are counted.
+// Timesteps, and the ended sequences as (ticket, outcome, count), with one entry for consecutive ones of a ticket.
 std::pair<int64_t, std::vector<std::tuple<int64_t, int, int64_t>>> advance(KeepingQueue& self, int64_t budget, int64_t rounds) {
     if (budget < 1) refuse("budget: at least 1 step expected, got " + std::to_string(budget));
     if (rounds < 1) refuse("rounds: at least 1 expected, got " + std::to_string(rounds));
@@ -344,7 +344,7 @@ nb::ndarray<nb::numpy, float> activation(void (*Isa::*function)(const float*, fl
 }  // namespace
 
 NB_MODULE(_kernel, m) {
-    // Objects that live to the end of the process are not worth a page of warnings on its stderr.
+    // Objects that live until the process exits would print a page of warnings.
     nb::set_leak_warnings(false);
     m.def("isas", [] {
         std::vector<std::string> names;

@@ -17,12 +17,12 @@ constexpr int64_t pooled_slots = 48;
 
 int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Rows a little off a multiple of 128 bytes: lanes at a distance of a power of two would share a few cache sets.
+// Rows are not multiples of 128 bytes: lanes at a distance of a power of two would share a few cache sets.
 int64_t row(int64_t size) { return up(size, 32) + row_multiple; }
 
 void copy(float* to, const float* from, int64_t count) { std::memcpy(to, from, sizeof(float) * count); }
 
-// Rounding to nearest, denormals kept, whatever the caller's thread has set; put back at the end.
+// Sets rounding to nearest and keeps denormals; restores the thread's own mode at the end.
 class FloatEnvironment {
 public:
 #if defined(__x86_64__)
@@ -281,7 +281,7 @@ void Slots::write_state(int64_t lane) {
     }
 }
 
-// The last lane takes the place of one that ended.
+// Moves the last lane to the place of one that ended.
 void Slots::remove(int64_t lane) {
     const int64_t last = --active_;
     if (lane == last) return;

@@ -1,4 +1,4 @@
-// A network packed for the step kernel, and the loop that runs sequences of any lengths side by side.
+// A network packed for the step kernel, and the loop that runs sequences of any lengths in parallel.
 #pragma once
 
 #include <atomic>
@@ -36,23 +36,23 @@ private:
 constexpr int64_t unbounded = std::numeric_limits<int64_t>::max();
 constexpr int max_states = 2;  // tensors in the state: h, and c of an LSTM
 
-// One sequence to run: where its values are, and where its results go. Strides count floats.
-// What every step needs comes first, in one cache line; the pointers there move along.
+// A sequence to run: pointers to its values and its results. Strides are in floats.
+// The members that every step uses come first, in one cache line; their pointers advance.
 struct alignas(64) Job {
     const float* x = nullptr;
     int64_t x_stride = 0;
     int64_t steps = 0;  // left to run
-    float* states = nullptr;  // of the last layer at every step; null: not wanted
+    float* states = nullptr;  // of the last layer at every step; null if not wanted
     int64_t states_stride = 0;
-    float* logits = nullptr;  // null: not wanted
+    float* logits = nullptr;  // null if not wanted
     int64_t logits_stride = 0;
-    bool every_step = false;  // whether logits are wanted of every step, or of the last only
+    bool every_step = false;  // true for the logits of every step, false for those of the last
 
     int64_t ticket = 0;
     int64_t deadline = 0;  // std::chrono::steady_clock, nanoseconds; 0: none
     const float* initial[max_states] = {};  // null: zeros
     int64_t initial_stride[max_states] = {};  // between layers
-    float* final[max_states] = {};  // null: not wanted; may be the initial state's memory
+    float* final[max_states] = {};  // null if not wanted; may be the initial state's memory
     int64_t final_stride[max_states] = {};
 };
 
@@ -61,29 +61,29 @@ enum class Outcome : int { done, cancelled, expired };
 struct Ended {
     int64_t ticket;
     Outcome outcome;
-    bool last;  // of its ticket
+    bool last;  // true for the last of its ticket
 };
 
-// Gives jobs to free slots, and is told how they ended.
+// Provides jobs for free slots, and receives their outcomes.
 class Source {
 public:
     virtual ~Source() = default;
     virtual bool next(Job& job) = 0;
-    // How a job that is running must end now, if it must.
+    // Returns the outcome with which a running job must end now, if any.
     virtual std::optional<Outcome> stopped(const Job&) { return std::nullopt; }
     virtual void ended(const Job& job, Outcome outcome) = 0;
 };
 
 class Network;
 
-// Lanes side by side, each with a sequence of its own. A slot is refilled as soon as its sequence ends.
+// Parallel lanes, one sequence each. A slot is refilled as soon as its sequence ends.
 class Slots {
 public:
     Slots(const Network& network, int64_t capacity);
-    // Runs until at least `budget` steps of lanes or exactly `rounds` steps of each are done, or nothing is left, with
-    // no more than `most` lanes at a time. Returns the steps of lanes.
+    // Runs at most `most` lanes at a time, until at least `budget` steps over all lanes or exactly `rounds` steps of
+    // each lane are done, or nothing is left. Returns the steps over all lanes.
     int64_t run(Source& source, int64_t budget, int64_t rounds = unbounded, int64_t most = unbounded);
-    // Begins jobs until `most` are active.
+    // Starts jobs until `most` are active.
     void fill(Source& source, int64_t most);
     int64_t active() const { return active_; }
 
@@ -101,10 +101,10 @@ private:
     const Network& network_;
     const int64_t capacity_;
     int64_t active_ = 0, readouts_ = 0;
-    int parity_ = 0;  // which half of h_ holds the state; a step writes the other
+    int parity_ = 0;  // half of h_ with the state; a step writes the other half
     std::vector<Job> slots_;
     Floats x_, h_, cells_, scratch_;
-    Floats read_, logits_;  // states that wait for the readout, which is quicker for several at once
+    Floats read_, logits_;  // states that wait for the readout, which is faster for several at once
     std::vector<float*> logits_to_;
 };
 
@@ -116,7 +116,7 @@ public:
         const float *input, *recurrent, *bias;
     };
 
-    // mean and std: [inputs], or null where the values are used as they are. readout: [outputs, hidden].
+    // mean and std: [inputs], or null if values are not scaled. readout: [outputs, hidden].
     Network(const Isa& isa, Cell cell, int64_t inputs, int64_t hidden, int64_t outputs, const float* mean,
             const float* std, const std::vector<LayerWeights>& layers, const float* readout, const float* bias);
 
@@ -144,19 +144,19 @@ private:
     mutable std::vector<std::unique_ptr<Slots>> idle_;
 };
 
-// Sequences that wait, and the slots of some threads that run them.
+// Waiting sequences, and the slots of several threads that run them.
 class Queue {
 public:
-    // `slots` of each thread; `worthwhile` are the products from which on work gets a thread of its own.
+    // `slots` is per thread; `worthwhile` is the number of products that are worth another thread.
     Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads, int64_t worthwhile = 1 << 24);
 
-    // Returns the ticket of all these jobs. What they point to must stay until advance() says that the last has ended.
+    // Returns the ticket of all these jobs. Their memory must stay valid until advance() returns the end of the last.
     int64_t submit(std::vector<Job>& jobs);
-    // Sequences of a ticket that have not ended do so as cancelled, at the next advance(). False if all have ended.
+    // Cancels the remaining sequences of a ticket at the next advance(). Returns false if all have ended.
     bool cancel(int64_t ticket);
     // Runs the slots of all threads; see Slots::run. Throws std::logic_error if they are running.
     int64_t advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended);
-    // Sequences that have not ended.
+    // Number of sequences that have not ended.
     int64_t size() const;
     int64_t threads() const { return static_cast<int64_t>(slots_.size()); }
 

@@ -1,4 +1,4 @@
-// The sequences that wait for slots, and the threads that run them.
+// The queue of sequences that wait for slots, and the threads that run them.
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
@@ -106,7 +106,7 @@ int64_t Queue::advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended
     int64_t total = 0;
     std::vector<Share> shares(count);
     std::deque<Turn> turns;
-    // Dealt out before any thread runs: no race decides how many steps a sequence gets.
+    // Assigned before any thread runs, so that no race decides how many steps a sequence gets.
     for (int64_t thread = 0; thread < count; thread++) {
         slots_[thread]->fill(turns.emplace_back(*this, shares[thread].ended), most);
         total += slots_[thread]->active();
@@ -124,7 +124,7 @@ int64_t Queue::advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended
                 others.emplace_back(run);
                 continue;
             }
-        } catch (const std::system_error&) {  // no more threads are to be had
+        } catch (const std::system_error&) {  // no more threads are available
         }
         run();
     }

@@ -24,8 +24,8 @@ inline ALWAYS void repeat(Body&& body) {
     unrolled(std::make_integer_sequence<int, COUNT>{}, body);
 }
 
-// A kind of product: gates of one output side by side in the weights, and accumulators of one output.
-// Three gates with four accumulators are a GRU's: what the reset gate multiplies is summed apart.
+// A kind of product: the gates of one output, adjacent in the weights, and the accumulators of one output.
+// A GRU has three gates and four accumulators, since the terms that the reset gate multiplies are summed separately.
 template <int GATES, int ACCUMULATORS>
 struct Form {
     static constexpr int gates = GATES, accumulators = ACCUMULATORS, block = block_of(GATES);
@@ -47,16 +47,16 @@ struct Operands {
     int64_t x_stride, inputs;
     const float* h;
     int64_t h_stride, hidden;
-    const float* weights;  // at the first output of the tile
+    const float* weights;  // those of the first output of the tile
     int64_t stride;
     const float* bias;
 };
 
-// Adds `count` inputs of M lanes to the accumulators. `weights` are advanced behind the last input.
+// Adds `count` inputs of M lanes to the accumulators. `weights` is advanced past the last input.
 template <class F, int M, int P, int LAST, int BLOCKS>
 inline ALWAYS void accumulate(Vector (&sum)[M][P * F::accumulators], const float* rows, int64_t stride, int64_t count,
                               const float* (&weights)[BLOCKS]) {
-    // Rows in groups of three: base, base + stride, base + 2 stride are one address register and one index.
+    // Rows in groups of three: base, base + stride and base + 2 stride need one address register and one index.
     const float* base[(M + 2) / 3];
     repeat<(M + 2) / 3>([&](auto group) ALWAYS { base[group] = rows + 3 * group * stride; });
     for (int64_t k = 0; k < count; k++) {
@@ -78,7 +78,7 @@ inline ALWAYS void accumulate(Vector (&sum)[M][P * F::accumulators], const float
     }
 }
 
-// Sums of M lanes by P vectors of outputs, into sums[M][P][accumulators][width].
+// Computes the sums of M lanes by P vectors of outputs, into sums[M][P][accumulators][width].
 template <class F, int M, int P>
 __attribute__((noinline)) void tile(const Operands& o, float* sums) {
     constexpr int blocks = P * width > F::block ? P * width / F::block : 1;
@@ -125,7 +125,7 @@ struct Tiles {
     }
 };
 
-// Computes all sums, tile by tile, and calls finish(first lane, lanes, first output, parts, sums) behind each tile.
+// Computes all sums, tile by tile, and calls finish(first lane, lanes, first output, parts, sums) after each tile.
 template <class F, class Finish>
 inline ALWAYS void multiply(const Packed& matrix, Operands o, int64_t lanes, Finish&& finish) {
     static constexpr Tiles<F> tiles;
@@ -155,16 +155,16 @@ inline ALWAYS void multiply(const Packed& matrix, Operands o, int64_t lanes, Fin
     }
 }
 
-// A tile behind its product: `lanes` rows by `parts` vectors of outputs, and their sums.
+// A tile after its product: `lanes` rows by `parts` vectors of outputs, and their sums.
 template <int ACCUMULATORS>
 struct Finished {
-    int64_t stride;  // of the rows of the arrays that take the results
+    int64_t stride;  // of the rows of the result arrays
     int64_t lane, lanes, output, parts;
     float* sums;
 
     int64_t count() const { return lanes * parts; }
     float* sum(int64_t index, int kind) const { return sums + (index * ACCUMULATORS + kind) * width; }
-    // Where a vector's outputs are in those arrays.
+    // Position of a vector's outputs in those arrays.
     int64_t at(int64_t index) const { return (lane + index / parts) * stride + output + index % parts * width; }
 };
 

@@ -20,7 +20,7 @@ struct Layer {
     int64_t inputs;
     int64_t hidden;
     Packed gates;
-    Packed candidate;  // only of gru_reset_before: the gate n, computed after r
+    Packed candidate;  // only for gru_reset_before: the gate n, computed after r
 };
 
 // Rows of lanes. Every row of out, cell and scratch has room for a multiple of 16 floats.
@@ -30,8 +30,8 @@ struct Rows {
     int64_t x_stride;
     const float* h;
     float* out;
-    float* cell;     // only of an LSTM: read and written in place
-    float* scratch;  // only of gru_reset_before: two blocks of `lanes` rows
+    float* cell;     // only for an LSTM: read and written in place
+    float* scratch;  // only for gru_reset_before: two blocks of `lanes` rows
     int64_t h_stride;  // of h, out, cell and scratch
 };
 
@@ -49,7 +49,7 @@ struct Isa {
 };
 
 constexpr int64_t row_multiple = 16;
-// Outputs of a block of packed weights, by gates of one output.
+// Outputs in a block of packed weights, by the number of gates of one output.
 constexpr int64_t block_of(int gates) { return gates == 1 ? 32 : 16; }
 
 #if defined(__x86_64__)

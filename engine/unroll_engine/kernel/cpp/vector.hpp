@@ -81,8 +81,8 @@ namespace {
 
 typedef int Bits __attribute__((vector_size(width * 4)));
 
-// COUNT vectors that go through the same operations in lockstep. One vector's operations wait for each other; a CPU's
-// scheduler does not look far enough ahead to fill the time with the next vector's, so the code alternates.
+// COUNT vectors that go through the same operations in lockstep. Each operation on one vector waits for the one before,
+// and a CPU's scheduler does not look far enough ahead to overlap two vectors, so the code interleaves them.
 template <int COUNT>
 struct Pack {
     Vector of[COUNT];

@@ -1,6 +1,6 @@
 // Runs random networks on every vector unit of this CPU, and prints a digest of all results for each.
 //
-// Every sequence is first run alone. The same sequences are then run side by side in a queue: in random slots, cut at
+// Every sequence is first run alone. The same sequences are then run together in a queue: in random slots, cut at
 // random steps, with random budgets, some cancelled, on one thread or two, and with another floating-point mode set.
 // Every result must have the bits of the sequence alone. Arguments: networks, most lanes.
 #include <cmath>
@@ -24,7 +24,7 @@ struct Random {
     }
     int64_t below(int64_t limit) { return static_cast<int64_t>(bits() % static_cast<uint64_t>(limit)); }
     int64_t between(int64_t least, int64_t most) { return least + below(most - least + 1); }
-    // Exact on every machine: an integer times a power of two.
+    // An integer times a power of two, which is exact on every machine.
     float value() { return static_cast<float>(static_cast<int32_t>(bits() >> 40) - (1 << 23)) * 0x1p-23f; }
     std::vector<float> values(int64_t count, float scale) {
         std::vector<float> all(count);
@@ -44,7 +44,7 @@ struct Digest {
     }
 };
 
-// Flushes denormals and rounds upwards, which the kernel must not take over from its caller.
+// Flushes denormals and rounds upwards, which must not affect the kernel.
 struct ForeignMode {
 #if defined(__x86_64__)
     unsigned before = __builtin_ia32_stmxcsr();
@@ -60,7 +60,7 @@ struct ForeignMode {
 #endif
 };
 
-// Everything that a sequence takes and gives. Guards lie around what is written.
+// The inputs and results of a sequence, with guards around the written memory.
 struct Sequence {
     int64_t steps;
     std::vector<float> x, initial, states, logits, final;
@@ -115,7 +115,7 @@ static Case make(Random& random, const Isa& isa, int64_t most_lanes) {
     return made;
 }
 
-// The job of some steps of a sequence. The state is read from and written to `state`.
+// Makes the job of some steps of a sequence. The state is read from and written to `state`.
 static Job job_of(const Network& network, Sequence& sequence, int64_t from, int64_t steps, std::vector<float>& state,
                   bool every_step) {
     const int64_t layers = network.layers.size();
@@ -139,7 +139,7 @@ static bool same(const std::vector<float>& one, const std::vector<float>& other)
     return one.size() == other.size() && !std::memcmp(one.data(), other.data(), one.size() * sizeof(float));
 }
 
-// Runs copies of the sequences in a queue, and compares them with what each gave alone.
+// Runs copies of the sequences in a queue, and compares the results with those of each alone.
 static void storm(Random& random, const Case& alone, int number) {
     const Network& network = *alone.network;
     const bool cancels = random.below(2), every_step = random.below(2);

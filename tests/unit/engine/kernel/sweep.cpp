@@ -26,7 +26,7 @@ static uint32_t bits_of(float value) {
     return bits;
 }
 
-// The spacing of float32 at `exact`, by which errors are measured.
+// Returns the spacing of float32 at `exact`, the unit of errors.
 static double ulp_at(double exact) {
     constexpr double smallest = std::numeric_limits<float>::min();
     uint64_t bits;
@@ -48,7 +48,7 @@ struct Function {
     const char* name;
     double (*exact)(double);
     void (*Isa::*of)(const float*, float*, int64_t);
-    // Most floats are tiny, and need no libm: below `tiny` the result is `rounded(x)`, to a tenth of an ulp.
+    // Most floats are tiny and need no libm: below `tiny` the result is `rounded(x)`, to a tenth of an ulp.
     float tiny;
     float (*rounded)(float);
 };

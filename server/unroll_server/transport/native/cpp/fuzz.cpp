@@ -1,5 +1,5 @@
-// A client that says anything at all, for libFuzzer: `make fuzz`. The first byte of an input picks what is said before
-// it, how it is cut, and what the handlers do.
+// A client that sends arbitrary bytes, for libFuzzer: `make fuzz`. The first byte of an input selects what is sent
+// before it, how it is split, and what the handlers do.
 #include <cstdlib>
 
 #include "session.hpp"
@@ -67,7 +67,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     session.output(1 << 20);
     session.lost();
     server->take_events();
-    // All of it is given back.
+    // No call and no deadline may be left.
     if (session.calls() || server->next_deadline() != never) std::abort();
     return 0;
 }

@@ -10,8 +10,8 @@ namespace unroll {
 namespace {
 
 constexpr char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-constexpr size_t prefix = 5;         // bytes before a message: whether it is compressed, and its size
-constexpr size_t compact = 1 << 16;  // bytes that were taken, from which on the rest is moved to the front
+constexpr size_t prefix = 5;         // bytes before a message: its compressed flag and its size
+constexpr size_t compact = 1 << 16;  // consumed bytes above which the rest is moved to the front
 
 constexpr std::array<int8_t, 256> make_base64_values() {
     std::array<int8_t, 256> values{};
@@ -46,7 +46,7 @@ Status too_large(size_t size, size_t limit) {
     return {resource_exhausted, "SERVER: Received message larger than max (" + text + ")", {}};
 }
 
-// Decompresses, and stops at the limit: a few bytes can stand for a thousand times as many.
+// Decompresses, and stops at the limit, since bytes can expand a thousandfold.
 bool inflated(std::string_view compressed, Encoding encoding, size_t limit, std::string& message, Status& problem) {
     z_stream stream{};
     constexpr int gzip_window = 16 + MAX_WBITS;
@@ -57,7 +57,7 @@ bool inflated(std::string_view compressed, Encoding encoding, size_t limit, std:
     stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(compressed.data()));
     stream.avail_in = static_cast<uInt>(compressed.size());
     int result = Z_OK;
-    // One byte more than the limit shows that there is more.
+    // One byte above the limit shows that there is more.
     for (size_t room = 4 * compressed.size() + 64; result == Z_OK; room *= 2) {
         const size_t size = message.size();
         message.resize(std::min(size + room, limit + 1));

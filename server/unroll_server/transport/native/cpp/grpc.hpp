@@ -1,4 +1,4 @@
-// gRPC over HTTP/2, as far as it is more than HTTP/2: message framing, compression, and the encodings of headers.
+// The parts of gRPC on top of HTTP/2: message framing, compression, and the encodings of headers.
 // See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 #pragma once
 
@@ -44,10 +44,10 @@ bool add_binary(std::string_view name, std::string_view value, Metadata& metadat
 
 std::string percent_encoded(std::string_view text);
 
-// The seconds of a grpc-timeout; none if malformed.
+// Returns the seconds of a grpc-timeout; none if malformed.
 std::optional<double> timeout_seconds(std::string_view value);
 
-// True for application/grpc, and for that with a subtype or parameters.
+// True for application/grpc, with or without a subtype or parameters.
 bool is_grpc(std::string_view content_type);
 
 // Cuts a stream of bytes into messages.
@@ -57,10 +57,10 @@ class MessageReader {
 
     void append(const uint8_t* data, size_t size) { buffer_.append(reinterpret_cast<const char*>(data), size); }
 
-    // Takes the next message, decompressed. `limit` is the most bytes that a message may have, either way.
+    // Returns the next message, decompressed. `limit` is the most bytes of a message, compressed or not.
     Result next(Encoding encoding, size_t limit, std::string& message, Status& problem);
 
-    // True if `next` has something to say.
+    // True if `next` has a message or an error.
     bool ready(size_t limit) const;
 
     size_t size() const { return buffer_.size() - begin_; }
@@ -68,7 +68,7 @@ class MessageReader {
 
    private:
     const uint8_t* head() const { return reinterpret_cast<const uint8_t*>(buffer_.data() + begin_); }
-    size_t length() const;  // of the next message, by its prefix
+    size_t length() const;  // of the next message, from its prefix
 
     std::string buffer_;
     size_t begin_ = 0;

@@ -1,4 +1,4 @@
-// The Python face of the sessions.
+// Python bindings of the sessions.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>

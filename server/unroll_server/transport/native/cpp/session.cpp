@@ -8,16 +8,16 @@ namespace unroll {
 
 namespace {
 
-constexpr int32_t stream_window = 256 << 10;      // bytes of a call that may come unasked
-constexpr int32_t connection_window = 4 << 20;    // bytes that may be on their way on a connection
-constexpr size_t enough_queued = 64 << 10;        // bytes of answers of a call, from which on its writer waits
+constexpr int32_t stream_window = 256 << 10;      // bytes that a client may send ahead on a call
+constexpr int32_t connection_window = 4 << 20;    // bytes that may be in flight on a connection
+constexpr size_t enough_queued = 64 << 10;        // bytes of queued answers of a call above which its writer waits
 constexpr size_t prefix = 5;                      // bytes before a message
-constexpr size_t tolerated = 4;                   // times the limit of metadata, past which a stream is reset
-constexpr double burst = 10'000;                  // frames that bring nothing, at once
-constexpr double rate = 1'000;                    // and a second
-constexpr uint64_t reset_burst = 20'000;          // calls that a client cancels, at once
-constexpr uint64_t reset_rate = 5'000;            // and a second
-constexpr int most_strikes = 2;                   // pings that come too early, until the client is told to be calm
+constexpr size_t tolerated = 4;                   // multiple of the limit of metadata beyond which a stream is reset
+constexpr double burst = 10'000;                  // useless frames at once
+constexpr double rate = 1'000;                    // useless frames per second
+constexpr uint64_t reset_burst = 20'000;          // calls that a client cancels at once
+constexpr uint64_t reset_rate = 5'000;            // calls that a client cancels per second
+constexpr int most_strikes = 2;                   // early pings before the client is sent ENHANCE_YOUR_CALM
 constexpr uint8_t drain_ping[8] = {'d', 'r', 'a', 'i', 'n', 'i', 'n', 'g'};
 constexpr char not_http2[] =
     "HTTP/1.1 400 Bad Request\r\n"
@@ -40,7 +40,7 @@ nghttp2_nv header(std::string_view name, std::string_view value) {
     return {bytes(name.data()), bytes(value.data()), name.size(), value.size(), NGHTTP2_NV_FLAG_NONE};
 }
 
-// Metadata as on the wire, where no value is binary.
+// Appends metadata as on the wire, with binary values encoded.
 void add_wire(const Metadata& metadata, Metadata& wire) {
     for (const auto& [name, value] : metadata) wire.emplace_back(name, is_binary(name) ? base64_encoded(value) : value);
 }
@@ -52,7 +52,7 @@ Metadata wire_of(const Status& status) {
     return wire;
 }
 
-// Headers that are views of metadata on the wire.
+// Returns headers that are views of metadata on the wire.
 void add_views(const Metadata& wire, std::vector<nghttp2_nv>& headers) {
     for (const auto& [name, value] : wire) headers.push_back(header(name, value));
 }
@@ -66,9 +66,9 @@ nghttp2_option* make_options() {
     nghttp2_option* options;
     if (nghttp2_option_new(&options)) throw std::bad_alloc();
     nghttp2_option_set_no_auto_window_update(options, 1);
-    // Kept for a tree of priorities, which gRPC does not use: hundreds of streams on each connection.
+    // nghttp2 would keep hundreds of closed streams per connection for a tree of priorities, which gRPC does not use.
     nghttp2_option_set_no_closed_streams(options, 1);
-    // gRPC lets values begin and end with spaces.
+    // In gRPC, values can begin and end with spaces.
     nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(options, 1);
     nghttp2_option_set_stream_reset_rate_limit(options, reset_burst, reset_rate);
     return options;
@@ -76,7 +76,7 @@ nghttp2_option* make_options() {
 
 }  // namespace
 
-// What nghttp2 calls. No exception may pass through its C.
+// Callbacks of nghttp2. No exception may pass through its C code.
 struct Callbacks {
     template <class Body>
     static int guarded(Body body) {
@@ -150,7 +150,7 @@ struct Callbacks {
             if (frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS) return 0;
             session.sent();
             const Call* call = session.call_of(frame->hd.stream_id);
-            // Nobody waits for the rest of a request that is answered.
+            // The rest of a request that is answered is not needed.
             if (frame->hd.flags & NGHTTP2_FLAG_END_STREAM && call && !call->half_closed_)
                 return nghttp2_submit_rst_stream(session.http2_, NGHTTP2_FLAG_NONE, call->id_, NGHTTP2_NO_ERROR);
             return 0;
@@ -222,7 +222,7 @@ void Call::release(size_t size) {
     session_->mark();
 }
 
-// Keeps the server's account of what waits for the rest of a message.
+// Updates the server's count of bytes of incomplete messages.
 void Call::count() {
     if (!unary_) return;
     session_->server_->unfinished_ += inbox_.size() - counted_;
@@ -371,7 +371,7 @@ void Server::refuse(size_t work, const Status& status, Refusal refusal) {
     refusal.code = status.code;
     refusal.wire = wire_of(status);
     refusals_.at(work) = std::move(refusal);
-    // What was just handed over is not part of the work that is known.
+    // Calls that were just handed over are not part of the known work.
     taken_[work] = expected_[work] + ready_[work] + handed_[work];
 }
 
@@ -468,7 +468,7 @@ void Session::drain() {
     leaving_ = true;
     drained_ = now_;
     nghttp2_submit_shutdown_notice(http2_);
-    // Once this is answered, so are all calls that the client had opened before it heard of the drain.
+    // When this ping is answered, all calls that the client opened before it knew of the drain have been received.
     nghttp2_submit_ping(http2_, NGHTTP2_FLAG_NONE, drain_ping);
     mark();
 }
@@ -509,14 +509,14 @@ void Session::pinged() {
     ping_at_ = now_;
 }
 
-// Frames that bring nothing are cheap, and so many of them at once are somebody's intent.
+// Useless frames are cheap to send, and so many of them at once are an attack.
 void Session::charge() {
     allowance_ = std::min(burst, allowance_ + (now_ - allowance_at_) * rate) - 1;
     allowance_at_ = now_;
     if (allowance_ < 0) calm("too_many_frames");
 }
 
-// A client may react to what it gets, by pings and windows.
+// A client may answer sent frames with pings and window updates.
 void Session::sent() {
     allowance_ = std::min(burst, allowance_ + 2);
     ping_at_ = -never;
@@ -530,7 +530,7 @@ void Session::begin(int32_t id) {
 }
 
 int Session::add_header(Call& call, std::string_view name, std::string_view value) {
-    if (call.headers_done_) return 0;  // trailers of a request: gRPC has none
+    if (call.headers_done_) return 0;  // trailers: gRPC requests have none
     call.header_bytes_ += name.size() + value.size() + 32;
     const size_t limit = server_->limits.metadata;
     if (call.header_bytes_ > tolerated * limit) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
@@ -589,7 +589,7 @@ void Session::end_headers(Call& call) {
 }
 
 void Session::add_data(Call& call, const uint8_t* data, size_t size) {
-    // What one call leaves unread must not hold up the others.
+    // Unread bytes of one call must not block the others.
     nghttp2_session_consume_connection(http2_, size);
     call.unconsumed_ += size;
     if (call.finished_ || (call.unary_ && call.announced_)) return call.release(size);

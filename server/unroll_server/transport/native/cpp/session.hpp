@@ -1,7 +1,7 @@
-// HTTP/2 connections of gRPC callers, without input or output: bytes in, events and bytes out.
+// HTTP/2 connections of gRPC callers, without I/O: received bytes in, events and bytes to send out.
 //
-// A Server holds what all connections share, a Session is one connection, a Call one call on it. Everything is used on
-// one thread. Times are seconds on one clock, which the caller reads.
+// A Server has the state shared by all connections; a Session is a connection; a Call is a call on it. All are used on
+// one thread. Times are in seconds, on one clock that the caller reads.
 #pragma once
 
 #include <nghttp2/nghttp2.h>
@@ -29,24 +29,24 @@ constexpr int no_method = -1;
 constexpr size_t kinds_of_work = 2;
 
 struct Method {
-    bool streams;   // takes many messages, or is handed over before its message has come
-    int work;       // kind of work that a strained server refuses unread; -1 for none
+    bool streams;   // true if a call has many messages, or is handed over before its message is received
+    int work;       // kind of work that an overloaded server refuses unread; -1 for none
     uint64_t refused = 0;
 };
 
-// One call. It outlives its stream for as long as somebody holds it; then it does nothing any more.
+// A call. It can outlive its stream; from then on its methods do nothing.
 class Call : public std::enable_shared_from_this<Call> {
    public:
     Call(Session* session, int32_t id) : session_(session), id_(id) {}
 
-    // Takes the next message. If there is none yet, a `readable` event follows once there is one, or the end.
+    // Returns the next message. If there is none yet, a `readable` event follows when there is one, or at the end.
     std::optional<std::string> receive();
-    // True if the caller has half-closed and every message was taken.
+    // True if the caller has half-closed and every message was received.
     bool ended() const { return half_closed_ && !inbox_.size(); }
 
-    // Sends headers before the first message, beside those of every call.
+    // Sends headers before the first message, in addition to those of every call.
     void send_headers(const Metadata& metadata);
-    // Queues a message; returns false if enough is queued, so that a `writable` event follows.
+    // Queues a message. Returns false if the queue is full; a `writable` event follows when it is not.
     bool send(std::string message);
     // Ends the call. Nothing can be sent afterwards.
     void finish(const Status& status);
@@ -60,9 +60,9 @@ class Call : public std::enable_shared_from_this<Call> {
     std::string path;
     int method = no_method;
     Metadata metadata;
-    double began = 0;  // when its headers had come
+    double began = 0;  // time at which its headers were complete
     double deadline = never;
-    bool reports_end = false;  // whether a `closed` event follows once the answer has left, or can't any more
+    bool reports_end = false;  // true for a `closed` event when the answer is sent, or can't be sent
 
    private:
     friend class Session;
@@ -80,25 +80,25 @@ class Call : public std::enable_shared_from_this<Call> {
     Session* session_;  // null once the stream is closed
     int32_t id_;
     MessageReader inbox_;
-    size_t unconsumed_ = 0;  // bytes of the stream's window that are used by what was not taken
-    size_t counted_ = 0;     // of the server's bytes of messages that have not come whole
+    size_t unconsumed_ = 0;  // bytes of the stream's window used by messages that were not received yet
+    size_t counted_ = 0;     // its part of Server::unfinished_
     size_t header_bytes_ = 0;
     Encoding encoding_ = Encoding::identity;
     Metadata initial_;
     struct Piece {
         std::string message;
-        size_t sent;  // bytes that have left, the prefix of 5 included
+        size_t sent;  // bytes sent, including the prefix of 5
     };
-    std::list<Piece> out_;  // a deque would allocate for calls without answers, too
+    std::list<Piece> out_;  // a deque would allocate even for calls without answers
     size_t out_bytes_ = 0;
     Status status_;
     bool is_post_ = false;
     bool is_grpc_ = false;
-    int work_ = -1;  // of its method, while its message is expected
+    int work_ = -1;  // that of its method, while its message is expected
     bool unary_ = false;
     bool has_te_ = false;
     bool headers_done_ = false;
-    bool announced_ = false;  // whether an event has told of it
+    bool announced_ = false;  // true once an event has reported it
     bool half_closed_ = false;
     bool waiting_ = false;
     bool blocked_ = false;
@@ -108,11 +108,11 @@ class Call : public std::enable_shared_from_this<Call> {
 };
 
 enum class Kind : int {
-    opened,     // a call of a method that streams, or of none that is known
-    request,    // a call with its one message
-    readable,   // a message, or the end, for a call that waits
-    writable,   // room for messages again
-    aborted,    // finished, but not by the handler: the caller left, the deadline passed, or a message was broken
+    opened,     // a call of a method that streams, or of an unknown method
+    request,    // a call with its only message
+    readable,   // a message or the end, for a call that waits for it
+    writable,   // the queue has room for messages again
+    aborted,    // ended, not by the handler: cancelled by the caller, past its deadline, or with a malformed message
     closed,     // see Call::reports_end
 };
 
@@ -124,22 +124,23 @@ struct Event {
 
 struct Limits {
     size_t message = 16 << 20;        // bytes of a request message
-    size_t metadata = 16 << 10;       // bytes of the metadata of a call, as HPACK counts
-    size_t unfinished = 512u << 20;   // bytes of messages that have not come whole, over all connections
-    uint32_t calls = 1000;            // calls at once on a connection
-    double keepalive = 60;            // seconds of silence until the other side is pinged
+    size_t metadata = 16 << 10;       // bytes of the metadata of a call, counted as in HPACK
+    size_t unfinished = 512u << 20;   // bytes of incomplete messages, over all connections
+    uint32_t calls = 1000;            // concurrent calls on a connection
+    double keepalive = 60;            // seconds of silence before a ping
     double patience = 20;             // seconds for a first SETTINGS frame, and for the answer to a ping
-    double shortest_pings = 5;        // seconds between two pings of a client
+    double shortest_pings = 5;        // least seconds between two pings of a client
 };
 
-// What a strained server refuses before it reads the message: a call before whose deadline too much is to be done.
+// The calls that an overloaded server refuses before it reads their message: those with too much work due before their
+// deadline.
 struct Refusal {
     double until = -never;
-    double rate = 0;    // work that may be done in a second until the deadline; 0: every call is refused
-    double call = 0;    // work of a call that is taken
-    std::vector<std::pair<double, double>> due;  // deadlines, ascending, and the work to be done by each
-    int code = ok;      // of the answer
-    Metadata wire{};    // and its headers
+    double rate = 0;    // work done per second; 0 to refuse every call
+    double call = 0;    // work of an accepted call
+    std::vector<std::pair<double, double>> due;  // ascending deadlines, and the work due by each
+    int code = ok;      // status of the answer
+    Metadata wire{};    // headers of the answer
 };
 
 class Server {
@@ -149,7 +150,7 @@ class Server {
     int add_method(const std::string& path, bool streams, int work);
     // Refuses calls of methods with this kind of work.
     void refuse(size_t work, const Status& status, Refusal refusal);
-    // The calls of a method that were refused since the last call of this.
+    // Returns the number of refused calls of a method since the last call of this function.
     uint64_t take_refused(int method) { return std::exchange(methods_.at(static_cast<size_t>(method)).refused, 0); }
 
     std::vector<Event> take_events() {
@@ -157,12 +158,12 @@ class Server {
         return std::exchange(events_, {});
     }
     bool has_events() const { return !events_.empty(); }
-    // The sessions that may have bytes to send since the last call of this.
+    // Returns the sessions that may have bytes to send since the last call of this function.
     std::vector<Session*> take_dirty();
     double next_deadline() const { return deadlines_.empty() ? never : deadlines_.begin()->first; }
     // Ends the calls whose deadline has passed.
     void expire(double now);
-    // Looks after connections, every now and then; returns those that are to be closed at once.
+    // Checks the connections, and is called regularly. Returns those to close at once.
     std::vector<Session*> tick(double now);
 
     const Limits limits;
@@ -173,14 +174,14 @@ class Server {
 
     void emit(Kind kind, Call& call, std::string message = {});
     const Refusal* refusal_of(Call& call, double now);
-    // Records that a call's message has come whole, or won't any more.
+    // Records that a call's message is complete, or will never be.
     void unexpect(Call& call, bool ready);
 
     std::unordered_map<std::string, int> paths_;
     std::vector<Method> methods_;
     std::array<Refusal, kinds_of_work> refusals_;
-    // Calls by kind of work: taken since the refusal was set or not handed over by then; whose message has not come
-    // whole; handed over, and with the last events.
+    // Numbers of calls by kind of work: accepted since the refusal was set, or not handed over by then; with an
+    // incomplete message; ready to be handed over; handed over with the last events.
     std::array<double, kinds_of_work> taken_{}, expected_{}, ready_{}, handed_{};
     std::vector<Event> events_;
     std::set<std::pair<double, Call*>> deadlines_;
@@ -191,21 +192,21 @@ class Server {
 
 class Session {
    public:
-    // Seconds of age after which no new calls are taken; 0: any age.
+    // `age` is the age in seconds from which on no new calls are accepted; 0 for no limit.
     Session(std::shared_ptr<Server> server, double now, double age);
     virtual ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
 
-    // Takes what has come; events are the server's.
+    // Processes received bytes. Events go to the server.
     void receive(const uint8_t* data, size_t size, double now);
-    // What is to be sent, some `most` bytes.
+    // Returns the next bytes to send, about `most` of them.
     std::string output(size_t most);
-    // Tells the client to open no more calls here; those that are open go on.
+    // Tells the client to open no more calls here. Open calls continue.
     void drain();
-    // The connection is gone, with all of its calls.
+    // Ends all calls, since the connection is lost.
     void lost();
-    // True if the connection is to be closed once the output is sent.
+    // True if the connection should be closed once the output is sent.
     bool over() const;
     size_t calls() const { return calls_.size(); }
 
@@ -237,14 +238,14 @@ class Session {
     std::shared_ptr<Server> server_;
     nghttp2_session* http2_ = nullptr;
     std::unordered_map<int32_t, std::shared_ptr<Call>> calls_;
-    std::string plain_;  // the answer to what is not HTTP/2
+    std::string plain_;  // the answer to a client that does not speak HTTP/2
     double now_;
     double born_;
     double age_;
     double heard_;
     double ping_sent_ = never;
     double drained_ = never;
-    double allowance_;  // of frames that bring nothing
+    double allowance_;  // number of useless frames that are still tolerated
     double allowance_at_;
     double ping_at_ = -never;
     int ping_strikes_ = 0;
