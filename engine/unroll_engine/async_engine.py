@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from unroll_engine.admission import AdmissionController, QuotaOf
 from unroll_engine.core import EngineCore, deliver, usable_cores
 from unroll_engine.errors import ModelNotFoundError
-from unroll_engine.jobs import BatchJob, Job
+from unroll_engine.jobs import BatchJob, Job, ignore
 from unroll_engine.models.loader import Model
 from unroll_engine.observer import Metrics, NoMetrics
 
@@ -30,10 +30,6 @@ LOOP_BUDGET = 250e-6
 """Seconds of consecutive ticks on the event loop after which other callbacks run."""
 TURNS = 16
 """Most turns of the event loop without a new job before a tick runs."""
-
-
-def _nothing(_: None) -> None:
-    pass
 
 
 class _ModelChange(NamedTuple):
@@ -123,7 +119,7 @@ class AsyncEngine:
             await done
         finally:
             # The caller may leave before the batch ends.
-            batch.on_end = _nothing
+            batch.on_end = ignore
             self.end(batch)
         if batch.error:
             batch.raise_error()

@@ -19,6 +19,10 @@ from unroll_engine.observer import Trace
 from unroll_engine.readout import classify
 
 
+def ignore(_: None) -> None:
+    """Does nothing at the end of a job."""
+
+
 class _Job:
     """Timesteps of one or more sequences of one model.
 
@@ -100,7 +104,7 @@ class BatchJob(_Job):
     """Sequences to classify by their last steps, answered together.
 
     Attributes:
-        on_end: Called once with None, when the job is over.
+        on_end: Called once with None when the job is over, and dropped: it may refer to the job.
         error: Error that it failed with; None if it did not fail.
         logits: float32 [sequences, output_size]; this and the following are complete when the job is over.
         probabilities: float32 [sequences, classes].
@@ -110,7 +114,7 @@ class BatchJob(_Job):
 
     interactive = False
     # Defaults are on the class, so that making a job is one call.
-    on_end: Callable[[None], object] = staticmethod(lambda _: None)
+    on_end: Callable[[None], object] = staticmethod(ignore)
     error: RequestError | None = None
     logits: Float32Array
     probabilities: Float32Array
@@ -160,14 +164,16 @@ class BatchJob(_Job):
             self.fail(_not_finite(self.model, f"of sequence {lost} "))
             return
         self.over = True
-        self.on_end(None)
+        on_end, self.on_end = self.on_end, ignore
+        on_end(None)
 
     def fail(self, error: RequestError) -> None:
         """Ends the job with an error; ignored if it is over."""
         if not self.over:
             self.over = True
             self.error = error
-            self.on_end(None)
+            on_end, self.on_end = self.on_end, ignore
+            on_end(None)
 
     def raise_error(self) -> None:
         """Raises the error that the job failed with, if any."""
@@ -226,7 +232,8 @@ class StepsJob(BatchJob):
                 lost |= ~np.isfinite(array).all(axis=(0, 2))
         self.lost = np.flatnonzero(lost).tolist()
         self.over = True
-        self.on_end(None)
+        on_end, self.on_end = self.on_end, ignore
+        on_end(None)
 
     def not_finite(self) -> RequestError:
         """Returns the error of a sequence of `lost`."""

@@ -1,7 +1,9 @@
 """Admission: bounds in timesteps, bytes, time and by caller, with the test's clock."""
 
 import contextlib
+import gc
 import math
+import weakref
 from collections import deque
 from dataclasses import dataclass
 
@@ -248,6 +250,20 @@ def test_what_is_refused_without_being_asked_would_be(
         with pytest.raises(OverloadedError) as caught:
             admission.at(later).check_unread("", remaining, interactive)
         assert (caught.value.reason, str(caught.value)) == (found.error.reason, str(found.error))
+
+
+def test_a_refusal_is_freed_without_the_garbage_collector() -> None:
+    admission = Admission(1, ROOMY)
+    admission.at(0.0).admit(Asked(1))
+    gc.disable()
+    try:
+        try:
+            admission.at(0.0).admit(Asked(1))
+        except OverloadedError as error:
+            refused = weakref.ref(error)
+        assert refused() is None
+    finally:
+        gc.enable()
 
 
 def test_bulk_work_is_no_reason_to_refuse_what_goes_before_it() -> None:
