@@ -75,7 +75,7 @@ def import_command(file: Path, out: Path, labels: Path | None, **given: Any) -> 
 @click.command("inspect", short_help="Says what the ONNX graph in FILE is, and how it is imported.")
 @click.argument("file", type=_ExistingFile)
 def inspect_command(file: Path) -> None:
-    """Says what an ONNX graph takes and gives, which of it is the state and why, and the command that imports it."""
+    """Shows the inputs and outputs of an ONNX graph, which of them are state and why, and the command to import it."""
     try:
         for line in report(read_source(file), file):
             click.echo(line)

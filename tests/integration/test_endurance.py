@@ -1,4 +1,4 @@
-"""Many connections and many calls: what they leave in the server's memory."""
+"""The server's memory after many connections and many calls."""
 
 import os
 import resource
