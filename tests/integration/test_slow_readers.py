@@ -20,6 +20,7 @@ from support.values import random_values
 from unroll_proto.inference import service_pb2 as oip
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 from unroll_server.api.native import answers
+from unroll_server.api.native.joiner import JOINED_STEPS
 from unroll_server.api.oip import stream as inference_stream
 
 SEQUENCES = 250
@@ -55,6 +56,18 @@ async def unroll(channel: grpc.aio.Channel) -> tuple[Any, list[Any], int]:
     return call, [wire.chunk_request(str(key), 0, VALUES) for key in range(SEQUENCES)], answers.MAX_UNSENT_BYTES
 
 
+async def unroll_together(channel: grpc.aio.Channel) -> tuple[Any, list[Any], int]:
+    """The same in messages for 64 sequences, each with as many steps as are answered together."""
+    call, _, most = await unroll(channel)
+    requests = []
+    for begin in range(0, STEPS, JOINED_STEPS):
+        for first in range(0, SEQUENCES, 64):
+            keys = [str(key) for key in range(first, min(first + 64, SEQUENCES))]
+            values = [VALUES[begin : begin + JOINED_STEPS]] * len(keys)
+            requests.append(wire.chunks_request(keys, [begin] * len(keys), values))
+    return call, requests, most
+
+
 async def infer(channel: grpc.aio.Channel) -> tuple[Any, list[Any], int]:
     tensor = oip.ModelInferRequest.InferInputTensor(name="input", datatype="FP32", shape=[1, *VALUES.shape])
     output = oip.ModelInferRequest.InferRequestedOutputTensor(name="states")
@@ -64,7 +77,7 @@ async def infer(channel: grpc.aio.Channel) -> tuple[Any, list[Any], int]:
     return GRPCInferenceServiceStub(channel).ModelStreamInfer(), [request] * SEQUENCES, inference_stream.MAX_BYTES
 
 
-@pytest.mark.parametrize("begin", [unroll, infer])
+@pytest.mark.parametrize("begin", [unroll, unroll_together, infer])
 async def test_what_is_computed_for_a_stream_that_is_not_read_is_bounded_in_bytes(
     process: ServerProcess, begin: Any
 ) -> None:
