@@ -2,7 +2,6 @@
 
 import os
 import resource
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,15 +14,14 @@ from support.raw_http2 import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    GREETING,
     HEADERS,
-    PREFACE,
     RST_STREAM,
-    WINDOW_UPDATE,
     Connection,
+    cancellation,
     frame,
     header_block,
     message,
-    settings,
 )
 from support.transports import BOTH
 from support.values import random_values
@@ -39,9 +37,6 @@ KEPT_BYTES = 16 * 2**20
 """Growth that is an allocator's, however many calls there were."""
 A_CONNECTION = 400
 """Calls of one connection, of which a tenth is reset at once: more would be a flood."""
-CANCEL = 8
-ROOM = 2**30
-GREETING = PREFACE + settings(initial_window_size=ROOM) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", ROOM))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +86,7 @@ def run(address: str, count: int) -> None:
                     pieces.append(frame(HEADERS, END_HEADERS, stream, headers))
                     pieces.append(frame(DATA, END_STREAM, stream, messages))
                     if resets:
-                        pieces.append(frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL)))
+                        pieces.append(cancellation(stream))
                     else:
                         waiting.add(stream)
                 connection.send(*pieces)

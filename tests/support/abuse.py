@@ -19,6 +19,7 @@ from support.raw_http2 import (
     SETTINGS,
     WINDOW_UPDATE,
     Connection,
+    cancellation,
     frame,
     header_block,
     message,
@@ -36,10 +37,7 @@ def rapid_reset(address: str) -> None:
         with Connection(address) as connection:
             for first in range(1, 10_000, 200):
                 streams = range(first, first + 200, 2)
-                calls = [
-                    frame(HEADERS, END_HEADERS, stream, begin) + frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
-                    for stream in streams
-                ]
+                calls = [frame(HEADERS, END_HEADERS, stream, begin) + cancellation(stream) for stream in streams]
                 if not connection.send(*calls):
                     break
 

@@ -13,6 +13,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
+CANCEL = 0x8
 ENHANCE_YOUR_CALM = 0xB
 HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 3, 4
 
@@ -41,9 +42,19 @@ def split(data: bytes) -> tuple[list[Frame], bytes]:
 
 
 def settings(**values: int) -> bytes:
-    """A SETTINGS frame; names as in this module, in lower case."""
+    """Returns a SETTINGS frame; names as in this module, in lower case."""
     pairs = [(globals()[name.upper()], value) for name, value in values.items()]
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in pairs))
+
+
+def cancellation(stream: int) -> bytes:
+    """Returns a frame that cancels a call."""
+    return frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+
+
+ROOM = 2**30
+GREETING = PREFACE + settings(initial_window_size=ROOM) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", ROOM))
+"""A preface that opens windows of 1 GiB, so that answers never wait for one."""
 
 
 def header_block(path: str, *more: tuple[str, str], without: str = "") -> bytes:

@@ -23,23 +23,19 @@ from support.raw_http2 import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    GREETING,
     HEADERS,
-    PREFACE,
     RST_STREAM,
-    WINDOW_UPDATE,
     Connection,
+    cancellation,
     frame,
     header_block,
     message,
 )
-from support.raw_http2 import settings as http2_settings
 from support.scripted_calls import CODES, PAIRS, Script, Side
 from support.waiting import until
 
-CANCEL = 8
 INTERNAL, DEADLINE_EXCEEDED = "13", "4"
-ROOM = 2**30
-GREETING = PREFACE + http2_settings(initial_window_size=ROOM) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", ROOM))
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "identity": lambda message: message,
     "gzip": gzip.compress,
@@ -217,7 +213,7 @@ async def test_a_call_can_be_left_at_every_moment(
     waiting = script._replace(end="cancel")
     body = b"".join(sending.messages(waiting))
     left = [*sending.header_frames(waiting), *sending.data_frames(body[: int(share * len(body))], ends)]
-    left.append(frame(RST_STREAM, 0, 1, struct.pack(">I", CANCEL)))
+    left.append(cancellation(1))
     whole = PLAIN.data_frames(b"".join(PLAIN.messages(script)), ends=True, stream=3)
     outcomes = []
     for side in sides:
