@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unroll_bench.load.streams import stream_loop
-from unroll_client import AsyncClient, AsyncSequence, Client, Snapshot
+from unroll_client import AsyncClient, AsyncSequence, Snapshot
 
 Float32Array = NDArray[np.float32]
 
@@ -37,6 +37,8 @@ VOICES = 32
 """Number of distinct audio streams; the other streams repeat them at other times."""
 LADDER = (50, 100, 200, 300, 400, 500, 600, 800, 1000)
 """Numbers of paced streams to try."""
+WARM_UP = 0.5
+"""Seconds of paced streams before each measurement."""
 IDLE = 2000
 """Number of open streams for the measurement of memory."""
 
@@ -57,6 +59,7 @@ def main() -> None:
         command("unroll-export", "inspect", published)
         flags = ["--set", "sr=16000", "--context", "input:64", "--chunk", str(CHUNK)]
         command("unroll-export", "import", published, *flags, "--out", models / "vad")
+        command("unroll-export", "import", published, *flags, "--form", "matmul", "--out", models / "vad-matmul")
         console.rule(f"2. {options.streams} live streams, one chunk every 32 ms each; the server is killed")
         frames = max(6, round(options.seconds / FRAME))
         voices = speech(VOICES, frames)
@@ -174,32 +177,35 @@ async def survive(models: Path, voices: Float32Array, streams: int, published: P
 def measure(models: Path, voices: Float32Array, published: Path, seconds: float) -> None:
     """Measures how many paced streams one core sustains, beside silero's own wrapper."""
     cores = sorted(os.sched_getaffinity(0))
-    table = Table("runtime", "streams per core", "p99 latency of a frame", "memory per stream")
-    held, latency = 0, 0.0
-    with serving(models, cores[0]) as (address, _):
-        with Client(address) as client:
-            client.model("vad")
-        os.sched_setaffinity(0, set(cores[1:]) or {cores[0]})
-        for streams in LADDER:
-            # Twice, in case another process used the core.
-            p99 = min(paced(address, streams, voices[0], seconds) for _ in range(2))
-            console.print(f"  {streams} streams: p99 {p99 * 1e3:.1f} ms")
-            if p99 >= FRAME:
-                break
-            held, latency = streams, p99
-        os.sched_setaffinity(0, cores)
-    memory = asyncio.run(memory_of_a_stream(models))
-    table.add_row("Unroll", f"{held}", f"{latency * 1e3:.1f} ms", f"{memory / 1024:.1f} KiB")
+    table = Table("runtime", "CPU per frame", "streams per core, by CPU", "paced, p99 under 32 ms", "memory per stream")
+    memory = f"{asyncio.run(memory_of_a_stream(models)) / 1024:.1f} KiB"
+    for model, what in (("vad", "Unroll, the file as published"), ("vad-matmul", "Unroll, its form of products")):
+        held, latency, spent = 0, 0.0, float("inf")
+        with serving(models, cores[0]) as (address, process):
+            os.sched_setaffinity(0, set(cores[1:]) or {cores[0]})
+            for streams in LADDER:
+                # Twice, in case another process used the core.
+                before = cpu_seconds(process.pid)
+                p99 = min(paced(address, model, streams, voices[0], seconds) for _ in range(2))
+                frames = 2 * streams * (seconds + WARM_UP) / FRAME
+                spent = min(spent, (cpu_seconds(process.pid) - before) / frames)
+                console.print(f"  {model}, {streams} streams: p99 {p99 * 1e3:.1f} ms")
+                if p99 >= FRAME:
+                    break
+                held, latency = streams, p99
+            os.sched_setaffinity(0, cores)
+        paced_text = f"{held} ({latency * 1e3:.1f} ms)" if held else "none: the core was not free"
+        table.add_row(what, f"{spent * 1e6:.0f} us", f"{FRAME / spent:.0f}", paced_text, memory)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         alone, many, each = pool.apply(wrapper, (str(published), 100, cores[0]))
     rows = (("one stream alone", alone, ""), ("100 streams", many, f"{each / 2**20:.1f} MiB"))
     for what, took, taken in rows:
-        table.add_row(f"silero's wrapper, {what}", f"{FRAME / took:.0f}", f"{took * 1e3:.2f} ms per frame", taken)
+        table.add_row(f"silero's wrapper, {what}", f"{took * 1e6:.0f} us", f"{FRAME / took:.0f}", "", taken)
     console.print(table)
 
 
-def paced(address: str, streams: int, voice: Float32Array, seconds: float) -> float:
+def paced(address: str, model: str, streams: int, voice: Float32Array, seconds: float) -> float:
     """Returns the 99th percentile of a frame's latency in seconds; infinite if a chunk was not answered."""
     run = stream_loop(
         address,
@@ -208,7 +214,8 @@ def paced(address: str, streams: int, voice: Float32Array, seconds: float) -> fl
         cadence=FRAME,
         chunk_steps=1,
         seconds=seconds,
-        model="vad",
+        warm_up=WARM_UP,
+        model=model,
         values=voice,
     )
     result = asyncio.run(run)
@@ -229,7 +236,7 @@ async def memory_of_a_stream(models: Path) -> float:
 
 
 def wrapper(published: str, count: int, core: int) -> tuple[float, float, float]:
-    """Measures silero's own wrapper: seconds per frame of one stream and of `count` streams, and bytes per stream."""
+    """Measures silero's own wrapper: CPU seconds per frame of one stream and of `count`, and bytes per stream."""
     os.sched_setaffinity(0, {core})
     import torch
     from silero_vad.utils_vad import OnnxWrapper
@@ -240,10 +247,10 @@ def wrapper(published: str, count: int, core: int) -> tuple[float, float, float]
     def timed(wrappers: list[OnnxWrapper], rounds: int) -> float:
         times = []
         for _ in range(rounds):
-            begin = time.perf_counter()
+            begin = time.process_time()
             for each in wrappers:
                 each(chunk, RATE)
-            times.append((time.perf_counter() - begin) / len(wrappers))
+            times.append((time.process_time() - begin) / len(wrappers))
         return statistics.median(times)
 
     first = OnnxWrapper(published, True)
@@ -252,6 +259,12 @@ def wrapper(published: str, count: int, core: int) -> tuple[float, float, float]
     wrappers = [OnnxWrapper(published, True) for _ in range(count)]
     many = timed(wrappers, 7)
     return alone, many, (resident(os.getpid()) - before) / count
+
+
+def cpu_seconds(pid: int) -> float:
+    """Returns the seconds of CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> int:

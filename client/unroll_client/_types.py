@@ -71,7 +71,7 @@ class ModelInfo:
         inputs: Inputs of a timestep: concatenated, its `input_size` features.
         outputs: Outputs of a timestep: concatenated, its `output_size` logits.
         states: The state, in the order of a snapshot.
-        form: Origin of the graph of a step model, "published" or "stepped"; empty for other models.
+        form: Origin of the graph of a step model, "published", "stepped" or "matmul"; empty for other models.
         source_sha256: Checksum of the file that a step model was imported from; empty for other models.
     """
 

@@ -22,7 +22,7 @@ from unroll_proto import cli
 from unroll_proto.bundle import BundleError, check_name
 
 _OF_WEIGHTS = ("cell", "nonlinearity", "renamed", "mean", "std", "samples")
-_OF_GRAPHS = ("state", "constant", "context", "chunk", "per_sequence", "initial", "alone")
+_OF_GRAPHS = ("state", "constant", "context", "chunk", "per_sequence", "initial", "alone", "form")
 _FLAGS = {"renamed": "--map", "constant": "--set", "per_sequence": "--per-sequence"}
 _ExistingFile = click.Path(exists=True, dir_okay=False, path_type=Path)
 _File = click.Path(dir_okay=False, path_type=Path)
@@ -44,6 +44,7 @@ _File = click.Path(dir_okay=False, path_type=Path)
 @click.option("--chunk", type=click.IntRange(1), help="ONNX: values of a step along an open dimension.")
 @click.option("--per-sequence", multiple=True, metavar="IN", help="ONNX: an input with one value for a sequence.")
 @click.option("--initial", multiple=True, metavar="IN=FILE.npy", help="ONNX: a state before the first step; or zeros.")
+@click.option("--form", type=click.Choice(["published", "matmul"]), help="ONNX: matmul is faster and rounds otherwise.")
 @click.option("--alone", is_flag=True, help="ONNX: runs sequences one at a time, for a graph that can't batch.")
 def import_command(file: Path, out: Path, labels: Path | None, **given: Any) -> None:
     """Imports a recurrent network from FILE as the next version of the model folder --out.
@@ -110,6 +111,7 @@ def _import_graph(file: Path, out: Path, labels: list[str], given: dict[str, Any
         per_sequence=given["per_sequence"],
         initial={name: _read_npy(Path(path)) for name, path in initial.items() if path != "zeros"},
         alone=given["alone"],
+        matmul=given["form"] == "matmul",
     )
     source = read_source(file)
     try:

@@ -9,7 +9,7 @@ import numpy as np
 from unroll_proto.v1 import bundle_pb2 as pb
 
 ARCHITECTURE = "step"
-FORMS = ("published", "stepped")
+FORMS = ("published", "stepped", "matmul")
 BATCH = "batch"
 """The dimension that holds the sequences."""
 

@@ -1,6 +1,7 @@
 """silero-vad in process: no bit of any frame differs from its own loop."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,19 @@ def test_no_frame_differs_from_silero_s_own_loop(engine: Engine) -> None:
     assert [found.tobytes() for found in served] == [known.tobytes() for known in expected]
     # The values must vary, or the bits would prove nothing.
     assert np.ptp(np.concatenate(expected)) > 0.5
+
+
+def test_the_form_of_products_is_near_and_keeps_its_own_bits(engine: Engine, tmp_path: Path) -> None:
+    imported = import_step(read_source(published_file()), replace(OPTIONS, matmul=True), tmp_path / "vad")
+    assert (imported.step.form, imported.step.bitwise) == ("matmul", True)
+    audio = speech_like(1, 200, seed=5)[0]
+    with Engine.load(tmp_path / "vad") as products:
+        found = products.open().advance(audio).outputs["output"]
+        expected = engine.open().advance(audio).outputs["output"]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        sequence = products.open()
+        parts = [sequence.advance(part).outputs["output"] for part in np.split(audio, [1, 90])]
+        assert np.concatenate(parts).tobytes() == found.tobytes()
 
 
 def test_a_stream_is_a_kibibyte_and_a_quarter(engine: Engine, tmp_path: Path) -> None:

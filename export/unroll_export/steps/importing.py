@@ -10,8 +10,9 @@ from unroll_engine.runtimes.step import StepRuntime
 from unroll_export.bundle_writer import Draft
 from unroll_export.publishing import library_versions, model_name, now, publish
 from unroll_export.steps.folding import fold, measure_outputs
+from unroll_export.steps.matmul import to_matmul
 from unroll_export.steps.plan import Options, Plan, constant_of, make_plan
-from unroll_export.steps.proof import OnCase, Proven, own_steps, prove, source_steps
+from unroll_export.steps.proof import STEPS, OnCase, Proven, own_steps, prove, prove_close, source_steps
 from unroll_export.steps.reading import Source
 from unroll_export.steps.sequence_graph import PREFIX_BOUND, prove_prefixes
 from unroll_export.steps.sequences import Stepped, is_sequence_graph, to_steps
@@ -78,7 +79,10 @@ def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
         )
         source = stepped.source
     plan = make_plan(source, options)
-    content = fold(source, plan).SerializeToString(deterministic=True)
+    model = fold(source, plan)
+    if options.matmul:
+        model = to_matmul(model, plan)
+    content = model.SerializeToString(deterministic=True)
     outputs = measure_outputs(content, plan)
     if classes:
         fitting = [tensor for tensor in outputs if max(tensor.size, 2) == classes]
@@ -98,7 +102,7 @@ def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
         outputs=[spec_of(tensor) for tensor in outputs],
         states=states,
         constants={name: ",".join(map(str, value.reshape(-1).tolist())) for name, value in constants.items()},
-        form="stepped" if stepped else "published",
+        form="matmul" if options.matmul else "stepped" if stepped else "published",
         alone=plan.alone,
     )
     return StepGraph(content, step, plan, stepped)
@@ -161,16 +165,22 @@ def import_step(
 def _prove(source: Source, graph: StepGraph, on_case: OnCase) -> Proven:
     """Proves the graph of a step against its source: that of one timestep, or of whole sequences."""
     content, step, plan, stepped = graph
-    if stepped is None:
+    if step.form == "published":
         return prove(content, step, source_steps(source, plan), on_case)
     own = own_steps(StepRuntime(content, step), step)
-    on_case("the file, on every prefix of a sequence")
-    worst = prove_prefixes(stepped.original, lambda values: own(values)[0], [each.name for each in step.outputs])
+    if stepped:
+        name, length = "the file, on every prefix of a sequence", stepped.original.length
+        on_case(name)
+        worst = prove_prefixes(stepped.original, lambda values: own(values)[0], [each.name for each in step.outputs])
+    else:
+        name, length = "the file, step by step", STEPS
+        on_case(name)
+        worst = prove_close(step, own, source_steps(source, plan), PREFIX_BOUND)
     proven = prove(content, step, own, on_case)
     proven.proof.cases.add(
-        name="the file, on every prefix of a sequence",
+        name=name,
         batch=1,
-        time=stepped.original.length,
+        time=length,
         max_abs_diff=worst,
         worst_ratio=worst / PREFIX_BOUND,
         bound=PREFIX_BOUND,

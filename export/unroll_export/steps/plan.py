@@ -28,6 +28,7 @@ class Options:
         per_sequence: Inputs that have one value for a whole sequence.
         initial: Values of state tensors before the first step; zeros for others.
         alone: True to run sequences one at a time.
+        matmul: True to write convolutions and recurrent nodes as products of matrices.
     """
 
     states: Mapping[str, str] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Options:
     per_sequence: Sequence[str] = ()
     initial: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     alone: bool = False
+    matmul: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,28 @@ def prove(content: bytes, step: pb.StepModel, reference: Steps, on_case: OnCase 
     return Proven(_report(content, cases, bitwise), bitwise, note, trial.gives_probabilities())
 
 
+def prove_close(step: pb.StepModel, steps: Steps, reference: Steps, bound: float) -> float:
+    """Compares the steps of some sequences with those of the source; both round in their own way.
+
+    Returns:
+        The largest difference of an output or a state, relative to values above 1.
+
+    Raises:
+        ParityError: it is over the bound.
+    """
+    values = example(step, STEPS, LANES)
+    worst = 0.0
+    for lane in range(16):
+        outputs, states = steps(values[:, lane])
+        known, after = reference(values[:, lane])
+        for found, expected in ((outputs.astype(np.float64), known.astype(np.float64)), (states, after)):
+            difference = np.abs(found - expected) / np.maximum(np.abs(expected), 1)
+            worst = np.inf if np.isnan(difference).any() else max(worst, float(difference.max(initial=0.0)))
+    if not worst <= bound:
+        raise ParityError(f"the step graph doesn't compute what the file does (off by {worst:.2g}, {bound:g} allowed)")
+    return worst
+
+
 def example(step: pb.StepModel, steps: int, lanes: int) -> Float32Array:
     """Draws values, [steps, lanes, input_size], with a scale for each lane; integers are 0 or 1."""
     rng = np.random.default_rng(1)

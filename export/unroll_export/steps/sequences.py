@@ -72,7 +72,7 @@ def to_steps(source: Source, constants: Mapping[str, NDArray[Any]]) -> Stepped:
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "batch", hidden]))
         types[f"{name}_next"] = TensorProto.FLOAT
     graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
-    _drop_unused(model)
+    drop_unused(model)
     inputs, outputs = (tuple(map(value_of, values)) for values in (graph.input, graph.output))
     return Stepped(replace(source, model=model, inputs=inputs, outputs=outputs), initial, tuple(states), original)
 
@@ -196,7 +196,7 @@ def _rewrite_outputs(original: SequenceGraph, model: ModelProto) -> None:
             graph.node.append(helper.make_node("Gather", [whole, zero], [name], axis=axis))
 
 
-def _drop_unused(model: ModelProto) -> None:
+def drop_unused(model: ModelProto) -> None:
     """Removes nodes and tensors that no output needs, such as those that computed the initial states."""
     graph = model.graph
     needed = {output.name for output in graph.output}

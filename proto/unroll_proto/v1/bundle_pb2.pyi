@@ -209,7 +209,8 @@ class StepModel(_message.Message):
     """Hex, lower case."""
     form: _builtins.str
     """Origin of the graph: "published" is the source itself, with its constants and contexts folded in; "stepped" is one
-    timestep of the source's sequences.
+    timestep of the source's sequences; "matmul" has its convolutions and recurrent nodes as products of matrices, which
+    round in their own way.
     """
     bitwise: _builtins.bool
     """True if the proof found the same bits at every batch size, position and cut."""

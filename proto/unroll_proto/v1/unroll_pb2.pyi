@@ -801,7 +801,7 @@ class Model(_message.Message):
     runtime_variant: _builtins.str
     """Instruction set that the step kernel uses: "x86-64-v4", "x86-64-v3" or "neon"; empty for other runtimes."""
     form: _builtins.str
-    """Origin of a step model's graph, "published" or "stepped", as in StepModel.form; empty for other models."""
+    """Origin of a step model's graph, "published", "stepped" or "matmul", as in StepModel.form; empty for other models."""
     source_sha256: _builtins.str
     """SHA-256 of the file that a step model was imported from, in hex; empty for other models."""
     @_builtins.property

@@ -79,7 +79,7 @@ def set_(path: str, value: object) -> Change:
         (lambda m: m.feature_names.append("x"), "feature_names of a step model are empty"),
         (set_("input_size", 511), "input_size 511, step.inputs have 512 values"),
         (set_("output_size", 4), "output_size 4, step.outputs have 3 values"),
-        (set_("step.form", "guessed"), "step.form 'guessed', one of published, stepped expected"),
+        (set_("step.form", "guessed"), "step.form 'guessed', one of published, stepped, matmul expected"),
         (set_("step.source_sha256", "AB" * 32), "step.source_sha256: 64 hexadecimal digits"),
         (lambda m: m.step.ClearField("states"), "step.states: 0 given, 1 to 1024 expected"),
         (lambda m: m.step.ClearField("outputs"), "step.outputs: 0 given"),
