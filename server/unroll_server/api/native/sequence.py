@@ -136,7 +136,7 @@ class StreamSequence(OpenSequence):
         self._version.release()
 
     def join(self, first_step: int, values: bytes, size: int, in_batch: bool) -> bool:
-        """Gives a chunk to the joiner, if it is short and the next one, and nothing is before it; returns False if not.
+        """Gives a chunk to the joiner, if it is short and the next one, and none runs; returns False if not.
 
         Args:
             first_step: Number of its first step.
@@ -145,7 +145,7 @@ class StreamSequence(OpenSequence):
             in_batch: True if it came with others in one message.
         """
         count = len(values)
-        if first_step != self.step or count not in self._joinable or self.joined or self._chunk or self.pending:
+        if first_step != self.step or count not in self._joinable or self.joined or self._chunk:
             return False
         self.joined, self.size, self.in_batch = values, size, in_batch
         # As in _expect; this is done for each chunk of a message with many.

@@ -120,7 +120,7 @@ class Stream(RequestStream):
         for key, first_step, values in zip([*chunks.keys], [*chunks.first_steps], [*chunks.values], strict=True):
             size = len(key) + len(values)
             sequence = self._sequences.get(key)
-            if sequence and sequence.join(first_step, values, size, in_batch=True):
+            if sequence and not sequence.pending and sequence.join(first_step, values, size, in_batch=True):
                 self._unanswered += 1
                 self._unanswered_bytes += size
             else:

@@ -129,13 +129,16 @@ def test_many_keys_in_one_message_are_answered_as_one_key_a_message(
 
 
 def test_the_chunks_of_a_message_are_answered_in_one() -> None:
-    values = [random_values(2, seed) for seed in range(len(KEYS))]
+    """So are those that wait for the ones before them, with other messages behind."""
+    values, count = [random_values(2, seed) for seed in range(len(KEYS))], len(KEYS)
     requests = [wire.open_request(key, "m") for key in KEYS]
-    requests.append(wire.chunks_request(KEYS, [0] * len(KEYS), values))
+    requests += [wire.chunks_request(KEYS, [step] * count, values) for step in (0, 2, 4)]
+    requests += map(wire.close_request, KEYS)
     responses = asyncio.run(streamed(MODELS["kernel"], LIMITS, requests))
-    assert [response.WhichOneof("event") for response in responses] == ["opened"] * len(KEYS) + ["steps_batch"]
+    events = [response.WhichOneof("event") for response in responses]
+    assert events == ["opened"] * count + ["steps_batch"] * 3 + ["closed"] * count
     assert responses[0].opened.max_chunks_bytes == LIMITS.max_message_bytes
-    assert list(responses[-1].steps_batch.keys) == KEYS
+    assert [list(response.steps_batch.keys) for response in responses[count : count + 3]] == [KEYS] * 3
 
 
 @pytest.mark.parametrize(
