@@ -52,7 +52,14 @@ def test_wrong_answers_fail(script: Callable[[PartialServicer], str]) -> None:
         async def GetModel(self, request: Any, context: Any) -> pb.GetModelResponse:  # noqa: N802 (gRPC's name)
             limits = pb.Limits(max_sequences=8, max_steps=64, max_open_sequences=1, max_message_bytes=4096)
             model = pb.Model(
-                name="m", version=1, input_size=3, output_size=2, hidden_size=4, bitwise=True, limits=limits
+                name="m",
+                version=1,
+                input_size=3,
+                output_size=2,
+                hidden_size=4,
+                class_labels=["a", "b"],
+                bitwise=True,
+                limits=limits,
             )
             return pb.GetModelResponse(model=model)
 

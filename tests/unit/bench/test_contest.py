@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from unroll_bench.contest.rows.row import hold, p99_ms, take_late
 from unroll_bench.contest.table import markdown
 from unroll_bench.load import Result
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def marked(name: str) -> list[int]:
     return found
 
 
-def run_bench(out: Path, mark: str, row: str) -> "subprocess.Popen[str]":
+@contextmanager
+def running_bench(out: Path, mark: str, row: str) -> Iterator["subprocess.Popen[str]"]:
     env = {**os.environ, mark: "1"}
     command = [
         sys.executable,
@@ -59,12 +61,16 @@ def run_bench(out: Path, mark: str, row: str) -> "subprocess.Popen[str]":
         "--out",
         str(out),
     ]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_row_is_measured_and_reported_and_nothing_stays_behind(tmp_path: Path, mark: str) -> None:
-    process = run_bench(tmp_path, mark, "latency")
-    output, _ = process.communicate(timeout=PATIENCE)
+    with running_bench(tmp_path, mark, "latency") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert not marked(mark)
     (row,) = json.loads((tmp_path / "report.json").read_text())["rows"]
@@ -79,11 +85,11 @@ def test_a_row_is_measured_and_reported_and_nothing_stays_behind(tmp_path: Path,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_process(tmp_path: Path, mark: str, number: signal.Signals) -> None:
-    process = run_bench(tmp_path, mark, "latency")
-    # The run and its servers.
-    wait_until(lambda: len(marked(mark)) >= 3)
-    process.send_signal(number)
-    process.communicate(timeout=PATIENCE)
+    with running_bench(tmp_path, mark, "latency") as process:
+        # The run and its servers.
+        wait_until(lambda: len(marked(mark)) >= 3)
+        process.send_signal(number)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 130)
     wait_until(lambda: not marked(mark))
 
