@@ -1,16 +1,13 @@
 """Forecasts the next value of a series as it arrives, with a GRU trained in PyTorch."""
 
-import subprocess
-import sys
 import tempfile
-import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from unroll_engine import Engine
+from unroll_export import export
 
 
 class Forecaster(nn.Module):
@@ -44,27 +41,14 @@ def trained() -> Forecaster:
 
 
 def main() -> None:
-    """Trains a network, exports it with torch, imports it with the command, and forecasts in this process."""
+    """Trains a network, exports it with proof against itself, and forecasts in this process."""
     network = trained()
-    with tempfile.TemporaryDirectory() as name:
-        file, model = Path(name) / "forecaster.onnx", Path(name) / "models" / "forecaster"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, but the only exporter that needs no other package
-            torch.onnx.export(
-                network,
-                (torch.zeros(2, 5, 1),),
-                file,
-                dynamo=False,
-                input_names=["series"],
-                output_names=["forecast"],
-                dynamic_axes={"series": {0: "batch", 1: "time"}},
-            )
-        command = Path(sys.executable).parent / "unroll-export"
-        subprocess.run([command, "import", file, "--out", model], check=True)
+    with tempfile.TemporaryDirectory() as models:
+        path = export(network, name="forecaster", example=torch.zeros(2, 5, 1), models=models)
         series = np.sin(np.arange(60) * 0.3).astype(np.float32)
-        with Engine.load(model) as engine, torch.inference_mode():
+        with Engine.load(path) as engine, torch.inference_mode():
             sequence = engine.open()
-            forecasts = [sequence.advance([[value]]).outputs["forecast"][0, 0] for value in series]
+            forecasts = [sequence.advance([[value]]).logits[0, 0] for value in series]
             whole = network(torch.from_numpy(series)[None, :, None])[0, :, 0].numpy()
     error = np.abs(np.array(forecasts[20:-1]) - series[21:]).mean()
     print(f"mean error: {error:.3f}; largest difference from PyTorch: {np.abs(forecasts - whole).max():.1e}")

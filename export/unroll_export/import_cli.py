@@ -1,5 +1,6 @@
 """The commands `unroll-export import` and `inspect`: networks trained elsewhere, as weights or as ONNX."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -94,7 +95,7 @@ def _import_weights(file: Path, labels: list[str], given: dict[str, Any]) -> Tra
         std=_read_array(given["std"]),
         samples=read_samples(given["samples"]) if given["samples"] else None,
     )
-    return importing.imported_run(model, file, labels)
+    return importing.imported_run(model, file.name, hashlib.sha256(file.read_bytes()).hexdigest(), labels)
 
 
 def _import_graph(file: Path, out: Path, labels: list[str], given: dict[str, Any]) -> None:

@@ -1,15 +1,13 @@
 """Import of networks trained elsewhere with PyTorch, by the names and shapes of their tensors."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from unroll_export.model import Cell, Nonlinearity, RecurrentClassifier, build
 from unroll_export.runs import TrainedRun
@@ -20,6 +18,7 @@ RECURRENT = re.compile(
 )
 GATES: dict[int, Cell] = {1: "rnn", 3: "gru", 4: "lstm"}
 """Cell by the number of gates: rows of weight_hh for each unit."""
+BY_MODULE = "tensors don't show such a network; unroll_export.export takes the module itself"
 NEAR = 1e-4
 """Difference from a sample's output around 1 that rounding can explain."""
 
@@ -72,51 +71,13 @@ def import_weights(
     return models[best]
 
 
-def import_module(
-    module: nn.Module,
-    example: Tensor,
-    mean: NDArray[np.float32] | None = None,
-    std: NDArray[np.float32] | None = None,
-) -> RecurrentClassifier[Any]:
-    """Builds the classifier that computes what `module` computes.
-
-    Args:
-        module: One recurrent layer module (nn.RNN, nn.LSTM or nn.GRU) and one nn.Linear; run in eval mode.
-        example: Input of the module, float32 [batch, time, features], or [time, batch, features] if its recurrent
-            layers are not batch first.
-        mean: See import_weights.
-        std: See import_weights.
-
-    Raises:
-        ImportRefusedError: the module is another network, or the classifier gives other outputs than the module.
-    """
-    layers = [each for each in module.modules() if isinstance(each, nn.RNN | nn.LSTM | nn.GRU)]
-    if len(layers) != 1:
-        raise ImportRefusedError(f"module: one of nn.RNN, nn.LSTM and nn.GRU is expected, it has {len(layers)}")
-    batch_first = layers[0].batch_first
-    training = module.training
-    with torch.no_grad():
-        outputs = module.eval()(example)
-    module.train(training)
-    if isinstance(outputs, tuple | list):
-        outputs = outputs[0]
-    if not isinstance(outputs, Tensor):
-        raise ImportRefusedError(f"module: a tensor of logits is expected, it returns a {type(outputs).__name__}")
-    if not batch_first:
-        example = example.transpose(0, 1)
-        outputs = outputs.transpose(0, 1) if outputs.ndim == 3 else outputs
-    nonlinearity: Nonlinearity = "relu" if getattr(layers[0], "nonlinearity", "tanh") == "relu" else "tanh"
-    return import_weights(
-        module.state_dict(), nonlinearity=nonlinearity, mean=mean, std=std, samples=Samples(example, outputs.double())
-    )
-
-
-def imported_run(model: RecurrentClassifier[Any], source: Path, labels: Sequence[str] = ()) -> TrainedRun:
+def imported_run(model: RecurrentClassifier[Any], source: str, sha256: str, labels: Sequence[str] = ()) -> TrainedRun:
     """Describes an imported model as a finished run, which `export_run` takes.
 
     Args:
         model: The model.
-        source: The file that its weights came from.
+        source: Name of the file or the module that its weights came from.
+        sha256: SHA-256 of that, hexadecimal.
         labels: Class names by index; their indices if absent.
 
     Raises:
@@ -130,10 +91,8 @@ def imported_run(model: RecurrentClassifier[Any], source: Path, labels: Sequence
             f"--labels: {len(names)} names, {len(set(names))} of them different; {classes} are needed for {outputs} "
             "outputs, one per line"
         )
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     summary = {
-        "data": source.name,
+        "data": source,
         "data_sha256": sha256,
         "seed": 0,
         "epochs": 0,
@@ -175,14 +134,14 @@ def _recurrent(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
                 f"{name}: a bidirectional network looks at the future; one direction can be served"
             )
         if match["kind"] == "weight_hr":
-            raise ImportRefusedError(f"{name}: an LSTM with projections (proj_size) can't be served yet")
+            raise ImportRefusedError(f"{name}: an LSTM with projections (proj_size): {BY_MODULE}")
         stacks.setdefault(match["prefix"], {})[name[len(match["prefix"]) :]] = tensor
     if not stacks:
         raise ImportRefusedError(f"no recurrent layer: NAME.weight_ih_l0 is expected, there are {_listed(named)}")
     if len(stacks) > 1:
         raise ImportRefusedError(
-            f"{len(stacks)} recurrent modules ({', '.join(prefix.rstrip('.') or 'unnamed' for prefix in stacks)}): one "
-            "with several layers can be served"
+            f"{len(stacks)} recurrent modules ({', '.join(prefix.rstrip('.') or 'unnamed' for prefix in stacks)}): "
+            f"{BY_MODULE}"
         )
     return next(iter(stacks.values())), rest
 
@@ -234,7 +193,9 @@ def _assemble(
             values[name] = tensor.reshape(-1)
     unknown = rest.keys() - {"mean", "std"}
     if unknown:
-        raise ImportRefusedError(f"not part of recurrent layers and a linear readout: {_listed(sorted(unknown))}")
+        raise ImportRefusedError(
+            f"not part of recurrent layers and a linear readout: {_listed(sorted(unknown))}: {BY_MODULE}"
+        )
     state = model.state_dict()
     for name, expected in state.items():
         value = values.pop(name, None)

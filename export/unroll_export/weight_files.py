@@ -45,7 +45,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ImportRefusedError(f"{path}: holds code, not only tensors: save its state_dict") from None
+        raise ImportRefusedError(
+            f"{path}: holds code, not only tensors: save its state_dict, or pass the module to unroll_export.export"
+        ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImportRefusedError(f"{path}: not readable as weights: {reason}") from None

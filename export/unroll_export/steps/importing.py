@@ -52,13 +52,14 @@ class Imported(NamedTuple):
     proven: Proven
 
 
-def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
+def step_graph(source: Source, options: Options, classes: int = 0, stepped: Stepped | None = None) -> StepGraph:
     """Makes the step graph of a source.
 
     Args:
         source: The ONNX file.
         options: Options of the caller.
         classes: Number of classes, 0 for none; the output that fits them comes first.
+        stepped: The steps of a network of sequences, with the source; None if the source shows them.
 
     Raises:
         ImportRefusedError: the source can't be a step graph, or an option does not fit it.
@@ -68,9 +69,9 @@ def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
         for value in source.inputs
         if value.name in options.constants
     }
-    stepped = None
-    if not options.states and is_sequence_graph(source):
+    if stepped is None and not options.states and is_sequence_graph(source):
         stepped = to_steps(source, constants)
+    if stepped:
         options = replace(
             options,
             states={name: f"{name}_next" for name in stepped.states},
@@ -109,7 +110,12 @@ def step_graph(source: Source, options: Options, classes: int = 0) -> StepGraph:
 
 
 def import_step(
-    source: Source, options: Options, out: Path, labels: Sequence[str] = (), on_case: OnCase = lambda _: None
+    source: Source,
+    options: Options,
+    out: Path,
+    labels: Sequence[str] = (),
+    on_case: OnCase = lambda _: None,
+    stepped: Stepped | None = None,
 ) -> Imported:
     """Writes a source as the next version of the model folder `out`, whose name is the model's.
 
@@ -119,6 +125,7 @@ def import_step(
         out: The model folder; created if missing.
         labels: Class names of the values of the first output; empty without classes.
         on_case: Called with each case of the proof before it is run.
+        stepped: See step_graph.
 
     Raises:
         ImportRefusedError: the source is not a step graph, or can't be served.
@@ -127,7 +134,7 @@ def import_step(
         OSError: `out` can't be written to.
     """
     name = model_name(out)
-    graph = step_graph(source, options, len(labels))
+    graph = step_graph(source, options, len(labels), stepped)
     content, step = graph.content, graph.step
     manifest = pb.BundleManifest(
         format=bundle.FORMAT,
@@ -169,7 +176,7 @@ def _prove(source: Source, graph: StepGraph, on_case: OnCase) -> Proven:
         return prove(content, step, source_steps(source, plan), on_case)
     own = own_steps(StepRuntime(content, step), step)
     if stepped:
-        name, length = "the file, on every prefix of a sequence", stepped.original.length
+        name, length = f"{step.source}, on every prefix of a sequence", stepped.original.length
         on_case(name)
         worst = prove_prefixes(stepped.original, lambda values: own(values)[0], [each.name for each in step.outputs])
     else:

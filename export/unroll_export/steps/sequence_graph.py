@@ -1,7 +1,7 @@
 """A graph of whole sequences, as its file has it: what its dimensions are, and the proof of steps against it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,28 @@ from unroll_export.weight_files import ImportRefusedError
 
 PREFIX_BOUND = 1e-4
 """Difference, relative to outputs above 1, that rounding can make over the steps of the proof."""
-_PREFIXES = 9
+PREFIXES = 9
+"""Timesteps of a drawn sequence."""
+
+
+class Original(Protocol):
+    """A network of whole sequences, which steps are proven against.
+
+    Attributes:
+        steps: Timesteps that it is fixed to; None if it takes any.
+    """
+
+    steps: int | None
+
+    @property
+    def length(self) -> int:
+        """Timesteps of the sequence that is drawn."""
+
+    def probes(self) -> Iterable[Float32Array]:
+        """The sequences of the proof, [time, *shape]."""
+
+    def ends(self, values: Float32Array) -> Mapping[str, NDArray[Any]]:
+        """The outputs by name after the last of some steps [time, *shape] of one sequence."""
 
 
 class SequenceGraph:
@@ -68,7 +89,7 @@ class SequenceGraph:
     @property
     def length(self) -> int:
         """Timesteps of the proof's sequence."""
-        return self.steps or _PREFIXES
+        return self.steps or PREFIXES
 
     def run(self, names: list[str], values: Float32Array) -> list[NDArray[Any]]:
         """Runs the graph on values laid out as it takes them."""
@@ -78,6 +99,10 @@ class SequenceGraph:
             problem = f"the graph doesn't run on {list(values.shape)}: {one_line(error)}"
             raise ImportRefusedError(problem) from error
         return found
+
+    def probes(self) -> list[Float32Array]:
+        """The sequences of the proof: one that is drawn, [time, *shape]."""
+        return [self.draw(np.random.default_rng(4), self.length)]
 
     def ends(self, values: Float32Array) -> dict[str, Float32Array]:
         """The outputs after the last of some steps [time, *shape] of one sequence."""
@@ -151,8 +176,8 @@ class SequenceGraph:
         return [dim if isinstance(dim, int) else size for dim, size in zip(dims, wanted, strict=True)]
 
 
-def prove_prefixes(original: SequenceGraph, steps: Callable[[Float32Array], Float32Array], names: list[str]) -> float:
-    """Compares the original on every prefix of a sequence with the steps of the step graph.
+def prove_prefixes(original: Original, steps: Callable[[Float32Array], Float32Array], names: list[str]) -> float:
+    """Compares the original on every prefix of its sequences with the steps of the step graph.
 
     Args:
         original: The graph of sequences.
@@ -165,22 +190,22 @@ def prove_prefixes(original: SequenceGraph, steps: Callable[[Float32Array], Floa
     Raises:
         ParityError: an output is not what the steps give. The message names it, and the first such prefix.
     """
-    length = original.length
-    values = original.draw(np.random.default_rng(4), length)
-    found = steps(values.reshape(length, -1))
     worst = 0.0
-    for end in [length] if original.steps else range(1, length + 1):
-        ends = original.ends(values[:end])
-        begin = 0
-        for name in names:
-            expected = ends[name].astype(np.float64).reshape(-1)
-            given = found[end - 1, begin : begin + expected.size]
-            begin += expected.size
-            difference = float((np.abs(given - expected) / np.maximum(np.abs(expected), 1)).max(initial=0.0))
-            worst = max(worst, difference)
-            if not difference <= PREFIX_BOUND:
-                raise ParityError(
-                    f"output {name!r} for the first {end} steps is not what the steps give (off by {difference:.2g}): "
-                    "it looks at more than the past (pooling, attention or normalization over time?)"
-                )
+    for values in original.probes():
+        found = steps(values.reshape(len(values), -1))
+        for end in [len(values)] if original.steps else range(1, len(values) + 1):
+            ends = original.ends(values[:end])
+            begin = 0
+            for name in names:
+                expected = ends[name].astype(np.float64).reshape(-1)
+                given = found[end - 1, begin : begin + expected.size]
+                begin += expected.size
+                difference = float((np.abs(given - expected) / np.maximum(np.abs(expected), 1)).max(initial=0.0))
+                worst = max(worst, difference)
+                if not difference <= PREFIX_BOUND:
+                    raise ParityError(
+                        f"output {name!r} for the first {end} steps is not what the steps give (off by "
+                        f"{difference:.2g}): it looks at more than the past (pooling, attention or normalization over "
+                        "time?)"
+                    )
     return worst

@@ -12,26 +12,26 @@ from unroll_export.steps.cells import GATES, STATES, CellWriter, attributes_of
 from unroll_export.steps.folding import add_constant, free_name, rename_input
 from unroll_export.steps.pairing import find_pairs
 from unroll_export.steps.reading import Source, graphs_of, value_of
-from unroll_export.steps.sequence_graph import SequenceGraph
+from unroll_export.steps.sequence_graph import Original, SequenceGraph
 from unroll_export.weight_files import ImportRefusedError
 
 _STATE_INPUTS = (5, 6)
 
 
 class Stepped(NamedTuple):
-    """Graph of one timestep, made from a graph of whole sequences.
+    """Graph of one timestep, made from a network of whole sequences.
 
     Attributes:
         source: The graph of a timestep, with the name and checksum of the original file.
         initial: States before the first step, by name; zeros if absent.
-        states: Names of the states.
-        original: Runs the graph of whole sequences.
+        states: Names of the states; their next values end in `_next`.
+        original: Runs the network of whole sequences.
     """
 
     source: Source
-    initial: dict[str, NDArray[Any]]
+    initial: Mapping[str, NDArray[Any]]
     states: tuple[str, ...]
-    original: SequenceGraph
+    original: Original
 
 
 def is_sequence_graph(source: Source) -> bool:
