@@ -106,7 +106,7 @@ class Settings:
             raise ValueError(f"--batch: {self.batch} sequences, the server takes {limits.max_sequences}")
         if lengths.most > limits.max_steps:
             raise ValueError(f"--lengths: {lengths.most} steps, the server takes {limits.max_steps}")
-        if not model.class_labels:
+        if model.form and not model.class_labels:
             raise ValueError(f"--model: {model.name} has no classes to ask for; --streams measures it")
         calls, steps = random_calls(lengths, model, self.batch)
         if self.open is None:
