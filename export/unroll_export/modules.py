@@ -23,6 +23,7 @@ from unroll_export.steps.plan import Options
 from unroll_export.steps.sequence_graph import prove_prefixes
 from unroll_export.steps.step_module import StepModule
 from unroll_export.weight_files import ImportRefusedError
+from unroll_proto.bundle import check_name
 
 
 def export(
@@ -50,6 +51,7 @@ def export(
         BundleError: the name can't be a model's.
         OSError: the folder can't be written to.
     """
+    check_name(name)
     original, out = EagerModule(module, example), Path(models) / name
     if classifier := _classifier(original):
         content = save({key: value.contiguous() for key, value in classifier.state_dict().items()})

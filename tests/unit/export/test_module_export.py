@@ -64,6 +64,18 @@ def test_the_batch_is_open_where_the_exporter_writes_its_size(tmp_path: Path) ->
         np.testing.assert_allclose(outputs, network.on(values), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # of torch.compile's own imports
+def test_modules_that_are_compiled_or_in_float64_are_taken(tmp_path: Path) -> None:
+    network = stack(["norm", Recurrent(nn.LSTM, 5)]).double()
+    compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
+    values = np.random.default_rng(0).standard_normal((9, FEATURES))
+    path = export(compiled, name="m", example=torch.from_numpy(values[None]), models=tmp_path)
+    with Engine.load(path) as engine, torch.no_grad():
+        outputs = engine.open().advance(values.astype(np.float32)).outputs["output"]
+        expected = network.eval()(torch.from_numpy(values)[None])[0].numpy()
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 def test_recurrent_layers_with_a_readout_get_the_kernel_s_form(
     tmp_path: Path, kind: type[nn.RNN | nn.LSTM | nn.GRU]

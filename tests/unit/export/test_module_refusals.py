@@ -17,6 +17,7 @@ from unroll_export.steps.plan import Options
 from unroll_export.steps.sequences import Stepped
 from unroll_export.steps.step_module import StepModule
 from unroll_export.weight_files import ImportRefusedError
+from unroll_proto.bundle import BundleError
 
 
 class Pooling(nn.Module):
@@ -121,6 +122,15 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
     network: Any = torch.jit.script(nn.GRU(FEATURES, 3))
     with pytest.raises(ImportRefusedError, match="module: TorchScript; pass the nn"):
         export(network, name="m", example=torch.zeros(1, 9, FEATURES), models=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../m", "a/b", ""])
+def test_names_that_are_no_model_s_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BundleError):
+        export(
+            stack([Recurrent(nn.GRU, 3)]), name=name, example=torch.zeros(1, 9, FEATURES), models=tmp_path / "models"
+        )
+    assert not [*tmp_path.iterdir()]
 
 
 def gates(network: Stack, order: list[int]) -> None:
