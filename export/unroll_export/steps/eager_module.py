@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unroll_engine.models.spec import Float32Array
 from unroll_export.steps.parts import Part, Parts, tensors_of
-from unroll_export.steps.recurrent_steps import RECURRENT, label_of
+from unroll_export.steps.recurrent_steps import RECURRENT
 from unroll_export.steps.sequence_graph import PREFIXES
 from unroll_export.weight_files import ImportRefusedError
 
@@ -114,13 +114,9 @@ class EagerModule:
         """Returns True if 2 in an input [2, 5, *shape] is the batch of the first recurrent layer."""
         self.batch_first = True
         self._run(torch.from_numpy(self.draw(np.random.default_rng(0), 2, 5)))
-        recurrent = {name: part for name, part in self._parts.calls.items() if isinstance(part.module, RECURRENT)}
+        recurrent = [part for part in self._parts.calls.values() if isinstance(part.module, RECURRENT) and part.inputs]
         if not recurrent:
             raise ImportRefusedError("module: no recurrent layer is run: nn.RNN, nn.LSTM, nn.GRU or one of their cells")
-        for name, part in recurrent.items():
-            if not (part.inputs and isinstance(part.inputs[0], Tensor)):
-                label = label_of(name, part.module)
-                raise ImportRefusedError(f"{label}: takes packed sequences, a tensor expected: servers know lengths")
-        first = next(iter(recurrent.values()))
+        first = recurrent[0]
         batch: int = first.inputs[0].shape[0 if getattr(first.module, "batch_first", True) else 1]
         return batch == 2

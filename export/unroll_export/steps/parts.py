@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
 
 from unroll_export.steps.folding import one_line
 from unroll_export.steps.recurrent_steps import label_of
@@ -39,8 +41,11 @@ class Parts:
         self.calls.clear()
         running: list[str] = []
 
-        def enter(name: str, *_: Any) -> None:
+        def enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
             running.append(name)
+            if any(isinstance(each, PackedSequence) for each in inputs):
+                label = label_of(name, module)
+                raise ImportRefusedError(f"{label}: takes packed sequences, a tensor expected: servers know lengths")
 
         def leave(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             running.pop()
@@ -52,7 +57,7 @@ class Parts:
             hooks.append(part.register_forward_pre_hook(partial(enter, name)))
             hooks.append(part.register_forward_hook(partial(leave, name)))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _Undecided():
                 yield
         except ImportRefusedError:
             raise
@@ -65,6 +70,17 @@ class Parts:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+class _Undecided(TorchFunctionMode):
+    """Refuses decisions by a tensor's value: no graph holds them, and a proof by examples may miss them."""
+
+    _DECISIONS = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._DECISIONS:
+            raise ValueError("decides by a tensor's value, which no graph can; torch.where chooses by values")
+        return func(*args, **(kwargs or {}))
 
 
 def tensors_of(outputs: Any, name: str = "output") -> dict[str, Tensor]:

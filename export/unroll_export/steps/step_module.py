@@ -3,7 +3,6 @@
 import inspect
 import io
 import warnings
-from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -143,8 +142,7 @@ class StepModule(nn.Module):
 def _export(module: nn.Module, inputs: tuple[Any, ...], names: list[str] | None, outputs: list[str] | None) -> bytes:
     """Exports by tracing, with an open first dimension of named inputs: the exporter that needs no other package."""
     file = io.BytesIO()
-    # The exporter prints the graph that it fails on.
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,

@@ -41,6 +41,11 @@ class Inverse(nn.Module):
         return y
 
 
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.abs().max() < 100 else x * 0
+
+
 class Convolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +95,11 @@ def with_part(part: nn.Module) -> Stack:
         (with_part(Attention()), ParityError, r"difference is in what 'layers.1.inner' \(MultiheadAttention\) gives"),
         (with_part(Convolution()), ParityError, r"difference is in what 'layers.1.inner' \(Conv1d\) gives"),
         (with_part(Inverse()), ImportRefusedError, r"torch can't export 'layers.1' \(Inverse\): .*linalg_inv"),
+        (
+            with_part(Branch()),
+            ImportRefusedError,
+            r"'layers.1' \(Branch\): decides by a tensor's value",
+        ),
         (with_part(nn.LayerNorm([9, 6])), ImportRefusedError, r"doesn't run on \[2, 5, 4\]: 'layers.1' \(LayerNorm\)"),
         (
             Stack([nn.LSTM(FEATURES, 6, bidirectional=True, batch_first=True)]),
