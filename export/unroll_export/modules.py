@@ -69,11 +69,20 @@ def export(
     return imported.path
 
 
+_FUNCTIONS = """
+linear dropout __get__ __getitem__ size dim select narrow squeeze unsqueeze transpose permute swapaxes movedim
+contiguous view reshape flatten unflatten to float zeros new_zeros zeros_like
+"""
+_READOUT = frozenset(_FUNCTIONS.split())
+"""Functions of torch around a recurrent layer and a readout; not a clamp, which no sequence of the proof may meet."""
+
+
 def _classifier(original: EagerModule) -> RecurrentClassifier[Any] | None:
     """Builds the classifier that computes what a module computes; None if there is none."""
+    own = type(original.module).forward is RecurrentClassifier.forward
     layers = [each for each in original.module.modules() if isinstance(each, nn.RNN | nn.LSTM | nn.GRU)]
     outputs = list(original.time_axes)
-    if len(layers) != 1 or len(outputs) != 1:
+    if len(layers) != 1 or len(outputs) != 1 or not (own or original.functions <= _READOUT):
         return None
     try:
         relu = getattr(layers[0], "nonlinearity", "tanh") == "relu"

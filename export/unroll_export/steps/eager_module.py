@@ -86,6 +86,11 @@ class EagerModule:
             ends[name] = (value if axis is None else value.select(axis, -1)).numpy()
         return ends
 
+    @property
+    def functions(self) -> set[str]:
+        """Names of torch's functions that its last run called outside recurrent layers."""
+        return self._parts.functions
+
     def calls(self, values: Float32Array) -> dict[str, Part]:
         """The calls of its parts for steps [time, *shape] of one sequence, in the order of their ends."""
         self.ends(values)

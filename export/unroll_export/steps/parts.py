@@ -1,6 +1,6 @@
 """The parts of a PyTorch module: what each took and gave in a run, and which of them a problem is in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from unroll_export.steps.folding import one_line
-from unroll_export.steps.recurrent_steps import label_of
+from unroll_export.steps.recurrent_steps import RECURRENT, label_of
 from unroll_export.steps.sequence_graph import PREFIX_BOUND
 from unroll_export.weight_files import ImportRefusedError
 
@@ -29,17 +29,24 @@ class Parts:
 
     Attributes:
         calls: The last call of each part, in the order of their ends.
+        functions: Names of torch's functions that the last run called outside recurrent layers.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self.calls: dict[str, Part] = {}
+        self.functions: set[str] = set()
 
     @contextmanager
     def watched(self, what: str, inputs: Tensor) -> Iterator[None]:
         """Notes the calls of a run without gradients; raises ImportRefusedError that names the part if it fails."""
         self.calls.clear()
+        self.functions.clear()
         running: list[str] = []
+
+        def note(function: str) -> None:
+            if not (running and isinstance(self._module.get_submodule(running[-1]), RECURRENT)):
+                self.functions.add(function)
 
         def enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
             running.append(name)
@@ -57,7 +64,7 @@ class Parts:
             hooks.append(part.register_forward_pre_hook(partial(enter, name)))
             hooks.append(part.register_forward_hook(partial(leave, name)))
         try:
-            with torch.no_grad(), _Undecided():
+            with torch.no_grad(), _Functions(note):
                 yield
         except ImportRefusedError:
             raise
@@ -72,14 +79,23 @@ class Parts:
                 hook.remove()
 
 
-class _Undecided(TorchFunctionMode):
-    """Refuses decisions by a tensor's value: no graph holds them, and a proof by examples may miss them."""
+class _Functions(TorchFunctionMode):
+    """Notes calls of torch's functions, and refuses decisions by a tensor's value: no graph holds them.
+
+    Args:
+        note: Called with the name of each function.
+    """
 
     _DECISIONS = (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist)
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._note = note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._DECISIONS:
             raise ValueError("decides by a tensor's value, which no graph can; torch.where chooses by values")
+        self._note(func.__name__)
         return func(*args, **(kwargs or {}))
 
 

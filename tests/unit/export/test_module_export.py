@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.modules import CLASSES, FEATURES, PER_STEP, Recurrent, stack
+from support.modules import CLASSES, FEATURES, PER_STEP, Recurrent, Stack, stack
 from torch import Tensor, nn
 
 from unroll_engine import Engine, Snapshot
-from unroll_export import export
+from unroll_export import SimpleGRU, export
 from unroll_proto.bundle import verify_bundle
 
 # torch says so of every LSTM with projections.
@@ -62,6 +62,18 @@ def test_the_batch_is_open_where_the_exporter_writes_its_size(tmp_path: Path) ->
     with Engine.load(path) as engine:
         outputs = engine.open().advance(values).outputs["output"]
         np.testing.assert_allclose(outputs, network.on(values), rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_sequence_of_the_proof_shows_is_kept(tmp_path: Path) -> None:
+    network = Stack([nn.Hardtanh(-9, 9), nn.GRU(FEATURES, 6, batch_first=True), nn.Linear(6, CLASSES)])
+    path = export(network, name="m", example=torch.zeros(1, 5, FEATURES), models=tmp_path)
+    assert verify_bundle(path)[0].architecture == "step"
+    values = np.full((9, FEATURES), 50, np.float32)
+    with Engine.load(path) as engine:
+        outputs = engine.open().advance(values).outputs["output"]
+        np.testing.assert_allclose(outputs, network.on(values), rtol=1e-4, atol=1e-5)
+    own = export(SimpleGRU(FEATURES, 6, CLASSES), name="own", example=torch.zeros(1, 5, FEATURES), models=tmp_path)
+    assert verify_bundle(own)[0].architecture == "simple_gru"
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # of torch.compile's own imports
