@@ -119,7 +119,7 @@ class EagerModule:
         """Returns True if 2 in an input [2, 5, *shape] is the batch of the first recurrent layer."""
         self.batch_first = True
         self._run(torch.from_numpy(self.draw(np.random.default_rng(0), 2, 5)))
-        recurrent = [part for part in self._parts.calls.values() if isinstance(part.module, RECURRENT) and part.inputs]
+        recurrent = [part for part in self._parts.calls.values() if isinstance(part.module, RECURRENT)]
         if not recurrent:
             raise ImportRefusedError("module: no recurrent layer is run: nn.RNN, nn.LSTM, nn.GRU or one of their cells")
         first = recurrent[0]

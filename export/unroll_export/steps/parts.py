@@ -48,21 +48,21 @@ class Parts:
             if not (running and isinstance(self._module.get_submodule(running[-1]), RECURRENT)):
                 self.functions.add(function)
 
-        def enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def enter(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             running.append(name)
-            if any(isinstance(each, PackedSequence) for each in inputs):
+            if any(isinstance(each, PackedSequence) for each in (*inputs, *named.values())):
                 label = label_of(name, module)
                 raise ImportRefusedError(f"{label}: takes packed sequences, a tensor expected: servers know lengths")
 
-        def leave(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def leave(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             running.pop()
             self.calls.pop(name, None)
-            self.calls[name] = Part(module, inputs, output)
+            self.calls[name] = Part(module, (*inputs, *named.values()), output)
 
         hooks = []
         for name, part in self._module.named_modules():
-            hooks.append(part.register_forward_pre_hook(partial(enter, name)))
-            hooks.append(part.register_forward_hook(partial(leave, name)))
+            hooks.append(part.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
+            hooks.append(part.register_forward_hook(partial(leave, name), with_kwargs=True))
         try:
             with torch.no_grad(), _Functions(note):
                 yield

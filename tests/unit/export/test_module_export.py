@@ -148,7 +148,7 @@ class Counter(nn.Module):
         self.readout = nn.Sequential(nn.Dropout(0.1), nn.Linear(12, 2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        states, final = self.memory(self.encoder(x))
+        states, final = self.memory(input=self.encoder(x))
         return self.readout(states[:, -1]), final
 
 
