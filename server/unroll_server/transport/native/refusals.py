@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from unroll_engine.admission import AdmissionController
+from unroll_engine.admission import OVERLOADED, AdmissionController
 from unroll_engine.errors import OverloadedError
 from unroll_server.middleware.errors import refusal_trailers
 from unroll_server.status import STATUS
@@ -31,7 +31,7 @@ class UnreadRefusals:
         self._reasons = ["", ""]
 
     def update(self) -> None:
-        """Publishes what is refused at this moment; called once a turn of the event loop, of an overloaded server."""
+        """Publishes what is refused at this moment; called once a turn of the event loop."""
         for number, method in self._methods:
             if count := self._server.take_refused(number):
                 self.admission.record_refused(self._reasons[bool(method.interactive)], count)
@@ -41,7 +41,7 @@ class UnreadRefusals:
             if refusal is None:
                 self._server.refuse(interactive, self.admission.clock(), 0.0, 0.0, [], _CODE, "", ())
                 continue
-            error, until = refusal.error, self.admission.overloaded_until
+            error, until = refusal.error, self.admission.clock() + OVERLOADED
             self._reasons[interactive] = error.reason
             trailers = refusal_trailers(error.description, error.retry_after, error.reason)
             self._server.refuse(

@@ -131,7 +131,8 @@ class NativeTransport:
             elif (context := getattr(call, "context", None)) is not None:
                 self._continue(kind, context)
         refusals = self._refusals
-        if refusals and refusals.admission.clock() < refusals.admission.overloaded_until:
+        # Before the first refusal, too: calls that come all at once must not all be taken.
+        if refusals and (refusals.admission.steps or refusals.admission.clock() < refusals.admission.overloaded_until):
             refusals.update()
         for connection in server.take_dirty():
             connection.flush()
