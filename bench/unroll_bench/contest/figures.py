@@ -25,7 +25,7 @@ class Spread(NamedTuple):
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """Divides round by round, so that what else the machine did in a round hits both sides of a ratio."""
-    return [mine / other if other else math.inf * mine for mine, other in zip(ours, theirs, strict=True)]
+    return [mine / other if other else math.inf if mine else 1.0 for mine, other in zip(ours, theirs, strict=True)]
 
 
 @dataclass(frozen=True)
