@@ -32,14 +32,20 @@ async def measure(session: Session, outcome: Outcome) -> None:
         if NATIVE not in there:
             continue
         peak = max(result.rate for result in (await closed(session, [there[NATIVE]], in_flight))[NATIVE])
-        results = await session.in_turns(
+        suffix = f", {sequences} sequences a request"
+        measured = await session.in_turns(
             {name: partial(_overloaded, session, each, TIMES * peak, count()) for name, each in there.items()}
         )
+        gone = [name for name, rounds in measured.items() if None in rounds]
+        outcome.notes += [f"{name}{suffix}: the server is gone" for name in gone]
+        results = {name: [each for each in rounds if each] for name, rounds in measured.items() if name not in gone}
+        if NATIVE in gone:
+            outcome.problem = f"{NATIVE}{suffix}: the server is gone"
+            return
         good = {
             name: [sum(result.latencies <= TIMEOUT) / session.seconds for result in rounds]
             for name, rounds in results.items()
         }
-        suffix = f", {sequences} sequences a request"
         for name, rounds in results.items():
             left_out = sum(result.errors.pop("left out", 0) for result in rounds)
             offered = TIMES * peak - left_out / len(rounds) / (WARM_UP + session.seconds)
@@ -57,9 +63,9 @@ async def measure(session: Session, outcome: Outcome) -> None:
     outcome.notes.append(f"good: answered within {TIMEOUT:g} s of the moment when the request should have left")
 
 
-async def _overloaded(session: Session, contestant: Contestant, rate: float, seeds: "count[int]") -> Result:
+async def _overloaded(session: Session, contestant: Contestant, rate: float, seeds: "count[int]") -> Result | None:
     peer = Peer(contestant.address, timeout=TIMEOUT)
-    return await open_loop(
+    run = open_loop(
         peer,
         contestant.calls,
         rate=rate,
@@ -70,6 +76,11 @@ async def _overloaded(session: Session, contestant: Contestant, rate: float, see
         max_in_flight=CONNECTIONS * CALLS,
         most_late=MOST_LATE,
     )
+    try:
+        return await run
+    except OSError:
+        # It can't be reached any more.
+        return None
 
 
 def _explain(outcome: Outcome, name: str, results: list[Result]) -> None:
