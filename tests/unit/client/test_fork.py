@@ -8,7 +8,7 @@ import pytest
 
 # `child(work)` forks and returns the child's result or exception of `work`, or how the child died.
 PRELUDE = """
-import faulthandler, gc, multiprocessing, os, pickle, sys, threading
+import gc, multiprocessing, os, pickle, sys, threading
 import numpy as np
 from unroll_client import AsyncClient, Client
 
@@ -33,8 +33,6 @@ def child(work, leave=os._exit):
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
-        # A child that hangs tells where.
-        faulthandler.dump_traceback_later(60, exit=True)
         os.write(writer, pickle.dumps(outcome(work)))
         os.close(writer)
         leave(0)
