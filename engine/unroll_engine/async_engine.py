@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from unroll_engine.admission import AdmissionController, QuotaOf
 from unroll_engine.core import EngineCore, deliver, usable_cores
 from unroll_engine.errors import ModelNotFoundError
-from unroll_engine.jobs import BatchJob, Job, ignore
+from unroll_engine.jobs import BatchJob, Job
 from unroll_engine.models.loader import Model
 from unroll_engine.observer import Metrics, NoMetrics
 
@@ -119,7 +119,7 @@ class AsyncEngine:
             await done
         finally:
             # The caller may leave before the batch ends.
-            batch.on_end = ignore
+            del batch.on_end
             self.end(batch)
         if batch.error:
             batch.raise_error()

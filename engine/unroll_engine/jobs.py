@@ -19,10 +19,6 @@ from unroll_engine.observer import Trace
 from unroll_engine.readout import classify
 
 
-def ignore(_: None) -> None:
-    """Does nothing at the end of a job."""
-
-
 class _Job:
     """Timesteps of one or more sequences of one model.
 
@@ -104,7 +100,7 @@ class BatchJob(_Job):
     """Sequences to classify by their last steps, answered together.
 
     Attributes:
-        on_end: Called once with None when the job is over, and dropped: it may refer to the job.
+        on_end: Called once with None when the job is over. Who sets it deletes it then: it may refer to the job.
         error: Error that it failed with; None if it did not fail.
         logits: float32 [sequences, output_size]; this and the following are complete when the job is over.
         probabilities: float32 [sequences, classes].
@@ -114,7 +110,7 @@ class BatchJob(_Job):
 
     interactive = False
     # Defaults are on the class, so that making a job is one call.
-    on_end: Callable[[None], object] = staticmethod(ignore)
+    on_end: Callable[[None], object] = staticmethod(lambda _: None)
     error: RequestError | None = None
     logits: Float32Array
     probabilities: Float32Array
@@ -164,16 +160,14 @@ class BatchJob(_Job):
             self.fail(_not_finite(self.model, f"of sequence {lost} "))
             return
         self.over = True
-        on_end, self.on_end = self.on_end, ignore
-        on_end(None)
+        self.on_end(None)
 
     def fail(self, error: RequestError) -> None:
         """Ends the job with an error; ignored if it is over."""
         if not self.over:
             self.over = True
             self.error = error
-            on_end, self.on_end = self.on_end, ignore
-            on_end(None)
+            self.on_end(None)
 
     def raise_error(self) -> None:
         """Raises the error that the job failed with, if any."""
@@ -232,8 +226,7 @@ class StepsJob(BatchJob):
                 lost |= ~np.isfinite(array).all(axis=(0, 2))
         self.lost = np.flatnonzero(lost).tolist()
         self.over = True
-        on_end, self.on_end = self.on_end, ignore
-        on_end(None)
+        self.on_end(None)
 
     def not_finite(self) -> RequestError:
         """Returns the error of a sequence of `lost`."""

@@ -25,16 +25,16 @@ FOUND = """
 import collections, gc, json, os
 
 def of(each):
-    name = getattr(each, "f_code", each)
-    code = getattr(name, "co_filename", "")
-    module = type(each).__module__
-    return f"frame of {name.co_qualname}" if "/unroll_" in code else module + "." + type(each).__qualname__
+    code = getattr(each, "f_code", None)
+    if code and "/unroll_" in code.co_filename:
+        return f"unroll_ frame of {code.co_qualname}"
+    return type(each).__module__ + "." + type(each).__qualname__
 
 def leave(code, end=os._exit):
     gc.collect()
     counts = collections.Counter(map(of, gc.garbage))
     with open(os.environ["GARBAGE"], "w") as file:
-        json.dump({name: count for name, count in counts.items() if "unroll_" in name or "frame of" in name}, file)
+        json.dump({name: count for name, count in counts.items() if "unroll_" in name}, file)
     end(code)
 
 os._exit = leave

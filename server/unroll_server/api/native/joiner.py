@@ -100,9 +100,9 @@ class ChunkJoiner:
             return
         states = group.table.read([each.row for each in sequences])
         job = StepsJob(model, values, offsets, states, group.owner, group.trace)
-        job.on_end = partial(self._ended, job, sequences)
         try:
             self._engine.start(job)
+            job.on_end = partial(self._ended, job, sequences)
         except RequestError as error:
             if len(sequences) == 1:
                 sequences[0].end_joined(error)
@@ -126,6 +126,7 @@ class ChunkJoiner:
         return good
 
     def _ended(self, job: StepsJob, sequences: "list[StreamSequence]", _: None) -> None:
+        del job.on_end
         self._engine.end(job)
         if job.error:
             for sequence in sequences:
