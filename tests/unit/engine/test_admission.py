@@ -17,6 +17,8 @@ from unroll_engine.admission import (
     DEADLINE,
     MARGIN,
     OVERLOADED,
+    RATE_LIFETIME,
+    RATE_WINDOW,
     RETRY,
     STEPS,
     UNKNOWN_RETRY,
@@ -24,7 +26,6 @@ from unroll_engine.admission import (
     QuotaOf,
 )
 from unroll_engine.errors import IDENTITY_LIMIT, OverloadedError
-from unroll_engine.service_rate import RATE_LIFETIME, RATE_WINDOW
 
 ROOMY = 10**12
 RATE = 100_000.0
