@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from support.processes import PATIENCE, ServerProcess
 from support.silero import OPTIONS, own_loop, published_file, speech_like
-from support.step_graphs import counter, elman, graph, import_graph
+from support.step_graphs import graph, import_examples, import_graph
 
 from unroll_client import AsyncClient, Client, InvalidArgument, Snapshot, Steps
 from unroll_engine import Engine
@@ -49,9 +49,7 @@ def two_inputs() -> bytes:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("step-models")
-    import_graph(elman(), root, "elman")
-    import_graph(elman(last=["Softmax"]), root, "classes", labels=["a", "b", "c", "d"])
-    import_graph(counter(), root, "counter")
+    import_examples(root)
     import_graph(two_inputs(), root, "two", Options(per_sequence=["offset"]))
     return root
 

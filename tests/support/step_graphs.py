@@ -95,6 +95,13 @@ def import_graph(content: bytes, root: Path, name: str = "step", options: Option
     return import_step(source(content), options or Options(), root / name, **more).path
 
 
+def import_examples(root: Path) -> None:
+    """Imports `elman`, `classes`, which ends with a softmax over four labels, and `counter`."""
+    import_graph(elman(), root, "elman")
+    import_graph(elman(last=["Softmax"]), root, "classes", labels=["a", "b", "c", "d"])
+    import_graph(counter(), root, "counter")
+
+
 def changed(content: bytes, change: Callable[[onnx.ModelProto], object]) -> bytes:
     """Returns a changed copy of a model."""
     model = onnx.load_from_string(content)

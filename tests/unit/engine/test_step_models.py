@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from support import bundles
 from support.models import alone
-from support.step_graphs import I64, changed, counter, elman, graph, import_graph
+from support.step_graphs import I64, changed, elman, graph, import_examples, import_graph
 
 from unroll_engine import BundleError, Engine, InvalidRequestError, Snapshot
 from unroll_engine.bundle import verify_folder
@@ -28,9 +28,7 @@ from unroll_export.steps.plan import Options
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of step models."""
     root = tmp_path_factory.mktemp("step-models")
-    import_graph(elman(), root, "elman")
-    import_graph(elman(last=["Softmax"]), root, "classes", labels=["a", "b", "c", "d"])
-    import_graph(counter(), root, "counter")
+    import_examples(root)
     return root
 
 
