@@ -84,7 +84,7 @@ async def _overloaded(session: Session, contestant: Contestant, rate: float, see
 
 
 def _explain(outcome: Outcome, name: str, results: list[Result]) -> None:
-    """Records the outcome of the other calls; raises if an answer was wrong."""
+    """Notes the outcome of the other calls; a wrong answer is the row's problem."""
     if any(result.wrong for result in results):
         outcome.problem = f"{name}: wrong answers"
     errors = sum((result.errors for result in results), start=type(results[0].errors)())
