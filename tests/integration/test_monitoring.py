@@ -1,0 +1,84 @@
+"""The alerts and the dashboard of deploy/, on a real Prometheus that reads a server under load."""
+
+import asyncio
+import json
+import math
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from support.processes import ServerProcess
+from support.prometheus import Prometheus, needs_prometheus
+from support.waiting import until
+
+from unroll_client import AsyncClient, NotFound
+from unroll_proto.sequences import Sequence
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+OPTIONS = ("--metrics", "127.0.0.1:0", "--workers", "2")
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    """Yields title and query of each target of each panel, with the variables as Grafana sets them for All."""
+    for panel in json.loads((DEPLOY / "grafana" / "unroll.json").read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            query = re.sub(r"\$(job|instance|model)\b", ".*", target["expr"])
+            yield panel["title"], query.replace("$__rate_interval", "5s")
+
+
+def has_data(samples: list[dict[str, Any]]) -> bool:
+    return any(math.isfinite(float(sample["value"][1])) for sample in samples)
+
+
+async def load(address: str, vowels: list[Sequence]) -> None:
+    """Calls every method that a panel shows, until it is cancelled."""
+    async with AsyncClient(address) as client:
+        streamed = client.unroll("jv")
+        for turn in range(10**6):
+            values = vowels[turn % len(vowels)].values
+            await client.classify([values], model="jv")
+            await streamed.send(values)
+            await client.advance("s", values, model="jv", start=turn == 0)
+            with suppress(NotFound):
+                await client.classify([values], model="absent")
+
+
+@needs_prometheus
+def test_each_alert_fires_on_its_symptom_and_none_on_a_healthy_server() -> None:
+    done = subprocess.run(
+        ["promtool", "test", "rules", ALERTS.with_suffix(".test.yml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = re.findall(r'alertname(?:: |=")(\w+)', ALERTS.with_suffix(".test.yml").read_text())
+    assert set(tested) == set(re.findall(r"alert: (\w+)", ALERTS.read_text()))
+
+
+@needs_prometheus
+async def test_every_panel_has_data_and_no_alert_names_an_unknown_metric(
+    bundle_root: Path, tmp_path: Path, vowels: list[Sequence]
+) -> None:
+    with ServerProcess(bundle_root, tmp_path / "log", *OPTIONS) as server:
+        (metrics,) = re.findall(r"metrics on http://([^/\s]+)", server.log)
+        calling = asyncio.create_task(load(server.address, vowels))
+        with Prometheus(tmp_path, metrics) as prometheus:
+            empty = dict.fromkeys(panels())
+
+            async def all_have_data() -> bool:
+                if calling.done():
+                    calling.result()
+                for panel in list(empty):
+                    if has_data(await asyncio.to_thread(prometheus.query, panel[1])):
+                        del empty[panel]
+                return not empty
+
+            await until(all_have_data, lambda: empty)
+            named = set(re.findall(r"\b(?:unroll|grpc|process)_[a-z_]+\b(?!\{?=)", ALERTS.read_text()))
+            known = {sample["metric"]["__name__"] for sample in prometheus.query('{__name__!=""}')}
+            assert named - {"grpc_code", "grpc_method"} <= known
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        assert server.stop() == 0, server.log
