@@ -41,7 +41,7 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 	$(if $(filter test-python,$(MAKECMDGOALS)),$(USUAL_PYTHON),$(PYTHON)) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis,uvloop]' -e './client[otel]' \
-	  -e './bench[contest]' -r requirements-dev.txt
+	  -e './bench[contest]' -e ./web -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps $(AEON) $(SILERO)
 	touch $@
 
@@ -98,7 +98,7 @@ test-python: .venv/done $(OTHER)/native ## Runs the tests on another Python: PYT
 $(OTHER)/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(PYTHON) -m venv $(OTHER)
 	$(OTHER)/bin/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e './server[otel,redis]' -e './client[files,otel]' \
-	  -e ./bench $(if $(TORCH),-e ./export) -r requirements-dev.txt
+	  -e ./bench -e ./web $(if $(TORCH),-e ./export) -r requirements-dev.txt
 	$(OTHER)/bin/pip install --quiet --no-deps $(AEON)
 	touch $@
 
@@ -154,7 +154,7 @@ types: .venv/done
 	$(BIN)/mypy
 
 imports: .venv/done
-	PYTHONPATH=proto:engine:export:server:client:bench $(BIN)/lint-imports --no-cache
+	PYTHONPATH=proto:engine:export:server:client:bench:web $(BIN)/lint-imports --no-cache
 
 proto: .venv-gen/done ## Generates the protobuf code again.
 	cd proto && $(PROTOC) --python_out=. --mypy_out=. $(PROTO_FILES)

@@ -11,6 +11,8 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+import grpc
+from google.protobuf.message import Message
 from numpy.typing import ArrayLike
 
 from unroll_client._arrays import check_number, pack_chunk
@@ -22,6 +24,7 @@ from unroll_client._coalesce import Coalescer
 from unroll_client._errors import InvalidArgument, NotFound, UnrollError
 from unroll_client._models import Models
 from unroll_client._sequence import AsyncSequence
+from unroll_client._servers import Server
 from unroll_client._sessions import SessionSteps, advance_request, joined_steps, piece_request, pieces, session_steps
 from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_client._uncopied import Uncopied
@@ -30,6 +33,7 @@ from unroll_proto.v1 import unroll_pb2 as pb
 
 P = ParamSpec("P")
 T = TypeVar("T")
+MessageT = TypeVar("MessageT", bound=Message)
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT = 30.0
@@ -98,12 +102,36 @@ class AsyncClient(Uncopied):
         connection = Connection(
             targets_of(target), tls, root_certificates, certificate, server_name, token, tuple(metadata)
         )
+        self._connection = connection
         self._calls = Calls(connection, timeout, wait_for_ready)
         self._model = model
         self._reconnect_timeout = reconnect_timeout
         self._models = Models(self._look_up)
         self._api = ClientApi(self._calls, self._models, connection.targets)
         self._coalescer = Coalescer(self._classify_once, self._models.forget) if coalesce else None
+
+    def with_metadata(self, metadata: Listing[tuple[str, str]], *, retry_refused: bool = True) -> AsyncClient:
+        """Returns a client that sends more metadata, such as another caller's token, on the same connections.
+
+        It shares no requests and no stream with other clients. Closing it ends its own calls; close it before this one.
+
+        Args:
+            metadata: Pairs, which replace those of the same keys; ("authorization", "Bearer ...") replaces the token.
+            retry_refused: False to raise ResourceExhausted at once, instead of waiting as the server asks.
+
+        Raises:
+            ValueError: the metadata can't be sent.
+        """
+        made = object.__new__(AsyncClient)
+        made._connection = self._connection.with_metadata(metadata)
+        made._calls = Calls(made._connection, self._calls.timeout, self._calls.wait_for_ready, self._calls)
+        made._calls.retry_refused = retry_refused
+        made._model = self._model
+        made._reconnect_timeout = self._reconnect_timeout
+        made._models = Models(made._look_up, self._models)
+        made._api = ClientApi(made._calls, made._models, made._connection.targets)
+        made._coalescer = None
+        return made
 
     @_explaining
     async def classify(
@@ -306,6 +334,34 @@ class AsyncClient(Uncopied):
             UnrollError: the call failed.
         """
         return await self._look_up(self._model if name is None else name, version, self._calls.deadline(timeout))
+
+    @_explaining
+    async def call(
+        self,
+        path: str,
+        request: Message,
+        response: type[MessageT],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 (as above)
+    ) -> MessageT:
+        """Calls any method with one request and one response, such as one of the Open Inference Protocol.
+
+        It is not repeated when a server is lost, since it may have been carried out.
+
+        Args:
+            path: `/package.Service/Method`.
+            request: Its request.
+            response: Type of its response.
+            timeout: Seconds that the call may take; None for the client's default.
+
+        Raises:
+            UnrollError: the call failed.
+        """
+
+        def method(server: Server) -> grpc.aio.UnaryUnaryMultiCallable[Message, MessageT]:
+            return server.channel.unary_unary(path, type(request).SerializeToString, response.FromString)
+
+        return await self._calls.make(method, request, self._calls.deadline(timeout), again=False)
 
     async def close(self) -> None:
         """Closes the connections; pending calls fail with Unavailable."""

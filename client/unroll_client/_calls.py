@@ -14,8 +14,7 @@ from unroll_client import _fork
 from unroll_client._backoff import backoff
 from unroll_client._channel import Connection
 from unroll_client._errors import ResourceExhausted, Unavailable, from_rpc_error
-from unroll_client._servers import Servers
-from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
+from unroll_client._servers import Server, Servers
 
 # Attempts at each of several servers; gRPC itself makes as many at a single one.
 TRIES = 5
@@ -25,7 +24,7 @@ LONGEST_TIMEOUT = 1e9
 
 ResponseT = TypeVar("ResponseT")
 # Picks an RPC of a server.
-Method = Callable[[UnrollServiceStub], Callable[..., Awaitable[ResponseT]]]
+Method = Callable[[Server], Callable[..., Awaitable[ResponseT]]]
 
 
 class Calls:
@@ -35,19 +34,25 @@ class Calls:
         connection: Addresses and credentials of the servers.
         timeout: Default timeout of a call, in seconds.
         wait_for_ready: Wait within the timeout while no server is reachable, instead of failing.
+        parent: Calls whose connections are used; None to make own ones.
 
     Attributes:
         metadata: Metadata of every call.
         timeout: As given.
         wait_for_ready: As given.
+        retry_refused: False to raise the refusal of an overloaded server at once.
         closed: True once no more calls may be made.
     """
 
-    def __init__(self, connection: Connection, timeout: float, wait_for_ready: bool) -> None:
+    def __init__(
+        self, connection: Connection, timeout: float, wait_for_ready: bool, parent: Calls | None = None
+    ) -> None:
         self.metadata = connection.call_metadata()
         self.timeout = timeout
         self.wait_for_ready = wait_for_ready
+        self.retry_refused = True
         self.closed = False
+        self._parent = parent
         self._connection = connection
         self._opened: Servers | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,6 +64,8 @@ class Calls:
             RuntimeError: the client is closed, or belongs to another event loop.
         """
         self.check()
+        if self._parent is not None:
+            return self._parent.servers()
         if self._opened is None:
             # Not before the first call: a channel belongs to the event loop that runs when it is made.
             self._opened = Servers(self._connection)
@@ -105,7 +112,7 @@ class Calls:
                 return await self.make_once(method, request, deadline, again=again)
             except ResourceExhausted as error:
                 pause = error.retry_after
-                if pause is None or pause >= deadline - time.monotonic():
+                if not self.retry_refused or pause is None or pause >= deadline - time.monotonic():
                     raise
             await asyncio.sleep(pause)
 

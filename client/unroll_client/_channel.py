@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence as Listing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -117,6 +117,17 @@ class Connection:
             if not key.endswith("-bin") and not _METADATA_VALUE.fullmatch(value):
                 # The value itself may be a secret.
                 raise ValueError(f"metadata: {key}: only printable ASCII characters can be sent")
+
+    def with_metadata(self, metadata: Listing[tuple[str, str]]) -> Connection:
+        """Returns these settings with more metadata, which replaces entries, and a token, of the same keys.
+
+        Raises:
+            ValueError: the metadata can't be sent.
+        """
+        keys = {key for key, _ in metadata}
+        kept = tuple(entry for entry in self.metadata if entry[0] not in keys)
+        token = None if "authorization" in keys else self.token
+        return replace(self, token=token, metadata=(*kept, *metadata))
 
     def open(self) -> list[grpc.aio.Channel]:
         """Makes a channel to each target, on the running event loop; connections are made by the first calls."""

@@ -21,11 +21,12 @@ class Models:
 
     Args:
         ask: Asks a server.
+        parent: Models whose cache is shared; None for an empty one.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, parent: Models | None = None) -> None:
         self._ask = ask
-        self._known: dict[tuple[str, int], ModelInfo] = {}
+        self._known: dict[tuple[str, int], ModelInfo] = {} if parent is None else parent._known
         self._lookups: dict[tuple[str, int], asyncio.Task[ModelInfo]] = {}
 
     def get(self, name: str, version: int) -> ModelInfo | None:

@@ -20,6 +20,21 @@ _RANKS = {
 }
 
 
+class Server(UnrollServiceStub):
+    """Stub of one server, with its channel for methods of other services.
+
+    Args:
+        channel: As the attribute.
+
+    Attributes:
+        channel: Channel to the server.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)
+        self.channel = channel
+
+
 class Servers:
     """Servers of one client, on the running event loop.
 
@@ -32,13 +47,13 @@ class Servers:
     def __init__(self, connection: Connection) -> None:
         self._channels = connection.open()
         _fork.opened(self)
-        self._stubs = [UnrollServiceStub(channel) for channel in self._channels]
+        self._stubs = [Server(channel) for channel in self._channels]
         self._turn = 0
 
     def __len__(self) -> int:
         return len(self._channels)
 
-    def next(self) -> UnrollServiceStub:
+    def next(self) -> Server:
         """Returns the next server of those that seem reachable; of all if none does."""
         count = len(self._channels)
         if count == 1:

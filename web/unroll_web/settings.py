@@ -1,0 +1,33 @@
+"""Settings of a web process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unroll_client import AsyncClient
+
+MAX_BODY_BYTES = 1 << 24
+"""Default limit of one request's body, as that of one message to the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of a web process.
+
+    Attributes:
+        connect: Makes the client of the servers; called once.
+        models: Folder of bundles, from which the page reads weights; None if there is none.
+        metrics: HOST:PORT of the server's metrics, which the page shows; empty if there are none.
+        hosts: Names by which callers may address the process, without ports; empty for any.
+        origins: Origins of other sites whose pages may call, such as "https://lab.example"; by default none.
+        max_body_bytes: Most bytes of a request's body, compressed or not.
+        body_timeout: Longest pause within a request's body, in seconds.
+    """
+
+    connect: Callable[[], AsyncClient]
+    models: Path | None = None
+    metrics: str = ""
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    max_body_bytes: int = MAX_BODY_BYTES
+    body_timeout: float = 30.0
