@@ -73,12 +73,11 @@ class Environment:
     bin: Path
 
     @classmethod
-    def make(cls, path: Path, *distributions: str) -> "Environment":
-        """Installs distributions, each named by its folder and, in brackets, its extras."""
+    def make(cls, path: Path, *wheels: Path) -> "Environment":
+        """Installs wheels, and from the registry what they need."""
         output_of(sys.executable, "-m", "venv", path)
-        sources = [REPOSITORY / name for name in distributions]
         output_of(
-            path / "bin" / "pip", "install", "--quiet", "--no-compile", "-c", REPOSITORY / "constraints.txt", *sources
+            path / "bin" / "pip", "install", "--quiet", "--no-compile", "-c", REPOSITORY / "constraints.txt", *wheels
         )
         return cls(path / "bin")
 
@@ -108,18 +107,21 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def client_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment.make(tmp_path_factory.mktemp("client") / "venv", "proto", "client")
+def client_environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    parts = [wheels[f"unroll_{name}"] for name in ("proto", "client")]
+    return Environment.make(tmp_path_factory.mktemp("client") / "venv", *parts)
 
 
 @pytest.fixture(scope="module")
-def bench_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment.make(tmp_path_factory.mktemp("bench") / "venv", "proto", "client", "bench")
+def bench_environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    parts = [wheels[f"unroll_{name}"] for name in ("proto", "client", "bench")]
+    return Environment.make(tmp_path_factory.mktemp("bench") / "venv", *parts)
 
 
 @pytest.fixture(scope="module")
-def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return Environment.make(tmp_path_factory.mktemp("server") / "venv", "proto", "engine", "server")
+def server_environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    parts = [wheels[f"unroll_{name}"] for name in ("proto", "engine", "server")]
+    return Environment.make(tmp_path_factory.mktemp("server") / "venv", *parts)
 
 
 @pytest.fixture(scope="module")

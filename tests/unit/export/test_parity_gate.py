@@ -134,7 +134,7 @@ def test_amplified_rounding_is_told_from_a_fault() -> None:
             prove(network, {kind: drift(network, build)})
 
 
-@pytest.mark.parametrize("sizes", [(512, 8), (1024, 8), (2048, 8), (2048, 32), (4000, 128), (8192, 128)], ids=str)
+@pytest.mark.parametrize("sizes", [(512, 8), (2048, 32), (4000, 128)], ids=str)
 def test_wide_inputs_are_honest(sizes: tuple[int, int]) -> None:
     network = random_network(*sizes, 3)
     prove(network, {RNN: build_onnx_rnn(network)})
