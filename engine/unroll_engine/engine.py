@@ -198,5 +198,5 @@ class Engine:
                 for index, (before, count) in enumerate(zip(begun, steps, strict=True))
             )
         indices = job.labels.astype(np.int64)
-        labels = [spec.class_labels[index] for index in indices]
+        labels = list(map(spec.class_labels.__getitem__, indices.tolist()))
         return Classification(labels, indices, job.probabilities, job.logits, final_states)

@@ -1,6 +1,7 @@
 """The step kernel from Python: correct results, the same bits in any schedule, and clear refusals."""
 
 import itertools
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -159,6 +160,36 @@ def test_threads_share_a_queue() -> None:
     assert sorted(ended) == sorted(tickets)
     assert steps == sum(lengths)
     assert [sequence.results() for sequence in batch] == expected
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    # In a process of its own: a fork of one with threads is a warning in newer Pythons.
+    code = """
+import os, sys
+import numpy as np
+from unroll_engine.kernel import Network, NetworkWeights, SequenceQueue
+from unroll_engine.kernel.weights import LayerWeights
+
+def floats(*shape):
+    return np.full(shape, 0.01, np.float32)
+
+layer = LayerWeights(floats(128, 8), floats(128, 128), floats(128))
+network = Network(NetworkWeights("rnn_tanh", None, (layer,), floats(4, 128), floats(4)))
+values, offsets, logits = floats(20_000, 8), list(range(0, 20_001, 100)), floats(200, 4)
+
+def steps(queue):
+    queue.submit_batch(values, offsets, 0, None, None, logits)
+    return queue.advance(2**62).steps
+
+queue = SequenceQueue(network, threads=2)
+assert steps(queue) == 20_000
+if not (child := os.fork()):
+    done = steps(queue), steps(SequenceQueue(network, threads=2))
+    os._exit(0 if done == (20_000, 20_000) else 1)
+assert steps(queue) == 20_000
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
 def test_a_deadline_or_a_cancellation_ends_a_sequence_between_budgets() -> None:

@@ -38,7 +38,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         command = [compiler, *COMMON, *flags]
         objects = [
             compiled(PROGRAMS / f"{program}.cpp", *command),
-            *(compiled(SOURCES / name, *command) for name in ("network.cpp", "queue.cpp")),
+            *(compiled(SOURCES / name, *command) for name in ("helper.cpp", "network.cpp", "queue.cpp")),
         ]
         objects += [compiled(SOURCES / "step.cpp", compiler, *COMMON, *own, unit) for unit, own in units.items()]
         output = folder / "-".join([program, compiler, *flags]).replace("/", "")

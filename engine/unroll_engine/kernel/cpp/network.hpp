@@ -148,7 +148,7 @@ private:
 class Queue {
 public:
     // `slots` is per thread; `worthwhile` is the number of products that are worth another thread.
-    Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads, int64_t worthwhile = 1 << 24);
+    Queue(std::shared_ptr<const Network> network, int64_t slots, int64_t threads, int64_t worthwhile = 1 << 23);
 
     // Returns the ticket of all these jobs. Their memory must stay valid until advance() returns the end of the last.
     int64_t submit(std::vector<Job>& jobs);

@@ -3,8 +3,8 @@
 #include <chrono>
 #include <stdexcept>
 #include <system_error>
-#include <thread>
 
+#include "helper.hpp"
 #include "network.hpp"
 
 namespace unroll {
@@ -111,7 +111,7 @@ int64_t Queue::advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended
         slots_[thread]->fill(turns.emplace_back(*this, shares[thread].ended), most);
         total += slots_[thread]->active();
     }
-    std::vector<std::thread> others;
+    std::vector<Helper*> others;
     for (int64_t thread = count; thread-- > 0;) {
         const int64_t active = slots_[thread]->active();
         const int64_t own = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(budget) * active / std::max<int64_t>(1, total)));
@@ -121,14 +121,15 @@ int64_t Queue::advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended
         const double steps = std::min<double>(own, static_cast<double>(rounds) * active);
         try {
             if (thread && steps * network->products() >= worthwhile_) {
-                others.emplace_back(run);
+                others.push_back(&Helper::claim());
+                others.back()->start(run);
                 continue;
             }
         } catch (const std::system_error&) {  // no more threads are available
         }
         run();
     }
-    for (std::thread& other : others) other.join();
+    for (Helper* other : others) other->finish();
     int64_t ran = 0;
     for (const Share& share : shares) {
         ran += share.ran;
