@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unroll_engine.errors import InvalidRequestError
+from unroll_engine.kernel import pack
 from unroll_engine.models.spec import Float32Array
 
 FLOAT32 = np.dtype("<f4")
@@ -50,29 +51,15 @@ def pack_sequences(sequences: Iterable[ArrayLike], features: int) -> tuple[Float
         InvalidRequestError: a sequence is not such an array, or holds a number that float32 can't represent as a finite
             one; the field is `sequences[INDEX]`.
     """
-    given = list(sequences)
-    if packed := _pack_at_once(given, features):
+    given = tuple(sequences)
+    # Several arrays that need no conversion are checked and copied at once. A single one is not copied.
+    if len(given) > 1 and (packed := pack(given, features)):
         return packed
     arrays = [check_sequence(each, features, f"sequences[{index}]") for index, each in enumerate(given)]
     offsets = np.array([0, *accumulate(map(len, arrays))], np.int64)
     if not arrays:
         return np.empty((0, features), np.float32), offsets
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), offsets
-
-
-def _pack_at_once(given: list[ArrayLike], features: int) -> tuple[Float32Array, NDArray[np.int64]] | None:
-    """Returns the result of `pack_sequences` if all sequences are valid float32, by one check of all; else None."""
-    if len(given) < 2:
-        return None
-    try:
-        values = np.asarray(np.concatenate(given))
-        lengths = np.fromiter(map(len, given), np.int64, len(given))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    right = values.dtype == np.float32 and values.ndim == 2 and values.shape[1] == features
-    if not (right and lengths.all()) or first_not_finite(values):
-        return None
-    return values, np.concatenate([[0], lengths.cumsum()])
 
 
 def check_sequence(values: ArrayLike, features: int, field: str) -> Float32Array:

@@ -6,9 +6,10 @@ sequences of any lengths side by side, a budget of steps at a time.
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.kernel.onnx_reader import read_onnx
@@ -32,6 +33,7 @@ __all__ = [
     "SequenceQueue",
     "UnsupportedNetworkError",
     "isas",
+    "pack",
     "read_onnx",
     "unavailable_reason",
 ]
@@ -52,6 +54,20 @@ def unavailable_reason() -> str | None:
 def isas() -> list[str]:
     """Returns this CPU's instruction sets that the kernel is compiled for, the fastest first; [] if unavailable."""
     return [] if _import_error is not None else _kernel.isas()
+
+
+def pack(arrays: tuple[Any, ...], features: int) -> tuple[Float32Array, NDArray[np.int64]] | None:
+    """Concatenates sequences at the speed of memory.
+
+    Args:
+        arrays: C-contiguous float32 arrays [steps, features] of finite numbers, 1 step or more each.
+        features: Size of a timestep.
+
+    Returns:
+        float32 [total_steps, features], and int64 [sequences + 1], the first row of each sequence and the end. None if
+        an element is anything else, or the kernel was not compiled.
+    """
+    return None if unavailable_reason() else _kernel.pack(arrays, features)
 
 
 _UNBOUNDED = 2**63 - 1

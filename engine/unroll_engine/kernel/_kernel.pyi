@@ -1,6 +1,7 @@
 """Compiled part of the kernel. Written by hand; tests/unit/engine/test_kernel.py calls everything here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ _Floats = NDArray[np.float32]
 def isas() -> list[str]: ...
 def tanh(x: _Floats, isa: str = "") -> _Floats: ...
 def sigmoid(x: _Floats, isa: str = "") -> _Floats: ...
+def pack(arrays: tuple[Any, ...], features: int) -> tuple[_Floats, NDArray[np.int64]] | None: ...
 
 class Network:
     def __init__(

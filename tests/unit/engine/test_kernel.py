@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.recurrent import CELLS, Float32Array, random_sequences, recurrent_network
 
-from unroll_engine.kernel import Network, Outcome, SequenceQueue, isas, read_onnx, unavailable_reason
+from unroll_engine.kernel import Network, Outcome, SequenceQueue, isas, pack, read_onnx, unavailable_reason
 from unroll_engine.kernel.exact import ExactNetwork
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"kernel: {unavailable_reason()}")
@@ -160,6 +161,37 @@ def test_threads_share_a_queue() -> None:
     assert sorted(ended) == sorted(tickets)
     assert steps == sum(lengths)
     assert [sequence.results() for sequence in batch] == expected
+
+
+@given(st.lists(st.integers(2, 40), max_size=8), st.integers(1, 20), st.data())
+def test_arrays_are_packed_if_none_needs_a_conversion(lengths: list[int], features: int, data: st.DataObject) -> None:
+    arrays: list[Any] = [np.random.default_rng(length).random((length, features), np.float32) for length in lengths]
+    packed = pack(tuple(arrays), features)
+    assert packed is not None
+    assert packed[0].shape == (sum(lengths), features)
+    assert packed[0].tobytes() == b"".join(arrays)
+    assert packed[1].tolist() == list(itertools.accumulate(lengths, initial=0))
+    if not arrays:
+        return
+    place = data.draw(st.integers(0, len(arrays) - 1))
+    right = arrays[place]
+    spoiled, twice = right.copy(), np.hstack([right, right])
+    spoiled.flat[data.draw(st.integers(0, right.size - 1))] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    misplaced = np.frombuffer(b"." + right.tobytes(), np.float32, right.size, 1).reshape(right.shape)
+    converted = [right.astype(kind) for kind in (np.float64, np.int32, ">f4")]
+    for wrong in (
+        spoiled,
+        misplaced,
+        *converted,
+        right[:0],
+        right[0],
+        right[None],
+        twice,
+        twice[:, :features],
+        [[1.0]],
+    ):
+        arrays[place] = wrong
+        assert pack(tuple(arrays), features) is None
 
 
 def test_a_forked_child_has_threads_of_its_own() -> None:

@@ -12,6 +12,7 @@
 #include <unordered_map>
 
 #include "network.hpp"
+#include "pack.hpp"
 
 namespace nb = nanobind;
 using namespace unroll;
@@ -335,10 +336,9 @@ std::pair<int64_t, std::vector<std::tuple<int64_t, int, int64_t>>> advance(Keepi
 nb::ndarray<nb::numpy, float> activation(void (*Isa::*function)(const float*, float*, int64_t), const Input& x, const std::string& isa) {
     const float* data = contiguous("x", x, {-1});
     const size_t count = x.shape(0);
-    float* y = new float[count];
-    nb::capsule owner(y, [](void* memory) noexcept { delete[] static_cast<float*>(memory); });
-    (isa_named(isa).*function)(data, y, count);
-    return nb::ndarray<nb::numpy, float>(y, {count}, owner);
+    std::unique_ptr<float[]> y(new float[count]);
+    (isa_named(isa).*function)(data, y.get(), count);
+    return owned(std::move(y), {count});
 }
 
 }  // namespace
@@ -355,6 +355,7 @@ NB_MODULE(_kernel, m) {
           nb::arg("x").noconvert(), nb::arg("isa") = "");
     m.def("sigmoid", [](const Input& x, const std::string& isa) { return activation(&Isa::sigmoid, x, isa); },
           nb::arg("x").noconvert(), nb::arg("isa") = "");
+    m.def("pack", &pack, nb::arg("arrays"), nb::arg("features"));
     nb::class_<Network>(m, "Network")
         .def(nb::new_(&make_network), nb::arg("cell"), nb::arg("scale").none(), nb::arg("layers"), nb::arg("readout"),
              nb::arg("bias"), nb::arg("isa") = "")

@@ -276,8 +276,27 @@ void activate(const float* x, float* out, int64_t count) {
     store_first(out + vectors * width, Activation{}(last).of[0], rest);
 }
 
+bool copy_finite(const float* from, float* to, int64_t count) {
+    Vector sum = splat(0);
+    int64_t at = 0;
+    for (; at + width <= count; at += width) {
+        const Vector values = load(from + at);
+        store(to + at, values);
+        sum = sum + (values - values);  // 0, or NaN for an infinity or a NaN
+    }
+    if (at < count) {
+        const Vector values = load_first(from + at, count - at);
+        store_first(to + at, values, count - at);
+        sum = sum + (values - values);
+    }
+    float sums[width], total = 0;
+    store(sums, sum);
+    for (float each : sums) total += each;
+    return total == 0;
+}
+
 }  // namespace
 
-const Isa UNROLL_ISA{UNROLL_ISA_NAME, step, readout, standardize, activate<Tanh>, activate<Sigmoid>};
+const Isa UNROLL_ISA{UNROLL_ISA_NAME, step, readout, standardize, activate<Tanh>, activate<Sigmoid>, copy_finite};
 
 }  // namespace unroll

@@ -46,6 +46,8 @@ struct Isa {
     void (*standardize)(const float* x, const float* mean, const float* std, float* out, int64_t count);
     void (*tanh)(const float* x, float* out, int64_t count);
     void (*sigmoid)(const float* x, float* out, int64_t count);
+    // Copies numbers; returns false if one is not finite.
+    bool (*copy_finite)(const float* from, float* to, int64_t count);
 };
 
 constexpr int64_t row_multiple = 16;
