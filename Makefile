@@ -30,7 +30,7 @@ SILERO := silero-vad==6.2.3
 TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
 GRPC_JS := @grpc/grpc-js@1.14.7
 
-.PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench gpu soak sbom notice check lint types imports proto proto-check clean
+.PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench gpu soak sbom notice check lint types imports proto proto-check ui ui-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -144,7 +144,7 @@ sbom: .venv-sbom/done ## Builds the images as unroll-NAME and writes the SBOM of
 notice: .venv/done ## Writes NOTICE again, from what the packages require.
 	$(BIN)/python packaging/components.py notice .venv >NOTICE
 
-check: lint types imports proto-check ## Linters, type checker, import rules, generated code.
+check: lint types imports proto-check ui-check ## Linters, type checker, import rules, generated code.
 
 lint: .venv/done
 	$(BIN)/ruff check .
@@ -155,6 +155,20 @@ types: .venv/done
 
 imports: .venv/done
 	PYTHONPATH=proto:engine:export:server:client:bench:web $(BIN)/lint-imports --no-cache
+
+ui: web/ui/node_modules/done ## Builds the page's files from web/ui; needs Node.js 20.
+	cd web/ui && npm run --silent build -- --logLevel warn
+
+web/ui/node_modules/done: web/ui/package-lock.json
+	cd web/ui && npm ci --silent --no-audit --no-fund
+	touch $@
+
+# Users and most developers have no Node.js: what is built is in the repository.
+ui-check:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory ui && \
+	  { test -z "$$(git status --porcelain -- web/unroll_web/page/static)" || \
+	    { git status --short -- web/unroll_web/page/static; echo 'the page is not current: commit what make ui wrote'; exit 1; }; }; \
+	else echo 'no npm: whether the page is current was not checked' >&2; fi
 
 proto: .venv-gen/done ## Generates the protobuf code again.
 	cd proto && $(PROTOC) --python_out=. --mypy_out=. $(PROTO_FILES)

@@ -110,7 +110,13 @@ class AsyncClient(Uncopied):
         self._api = ClientApi(self._calls, self._models, connection.targets)
         self._coalescer = Coalescer(self._classify_once, self._models.forget) if coalesce else None
 
-    def with_metadata(self, metadata: Listing[tuple[str, str]], *, retry_refused: bool = True) -> AsyncClient:
+    def with_metadata(
+        self,
+        metadata: Listing[tuple[str, str]],
+        *,
+        retry_refused: bool = True,
+        reconnect_timeout: float | None = None,
+    ) -> AsyncClient:
         """Returns a client that sends more metadata, such as another caller's token, on the same connections.
 
         It shares no requests and no stream with other clients. Closing it ends its own calls; close it before this one.
@@ -118,6 +124,7 @@ class AsyncClient(Uncopied):
         Args:
             metadata: Pairs, which replace those of the same keys; ("authorization", "Bearer ...") replaces the token.
             retry_refused: False to raise ResourceExhausted at once, instead of waiting as the server asks.
+            reconnect_timeout: As of the class; None for this client's.
 
         Raises:
             ValueError: the metadata can't be sent.
@@ -127,7 +134,7 @@ class AsyncClient(Uncopied):
         made._calls = Calls(made._connection, self._calls.timeout, self._calls.wait_for_ready, self._calls)
         made._calls.retry_refused = retry_refused
         made._model = self._model
-        made._reconnect_timeout = self._reconnect_timeout
+        made._reconnect_timeout = self._reconnect_timeout if reconnect_timeout is None else reconnect_timeout
         made._models = Models(made._look_up, self._models)
         made._api = ClientApi(made._calls, made._models, made._connection.targets)
         made._coalescer = None

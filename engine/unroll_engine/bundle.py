@@ -1,6 +1,5 @@
 """Bundles on disk: finds them in a model repository, verifies them, and reads their artifacts."""
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -169,7 +168,7 @@ def verify_folder(path: Path) -> VerifiedBundle:
         num_layers=manifest.num_layers,
         class_labels=tuple(manifest.class_labels),
         feature_names=tuple(manifest.feature_names),
-        bundle=hashlib.sha256(manifest.SerializeToString(deterministic=True)).digest()[:16],
+        bundle=bundle.fingerprint(manifest),
         step=step,
     )
     return VerifiedBundle(path, spec, manifest, report)

@@ -212,6 +212,11 @@ def read_manifest(path: Path) -> pb.BundleManifest:
     return manifest
 
 
+def fingerprint(manifest: pb.BundleManifest) -> bytes:
+    """Returns the id of a version's content, as snapshots hold it: 16 bytes of the manifest's SHA-256."""
+    return hashlib.sha256(manifest.SerializeToString(deterministic=True)).digest()[:16]
+
+
 def check_model(manifest: pb.BundleManifest) -> None:
     """Checks the model that a manifest describes: sizes, labels, names, and the tensors of a step model.
 

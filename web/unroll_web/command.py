@@ -43,6 +43,13 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
     show_envvar=True,
     help="Metrics of the server (unroll-serve --metrics), which the page shows.",
 )
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="Sequence file that the page offers, in any format of `unroll classify`; several can be given.",
+)
 @click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Serve HTTPS with this certificate.")
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="PEM file of its private key.")
 @click.option(
@@ -87,6 +94,7 @@ def web_command(
     listen: str,
     models: Path | None,
     metrics: str,
+    data: tuple[Path, ...],
     tls_cert: Path | None,
     tls_key: Path | None,
     hosts: tuple[str, ...],
@@ -112,8 +120,10 @@ def web_command(
     listener = Listener(listen, tls_cert, tls_key)
     settings = Settings(
         connect=partial(server.client, wait_for_ready=False),
+        target=server.target,
         models=models,
         metrics=metrics,
+        data=data,
         hosts=_hosts(listener.host, hosts),
         origins=frozenset(origins),
         max_body_bytes=max_body_bytes,

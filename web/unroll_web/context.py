@@ -31,7 +31,9 @@ class Context:
         self.draining = asyncio.Event()
         self._client = settings.connect()
 
-    def client(self, connection: HTTPConnection, token: str | None = None) -> AsyncClient:
+    def client(
+        self, connection: HTTPConnection, token: str | None = None, *, reconnect_timeout: float | None = None
+    ) -> AsyncClient:
         """Returns a client that calls for the sender of a request or WebSocket; an async context manager.
 
         It sends the caller's token, request id and trace. Refusals of an overloaded server are raised at once.
@@ -39,6 +41,7 @@ class Context:
         Args:
             connection: The request or WebSocket.
             token: Bearer token; None for that of the header Authorization, or else the process's own.
+            reconnect_timeout: Seconds within which a sequence must resume after a loss; None for the process's own.
 
         Raises:
             Problem: a header can't be used.
@@ -51,7 +54,7 @@ class Context:
                 raise Problem(401, "authorization: 'Bearer TOKEN' expected")
             metadata.append(("authorization", f"Bearer {match[1]}"))
         try:
-            return self._client.with_metadata(metadata, retry_refused=False)
+            return self._client.with_metadata(metadata, retry_refused=False, reconnect_timeout=reconnect_timeout)
         except ValueError as error:
             raise Problem(400, str(error)) from None
 

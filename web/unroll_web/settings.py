@@ -16,8 +16,10 @@ class Settings:
 
     Attributes:
         connect: Makes the client of the servers; called once.
+        target: Addresses of the servers, for scripts that the page writes.
         models: Folder of bundles, from which the page reads weights; None if there is none.
         metrics: HOST:PORT of the server's metrics, which the page shows; empty if there are none.
+        data: Sequence files that the page offers.
         hosts: Names by which callers may address the process, without ports; empty for any.
         origins: Origins of other sites whose pages may call, such as "https://lab.example"; by default none.
         max_body_bytes: Most bytes of a request's body, compressed or not.
@@ -25,8 +27,10 @@ class Settings:
     """
 
     connect: Callable[[], AsyncClient]
+    target: str = ""
     models: Path | None = None
     metrics: str = ""
+    data: tuple[Path, ...] = ()
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     max_body_bytes: int = MAX_BODY_BYTES

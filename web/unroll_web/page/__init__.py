@@ -1,10 +1,9 @@
-"""The page that shows a network thinking."""
+"""The page: a recurrent network that a server runs, shown step by step.
 
-from starlette.routing import BaseRoute
+`routes` returns its files, its HTTP API and its WebSocket. Values come from real `Unroll` calls; arithmetic of weights
+is numpy's, on the bundle that the server reports.
+"""
 
-from unroll_web.context import Context
+from unroll_web.page.routes import routes
 
-
-def routes(context: Context) -> list[BaseRoute]:
-    """Returns the routes of the page."""
-    return []
+__all__ = ["routes"]

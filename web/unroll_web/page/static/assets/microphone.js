@@ -1,0 +1,1 @@
+var e=class extends AudioWorkletProcessor{constructor({processorOptions:e}){super(),this.row=new Float32Array(e.samples),this.filled=0}process([[e]]){for(let t of e??[])this.row[this.filled++]=t,this.filled<this.row.length||(this.port.postMessage(this.row),this.row=new Float32Array(this.row.length),this.filled=0);return!0}};registerProcessor(`gather`,e);
