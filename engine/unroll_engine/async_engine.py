@@ -22,6 +22,7 @@ from unroll_engine.errors import ModelNotFoundError
 from unroll_engine.jobs import BatchJob, Job
 from unroll_engine.models.loader import Model
 from unroll_engine.observer import Metrics, NoMetrics
+from unroll_engine.scheduler import CALM
 
 ONE_CORE = usable_cores() == 1
 INLINE = 5e-3 if ONE_CORE else 250e-6
@@ -30,6 +31,9 @@ LOOP_BUDGET = 250e-6
 """Seconds of consecutive ticks on the event loop after which other callbacks run."""
 TURNS = 16
 """Most turns of the event loop without a new job before a tick runs."""
+STREAM_TURNS = 3
+"""Turns of the event loop after a tick on it, while streams are active: a step that has arrived becomes a job, or its
+answer is sent, before the next bulk tick."""
 
 
 class _ModelChange(NamedTuple):
@@ -86,6 +90,10 @@ class AsyncEngine:
         self._arrivals = 0
         self._turns = 0
         self._last_arrivals = 1
+        # Turns left to wait for a step of a stream, if streams are active until then; True if one has arrived.
+        self._stream_turns = 0
+        self._streams_until = 0.0
+        self._interactive = False
         # True if the core belongs to the thread. Set on the loop, cleared on the thread.
         self._threaded = False
         self._closed = False
@@ -134,6 +142,7 @@ class AsyncEngine:
         if job.model not in self._models:
             raise ModelNotFoundError(f"{job.model.spec.key} is no longer served", "model")
         self.admission.admit(job)
+        self._interactive = self._interactive or job.interactive
         self._send(job)
 
     def end(self, job: Job) -> None:
@@ -193,11 +202,18 @@ class AsyncEngine:
                 os.sched_yield()
             self._loop.call_soon(self._run_on_loop)
             return
+        if self._stream_turns and not self._interactive:
+            self._stream_turns -= 1
+            self._loop.call_soon(self._run_on_loop)
+            return
         self._last_arrivals = self._arrivals or self._last_arrivals
-        self._arrivals = self._turns = 0
+        self._arrivals = self._turns = self._stream_turns = 0
         self._scheduled = False
         begin = now = time.monotonic()
         until = begin + LOOP_BUDGET
+        if self._interactive:
+            self._interactive = False
+            self._streams_until = begin + CALM
         while True:
             seconds = None
             if len(self._inbox) == 1:
@@ -220,8 +236,10 @@ class AsyncEngine:
             if self._core.idle and not self._inbox:
                 return
             now = time.monotonic()
-            if ONE_CORE and now > until:
+            streams = now < self._streams_until
+            if ONE_CORE and (streams or now > until):
                 # Even so: a planned tick is not planned again.
+                self._stream_turns = STREAM_TURNS if streams else 0
                 self._schedule()
                 return
         if seconds <= INLINE and ONE_CORE:

@@ -341,6 +341,32 @@ async def test_a_step_of_a_stream_does_not_wait_for_bulk_lanes_to_end() -> None:
         runtime.gate.release(10**6)
 
 
+async def test_on_one_core_steps_are_read_and_answered_between_bulk_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unroll_engine.async_engine.ONE_CORE", True)
+    monkeypatch.setattr("unroll_engine.async_engine.INLINE", 10.0)
+    runtime, model = gated()
+    runtime.gate.release(10**6)
+    async with running(model, lanes=4, steps=5) as engine:
+        bulk = asyncio.create_task(engine.run(batch_of(model, [random_values(400)] * 40)))
+        await asyncio.sleep(0)
+        for seed in range(3):
+            ticks = len(runtime.lanes)
+            while len(runtime.lanes) == ticks:  # noqa: ASYNC110  (the turns of the loop matter)
+                await asyncio.sleep(0)
+            # After a tick, a transport takes a turn of the loop to pass on a step, and one to send its answer.
+            if seed:
+                await asyncio.sleep(0)
+                ticks = len(runtime.lanes)
+            await run_chunk(engine, model, random_values(1, seed))
+            if seed:
+                assert len(runtime.lanes) == ticks + 1
+            ticks = len(runtime.lanes)
+            await asyncio.sleep(0)
+            assert len(runtime.lanes) == ticks
+        assert not bulk.done()
+        bulk.cancel()
+
+
 class Chain:
     """A listener that runs a sequence step by step, each started within the delivery of the previous one."""
 
