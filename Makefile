@@ -27,7 +27,7 @@ export VALIDATE
 AEON := aeon==1.6.0
 # Imported by tests and demos as anyone's ONNX file; without it they are skipped.
 SILERO := silero-vad==6.2.3
-TRITONCLIENT := 'tritonclient[grpc]==2.73.0'
+TRITONCLIENT := 'tritonclient[grpc,http]==2.73.0'
 GRPC_JS := @grpc/grpc-js@1.14.7
 
 .PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench gpu soak sbom notice check lint types imports proto proto-check ui ui-check clean
@@ -121,7 +121,7 @@ soak: .venv/native ## Everything at once, faults included, every answer checked:
 	npm install --prefix .node --silent --no-save --no-audit --no-fund $(GRPC_JS)
 	touch $@
 
-.venv-tritonclient/done: # An environment of its own: its client must be what a stranger installs, with its own versions.
+.venv-tritonclient/done: Makefile # An environment of its own: its client must be what a stranger installs, with its own versions.
 	$(PYTHON) -m venv .venv-tritonclient
 	.venv-tritonclient/bin/pip install --quiet $(TRITONCLIENT)
 	touch $@

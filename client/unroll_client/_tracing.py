@@ -51,12 +51,12 @@ class Tracing(grpc.aio.UnaryUnaryClientInterceptor):
         """See grpc.aio.UnaryUnaryClientInterceptor."""
         method: str | bytes = client_call_details.method
         path = method.decode() if isinstance(method, bytes) else method
-        more, ended = self.begin(path)
-        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()), *more)
+        given: Any = client_call_details.metadata or ()
+        metadata, ended = self.begin(path, tuple(given))
         details = grpc.aio.ClientCallDetails(
             method=client_call_details.method,
             timeout=client_call_details.timeout,
-            metadata=metadata,
+            metadata=grpc.aio.Metadata(*metadata),
             credentials=client_call_details.credentials,
             wait_for_ready=client_call_details.wait_for_ready,
         )
@@ -64,23 +64,27 @@ class Tracing(grpc.aio.UnaryUnaryClientInterceptor):
         call.add_done_callback(ended)
         return call
 
-    def begin(self, path: str) -> tuple[Metadata, Callable[[Any], None]]:
+    def begin(self, path: str, metadata: Metadata) -> tuple[Metadata, Callable[[Any], None]]:
         """Begins the span of an RPC.
 
         Args:
             path: `/package.Service/Method`.
+            metadata: Metadata of the RPC. A `traceparent` in it is the parent of the span, or else the current span is.
 
         Returns:
-            The metadata that tell the server of the span, and what ends it, given the ended call.
+            The metadata, which tell the server of the span, and what ends it, given the ended call.
         """
         from opentelemetry import trace
 
+        given = {key: value for key, value in metadata if key in self._propagator.fields}
+        parent = self._propagator.extract(given) if "traceparent" in given else None
         service, _, method = path[1:].partition("/")
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
-        span = self._tracer.start_span(path[1:], kind=trace.SpanKind.CLIENT, attributes=attributes)
+        span = self._tracer.start_span(path[1:], parent, trace.SpanKind.CLIENT, attributes)
         more: dict[str, str] = {}
         self._propagator.inject(more, trace.set_span_in_context(span))
-        return tuple(more.items()), lambda call: _end(span, call)
+        kept = tuple(entry for entry in metadata if entry[0] not in given)
+        return (*kept, *more.items()), lambda call: _end(span, call)
 
 
 def _end(span: Span, call: Any) -> None:
@@ -149,7 +153,7 @@ def traced_stream(method: Callable[..., CallT], metadata: Metadata, wait_for_rea
     """
     if (traced := tracing()) is None:
         return method(metadata=metadata, wait_for_ready=wait_for_ready)
-    more, ended = traced.begin(UNROLL)
-    call = method(metadata=(*metadata, *more), wait_for_ready=wait_for_ready)
+    own, ended = traced.begin(UNROLL, metadata)
+    call = method(metadata=own, wait_for_ready=wait_for_ready)
     call.add_done_callback(ended)
     return call

@@ -194,6 +194,21 @@ class Steps:
         # A server that does not describe its outputs has no step models.
         return named_outputs(self.logits, self._outputs) if self._outputs else {"logits": self.logits}
 
+    @property
+    def probabilities(self) -> NDArray[np.float32] | None:
+        """Probabilities of the classes after each step, float32 [reported, classes], from the logits of a classifier.
+
+        They have the bits of `Classification.probabilities`. None without logits.
+        """
+        if self.logits is None:
+            return None
+        wide = self.logits.astype(np.float64)
+        if wide.shape[1] == 1:
+            # Softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)).
+            wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
+        exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+
 
 def named_outputs(rows: NDArray[np.float32], outputs: Iterable[Tensor]) -> dict[str, NDArray[np.float32]]:
     """Splits the outputs of steps, [steps, output_size], by name."""

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -58,41 +58,24 @@ class Holding(NamedTuple):
         return cls(pages * os.sysconf("SC_PAGE_SIZE"), descriptors, threads)
 
 
-class ServerProcess:
-    """A running `unroll-serve` on a free port of the loopback interface.
+class AnnouncedProcess:
+    """A running command that prints a line with its address when it is ready.
 
     Args:
-        models: The model repository.
+        command: The command.
         log: File for its log.
-        options: Further options.
         env: Further environment variables.
-        tuning: Settings of `[tuning]`.
-        executables: Folder of the environment to run it from.
 
     Attributes:
-        address: HOST:PORT.
+        address: HOST:PORT or URL.
         announcement: The line that it printed when it was ready.
     """
 
-    def __init__(
-        self,
-        models: Path,
-        log: Path,
-        *options: str,
-        env: Mapping[str, str] | None = None,
-        tuning: Mapping[str, float] | None = None,
-        executables: Path = BIN,
-    ) -> None:
+    def __init__(self, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None) -> None:
         self._log = log
-        tuned = {f"UNROLL_TUNING_{name.upper()}": str(value) for name, value in (tuning or {}).items()}
-        command: list[str | Path] = [executables / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0"]
-        command += options
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, **(env or {}), **tuned},
+                command, stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, **(env or {})}
             )
         self.announcement = self._first_line()
         self.address = self.announcement.split(" on ")[1].split()[0]
@@ -107,7 +90,7 @@ class ServerProcess:
             self.process.wait()
             self.process.stdout.close()
             late = time.monotonic() >= deadline
-            raise AssertionError(f"the server {'did not start in time' if late else 'ended'}:\n{self.log}")
+            raise AssertionError(f"the process {'did not start in time' if late else 'ended'}:\n{self.log}")
         return line.strip()
 
     @property
@@ -178,3 +161,43 @@ class ServerProcess:
     ) -> None:
         self._kill()
         self.wait()
+
+
+class ServerProcess(AnnouncedProcess):
+    """A running `unroll-serve` on a free port of the loopback interface.
+
+    Args:
+        models: The model repository.
+        log: File for its log.
+        options: Further options.
+        env: Further environment variables.
+        tuning: Settings of `[tuning]`.
+        executables: Folder of the environment to run it from.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        log: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        tuning: Mapping[str, float] | None = None,
+        executables: Path = BIN,
+    ) -> None:
+        tuned = {f"UNROLL_TUNING_{name.upper()}": str(value) for name, value in (tuning or {}).items()}
+        command: list[str | Path] = [executables / "unroll-serve", "--models", models, "--listen", "127.0.0.1:0"]
+        super().__init__([*command, *options], log, {**(env or {}), **tuned})
+
+
+class WebProcess(AnnouncedProcess):
+    """A running `unroll web` on a free port of the loopback interface; its address is a URL.
+
+    Args:
+        server: HOST:PORT of the server.
+        log: File for its log.
+        options: Further options.
+        env: Further environment variables.
+    """
+
+    def __init__(self, server: str, log: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
+        super().__init__([BIN / "unroll", "web", "--server", server, "--listen", "127.0.0.1:0", *options], log, env)

@@ -8,7 +8,6 @@ from shutil import get_terminal_size
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from unroll_client._types import ModelInfo, Steps
 from unroll_client.cli.options import Server, one_line_errors, server_options
@@ -133,9 +132,8 @@ def _table(model: ModelInfo) -> Show:
 
     def show(steps: Steps) -> None:
         assert steps.states is not None
-        assert steps.logits is not None
-        for step, state, logits in zip(steps.steps.tolist(), steps.states, steps.logits, strict=True):
-            probabilities = _probabilities(logits)
+        assert steps.probabilities is not None
+        for step, state, probabilities in zip(steps.steps.tolist(), steps.states, steps.probabilities, strict=True):
             best = int(probabilities.argmax())
             components = "".join(f"{value:+7.3f}" for value in state[:shown])
             click.echo(
@@ -144,12 +142,3 @@ def _table(model: ModelInfo) -> Show:
             )
 
     return show
-
-
-def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """float64 [classes] of one step: softmax, or with a single logit the probabilities that its sigmoid gives."""
-    wide = logits.astype(np.float64)
-    if len(wide) == 1:
-        wide = np.array([0.0, wide[0]])
-    exponentials = np.exp(wide - wide.max())
-    return np.asarray(exponentials / exponentials.sum())
