@@ -245,8 +245,8 @@ def test_who_leaves_a_stream_leaves_nothing_behind(bundle_root: Path, tmp_path: 
     ):
 
         def open_sequences() -> float:
-            page = ask(f"http://{metrics_address(server)}", "/metrics").data.decode()
-            return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("unroll_open_sequences{"))
+            lines = ask(f"http://{metrics_address(server)}", "/metrics").data.decode().splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("unroll_open_sequences{"))
 
         for _ in range(3):
             connection = connect(web.address)

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unroll_web.context import REQUEST_ID, Context
-from unroll_web.problems import Problem
+from unroll_web.problems import Problem, too_large
 
 _log = logging.getLogger(__name__)
 
@@ -149,9 +149,3 @@ class _Body:
             raise too_large(self._limit)
         self._complete = not message.get("more_body", False)
         return message
-
-
-def too_large(limit: int) -> Problem:
-    """Makes the refusal of a body over the limit."""
-    what = f"body: over {limit} bytes; send less in one request, or raise --max-body-bytes"
-    return Problem(413, what, headers={"connection": "close"})

@@ -108,6 +108,12 @@ class Problem(Exception):  # noqa: N818 (the term of RFC 9457)
         return Response(content, self.status, self.headers, MEDIA_TYPE)
 
 
+def too_large(limit: int) -> Problem:
+    """Makes the refusal of a body over the limit."""
+    what = f"body: over {limit} bytes; send less in one request, or raise --max-body-bytes"
+    return Problem(413, what, headers={"connection": "close"})
+
+
 def _title(status: int) -> str:
     try:
         return HTTPStatus(status).phrase

@@ -9,8 +9,7 @@ from starlette.requests import Request
 
 from unroll_proto.snapshot import Snapshot
 from unroll_web.context import Context
-from unroll_web.gate import too_large
-from unroll_web.problems import Problem
+from unroll_web.problems import Problem, too_large
 from unroll_web.rest.floats import FORMATS
 
 # zlib's number for "gzip or zlib, as the data says".
