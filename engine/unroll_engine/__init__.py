@@ -6,6 +6,7 @@ sequence = engine.open()
 sequence.advance(chunk).states           # of every timestep; sequence.snapshot() keeps the state
 """
 
+from unroll_engine.arrays import Ragged
 from unroll_engine.engine import Classification, Engine
 from unroll_engine.errors import (
     InternalError,
@@ -25,6 +26,7 @@ __all__ = [
     "InternalError",
     "InvalidRequestError",
     "OpenSequence",
+    "Ragged",
     "RequestError",
     "RuntimeUnavailableError",
     "SequenceStateError",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,15 @@ from unroll_engine.models.spec import Float32Array
 FLOAT32 = np.dtype("<f4")
 """Number format of the wire: little-endian on every machine."""
 _NATIVE = np.float32 == FLOAT32
+
+
+class Ragged(NamedTuple):
+    """Sequences of any lengths, concatenated: the form that the engine runs without a copy."""
+
+    values: Float32Array
+    """float32 [total_steps, features], C-contiguous and finite."""
+    lengths: NDArray[np.int64]
+    """Timesteps of each sequence, int64 [sequences], 1 or more."""
 
 
 def to_bytes(array: NDArray[Any]) -> bytes:
@@ -37,11 +46,12 @@ def first_not_finite(values: NDArray[Any]) -> tuple[int, int] | None:
     return int(row), int(column)
 
 
-def pack_sequences(sequences: Iterable[ArrayLike], features: int) -> tuple[Float32Array, NDArray[np.int64]]:
+def pack_sequences(sequences: Iterable[ArrayLike] | Ragged, features: int) -> tuple[Float32Array, NDArray[np.int64]]:
     """Concatenates sequences.
 
     Args:
-        sequences: Arrays [steps, features] of any lengths and any numeric dtype; or one array [batch, steps, features].
+        sequences: Arrays [steps, features] of any lengths and any numeric dtype; or one array [batch, steps, features];
+            or a Ragged, which is not copied.
         features: Size of a timestep.
 
     Returns:
@@ -51,6 +61,8 @@ def pack_sequences(sequences: Iterable[ArrayLike], features: int) -> tuple[Float
         InvalidRequestError: a sequence is not such an array, or holds a number that float32 can't represent as a finite
             one; the field is `sequences[INDEX]`.
     """
+    if isinstance(sequences, Ragged):
+        return _offsets_of(sequences, features)
     given = tuple(sequences)
     # Several arrays that need no conversion are checked and copied at once. A single one is not copied.
     if len(given) > 1 and (packed := pack(given, features)):
@@ -60,6 +72,26 @@ def pack_sequences(sequences: Iterable[ArrayLike], features: int) -> tuple[Float
     if not arrays:
         return np.empty((0, features), np.float32), offsets
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), offsets
+
+
+def _offsets_of(ragged: Ragged, features: int) -> tuple[Float32Array, NDArray[np.int64]]:
+    """Checks a Ragged; returns the result of `pack_sequences`."""
+    values, lengths = ragged
+    if values.dtype != np.float32 or values.ndim != 2 or values.shape[1] != features:
+        problem = f"{values.dtype} {list(values.shape)}, float32 [total_steps, {features}] expected"
+        raise InvalidRequestError(problem, "values")
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if lengths.dtype.kind not in "iu" or (lengths < 1).any() or offsets[-1] != len(values):
+        problem = f"integers of 1 or more expected, whose sum is the number of steps, {len(values)}"
+        raise InvalidRequestError(problem, "lengths")
+    # A finite sum proves that all terms are finite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(values.sum())
+    if not finite and (where := first_not_finite(values)):
+        index = int(np.searchsorted(offsets, where[0], side="right")) - 1
+        problem = f"step {where[0] - offsets[index]}, feature {where[1]} is not finite"
+        raise InvalidRequestError(problem, f"sequences[{index}]")
+    return np.ascontiguousarray(values), offsets
 
 
 def check_sequence(values: ArrayLike, features: int, field: str) -> Float32Array:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from unroll_engine.arrays import pack_sequences
+from unroll_engine.arrays import Ragged, pack_sequences
 from unroll_engine.bundle import folder_of, verify_folder
 from unroll_engine.core import usable_cores
 from unroll_engine.errors import InvalidRequestError
@@ -101,7 +101,7 @@ class Engine:
 
     def classify(
         self,
-        sequences: Iterable[ArrayLike],
+        sequences: Iterable[ArrayLike] | Ragged,
         *,
         initial_states: Sequence[Snapshot | None] | None = None,
         return_final_states: bool = False,
@@ -109,7 +109,8 @@ class Engine:
         """Classifies sequences by their last timesteps.
 
         Args:
-            sequences: Arrays [steps, input_size] of any lengths, or one array [batch, steps, input_size].
+            sequences: Arrays [steps, input_size] of any lengths, or one array [batch, steps, input_size]; or a Ragged,
+                which is not copied.
             initial_states: The state that each sequence begins with; None for the zero state.
             return_final_states: True to return the state after each sequence's last timestep.
 
@@ -124,7 +125,7 @@ class Engine:
 
     async def aclassify(
         self,
-        sequences: Iterable[ArrayLike],
+        sequences: Iterable[ArrayLike] | Ragged,
         *,
         initial_states: Sequence[Snapshot | None] | None = None,
         return_final_states: bool = False,
@@ -158,7 +159,10 @@ class Engine:
         self.close()
 
     def _batch(
-        self, sequences: Iterable[ArrayLike], initial_states: Sequence[Snapshot | None] | None, keeps_states: bool
+        self,
+        sequences: Iterable[ArrayLike] | Ragged,
+        initial_states: Sequence[Snapshot | None] | None,
+        keeps_states: bool,
     ) -> tuple[BatchJob, list[int]]:
         """Makes a job of checked sequences, and returns the steps that each has consumed before."""
         if not self.spec.class_labels:

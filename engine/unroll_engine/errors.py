@@ -25,9 +25,11 @@ class RequestError(Exception):
 
     Attributes:
         reason: Identifies the error to a program, for google.rpc.ErrorInfo; empty if the class suffices.
+        sequence: Index of the sequence at fault in its batch; None if it is not about the values of one.
     """
 
     reason = ""
+    sequence: int | None = None
 
     def __init__(self, description: str, field: str = "") -> None:
         # Both may quote the caller's input at any length.

@@ -157,7 +157,9 @@ class BatchJob(_Job):
         # A state with a NaN makes every logit NaN.
         lost = np.isnan(self.logits[:, 0]).tobytes().find(True)
         if lost >= 0:
-            self.fail(_not_finite(self.model, f"of sequence {lost} "))
+            error = _not_finite(self.model, f"of sequence {lost} ")
+            error.sequence = lost
+            self.fail(error)
             return
         self.over = True
         self.on_end(None)

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from support.processes import ServerProcess
+import numpy as np
+from support.processes import ServerProcess, run
 
 from unroll_client import Client
 from unroll_engine import Engine
-from unroll_proto.sequences import Sequence
+from unroll_proto.sequences import Sequence, write_sequences
 
 
 def test_the_engine_in_process_and_the_server_are_the_same_to_the_bit(
@@ -35,3 +36,27 @@ def test_the_engine_in_process_and_the_server_are_the_same_to_the_bit(
             resumed = remote.send(values[4:])
         assert resumed.states is not None
         assert engine.open(handed_over).advance(values[4:]).states.tobytes() == resumed.states.tobytes()
+
+
+def test_a_bundle_classifies_files_as_its_server_does(
+    server: ServerProcess, bundle_root: Path, vowels: list[Sequence], tmp_path: Path
+) -> None:
+    write_sequences(tmp_path / "in.parquet", vowels)
+    run("unroll", "classify", tmp_path / "in.parquet", "-o", tmp_path / "there.parquet", "--server", server.address)
+    words = ("classify", tmp_path / "in.parquet", "-o", tmp_path / "here.parquet", "--bundle")
+    done = run("unroll", *words, bundle_root / "jv")
+    assert "370 sequences classified by jv version 1" in done.stdout
+    assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
+
+
+def test_a_bundle_that_is_refused_is_one_line(bundle_root: Path, vowels: list[Sequence], tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    write_sequences(source, [*vowels[:2], Sequence("x", np.full((9, 12), 3e38, np.float32))])
+    for words, says in (
+        (("--bundle", tmp_path / "none"), "--bundle: "),
+        (("--bundle", bundle_root / "jv", "--model", "jv"), "--bundle: not with --model, which is for servers"),
+        (("--bundle", bundle_root / "jv", "--server", "a:1"), "--bundle: not with --server"),
+    ):
+        done = run("unroll", "classify", source, *words, check=False)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+        assert says in done.stderr

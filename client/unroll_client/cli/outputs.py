@@ -5,7 +5,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -29,7 +29,7 @@ PARQUET: Final = ".parquet"
 class Output(Protocol):
     """Writer of batches, in their order."""
 
-    def write(self, ids: list[str], result: Classification) -> None:
+    def write(self, ids: Sequence[str], result: Classification) -> None:
         """Writes one batch: ids [n] and their results."""
 
     def finish(self) -> None:
@@ -42,7 +42,7 @@ class JsonLinesOutput:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
-    def write(self, ids: list[str], result: Classification) -> None:
+    def write(self, ids: Sequence[str], result: Classification) -> None:
         """Writes a line for each sequence."""
         lines = [to_json(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in _rows(ids, result)]
         self._file.write("".join(lines).encode())
@@ -61,7 +61,7 @@ class CsvOutput:
         self._writer = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self._writer.writerow(COLUMNS)
 
-    def write(self, ids: list[str], result: Classification) -> None:
+    def write(self, ids: Sequence[str], result: Classification) -> None:
         """Writes a line for each sequence."""
         self._writer.writerows(
             (name, label, probability, to_json(probabilities), to_json(logits))
@@ -80,7 +80,7 @@ class TerminalOutput:
     def __init__(self) -> None:
         click.echo(f"{'id':<20} {'label':<20} probability")
 
-    def write(self, ids: list[str], result: Classification) -> None:
+    def write(self, ids: Sequence[str], result: Classification) -> None:
         """Prints."""
         names, labels = map(printable, ids), map(printable, result.labels)
         rows = zip(names, labels, top_probabilities(result).tolist(), strict=True)
@@ -168,7 +168,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rows(ids: list[str], result: Classification) -> Iterator[tuple[str, str, float, list[float], list[float]]]:
+def _rows(ids: Sequence[str], result: Classification) -> Iterator[tuple[str, str, float, list[float], list[float]]]:
     return zip(
         ids,
         result.labels,

@@ -1,6 +1,6 @@
 """Output of classes as Parquet. The only file of the client that imports pyarrow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -27,7 +27,7 @@ class ParquetOutput:
         self._held: list[Any] = []
         self._rows = 0
 
-    def write(self, ids: list[str], result: Classification) -> None:
+    def write(self, ids: Sequence[str], result: Classification) -> None:
         """Buffers a batch until there are rows for a group."""
         columns = [
             pa.array(ids, pa.string()),

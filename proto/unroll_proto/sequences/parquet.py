@@ -5,7 +5,7 @@ The only file of the package that imports pyarrow.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from unroll_proto.sequences.checks import (
     first_non_finite,
     to_float32,
 )
-from unroll_proto.sequences.types import Sequence, SequenceError
+from unroll_proto.sequences.types import Block, Sequence, SequenceError
 
 # Numbers decoded at a time: 8 MiB as float64, for row groups of any size.
 BATCH_VALUES = 1 << 20
@@ -34,8 +34,8 @@ GROUP_ROWS = 4096
 GROUP_VALUES = 1 << 24
 
 
-def read_parquet(path: Path) -> Iterator[Sequence]:
-    """Reads batches of rows of the known columns only; `row` is the 1-based row of the file."""
+def read_parquet(path: Path) -> Iterator[Block]:
+    """Reads the known columns only, in blocks of some 8 MiB."""
     checks = SequenceChecks(path)
     row = 1
     try:
@@ -43,7 +43,8 @@ def read_parquet(path: Path) -> Iterator[Sequence]:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             columns = _columns(path, file.schema_arrow)
             for batch in file.iter_batches(_batch_rows(file), columns=columns):
-                yield from _sequences(path, batch, checks, row)
+                if batch.num_rows:
+                    yield _block(path, batch, checks, row)
                 row += batch.num_rows
     # Arrow doesn't check that a column's name is UTF-8.
     except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -144,21 +145,13 @@ def _batch_rows(file: pq.ParquetFile) -> int:
     return max(rows, 1)
 
 
-def _sequences(path: Path, batch: pa.RecordBatch, checks: SequenceChecks, first_row: int) -> Iterator[Sequence]:
+def _block(path: Path, batch: pa.RecordBatch, checks: SequenceChecks, first_row: int) -> Block:
     values, lengths = _ragged(batch.column(SEQUENCE), checks, first_row)
     names = {name: _strings(path, batch, name, first_row) for name in (ID, LABEL, SPLIT)}
-    ends = np.cumsum(lengths).tolist()
-    start = 0
-    columns = zip(ends, names[ID], names[LABEL], names[SPLIT], strict=True)
-    for row, (end, name, label, split) in enumerate(columns, first_row):
-        yield Sequence(
-            id=str(row - 1) if name is None else name,
-            values=values[start:end],
-            label=label,
-            split=check_split(path, split, row),
-            row=row,
-        )
-        start = end
+    if None in names[ID]:
+        names[ID] = [str(row) if name is None else name for row, name in enumerate(names[ID], first_row - 1)]
+    rows = range(first_row, first_row + len(lengths))
+    return Block(values, lengths, cast("list[str]", names[ID]), names[LABEL], names[SPLIT], rows)
 
 
 def _strings(path: Path, batch: pa.RecordBatch, name: str, first_row: int) -> list[str | None]:
@@ -170,9 +163,8 @@ def _strings(path: Path, batch: pa.RecordBatch, name: str, first_row: int) -> li
     except UnicodeDecodeError:  # Arrow doesn't check a file's strings when it reads them.
         row = first_row + next(index for index, scalar in enumerate(column) if not _is_utf8(scalar))
         raise SequenceError(path, "not UTF-8 text", row=row, column=name) from None
-    if name != SPLIT:
-        for row, text in enumerate(strings, first_row):
-            check_name(path, text, row, name)
+    for row, text in enumerate(strings, first_row):
+        check_split(path, text, row) if name == SPLIT else check_name(path, text, row, name)
     return strings
 
 

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from unroll_proto.sequences.jsonl import read_jsonl
 from unroll_proto.sequences.npz import count_npz, read_npz
 from unroll_proto.sequences.ts import read_ts
-from unroll_proto.sequences.types import Sequence, SequenceError
+from unroll_proto.sequences.types import Block, Sequence, SequenceError
 
 ARROW_MISSING: Final = "Parquet needs pyarrow: pip install 'unroll-client[files]'"
 
@@ -27,8 +27,13 @@ def parquet_of(path: Path) -> ModuleType:
     return parquet
 
 
-def _read_parquet(path: Path) -> Iterator[Sequence]:
+def _parquet_blocks(path: Path) -> Iterator[Block]:
     yield from parquet_of(path).read_parquet(path)
+
+
+def _read_parquet(path: Path) -> Iterator[Sequence]:
+    for block in _parquet_blocks(path):
+        yield from block
 
 
 def _count_parquet(path: Path) -> int:
@@ -42,6 +47,8 @@ _READERS: Final[dict[str, Callable[[Path], Iterator[Sequence]]]] = {
     ".npz": read_npz,
     ".ts": read_ts,
 }
+# Formats that are read block by block.
+_BLOCK_READERS: Final[dict[str, Callable[[Path], Iterator[Block]]]] = {".parquet": _parquet_blocks}
 _COUNTERS: Final[dict[str, Callable[[Path], int]]] = {".parquet": _count_parquet, ".npz": count_npz}
 
 SUFFIXES: Final = tuple(_READERS)
@@ -69,6 +76,44 @@ def read_sequences(path: Path) -> Iterator[Sequence]:
         yield from reader(path)
     except OSError as error:
         raise SequenceError(path, _reason(error)) from None
+
+
+def read_blocks(path: Path, sequences: int, values: int) -> Iterator[Block]:
+    """Reads a file's sequences in blocks, in order; Parquet without a Python object for each.
+
+    Args:
+        path: See `read_sequences`.
+        sequences: Most sequences of a block.
+        values: Most numbers of a block; a longer sequence is a block of its own.
+
+    Yields:
+        Blocks of at least one sequence.
+
+    Raises:
+        SequenceError: see `read_sequences`.
+    """
+    reader = _for_suffix(path, _BLOCK_READERS, known=SUFFIXES)
+    if reader is None:
+        yield from _gathered(read_sequences(path), sequences, values)
+        return
+    try:
+        for block in reader(path):
+            yield from block.parts(sequences, values)
+    except OSError as error:
+        raise SequenceError(path, _reason(error)) from None
+
+
+def _gathered(source: Iterator[Sequence], sequences: int, values: int) -> Iterator[Block]:
+    held: list[Sequence] = []
+    size = 0
+    for sequence in source:
+        if held and (len(held) == sequences or size + sequence.values.size > values):
+            yield Block.of(held)
+            held, size = [], 0
+        held.append(sequence)
+        size += sequence.values.size
+    if held:
+        yield Block.of(held)
 
 
 def count_sequences(path: Path) -> int | None:

@@ -1,22 +1,22 @@
 """The pipeline: everything once and in order, in bounded batches, without reading far ahead."""
 
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.servicers import PartialServicer, zero_answer
 from unit.client.harness import LIMITS, MODEL, STEEP, LocalServer
 
 from unroll_client import AsyncClient, Unavailable
 from unroll_client.cli import pipeline
-from unroll_client.cli.pipeline import batches, classified
-from unroll_proto.sequences import Sequence, SequenceError
+from unroll_client.cli.backends import ServerBackend
+from unroll_client.cli.pipeline import classified
+from unroll_proto.sequences import Block, Sequence, SequenceError
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 
@@ -30,24 +30,13 @@ def numbered(lengths: list[int], features: int = 3) -> Iterator[Sequence]:
         yield Sequence(str(index), values, f"label {index}", None, index + 1)
 
 
-@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 9), st.integers(1, 200))
-def test_batches_hold_everything_once_in_order_and_little(lengths: list[int], most: int, values: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "BATCH_SEQUENCES", most)
-        patch.setattr(pipeline, "BATCH_VALUES", values)
-        made = list(batches(numbered(lengths)))
-    assert [name for batch in made for name in batch.ids] == [str(index) for index in range(len(lengths))]
-    assert [row for batch in made for row in batch.rows] == list(range(1, len(lengths) + 1))
-    assert [len(array) for batch in made for array in batch.arrays] == lengths
-    for batch in made:
-        assert 1 <= len(batch) <= most
-        assert len(batch) == 1 or sum(array.size for array in batch.arrays) <= values
+def blocks(sequences: Iterable[Sequence], size: int) -> Iterator[Block]:
+    rest = iter(sequences)
+    while some := list(islice(rest, size)):
+        yield Block.of(some)
 
 
-async def test_results_come_in_order_and_the_file_is_read_as_needed(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 5)
+async def test_results_come_in_order_and_the_file_is_read_as_needed(address: str) -> None:
     taken = 0
 
     def watched() -> Iterator[Sequence]:
@@ -60,13 +49,13 @@ async def test_results_come_in_order_and_the_file_is_read_as_needed(
     async with AsyncClient(address) as client:
         model = await client.model("m")
         expected = await client.classify([sequence.values for sequence in numbered([9] * 5)], model="m")
-        async for batch, result in classified(client, model, PATH, batches(watched())):
-            # One batch ahead in the reader, the others in flight.
-            assert taken <= len(seen) + 5 * (pipeline.IN_FLIGHT + 1) + 1
-            assert len(result) == len(batch) == 5
-            seen += batch.ids
-        source = batches(numbered([9] * 5))
-        async for _, result in classified(client, model, PATH, source):
+        backend = ServerBackend(client, model)
+        async for block, result in classified(backend, PATH, blocks(watched(), 5)):
+            # One block ahead in the reader, the others in flight.
+            assert taken <= len(seen) + 5 * (pipeline.IN_FLIGHT + 1)
+            assert len(result) == len(block) == 5
+            seen += block.ids
+        async for _, result in classified(backend, PATH, blocks(numbered([9] * 5), 5)):
             assert result.logits.tobytes() == expected.logits.tobytes()
     assert seen == [str(index) for index in range(200)]
 
@@ -88,11 +77,11 @@ async def test_memory_does_not_grow_with_the_file(script: Callable[[UnrollServic
     async with AsyncClient(script(Zeros())) as client:
         model = await client.model()
         # 200 MB of values, 2 MiB a batch.
-        source = batches(Sequence(str(index), np.ones((2000, 3), np.float32)) for index in range(8000))
+        source = blocks((Sequence(str(index), np.ones((2000, 3), np.float32)) for index in range(8000)), 85)
         tracemalloc.start()
         try:
-            async for batch, _ in classified(client, model, PATH, source):
-                count += len(batch)
+            async for block, _ in classified(ServerBackend(client, model), PATH, source):
+                count += len(block)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -101,10 +90,7 @@ async def test_memory_does_not_grow_with_the_file(script: Callable[[UnrollServic
 
 
 @pytest.mark.parametrize("steps", [5, LIMITS.max_steps + 5])
-async def test_what_the_server_refuses_is_named_by_its_row(
-    start: Callable[..., LocalServer], monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 4)
+async def test_what_the_server_refuses_is_named_by_its_row(start: Callable[..., LocalServer], steps: int) -> None:
     sequences = list(numbered([5] * 10 + [steps] + [5] * 3))
     sequences[10].values[-1] = 3e38
     async with AsyncClient(start(STEEP).address) as client:
@@ -117,14 +103,13 @@ async def test_what_the_server_refuses_is_named_by_its_row(
 
 
 async def drained(client: AsyncClient, sequences: Iterator[Sequence]) -> None:
-    async with aclosing(classified(client, await client.model("m"), PATH, batches(sequences))) as results:
+    backend = ServerBackend(client, await client.model("m"))
+    async with aclosing(classified(backend, PATH, blocks(sequences, 4))) as results:
         async for _ in results:
             pass
 
 
-async def test_a_bad_row_ends_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 4)
-
+async def test_a_bad_row_ends_it(address: str) -> None:
     def broken() -> Iterator[Sequence]:
         yield from numbered([5] * 30)
         raise SequenceError(PATH, "no good", row=31)
@@ -134,10 +119,7 @@ async def test_a_bad_row_ends_it(address: str, monkeypatch: pytest.MonkeyPatch) 
             await drained(client, broken())
 
 
-async def test_a_server_that_goes_away_ends_it(
-    start: Callable[..., LocalServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_SEQUENCES", 4)
+async def test_a_server_that_goes_away_ends_it(start: Callable[..., LocalServer]) -> None:
     server = start(MODEL)
 
     def stopping() -> Iterator[Sequence]:

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from unroll_proto.sequences import SPLITS, SUFFIXES, Sequence, count_sequences, read_sequences, write_sequences
+from unroll_proto.sequences import (
+    SPLITS,
+    SUFFIXES,
+    Sequence,
+    count_sequences,
+    read_blocks,
+    read_sequences,
+    write_sequences,
+)
 from unroll_proto.sequences import parquet as parquet_format
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
@@ -130,6 +138,23 @@ def test_parquet_is_the_same_in_any_row_groups_and_batches(
         again = list(read_sequences(path))
     assert all(map(same, sequences, again))
     assert [sequence.row for sequence in again] == list(range(1, len(sequences) + 1))
+
+
+@settings(max_examples=60)
+@given(files(), st.sampled_from([".parquet", ".jsonl"]), st.integers(1, 9), st.integers(1, 60))
+def test_blocks_hold_everything_once_in_order_and_little(
+    sequences: list[Sequence], suffix: str, most: int, values: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"file{suffix}"
+        write_sequences(path, sequences)
+        blocks = list(read_blocks(path, most, values))
+    again = [sequence for block in blocks for sequence in block]
+    assert len(again) == len(sequences)
+    assert all(map(same, sequences, again))
+    for block in blocks:
+        assert 1 <= len(block) <= most
+        assert len(block) == 1 or block.values.size <= values
 
 
 def test_parquet_of_long_sequences_is_read_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
