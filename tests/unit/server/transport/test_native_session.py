@@ -482,6 +482,51 @@ def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     assert [peer.server.take_refused(peer.methods[path]) for path in (WORK, WORK, UNARY)] == [5, 0, 0]
 
 
+def initial_windows(peer: Peer) -> list[int]:
+    """Returns the initial windows of streams that the server has announced, in order; acknowledges them."""
+    peer.receive()
+    found = [each for each in peer.frames if each.kind == SETTINGS and not each.flags & ACK]
+    peer.send(*(frame(SETTINGS, ACK, 0) for _ in found))
+    peer.frames = [each for each in peer.frames if each not in found]
+    announced = [dict(struct.iter_unpack(">HI", each.payload)) for each in found]
+    return [each[INITIAL_WINDOW_SIZE] for each in announced]
+
+
+def test_a_refusing_server_has_large_messages_sent_only_once_their_call_is_accepted() -> None:
+    peer = Peer()
+    (wide,) = initial_windows(peer)
+    large = message(bytes(wide))
+    peer.open(1, WORK)
+    peer.open(3, STREAM)
+    peer.write(1, large[:1000])
+    peer.server.refuse(0, 1001.0, 1.0, 1.0, [(1000.5, 10.0)], 8, "full", ())
+    near = ("grpc-timeout", "900m")
+    for stream in (5, 7):
+        peer.call(stream, b"", WORK, near)
+        assert peer.answer(stream).status == (RESOURCE_EXHAUSTED, "full")
+    # Streams that were open before have the room that they had, once the client knows.
+    (narrow,) = initial_windows(peer)
+    assert narrow < wide // 16
+    assert windows(peer, 1) == windows(peer, 3) == wide - narrow
+    peer.write(1, large[1000:], ends=True)
+    assert [len(body) for _, body in peer.requests()] == [wide]
+    # A small message needs no permission; a large one gets it with its call's acceptance.
+    peer.call(9, b"small", WORK)
+    peer.open(11, WORK)
+    assert windows(peer, 11) == wide - narrow
+    peer.open(13, WORK, near)
+    assert (peer.answer(13).status[0], windows(peer, 13)) == (RESOURCE_EXHAUSTED, 0)
+    peer.write(11, large, ends=True)
+    assert [len(body) for _, body in peer.requests()] == [5, wide]
+    peer.server.tick(1000.9)
+    assert not initial_windows(peer)
+    peer.server.tick(1001.1)
+    assert initial_windows(peer) == [wide]
+    peer.now = 1001.1
+    peer.open(15)
+    assert windows(peer, 15) == 0
+
+
 CALL = frame(HEADERS, END_HEADERS, 1, header_block(STREAM))
 
 

@@ -132,7 +132,7 @@ NB_MODULE(_http2, module) {
              nb::arg("age") = 0.0)
         .def("receive",
              [](Session& session, const nb::bytes& data, double now) {
-                 session.receive(reinterpret_cast<const uint8_t*>(data.c_str()), data.size(), now);
+                 return session.receive(reinterpret_cast<const uint8_t*>(data.c_str()), data.size(), now);
              })
         .def("output", [](Session& session, size_t most) { return as_bytes(session.output(most)); })
         .def("drain", &Session::drain)

@@ -9,6 +9,7 @@ namespace unroll {
 namespace {
 
 constexpr int32_t stream_window = 256 << 10;      // bytes that a client may send ahead on a call
+constexpr int32_t narrow_window = 4096;             // the same while its calls are refused: more, once one is accepted
 constexpr int32_t connection_window = 4 << 20;    // bytes that may be in flight on a connection
 constexpr size_t enough_queued = 64 << 10;        // bytes of queued answers of a call above which its writer waits
 constexpr size_t prefix = 5;                      // bytes before a message
@@ -17,6 +18,7 @@ constexpr double burst = 10'000;                  // useless frames at once
 constexpr double rate = 1'000;                    // useless frames per second
 constexpr uint64_t reset_burst = 20'000;          // calls that a client cancels at once
 constexpr uint64_t reset_rate = 5'000;            // calls that a client cancels per second
+constexpr double calm_after = 1;                  // seconds without a refusal after which windows are wide again
 constexpr int most_strikes = 2;                   // early pings before the client is sent ENHANCE_YOUR_CALM
 constexpr uint8_t drain_ping[8] = {'d', 'r', 'a', 'i', 'n', 'i', 'n', 'g'};
 constexpr char not_http2[] =
@@ -126,6 +128,7 @@ struct Callbacks {
             const bool acknowledges = frame->hd.flags & NGHTTP2_FLAG_ACK;
             if (frame->hd.type == NGHTTP2_SETTINGS) {
                 session.greeted_ = true;
+                if (acknowledges) session.widen_accepted();
             } else if (frame->hd.type == NGHTTP2_PING && !acknowledges) {
                 session.pinged();
             } else if (frame->hd.type == NGHTTP2_PING && !std::memcmp(frame->ping.opaque_data, drain_ping, 8)) {
@@ -272,7 +275,7 @@ void Call::refuse(const Refusal& refusal) {
     auto headers = response_headers();
     add_views(refusal.wire, headers);
     nghttp2_submit_response(session_->http2_, id_, headers.data(), headers.size(), nullptr);
-    session_->mark();
+    session_->refused();
 }
 
 void Call::fail(const Status& problem) {
@@ -426,14 +429,16 @@ Session::~Session() {
     std::erase(server_->dirty_, this);
 }
 
-void Session::receive(const uint8_t* data, size_t size, double now) {
-    if (!http2_ || over()) return;
+bool Session::receive(const uint8_t* data, size_t size, double now) {
+    if (!http2_ || over()) return false;
     now_ = heard_ = now;
+    refused_ = false;
     ping_sent_ = never;
     const ssize_t result = nghttp2_session_mem_recv(http2_, data, size);
     if (result < 0) broken_ = true;
     if (result == NGHTTP2_ERR_BAD_CLIENT_MAGIC && size && data[0] >= ' ' && data[0] <= '~') plain_ = not_http2;
     mark();
+    return refused_;
 }
 
 std::string Session::output(size_t most) {
@@ -496,12 +501,39 @@ bool Session::check(double now) {
     if (now - ping_sent_ > limits.patience || (!greeted_ && now - born_ > limits.patience)) return false;
     if (age_ && now - born_ >= age_) drain();
     if (now - drained_ > limits.patience) leave();
+    if (narrow_ && now - refused_at_ > calm_after) narrow(false);
     if (ping_sent_ == never && now - heard_ >= limits.keepalive) {
         ping_sent_ = now;
         nghttp2_submit_ping(http2_, NGHTTP2_FLAG_NONE, nullptr);
         mark();
     }
     return true;
+}
+
+void Session::refused() {
+    refused_ = true;
+    refused_at_ = now_;
+    narrow(true);
+    mark();
+}
+
+void Session::narrow(bool narrow) {
+    if (std::exchange(narrow_, narrow) == narrow) return;
+    const nghttp2_settings_entry window{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE,
+                                        static_cast<uint32_t>(narrow ? narrow_window : stream_window)};
+    nghttp2_submit_settings(http2_, NGHTTP2_FLAG_NONE, &window, 1);
+    mark();
+}
+
+void Session::widen(const Call& call) {
+    nghttp2_session_set_local_window_size(http2_, NGHTTP2_FLAG_NONE, call.id_, stream_window);
+}
+
+// Calls that were accepted before the client knew of narrow windows have lost theirs.
+void Session::widen_accepted() {
+    if (!narrow_) return;
+    for (const auto& [id, call] : calls_)
+        if (!call->finished_ && !call->half_closed_) widen(*call);
 }
 
 void Session::pinged() {
@@ -581,6 +613,7 @@ void Session::end_headers(Call& call) {
         server_->methods_[static_cast<size_t>(call.method)].refused++;
         return call.refuse(*refusal);
     }
+    if (narrow_) widen(call);
     if (call.deadline != never) server_->deadlines_.emplace(call.deadline, &call);
     call.unary_ = call.method != no_method && !server_->methods_[static_cast<size_t>(call.method)].streams;
     if (call.unary_) return;
@@ -591,8 +624,8 @@ void Session::end_headers(Call& call) {
 void Session::add_data(Call& call, const uint8_t* data, size_t size) {
     // Unread bytes of one call must not block the others.
     nghttp2_session_consume_connection(http2_, size);
+    if (call.finished_ || (call.unary_ && call.announced_)) return;
     call.unconsumed_ += size;
-    if (call.finished_ || (call.unary_ && call.announced_)) return call.release(size);
     call.inbox_.append(data, size);
     call.count();
     deliver(call);

@@ -198,8 +198,8 @@ class Session {
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
 
-    // Processes received bytes. Events go to the server.
-    void receive(const uint8_t* data, size_t size, double now);
+    // Processes received bytes. Events go to the server. Returns true if a call was refused unread.
+    bool receive(const uint8_t* data, size_t size, double now);
     // Returns the next bytes to send, about `most` of them.
     std::string output(size_t most);
     // Tells the client to open no more calls here. Open calls continue.
@@ -227,6 +227,11 @@ class Session {
     void half_close(Call& call);
     void deliver(Call& call);
     void close(Call& call);
+    void refused();
+    // Tells the client to send no message before its call is accepted, or that it may again.
+    void narrow(bool narrow);
+    void widen(const Call& call);
+    void widen_accepted();
     void pinged();
     void charge();
     void sent();
@@ -249,6 +254,9 @@ class Session {
     double allowance_at_;
     double ping_at_ = -never;
     int ping_strikes_ = 0;
+    double refused_at_ = -never;
+    bool refused_ = false;  // true if a call was refused unread in this `receive`
+    bool narrow_ = false;
     bool greeted_ = false;
     bool leaving_ = false;
     bool left_ = false;
