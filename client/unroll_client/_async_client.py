@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from numpy.typing import ArrayLike
 
 from unroll_client._arrays import check_number, pack_chunk
-from unroll_client._calls import Calls
+from unroll_client._calls import Calls, Rpc
 from unroll_client._channel import Connection, targets_of
 from unroll_client._classify import Batch, classify
 from unroll_client._client_api import ClientApi
@@ -25,7 +25,15 @@ from unroll_client._errors import InvalidArgument, NotFound, UnrollError
 from unroll_client._models import Models
 from unroll_client._sequence import AsyncSequence
 from unroll_client._servers import Server
-from unroll_client._sessions import SessionSteps, advance_request, joined_steps, piece_request, pieces, session_steps
+from unroll_client._sessions import (
+    SessionSteps,
+    advance_request,
+    joined_steps,
+    of_session,
+    piece_request,
+    pieces,
+    session_steps,
+)
 from unroll_client._types import Classification, Limits, ModelInfo
 from unroll_client._uncopied import Uncopied
 from unroll_proto.snapshot import Snapshot
@@ -295,13 +303,17 @@ class AsyncClient(Uncopied):
         deadline = self._calls.deadline(timeout)
         parts = pieces(request, values, None if values is None else await self._limits(deadline))
         answers: list[SessionSteps] = []
+
+        def rpc(server: Server) -> Rpc[pb.AdvanceResponse]:
+            return of_session(server.Advance, session_id)
+
         for number, part in enumerate(parts, 1):
             piece = piece_request(request, part, answers[-1] if answers else None, last=number == len(parts))
             try:
                 if piece.start or piece.HasField("first_step"):
-                    answer = await self._calls.make_repeatable(lambda server: server.Advance, piece, deadline)
+                    answer = await self._calls.make_repeatable(rpc, piece, deadline)
                 else:
-                    answer = await self._calls.make(lambda server: server.Advance, piece, deadline, again=False)
+                    answer = await self._calls.make(rpc, piece, deadline, again=False)
             except UnrollError as error:
                 if isinstance(error, InvalidArgument):
                     self._models.forget()  # Outdated limits can be the cause.

@@ -23,8 +23,9 @@ TRIES = 5
 LONGEST_TIMEOUT = 1e9
 
 ResponseT = TypeVar("ResponseT")
+Rpc = Callable[..., Awaitable[ResponseT]]
 # Picks an RPC of a server.
-Method = Callable[[Server], Callable[..., Awaitable[ResponseT]]]
+Method = Callable[[Server], Rpc[ResponseT]]
 
 
 class Calls:
@@ -145,9 +146,7 @@ class Calls:
             await asyncio.sleep(pause)
         raise AssertionError
 
-    async def _ask(
-        self, method: Callable[..., Awaitable[ResponseT]], request: object, deadline: float, *, wait: bool
-    ) -> ResponseT:
+    async def _ask(self, method: Rpc[ResponseT], request: object, deadline: float, *, wait: bool) -> ResponseT:
         left = deadline - time.monotonic()
         try:
             return await method(

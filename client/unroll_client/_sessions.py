@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unroll_client._arrays import FLOAT32, check_number, cut, join
+from unroll_client._calls import Rpc
 from unroll_client._types import Limits
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
+
+SESSION_HEADER = "x-session-id"
+"""Metadata by which a balancer can send every call of a session to the same server: the id, percent-encoded."""
+
+T = TypeVar("T")
 
 # Bytes of an Advance message besides values and names: `first_step`, flags and framing.
 _ENVELOPE_BYTES = 64
@@ -48,6 +57,15 @@ class SessionSteps:
 
     def __len__(self) -> int:
         return self.count
+
+
+def of_session(rpc: Rpc[T], session_id: str) -> Rpc[T]:
+    """Returns an RPC that names its session in the metadata, for balancers."""
+
+    def call(request: object, *, metadata: tuple[tuple[str, str], ...], **options: Any) -> Awaitable[T]:
+        return rpc(request, metadata=(*metadata, (SESSION_HEADER, quote(session_id, safe=""))), **options)
+
+    return call
 
 
 def advance_request(

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard of deploy/, on a real Prometheus that reads a server under load."""
+"""The alerts, the dashboard and the metric for scaling of deploy/, on a real Prometheus that reads a loaded server."""
 
 import asyncio
 import json
@@ -19,6 +19,7 @@ from unroll_proto.sequences import Sequence
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+POD = {"namespace": "models", "pod": "unroll-0"}
 OPTIONS = ("--metrics", "127.0.0.1:0", "--workers", "2")
 
 
@@ -28,6 +29,10 @@ def panels() -> Iterator[tuple[str, str]]:
         for target in panel.get("targets", ()):
             query = re.sub(r"\$(job|instance|model)\b", ".*", target["expr"])
             yield panel["title"], query.replace("$__rate_interval", "5s")
+    # What prometheus-adapter asks for when Kubernetes scales.
+    text = (DEPLOY / "prometheus" / "adapter.yml").read_text()
+    query = text.partition("metricsQuery: >-")[2].replace("<<.GroupBy>>", "pod").replace("[1m]", "[5s]")
+    yield "scaling", query.replace("<<.LabelMatchers>>", ",".join(f'{name}="{value}"' for name, value in POD.items()))
 
 
 def has_data(samples: list[dict[str, Any]]) -> bool:
@@ -64,7 +69,7 @@ async def test_every_panel_has_data_and_no_alert_names_an_unknown_metric(
     with ServerProcess(bundle_root, tmp_path / "log", *OPTIONS) as server:
         (metrics,) = re.findall(r"metrics on http://([^/\s]+)", server.log)
         calling = asyncio.create_task(load(server.address, vowels))
-        with Prometheus(tmp_path, metrics) as prometheus:
+        with Prometheus(tmp_path, metrics, POD) as prometheus:
             empty = dict.fromkeys(panels())
 
             async def all_have_data() -> bool:

@@ -22,20 +22,21 @@ needs_prometheus = pytest.mark.skipif(
 
 
 class Prometheus:
-    """A Prometheus that reads a server's metrics five times a second.
+    """A Prometheus that reads a server's metrics once a second.
 
     Args:
         folder: Folder for its files.
         target: HOST:PORT of the metrics.
+        labels: Labels of the target, as service discovery sets them.
     """
 
-    def __init__(self, folder: Path, target: str) -> None:
+    def __init__(self, folder: Path, target: str, labels: dict[str, str]) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._address = f"127.0.0.1:{probe.getsockname()[1]}"
         # JSON is YAML.
-        jobs = [{"job_name": "unroll", "static_configs": [{"targets": [target]}]}]
-        config = {"global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"}, "scrape_configs": jobs}
+        jobs = [{"job_name": "unroll", "static_configs": [{"targets": [target], "labels": labels}]}]
+        config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
         (folder / "prometheus.yml").write_text(json.dumps(config))
         self._log = folder / "prometheus.log"
         command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
