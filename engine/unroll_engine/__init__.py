@@ -4,6 +4,7 @@ engine = Engine.load("models/jv")
 engine.classify(sequences).labels        # arrays [steps, features] of any lengths
 sequence = engine.open()
 sequence.advance(chunk).states           # of every timestep; sequence.snapshot() keeps the state
+Predictor("models/jv")(table)            # arrays, pandas, Arrow, torch -> columns; picklable, for clusters
 """
 
 from unroll_engine.arrays import Ragged
@@ -15,6 +16,7 @@ from unroll_engine.errors import (
     RuntimeUnavailableError,
     SequenceStateError,
 )
+from unroll_engine.predictor import Predictor
 from unroll_engine.sequence import OpenSequence, Steps
 from unroll_proto.bundle import BundleError
 from unroll_proto.snapshot import Snapshot
@@ -26,6 +28,7 @@ __all__ = [
     "InternalError",
     "InvalidRequestError",
     "OpenSequence",
+    "Predictor",
     "Ragged",
     "RequestError",
     "RuntimeUnavailableError",

@@ -118,6 +118,7 @@ class Engine:
             InvalidRequestError: a sequence or a state can't be used; a ValueError, which names it.
             SequenceStateError: a state is of another model; a ValueError, which names it.
         """
+        self._check_classes()
         job, begun = self._batch(sequences, initial_states, return_final_states)
         if job.size:
             self._runner.run(job)
@@ -131,10 +132,30 @@ class Engine:
         return_final_states: bool = False,
     ) -> Classification:
         """Classifies on another thread, while the event loop runs on; see `classify`."""
+        self._check_classes()
         job, begun = self._batch(sequences, initial_states, return_final_states)
         if job.size:
             await self._runner.arun(job)
         return self._classification(job, begun)
+
+    def last_outputs(self, sequences: Iterable[ArrayLike] | Ragged) -> dict[str, Float32Array]:
+        """Computes the outputs of each sequence's last timestep, by name; also of a model without classes.
+
+        Args:
+            sequences: See `classify`.
+
+        Returns:
+            float32 [n, *shape] each: `logits`, or the outputs of a step model.
+
+        Raises:
+            InvalidRequestError: a sequence can't be used; a ValueError, which names it.
+        """
+        job, _ = self._batch(sequences, None, False)
+        if not job.size:
+            return self.spec.named_outputs(np.empty((0, self.spec.output_size), np.float32))
+        self._runner.run(job)
+        job.raise_error()
+        return self.spec.named_outputs(job.logits)
 
     def open(self, snapshot: Snapshot | None = None) -> OpenSequence:
         """Begins a sequence, or resumes one.
@@ -158,6 +179,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _check_classes(self) -> None:
+        if not self.spec.class_labels:
+            raise no_classes(self.spec)
+
     def _batch(
         self,
         sequences: Iterable[ArrayLike] | Ragged,
@@ -165,8 +190,6 @@ class Engine:
         keeps_states: bool,
     ) -> tuple[BatchJob, list[int]]:
         """Makes a job of checked sequences, and returns the steps that each has consumed before."""
-        if not self.spec.class_labels:
-            raise no_classes(self.spec)
         values, offsets = pack_sequences(sequences, self.spec.input_size)
         count = len(offsets) - 1
         begun = [0] * count
