@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from support.http import Answer, ask, connect, event_of
 from support.processes import ServerProcess, WebProcess
+from support.web import Answer, ask, connect, event_of
 
 from unroll_client import Client, Snapshot
 from unroll_proto.sequences import Sequence

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,21 +41,6 @@ class Answers:
 
     def array(self, call: str, name: str) -> wire.Array:
         return self._arrays[f"{call}/{name}"]
-
-
-@pytest.fixture(scope="session")
-def triton_python() -> Path:
-    """Python of an environment with tritonclient and without Unroll."""
-    made = subprocess.run(
-        ["make", f"PYTHON={Path(sys.executable).resolve()}", ".venv-tritonclient/done"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=5 * PATIENCE,
-        check=False,
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return ROOT / ".venv-tritonclient/bin/python"
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from support.certificates import Authority, Files
-from support.http import ask, connect
 from support.operators import metrics_address, write_identities
 from support.otlp import Receiver
 from support.processes import PATIENCE, ServerProcess, WebProcess, run
 from support.waiting import wait_until
+from support.web import ask, connect
 
 STEP = [[0.0] * 12]
 CLASSIFY, INFER = "/v1/models/jv:classify", "/v2/models/jv/infer"

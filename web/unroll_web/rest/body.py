@@ -88,18 +88,18 @@ class Members:
         Args:
             name: Its name.
             kind: Its type in Python; `object` for any.
-            default: Value if it is absent or null; None makes it required.
+            default: Value if it is absent; None makes it required.
 
         Raises:
             Problem: it is absent, or of another type.
         """
         self._known.append(name)
-        value = self._left.pop(name, None)
         field = f"{self._where}{name}"
-        if value is None:
+        if name not in self._left:
             if default is None:
                 raise Problem.at(field, "required")
             return default
+        value = self._left.pop(name)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise Problem.at(field, f"{_NAMES[kind]} expected, got {_kind(value)}")
         if isinstance(value, str) and not value.isascii():
