@@ -191,4 +191,4 @@ proto-check: proto
 	touch $@
 
 clean: ## Removes the environments and what the demo and the bench made.
-	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient .venv-cluster .venv-deploy .node dist demo bench-report
+	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient .venv-cluster .venv-deploy .node web/ui/node_modules .screenshots dist demo bench-report

@@ -37,6 +37,8 @@ export class App {
   lost = $state.raw(null);
   said = $state('');
   #recomputing = null;
+  #restarting = null;
+  #wanted = null;
   #again = false;
 
   constructor() {
@@ -135,25 +137,39 @@ export class App {
 
   /** Asks the server for every step up to `t` that it has not answered. */
   async computeTo(t) {
-    const run = this.run;
+    const { run } = this;
+    while (run.computing) await run.computing;
     const known = run.n;
-    if (t <= known || run.status === 'computing') return;
+    if (t <= known) return;
     const width = this.sequence.features;
-    await run.advance(this.sequence.values.subarray(known * width, Math.min(t, this.steps) * width));
+    const rows = this.sequence.values.subarray(known * width, Math.min(t, this.steps) * width);
+    run.computing = run.advance(rows).finally(() => (run.computing = null));
+    await run.computing;
   }
 
   /** Looks at step `t`, computing up to there if needed. */
   async seek(t) {
     const wanted = Math.max(0, Math.min(Math.round(t), this.steps));
+    this.#wanted = wanted;
+    await this.#restarting;
     await this.guard(() => this.computeTo(wanted));
+    if (this.#wanted !== wanted) return; // Somebody was faster.
+    this.#wanted = null;
     this.t = Math.min(wanted, this.run?.n ?? 0);
     this.said = this.describe();
     this.remember();
   }
 
+  /** Goes some steps on or back, from where earlier calls will have come. */
+  move(steps) {
+    return this.seek((this.#wanted ?? this.t) + steps);
+  }
+
   async reset() {
     this.playing = false;
-    await this.guard(() => this.#restart());
+    this.t = 0;
+    this.#restarting = this.guard(() => this.#restart());
+    await this.#restarting;
     this.said = 'Reset to the zero state.';
   }
 
@@ -168,7 +184,7 @@ export class App {
     while (this.playing && this.t < this.steps) {
       // At high speeds several steps share a frame of the screen.
       const count = Math.max(1, Math.round(this.speed / 60));
-      await this.seek(this.t + count);
+      await this.move(count);
       due = Math.max(due + (1000 * count) / this.speed, performance.now());
       await new Promise((resolve) => setTimeout(resolve, due - performance.now()));
     }

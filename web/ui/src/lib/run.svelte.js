@@ -10,6 +10,8 @@ export class Run {
   /** Milliseconds of the latest call, and of the last hundred. */
   ms = $state(0);
   latencies = [];
+  /** The advance in flight, if any. */
+  computing = null;
   begin = 0;
   blocks = [];
   blockWidth = 0;
