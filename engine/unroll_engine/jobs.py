@@ -1,13 +1,14 @@
 """Jobs of the engine, and how their results come back.
 
-A tick hands a batch the ends of its lanes (`lanes_done`) and a chunk its steps (`steps_done`, `ended`). It collects
-events, which a driver passes to `deliver` or `fail` where the caller waits: in its thread, or on its event loop.
+A tick writes results into batches and makes a `Progress` of each chunk. It collects them as events, which a driver
+passes to `deliver` or `fail` where the caller waits: in its thread, or on its event loop.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from unroll_engine.observer import Trace
 from unroll_engine.readout import classify
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Job:
     """Timesteps of one or more sequences of one model.
 
@@ -29,71 +31,45 @@ class _Job:
         initial_state: [num_layers, sequences, hidden_size] each, before the first steps; None is the zero state.
         keeps_states: True if each sequence's state after its last step is wanted.
         deadline: In seconds of time.monotonic: a job still queued then is dropped; infinite for none.
+        owner: Identity of the caller, whose quota it counts for.
+        trace: The trace of its call; None if the call is not traced.
         interactive: True if the caller waits for each step. Such jobs go before bulk and report every tick.
         cancelled: Set by the driver if the caller left; the rest of the work is dropped.
         over: Set by the driver when the job is answered or has failed.
         taken: Sequences that have left the queue.
         arrived: In seconds of time.monotonic, when it was queued; 0 before.
-        owner: Identity of the caller, whose quota it counts for.
-        bytes: Size of values and initial state.
         due: The deadline in the units of admission.py, which keeps it here.
         waited: Seconds from its arrival to its first tick.
+        bytes: Size of values and initial state.
         size: Number of sequences.
         steps: Timesteps of all sequences.
-        trace: The trace of its call; None if the call is not traced.
     """
 
-    __slots__ = (
-        "arrived",
-        "bytes",
-        "cancelled",
-        "deadline",
-        "due",
-        "initial_state",
-        "keeps_states",
-        "model",
-        "offsets",
-        "over",
-        "owner",
-        "size",
-        "steps",
-        "taken",
-        "trace",
-        "values",
-        "waited",
-    )
-    interactive: bool
+    interactive: ClassVar[bool]
+    model: Model
+    values: Float32Array
+    offsets: NDArray[np.int64]
+    initial_state: State | None = None
+    keeps_states: bool = False
+    deadline: float = math.inf
+    owner: str = ""
+    trace: Trace | None = None
+    cancelled: bool = field(default=False, init=False)
+    over: bool = field(default=False, init=False)
+    taken: int = field(default=0, init=False)
+    arrived: float = field(default=0.0, init=False)
+    due: int = field(default=0, init=False)
+    waited: float = field(default=0.0, init=False)
+    bytes: int = field(init=False)
+    size: int = field(init=False)
+    steps: int = field(init=False)
 
-    def __init__(
-        self,
-        model: Model,
-        values: Float32Array,
-        offsets: NDArray[np.int64],
-        initial_state: State | None = None,
-        keeps_states: bool = False,
-        deadline: float = math.inf,
-        owner: str = "",
-        trace: Trace | None = None,
-    ) -> None:
-        self.model = model
-        self.values = values
-        self.offsets = offsets
-        self.initial_state = initial_state
-        self.keeps_states = keeps_states
-        self.deadline = deadline
-        self.cancelled = False
-        self.over = False
-        self.taken = 0
-        self.arrived = 0.0
-        self.owner = owner
-        self.bytes = values.nbytes
-        if initial_state:
-            self.bytes += sum(array.nbytes for array in initial_state)
-        self.due = 0
-        self.waited = 0.0
-        self.size = len(offsets) - 1
-        self.steps = len(values)
-        self.trace = trace
+    def __post_init__(self) -> None:
+        self.bytes = self.values.nbytes
+        if self.initial_state:
+            self.bytes += sum(array.nbytes for array in self.initial_state)
+        self.size = len(self.offsets) - 1
+        self.steps = len(self.values)
 
 
 class BatchJob(_Job):
@@ -118,37 +94,17 @@ class BatchJob(_Job):
     final_state: State | None = None
     _done = 0
 
-    def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
-        """Receives the results of sequences that ended.
-
-        Args:
-            indices: The sequences, int64 [count].
-            logits: [count, output_size], logits of their last steps.
-            state: [num_layers, count, hidden_size] each, the state after them; used if `keeps_states`.
-
-        Returns:
-            True if no sequence is missing. `probabilities` and `labels` are still to be set then.
-        """
-        size = self.size
-        if size == 1:
-            self.logits, self.final_state = logits, state
-            return True
-        if not self._done:
-            self.logits = np.empty((size, logits.shape[1]), np.float32)
-            self.final_state = self.model.spec.initial_state(size) if self.keeps_states else None
-        self.logits[indices] = logits
-        for kept, value in zip(self.final_state or (), state or (), strict=True):
-            kept[:, indices] = value
-        self._done += len(indices)
-        return self._done == size
-
     def make_results(self) -> None:
-        """Allocates `logits` and `final_state` for a runtime that writes into them itself."""
+        """Allocates the results, before the first sequence begins."""
         self.logits = np.empty((self.size, self.model.spec.output_size), np.float32)
         self.final_state = self.model.spec.initial_state(self.size) if self.keeps_states else None
 
     def sequences_done(self, count: int) -> bool:
-        """Records that further sequences ended and their results are written; returns as `lanes_done`."""
+        """Records that further sequences ended and their results are written.
+
+        Returns:
+            True if no sequence is missing. `probabilities` and `labels` are still to be set then.
+        """
         self._done += count
         return self._done == self.size
 
@@ -183,7 +139,7 @@ class BatchJob(_Job):
 
 
 class StepsJob(BatchJob):
-    """Short chunks of several sequences, whose steps are reported together.
+    """Short chunks of several sequences, whose steps and states are reported together.
 
     Attributes:
         logits: float32 [total_steps, output_size]; this and the following are complete when the job is over.
@@ -195,29 +151,12 @@ class StepsJob(BatchJob):
     states: Float32Array
     lost: Sequence[int] = ()
 
-    def __init__(
-        self,
-        model: Model,
-        values: Float32Array,
-        offsets: NDArray[np.int64],
-        initial_state: State,
-        owner: str = "",
-        trace: Trace | None = None,
-    ) -> None:
-        super().__init__(model, values, offsets, initial_state, True, math.inf, owner, trace)
-
     def make_results(self) -> None:
         """See BatchJob."""
         spec = self.model.spec
         self.logits = np.empty((self.steps, spec.output_size), np.float32)
         self.states = np.empty((self.steps, spec.hidden_size), np.float32)
         self.final_state = spec.initial_state(self.size)
-
-    def lanes_done(self, indices: NDArray[np.int64], logits: Float32Array, state: State | None) -> bool:
-        """See BatchJob; the logits of all steps are written already."""
-        for kept, value in zip(self.final_state or (), state or (), strict=True):
-            kept[:, indices] = value
-        return self.sequences_done(len(indices))
 
     def deliver(self, event: object) -> None:
         """Ends the job: all steps are done."""
@@ -268,6 +207,20 @@ class Listener(Protocol):
         ...
 
 
+class Progress(NamedTuple):
+    """The steps of a ChunkJob that a tick computed.
+
+    Attributes:
+        logits: [count, output_size], a view of the tick's result, which is never written to.
+        states: [count, hidden_size], likewise.
+        final: The state after the job's last step, [num_layers, hidden_size] each; None if steps are left.
+    """
+
+    logits: Float32Array
+    states: Float32Array
+    final: State | None
+
+
 class ChunkJob(_Job):
     """Consecutive steps of one sequence, reported as they are computed.
 
@@ -298,37 +251,23 @@ class ChunkJob(_Job):
         super().__init__(model, values, span(len(values)), initial, True, deadline, owner, trace)
         self._listener = listener
 
-    def steps_done(self, logits: Float32Array, states: Float32Array) -> object:
-        """Makes an event of a tick's next steps.
-
-        Args:
-            logits: [count, output_size], a view of the tick's result, which is never written to.
-            states: [count, hidden_size], likewise.
-        """
-        return logits, states
-
-    def ended(self, state: State) -> object:
-        """Makes an event of the state after the last step, [num_layers, hidden_size] each."""
-        # Copied: a view would keep the whole tick in memory.
-        return [array.copy() for array in state]
-
     def deliver(self, event: object) -> None:
-        """Passes an event of `steps_done` or `ended` to the listener."""
-        if isinstance(event, tuple):
-            logits, states = event
-            # As in BatchJob: a state with a NaN keeps it.
-            if logits[-1, 0] != logits[-1, 0]:
-                # The job is not over: the driver cancels the rest when the listener ends it.
-                self._listener.failed(_not_finite(self.model, ""))
-                return
-            self._listener.progressed(len(states), logits, states)
-        elif isinstance(event, list):
-            # The outputs of a graph from elsewhere need not show what its state holds.
-            if self.model.spec.step and not all(np.isfinite(array).all() for array in event):
-                self._listener.failed(_not_finite(self.model, ""))
-                return
-            self.over = True
-            self._listener.finished(tuple(event))
+        """Passes a Progress to the listener."""
+        assert isinstance(event, Progress)
+        # As in BatchJob: a state with a NaN keeps it.
+        if event.logits[-1, 0] != event.logits[-1, 0]:
+            # The job is not over: the driver cancels the rest when the listener ends it.
+            self._listener.failed(_not_finite(self.model, ""))
+            return
+        self._listener.progressed(len(event.states), event.logits, event.states)
+        if event.final is None or self.cancelled:
+            return
+        # The outputs of a graph from elsewhere need not show what its state holds.
+        if self.model.spec.step and not all(np.isfinite(array).all() for array in event.final):
+            self._listener.failed(_not_finite(self.model, ""))
+            return
+        self.over = True
+        self._listener.finished(event.final)
 
     def fail(self, error: RequestError) -> None:
         """Ends the job with an error; ignored if it is over."""

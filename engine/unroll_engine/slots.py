@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, StepsJob, complete
+from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, Progress, StepsJob, complete
 from unroll_engine.kernel import Network, SequenceQueue
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import State
@@ -143,8 +143,7 @@ class Slots:
             self._network.run_one(
                 job.values, chunk.initial, final_state=chunk.final, states=chunk.states, logits=chunk.logits
             )
-            emit((job, job.steps_done(chunk.logits, chunk.states)))
-            emit((job, job.ended(chunk.final)))
+            emit((job, Progress(chunk.logits, chunk.states, chunk.final)))
             return
         job.make_results()
         initial, final = job.initial_state and _only(job.initial_state), job.final_state and _only(job.final_state)
@@ -160,10 +159,10 @@ class Slots:
         for ticket, chunk in list(self._chunks.items()):
             job, begin = chunk.job, chunk.job.steps - chunk.left
             end = min(begin + steps, job.steps)
-            emit((job, job.steps_done(chunk.logits[begin:end], chunk.states[begin:end])))
             chunk.left = job.steps - end
+            final = None if chunk.left else chunk.final
+            emit((job, Progress(chunk.logits[begin:end], chunk.states[begin:end], final)))
             if not chunk.left:
-                emit((job, job.ended(chunk.final)))
                 del self._chunks[ticket]
                 self.interactive -= 1
                 self.count -= 1

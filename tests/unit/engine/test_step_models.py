@@ -152,7 +152,7 @@ def test_chunks_of_many_sequences_in_one_job_have_the_bits_of_each(
     values = rng.standard_normal((sum(lengths), 3), np.float32)
     offsets = np.array([0, *np.cumsum(lengths)])
     initial = (rng.standard_normal((1, len(lengths), 8)).astype(np.float32),)
-    job = StepsJob(model, values, offsets, initial)
+    job = StepsJob(model, values, offsets, initial, keeps_states=True)
     core = EngineCore([model], lanes, 7, NoMetrics())
     core.add(job, 0.0)
     while not job.over:

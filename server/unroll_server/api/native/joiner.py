@@ -99,7 +99,7 @@ class ChunkJoiner:
             self._start_job(group, self._refuse_not_finite(sequences, values, offsets.tolist()))
             return
         states = group.table.read([each.row for each in sequences])
-        job = StepsJob(model, values, offsets, states, group.owner, group.trace)
+        job = StepsJob(model, values, offsets, states, keeps_states=True, owner=group.owner, trace=group.trace)
         try:
             self._engine.start(job)
             job.on_end = partial(self._ended, job, sequences)

@@ -142,9 +142,7 @@ async def test_the_answer_counts_the_steps_of_a_sequence_from_its_beginning() ->
     batch = decode_batch(request, MODEL, LIMITS)
     logits = np.array([[0, 3, 0, 0], [0, 0, 0, 5]], np.float32)
     state = (np.repeat(np.array([0, 0.5], np.float32), 2 * 8).reshape(2, 2, 8).transpose(1, 0, 2),)
-    for index in (1, 0):
-        chosen = slice(index, index + 1)
-        batch.lanes_done(np.array([index]), logits[chosen], tuple(array[:, chosen] for array in state))
+    batch.logits, batch.final_state = logits, state
     batch.probabilities, batch.labels = classify(batch.logits)
     response = encode_batch(batch, request)
     assert [snapshot.step for snapshot in response.final_states] == [42, 3]
