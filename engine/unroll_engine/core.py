@@ -20,6 +20,7 @@ from unroll_engine.observer import Metrics, Trace
 from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_engine.scheduler import CALM, Queue, capacity_of
 from unroll_engine.slots import Slots
+from unroll_engine.whole import WholeSequences
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +64,12 @@ class ModelQueue:
     ) -> None:
         self.model = model
         self.metrics = metrics.of(str(model.spec.key))
-        self.lanes: Lanes | Slots
+        self.lanes: Lanes | Slots | WholeSequences
         if isinstance(model.runtime, KernelRuntime):
             self.lanes = Slots(model, model.runtime.network, capacity_of(max_lanes), max_steps, threads)
             max_lanes *= threads
+        elif model.spec.whole:
+            self.lanes = WholeSequences(model, max_steps)
         else:
             self.lanes = Lanes(model, capacity_of(max_lanes), max_steps)
         self.queue: Queue[Job] = Queue(max_lanes, self._drop)

@@ -19,7 +19,7 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import BatchJob
 from unroll_engine.models.loader import Loader, Model
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
-from unroll_engine.readout import no_classes
+from unroll_engine.readout import check_has_state, no_classes
 from unroll_engine.runner import Runner
 from unroll_engine.sequence import OpenSequence
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
@@ -165,8 +165,9 @@ class Engine:
 
         Raises:
             SequenceStateError: it is of another model or version.
-            InvalidRequestError: it is damaged.
+            InvalidRequestError: it is damaged, or the model takes whole sequences only.
         """
+        check_has_state(self.spec, "model")
         return OpenSequence(self._model, self._runner, snapshot)
 
     def close(self) -> None:
@@ -190,6 +191,8 @@ class Engine:
         keeps_states: bool,
     ) -> tuple[BatchJob, list[int]]:
         """Makes a job of checked sequences, and returns the steps that each has consumed before."""
+        if keeps_states or initial_states is not None:
+            check_has_state(self.spec, "return_final_states" if keeps_states else "initial_states")
         values, offsets = pack_sequences(sequences, self.spec.input_size)
         count = len(offsets) - 1
         begun = [0] * count

@@ -11,7 +11,26 @@ from unroll_engine.models.spec import Float32Array, ModelSpec, StepSpec
 
 def no_classes(spec: ModelSpec) -> InvalidRequestError:
     """Returns the error of a model without classes that is asked for some."""
-    return InvalidRequestError(f"{spec.key} has no class labels: its outputs come from streams and sessions", "model")
+    source = "ModelInfer" if spec.whole else "streams and sessions"
+    return InvalidRequestError(f"{spec.key} has no class labels: its outputs come from {source}", "model")
+
+
+def check_has_state(spec: ModelSpec, field: str) -> None:
+    """Checks that a model can be asked for steps and states.
+
+    Args:
+        spec: The model.
+        field: Field of the request that asks for them.
+
+    Raises:
+        InvalidRequestError: it takes whole sequences only.
+    """
+    if spec.whole:
+        problem = (
+            f"{spec.key} takes whole sequences only, since it looks at more than the past (a bidirectional layer, or "
+            "pooling or attention over time): Classify them, or ModelInfer without a sequence_id"
+        )
+        raise InvalidRequestError(problem, field)
 
 
 def classify(logits: Float32Array, step: StepSpec | None = None) -> tuple[Float32Array, NDArray[np.intp]]:

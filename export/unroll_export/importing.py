@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unroll_export.bidirectional import READOUTS, BidirectionalClassifier, Readout
 from unroll_export.model import Cell, Nonlinearity, RecurrentClassifier, build
 from unroll_export.runs import TrainedRun
 from unroll_export.weight_files import ImportRefusedError, Samples
@@ -19,6 +20,7 @@ RECURRENT = re.compile(
 GATES: dict[int, Cell] = {1: "rnn", 3: "gru", 4: "lstm"}
 """Cell by the number of gates: rows of weight_hh for each unit."""
 BY_MODULE = "tensors don't show such a network; unroll_export.export takes the module itself"
+_Model = TypeVar("_Model", RecurrentClassifier[Any], BidirectionalClassifier)
 NEAR = 1e-4
 """Difference from a sample's output around 1 that rounding can explain."""
 
@@ -47,18 +49,83 @@ def import_weights(
     Raises:
         ImportRefusedError: the tensors are of another network, or it does not reproduce the samples.
     """
-    named = _rename(weights, renamed or {})
-    layers, rest = _recurrent(named)
+    layers, rest = _recurrent(_rename(weights, renamed or {}))
+    if any(name.endswith("_reverse") for name in layers):
+        raise ImportRefusedError("bidirectional: import_bidirectional takes it, for whole sequences")
     found = _cell_of(layers, cell)
-    if found == "rnn" and nonlinearity is None and samples is None:
+    count, inputs, hidden = _sizes(layers)
+    readout, rest = _readout(rest, hidden)
+    outputs = readout[0].shape[0]
+    choices = _nonlinearities(found, nonlinearity, samples)
+    models = [build(found, inputs, hidden, outputs, count, nonlinearity=each) for each in choices]
+    for model in models:
+        _fill(model, layers, readout, rest, mean, std)
+    return _best(models, samples)
+
+
+def is_bidirectional(weights: Mapping[str, Tensor]) -> bool:
+    """Returns True if weights are of recurrent layers of both directions."""
+    return any(RECURRENT.fullmatch(name) and name.endswith("_reverse") for name in weights)
+
+
+def import_bidirectional(
+    weights: Mapping[str, Tensor],
+    *,
+    cell: Cell | None = None,
+    nonlinearity: Nonlinearity | None = None,
+    readout: Readout | None = None,
+    renamed: Mapping[str, str] | None = None,
+    mean: NDArray[np.float32] | None = None,
+    std: NDArray[np.float32] | None = None,
+    samples: Samples | None = None,
+) -> BidirectionalClassifier:
+    """Builds the classifier of whole sequences whose tensors are in `weights`; see `import_weights`.
+
+    Args:
+        weights: See import_weights.
+        cell: See import_weights.
+        nonlinearity: See import_weights.
+        readout: Part of the states that the readout takes; required without samples, since the tensors don't show it.
+        renamed: See import_weights.
+        mean: See import_weights.
+        std: See import_weights.
+        samples: See import_weights; outputs of whole sequences.
+
+    Raises:
+        ImportRefusedError: the tensors are of another network, or it does not reproduce the samples.
+    """
+    layers, rest = _recurrent(_rename(weights, renamed or {}))
+    found = _cell_of(layers, cell)
+    count, inputs, hidden = _sizes(layers)
+    if readout is None and samples is None:
+        raise ImportRefusedError(
+            f"--readout: required for a bidirectional network, one of {', '.join(READOUTS)}: what of its states goes "
+            "into the readout, which its tensors don't show; or give --samples with outputs that it computed"
+        )
+    matrices, rest = _readout(rest, 2 * hidden)
+    outputs = matrices[0].shape[0]
+    models = [
+        BidirectionalClassifier(build(found, inputs, hidden, outputs, count, nonlinearity=each).rnn, outputs, what)
+        for each in _nonlinearities(found, nonlinearity, samples)
+        for what in ([readout] if readout else READOUTS)
+    ]
+    for model in models:
+        _fill(model, layers, matrices, rest, mean, std)
+    return _best(models, samples)
+
+
+def _nonlinearities(cell: Cell, given: Nonlinearity | None, samples: Samples | None) -> list[Nonlinearity]:
+    """Returns the nonlinearities that a network can have."""
+    if cell == "rnn" and given is None and samples is None:
         raise ImportRefusedError(
             "--nonlinearity: required for an Elman network, whose tensors are the same with tanh and relu; or give "
             "--samples with outputs that it computed"
         )
-    readout = _readout(rest, hidden_size=layers["weight_hh_l0"].shape[1])
-    rest = {name: tensor for name, tensor in rest.items() if name not in readout}
-    choices: list[Nonlinearity] = [nonlinearity] if nonlinearity else ["tanh", "relu"] if found == "rnn" else ["tanh"]
-    models = [_assemble(found, each, layers, list(readout.values()), rest, mean, std) for each in choices]
+    return [given] if given else ["tanh", "relu"] if cell == "rnn" else ["tanh"]
+
+
+def _best(models: Sequence[_Model], samples: Samples | None) -> _Model:
+    """Returns the model that reproduces the samples; the first one without samples."""
     if samples is None:
         return models[0]
     differences = [_difference(model, samples) for model in models]
@@ -84,13 +151,7 @@ def imported_run(model: RecurrentClassifier[Any], source: str, sha256: str, labe
         ImportRefusedError: the number of labels doesn't fit the outputs.
     """
     outputs = model.fc.out_features
-    classes = max(2, outputs)
-    names = tuple(labels) or tuple(str(index) for index in range(classes))
-    if len(names) != classes or len(set(names)) != classes:
-        raise ImportRefusedError(
-            f"--labels: {len(names)} names, {len(set(names))} of them different; {classes} are needed for {outputs} "
-            "outputs, one per line"
-        )
+    names = class_names(labels, outputs)
     summary = {
         "data": source,
         "data_sha256": sha256,
@@ -101,6 +162,22 @@ def imported_run(model: RecurrentClassifier[Any], source: str, sha256: str, labe
     }
     features = tuple(f"feature_{index + 1}" for index in range(model.rnn.input_size))
     return TrainedRun(model.eval(), names, features, summary)
+
+
+def class_names(labels: Sequence[str], outputs: int) -> tuple[str, ...]:
+    """Returns the names of the classes of a readout; their indices if no labels are given.
+
+    Raises:
+        ImportRefusedError: the number of labels doesn't fit the outputs.
+    """
+    classes = max(2, outputs)
+    names = tuple(labels) or tuple(str(index) for index in range(classes))
+    if len(names) != classes or len(set(names)) != classes:
+        raise ImportRefusedError(
+            f"--labels: {len(names)} names, {len(set(names))} of them different; {classes} are needed for {outputs} "
+            "outputs, one per line"
+        )
+    return names
 
 
 def _rename(weights: Mapping[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
@@ -129,10 +206,6 @@ def _recurrent(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
         if match is None:
             rest[name] = tensor
             continue
-        if name.endswith("_reverse"):
-            raise ImportRefusedError(
-                f"{name}: a bidirectional network looks at the future; one direction can be served"
-            )
         if match["kind"] == "weight_hr":
             raise ImportRefusedError(f"{name}: an LSTM with projections (proj_size): {BY_MODULE}")
         stacks.setdefault(match["prefix"], {})[name[len(match["prefix"]) :]] = tensor
@@ -159,8 +232,14 @@ def _cell_of(layers: Mapping[str, Tensor], cell: Cell | None) -> Cell:
     return found
 
 
-def _readout(rest: Mapping[str, Tensor], hidden_size: int) -> dict[str, Tensor]:
-    """Finds the weight of the linear readout, [outputs, hidden_size], and its bias if it has one."""
+def _sizes(layers: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """Returns the number of layers, the features and the hidden size."""
+    count = 1 + max(int(name.removesuffix("_reverse").rpartition("_l")[2]) for name in layers)
+    return count, layers["weight_ih_l0"].shape[1], layers["weight_hh_l0"].shape[1]
+
+
+def _readout(rest: Mapping[str, Tensor], hidden_size: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Splits off the weight of the linear readout, [outputs, hidden_size], and its bias if it has one."""
     candidates = [name for name, each in rest.items() if name.endswith("weight") and each.ndim == 2]
     fitting = [name for name in candidates if rest[name].shape[1] == hidden_size]
     chosen = "fc.weight" if "fc.weight" in fitting else fitting[0] if len(fitting) == 1 else None
@@ -170,21 +249,19 @@ def _readout(rest: Mapping[str, Tensor], hidden_size: int) -> dict[str, Tensor]:
             f"{', '.join(fitting) or _listed(rest)}; --map NAME=fc says which"
         )
     bias = chosen.removesuffix("weight") + "bias"
-    return {name: rest[name] for name in (chosen, bias) if name in rest}
+    found = {name: rest[name] for name in (chosen, bias) if name in rest}
+    return list(found.values()), {name: tensor for name, tensor in rest.items() if name not in found}
 
 
-def _assemble(
-    cell: Cell,
-    nonlinearity: Nonlinearity,
+def _fill(
+    model: RecurrentClassifier[Any] | BidirectionalClassifier,
     layers: Mapping[str, Tensor],
     readout: Sequence[Tensor],
     rest: Mapping[str, Tensor],
     mean: NDArray[np.float32] | None,
     std: NDArray[np.float32] | None,
-) -> RecurrentClassifier[Any]:
-    count = 1 + max(int(name.rpartition("_l")[2]) for name in layers)
-    inputs, hidden, outputs = layers["weight_ih_l0"].shape[1], layers["weight_hh_l0"].shape[1], readout[0].shape[0]
-    model = build(cell, inputs, hidden, outputs, count, nonlinearity=nonlinearity)
+) -> None:
+    """Loads the tensors into a model, which is set to eval mode."""
     values: dict[str, Tensor] = {f"rnn.{name}": tensor for name, tensor in layers.items()}
     values |= dict(zip(("fc.weight", "fc.bias"), readout, strict=False))
     for name, given in (("mean", mean), ("std", std)):
@@ -212,19 +289,20 @@ def _assemble(
     if not (state["std"] > 0).all():
         raise ImportRefusedError("--std: positive values expected")
     model.load_state_dict(state)
-    return model.eval()
+    model.eval()
 
 
 @torch.no_grad()
-def _difference(model: RecurrentClassifier[Any], samples: Samples) -> float:
+def _difference(model: RecurrentClassifier[Any] | BidirectionalClassifier, samples: Samples) -> float:
     """Computes the largest difference from the samples, relative to outputs above 1."""
     if samples.inputs.shape[2] != model.rnn.input_size:
         raise ImportRefusedError(
             f"--samples: inputs have {samples.inputs.shape[2]} features, the network has {model.rnn.input_size}"
         )
-    logits = model.unroll(samples.inputs)[0].double()
-    if samples.outputs.ndim == 2:
-        logits = logits[:, -1]
+    if isinstance(model, BidirectionalClassifier) or samples.outputs.ndim == 2:
+        logits = model(samples.inputs).double()
+    else:
+        logits = model.unroll(samples.inputs)[0].double()
     if logits.shape != samples.outputs.shape:
         raise ImportRefusedError(
             f"--samples: outputs are {list(samples.outputs.shape)}, the network's are {list(logits.shape)}"

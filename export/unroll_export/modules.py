@@ -23,11 +23,18 @@ from unroll_export.steps.plan import Options
 from unroll_export.steps.sequence_graph import prove_prefixes
 from unroll_export.steps.step_module import StepModule
 from unroll_export.weight_files import ImportRefusedError
+from unroll_export.whole import export_whole
 from unroll_proto.bundle import check_name
 
 
 def export(
-    module: nn.Module, *, name: str, example: Tensor, labels: Sequence[str] = (), models: str | Path = "models"
+    module: nn.Module,
+    *,
+    name: str,
+    example: Tensor,
+    labels: Sequence[str] = (),
+    models: str | Path = "models",
+    whole: bool | None = None,
 ) -> Path:
     """Writes a module as the next version of a model, proven on every prefix of sequences to compute what it computes.
 
@@ -41,6 +48,8 @@ def export(
             recurrent layers are not batch first.
         labels: Class names of the first output.
         models: Folder of the models.
+        whole: True to serve whole sequences only, with outputs of a sequence: what a module needs that looks at more
+            than the past, as by attention or pooling over time. None if a layer is bidirectional, which needs it too.
 
     Returns:
         The folder of the version, `models/name/version`.
@@ -53,6 +62,10 @@ def export(
     """
     check_name(name)
     original, out = EagerModule(module, example), Path(models) / name
+    if whole is None:
+        whole = any(getattr(each, "bidirectional", False) for each in original.module.modules())
+    if whole:
+        return export_whole(original, out, labels).path
     if classifier := _classifier(original):
         content = save({key: value.contiguous() for key, value in classifier.state_dict().items()})
         run = imported_run(classifier, type(module).__name__, hashlib.sha256(content).hexdigest(), labels)

@@ -13,7 +13,9 @@ from unroll_export.exporting import artifact_shapes
 from unroll_export.model import CELLS, Nonlinearity, RecurrentClassifier, build
 from unroll_export.parity.gate import Proven, prove
 from unroll_export.steps.importing import verify_step
+from unroll_export.whole import verify_whole
 from unroll_proto import bundle
+from unroll_proto.step_model import WHOLE
 from unroll_proto.v1 import bundle_pb2 as pb
 
 
@@ -26,7 +28,8 @@ def verify(path: Path, on_case: Callable[[str], None] = lambda _: None) -> Prove
     """
     manifest, _ = bundle.verify_bundle(path)
     if manifest.HasField("step"):
-        return Proven([verify_step(path, manifest, on_case).proof], {})
+        again = verify_whole if manifest.step.form == WHOLE else verify_step
+        return Proven([again(path, manifest, on_case).proof], {})
     model = _eager_model(path, manifest)
     contents = {}
     for kind in bundle.MODEL_KINDS:

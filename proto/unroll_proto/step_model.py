@@ -1,7 +1,7 @@
-"""Step models: the tensors of a graph of one timestep, as the manifest describes them."""
+"""Step models: the tensors of a graph of one timestep, or of whole sequences, as the manifest describes them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,12 @@ from unroll_proto.v1 import bundle_pb2 as pb
 
 ARCHITECTURE = "step"
 FORMS = ("published", "stepped", "matmul")
+WHOLE = "whole"
+"""Architecture and form of a graph of whole sequences."""
 BATCH = "batch"
 """The dimension that holds the sequences."""
+TIME = "time"
+"""The dimension that holds the timesteps of a whole sequence."""
 
 STATE_DTYPES = ("float32", "float64", "int32", "int64")
 INPUT_DTYPES = STATE_DTYPES
@@ -62,7 +66,7 @@ class StepTensor(NamedTuple):
 
 
 def tensor_of(spec: pb.TensorSpec) -> StepTensor:
-    """Reads the description of a tensor.
+    """Reads the description of a tensor; of a whole sequence, its values of one timestep.
 
     Raises:
         ValueError: it is not one that a step model can have.
@@ -70,7 +74,7 @@ def tensor_of(spec: pb.TensorSpec) -> StepTensor:
     size = len(spec.name.encode())
     _require(0 < size <= MAX_NAME_BYTES, f"a name of {size} bytes, 1 to {MAX_NAME_BYTES} expected")
     _require(spec.dtype in OUTPUT_DTYPES, f"{spec.name!r}: dtype {spec.dtype!r}, one of {', '.join(OUTPUT_DTYPES)}")
-    shape = list(spec.shape)
+    shape = [each for each in spec.shape if each != TIME]
     _require(shape.count(BATCH) <= 1 and len(shape) <= 16, f"{spec.name!r}: shape {shape}")
     known = [each for each in shape if each != BATCH]
     right = all(each.isascii() and each.isdigit() and len(each) < 9 and int(each) for each in known)
@@ -100,16 +104,23 @@ def check(manifest: pb.BundleManifest) -> None:
     Raises:
         ValueError: it contradicts itself, or is over a limit.
     """
-    step = manifest.step
-    _require(manifest.architecture == ARCHITECTURE, f"step given for architecture {manifest.architecture!r}")
+    step, whole = manifest.step, manifest.step.form == WHOLE
+    expected = WHOLE if whole else ARCHITECTURE
+    _require(manifest.architecture == expected, f"step given for architecture {manifest.architecture!r}")
     _require(not (manifest.hidden_size or manifest.num_layers), "hidden_size and num_layers of a step model are 0")
     _require(not manifest.feature_names, "feature_names of a step model are empty")
-    _require(step.form in FORMS, f"step.form {step.form!r}, one of {', '.join(FORMS)} expected")
+    forms = (*FORMS, WHOLE)
+    _require(step.form in forms, f"step.form {step.form!r}, one of {', '.join(forms)} expected")
     right = len(step.source_sha256) == 64 and set(step.source_sha256) <= set("0123456789abcdef")
     _require(right, "step.source_sha256: 64 hexadecimal digits expected")
-    inputs = _tensors("inputs", step.inputs, INPUT_DTYPES, step.alone)
-    outputs = _tensors("outputs", step.outputs, OUTPUT_DTYPES, step.alone)
-    states = _tensors("states", [state.tensor for state in step.states], STATE_DTYPES, step.alone)
+    if whole:
+        right = len(step.inputs) == 1 and sorted(step.inputs[0].shape[:2]) == [BATCH, TIME]
+        _require(right, "step.inputs: one that begins with the dimensions batch and time expected")
+        _require(not step.states, "step.states: given for a graph of whole sequences")
+    inputs = _tensors("inputs", step.inputs, INPUT_DTYPES, step.alone, timed=whole)
+    outputs = _tensors("outputs", step.outputs, OUTPUT_DTYPES, step.alone or whole)
+    given_states = [state.tensor for state in step.states]
+    states = [] if whole else _tensors("states", given_states, STATE_DTYPES, step.alone)
     _unique("inputs and states", [tensor.name for tensor in (*inputs, *states)])
     nexts = [state.next for state in step.states if state.next]
     _unique("outputs and next states", [tensor.name for tensor in outputs] + nexts)
@@ -129,7 +140,12 @@ def check(manifest: pb.BundleManifest) -> None:
         _require(fits, f"class_labels: {labels} for the {scores} values of {outputs[0].name!r}, distinct ones expected")
 
 
-def _tensors(field: str, specs: Iterable[pb.TensorSpec], dtypes: tuple[str, ...], alone: bool) -> list[StepTensor]:
+def _tensors(
+    field: str, specs: Sequence[pb.TensorSpec], dtypes: tuple[str, ...], alone: bool, timed: bool = False
+) -> list[StepTensor]:
+    for spec in specs:
+        right = list(spec.shape).count(TIME) == timed
+        _require(right, f"step.{field}: {spec.name!r}: shape {list(spec.shape)}")
     try:
         tensors = [tensor_of(spec) for spec in specs]
     except ValueError as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnx import helper
+from support.oip import infer
 from support.processes import PATIENCE, ServerProcess
 from support.silero import OPTIONS, own_loop, published_file, speech_like
 from support.step_graphs import graph, import_examples, import_graph
@@ -26,7 +27,6 @@ from unroll_proto.inference import service_pb2 as pb
 from unroll_proto.inference.service_pb2_grpc import GRPCInferenceServiceStub
 
 Array = NDArray[Any]
-DTYPES = {"FP32": "<f4", "INT64": "<i8"}
 
 
 def two_inputs() -> bytes:
@@ -59,27 +59,6 @@ def address(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     log = tmp_path_factory.mktemp("log") / "log"
     with ServerProcess(repository, log, "--sessions", "memory") as process:
         yield process.address
-
-
-def infer(address: str, model: str, outputs: tuple[str, ...] = (), sequence: int = 0, **given: Any) -> dict[str, Array]:
-    """The outputs of a request whose inputs are `given`; `start`, of a sequence, is a parameter."""
-    request = pb.ModelInferRequest(model_name=model)
-    if sequence:
-        request.parameters["sequence_id"].int64_param = sequence
-        request.parameters["sequence_start"].bool_param = bool(given.pop("start", False))
-    for name, array in given.items():
-        datatype = {"f": "FP", "i": "INT"}[array.dtype.kind] + str(8 * array.dtype.itemsize)
-        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        request.raw_input_contents.append(array.tobytes())
-    for name in outputs:
-        request.outputs.add(name=name)
-    with grpc.insecure_channel(address) as channel:
-        stub: Any = GRPCInferenceServiceStub(channel)  # type: ignore[arg-type]  # made for both kinds
-        response = stub.ModelInfer(request, timeout=PATIENCE)
-    return {
-        output.name: np.frombuffer(raw, DTYPES[output.datatype]).reshape(output.shape)
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
 
 
 def values_of(steps: int, seed: int = 0) -> NDArray[np.float32]:

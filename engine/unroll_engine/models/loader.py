@@ -95,7 +95,7 @@ class Loader:
         try:
             if bundle.spec.step:
                 kind = bundle_pb2.ARTIFACT_KIND_ONNX_STEP
-                runtime, note = self._step(bundle), "a step model"
+                runtime, note = self._step(bundle), f"a {bundle.spec.architecture} model"
                 _check_results(runtime, bundle)
             elif self._torchscript:
                 kind = bundle_pb2.ARTIFACT_KIND_TORCHSCRIPT
@@ -111,15 +111,17 @@ class Loader:
             raise BundleError(f"{bundle.path}: does not run: {_one_line(error)}") from error
 
     def _step(self, bundle: VerifiedBundle) -> Runtime:
-        """The runtime of a step model, which there is one of."""
+        """Returns the runtime of an imported graph."""
         from unroll_engine.runtimes.step import StepRuntime
+        from unroll_engine.runtimes.whole import WholeRuntime
 
         if self._runtime not in ("auto", "onnx") or self._device != "cpu":
             wanted = f"{self._runtime} on {self._device}"
-            raise BundleError(f"{bundle.path}: {wanted} can't run it: a step model is run by onnx on cpu")
+            which = f"a {bundle.spec.architecture} model"
+            raise BundleError(f"{bundle.path}: {wanted} can't run it: {which} is run by onnx on cpu")
         content = bundle.read(bundle_pb2.ARTIFACT_KIND_ONNX_STEP)
         try:
-            return StepRuntime(content, bundle.manifest.step)
+            return (WholeRuntime if bundle.spec.whole else StepRuntime)(content, bundle.manifest.step)
         except (UnsupportedNetworkError, ValueError) as error:
             raise BundleError(f"{bundle.path}: {ONNX_RNN}: {error}") from None
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unroll_proto.step_model import WHOLE
+
 Float32Array = NDArray[np.float32]
 
 State = tuple[NDArray[Any], ...]
@@ -54,7 +56,7 @@ class StateTensor(NamedTuple):
 
 
 class StepSpec(NamedTuple):
-    """Tensors of a step model: an imported graph of one timestep, whose state is among its inputs and outputs."""
+    """Tensors of an imported graph: of one timestep, whose state is among its inputs and outputs, or of sequences."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -99,13 +101,18 @@ class ModelSpec:
     step: StepSpec | None = field(default=None, compare=False)
 
     @property
+    def whole(self) -> bool:
+        """True if it takes whole sequences only: it looks at more than the past, and has no state."""
+        return self.step is not None and self.step.form == WHOLE
+
+    @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Inputs of a timestep, `input_size` values together."""
         return self.step.inputs if self.step else (Tensor("input", (self.input_size,)),)
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """Outputs of a timestep, `output_size` values together: logits, or those of a step model."""
+        """Outputs of a timestep, or of a whole sequence, `output_size` values together: logits, or by name."""
         return self.step.outputs if self.step else (Tensor("logits", (self.output_size,)),)
 
     @property

@@ -19,8 +19,8 @@ from unroll_proto import bundle, step_model
 from unroll_proto.step_model import StepTensor
 from unroll_proto.v1 import bundle_pb2 as pb
 
-# Errors caused by values, such as an index out of range or a wrong shape.
-_FAILURES = (errors.Fail, errors.InvalidArgument, errors.RuntimeException)
+RUN_FAILURES = (errors.Fail, errors.InvalidArgument, errors.RuntimeException)
+"""Errors caused by values, such as an index out of range or a wrong shape."""
 
 MAX_MEMORY = 2**32
 """Bound on the bytes of weights and intermediate values of all step models in the process; a run beyond it fails."""
@@ -69,7 +69,7 @@ class StepRuntime:
         results = np.empty((steps, lanes, self._width), np.float32)
         final: State | None = None
         if not self._alone:
-            with suppress(*_FAILURES):
+            with suppress(*RUN_FAILURES):
                 final = self._run(x, state, results)
         if final is None:
             final = self._run_apart(x, state, results)
@@ -93,7 +93,7 @@ class StepRuntime:
             one = slice(lane, lane + 1)
             try:
                 ended = self._run(x[:, one], tuple(array[:, one] for array in state), results[:, one])
-            except _FAILURES:
+            except RUN_FAILURES:
                 results[:, lane] = np.nan
                 continue
             for whole, part in zip(final, ended, strict=True):

@@ -86,6 +86,14 @@ class EagerModule:
             ends[name] = (value if axis is None else value.select(axis, -1)).numpy()
         return ends
 
+    def in_float64(self) -> "EagerModule":
+        """Returns the module in float64, with the same sequences."""
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module).double()
+        twin._parts = Parts(twin.module)
+        twin.example = self.example.double() if self.example.is_floating_point() else self.example
+        return twin
+
     @property
     def functions(self) -> set[str]:
         """Names of torch's functions that its last run called outside recurrent layers."""

@@ -1,6 +1,6 @@
 """Imports an ONNX file as a bundle version of a step model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -133,13 +133,32 @@ def import_step(
         BundleError: `out` can't be a model folder.
         OSError: `out` can't be written to.
     """
-    name = model_name(out)
+    model_name(out)
     graph = step_graph(source, options, len(labels), stepped)
-    content, step = graph.content, graph.step
+    return write_bundle(out, graph.content, graph.step, labels, lambda: _prove(source, graph, on_case))
+
+
+def write_bundle(
+    out: Path, content: bytes, step: pb.StepModel, labels: Sequence[str], prove: Callable[[], Proven]
+) -> Imported:
+    """Proves an imported graph, and writes it as the next version of the model folder `out`.
+
+    Args:
+        out: The model folder; created if missing.
+        content: The graph.
+        step: Its description, without the results of the proof.
+        labels: Class names of the values of the first output; empty without classes.
+        prove: Proves the graph.
+
+    Raises:
+        ImportRefusedError: the graph is over a limit of the format.
+        ParityError, BundleError, OSError: see import_step.
+    """
+    name = model_name(out)
     manifest = pb.BundleManifest(
         format=bundle.FORMAT,
         name=name,
-        architecture=step_model.ARCHITECTURE,
+        architecture=step_model.WHOLE if step.form == step_model.WHOLE else step_model.ARCHITECTURE,
         input_size=sum(tensor.size for tensor in map(step_model.tensor_of, step.inputs)),
         output_size=sum(tensor.size for tensor in map(step_model.tensor_of, step.outputs)),
         class_labels=labels,
@@ -159,8 +178,8 @@ def import_step(
     try:
         bundle.check_model(manifest)
     except ValueError as error:
-        raise ImportRefusedError(f"{source.file}: {error}") from None
-    proven = _prove(source, graph, on_case)
+        raise ImportRefusedError(f"{step.source}: {error}") from None
+    proven = prove()
     manifest.step.bitwise = proven.bitwise
     manifest.step.probabilities = bool(labels) and proven.probabilities
     with Draft(out) as draft:

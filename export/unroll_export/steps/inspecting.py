@@ -8,7 +8,7 @@ from unroll_export.steps.folding import fold, measure_outputs
 from unroll_export.steps.pairing import Pair, compatible, find_pairs
 from unroll_export.steps.plan import Options, make_plan
 from unroll_export.steps.reading import Source, Value, graphs_of
-from unroll_export.steps.sequences import is_sequence_graph, to_steps
+from unroll_export.steps.sequences import is_bidirectional, is_sequence_graph, to_steps
 from unroll_export.weight_files import ImportRefusedError
 
 
@@ -47,6 +47,10 @@ def _sequences(source: Source, path: Path) -> Iterator[str]:
         if value.dims == ():
             yield f"  say     {value.name!r} is one number: --set {value.name}=VALUE"
             flags += ["--set", f"{value.name}=VALUE"]
+    if is_bidirectional(source):
+        yield "  made    a model of whole sequences, as it is bidirectional: it is classified, not streamed"
+        yield f"  type    {_command(path, flags)}"
+        return
     try:
         stepped = None if flags else to_steps(source, {})
     except ImportRefusedError as error:

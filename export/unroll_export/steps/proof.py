@@ -221,6 +221,13 @@ def flat(state: State, lane: int) -> NDArray[np.float64]:
     return np.concatenate([array[:, lane].astype(np.float64).reshape(-1) for array in state])
 
 
+def are_probabilities(scores: Float32Array) -> bool:
+    """Returns True if rows of values are between 0 and 1 and, if there are several in a row, sum to 1."""
+    inside = bool(((scores >= 0) & (scores <= 1)).all())
+    sums = scores.astype(np.float64).sum(axis=1)
+    return inside and (scores.shape[1] == 1 or bool((np.abs(sums - 1) < 1e-4).all()))
+
+
 class _Trial:
     """A step graph as served, with the expected results of its sequences.
 
@@ -281,9 +288,7 @@ class _Trial:
     def gives_probabilities(self) -> bool:
         """Returns True if the first output is between 0 and 1 and, with several values, sums to 1."""
         width = step_model.tensor_of(self._step.outputs[0]).size
-        scores = np.concatenate([outputs[:, :width] for outputs, _ in self._known]).astype(np.float64)
-        inside = bool(((scores >= 0) & (scores <= 1)).all())
-        return inside and (width == 1 or bool((np.abs(scores.sum(axis=1) - 1) < 1e-4).all()))
+        return are_probabilities(np.concatenate([outputs[:, :width] for outputs, _ in self._known]))
 
     def _begin(self, name: str, batch: int) -> _Case:
         self._on_case(name)

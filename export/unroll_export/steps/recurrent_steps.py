@@ -169,7 +169,7 @@ def of_one_step(module: nn.Module) -> tuple[nn.Module, Tape]:
             if each.bidirectional:
                 raise ImportRefusedError(
                     f"{label}: bidirectional: its backward direction begins at the end of a sequence, so that no step "
-                    "can be answered before it; train it with bidirectional=False"
+                    "can be answered before it; whole=True serves whole sequences"
                 )
             each.forward = _LayersStep(label, states, each, tape)
         else:

@@ -206,6 +206,6 @@ def prove_prefixes(original: Original, steps: Callable[[Float32Array], Float32Ar
                     raise ParityError(
                         f"output {name!r} for the first {end} steps is not what the steps give (off by "
                         f"{difference:.2g}): it looks at more than the past (pooling, attention or normalization over "
-                        "time?)"
+                        "time?); --form whole, or whole=True, serves it for whole sequences only"
                     )
     return worst

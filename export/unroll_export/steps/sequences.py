@@ -36,7 +36,12 @@ class Stepped(NamedTuple):
 
 def is_sequence_graph(source: Source) -> bool:
     """Returns True if a graph has recurrent nodes, and no state among its inputs and outputs by their names."""
-    return bool(_recurrent(source.model)) and not find_pairs(source.inputs, source.outputs)
+    return bool(recurrent_nodes(source.model)) and not find_pairs(source.inputs, source.outputs)
+
+
+def is_bidirectional(source: Source) -> bool:
+    """Returns True if a recurrent node of a graph begins at the end of a sequence."""
+    return any(attributes_of(node).get("direction", b"forward") != b"forward" for node in recurrent_nodes(source.model))
 
 
 def to_steps(source: Source, constants: Mapping[str, NDArray[Any]]) -> Stepped:
@@ -49,8 +54,8 @@ def to_steps(source: Source, constants: Mapping[str, NDArray[Any]]) -> Stepped:
     Raises:
         ImportRefusedError: the graph has no such form. The message names the node.
     """
-    source = _with_constants(source, constants)
-    nodes = _recurrent(source.model)
+    source = with_constants(source, constants)
+    nodes = recurrent_nodes(source.model)
     for node in nodes:
         _check(node)
     begun = [name for node in nodes for name in list(node.input)[5:7] if name]
@@ -130,7 +135,8 @@ def _open_reshapes(model: ModelProto, constants: Mapping[str, NDArray[Any]]) -> 
                 node.input[1] = add_constant(model.graph, f"{node.output[0]}_shape", np.array(target, np.int64))
 
 
-def _recurrent(model: ModelProto) -> list[NodeProto]:
+def recurrent_nodes(model: ModelProto) -> list[NodeProto]:
+    """Returns the recurrent nodes of a graph, in order."""
     return [node for node in model.graph.node if node.op_type in GATES]
 
 
@@ -138,12 +144,15 @@ def _check(node: NodeProto) -> None:
     label = f"{node.op_type} {node.name or node.output[0]!r}"
     direction = attributes_of(node).get("direction", b"forward").decode()
     if direction != "forward":
-        raise ImportRefusedError(f"{label}: direction {direction}: its output at a step depends on later steps")
+        raise ImportRefusedError(
+            f"{label}: direction {direction}: its output at a step depends on later steps; --form whole"
+        )
     if len(node.input) > 4 and node.input[4]:
         raise ImportRefusedError(f"{label}: export the model without sequence_lens, since the server handles lengths")
 
 
-def _with_constants(source: Source, constants: Mapping[str, NDArray[Any]]) -> Source:
+def with_constants(source: Source, constants: Mapping[str, NDArray[Any]]) -> Source:
+    """Returns a copy of a source with some inputs fixed at values."""
     model = ModelProto()
     model.CopyFrom(source.model)
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())

@@ -105,7 +105,9 @@ class BundleManifest(_message.Message):
     version: _builtins.int
     """Model version, 1 or more; the folder's name."""
     architecture: _builtins.str
-    """Kind of network, of any depth: "simple_rnn", "simple_lstm" or "simple_gru"; or "step", which `step` describes."""
+    """Kind of network, of any depth: "simple_rnn", "simple_lstm" or "simple_gru"; or "step" or "whole", which `step`
+    describes.
+    """
     input_size: _builtins.int
     """Features of one timestep; for a step model, the values of all its inputs."""
     hidden_size: _builtins.int
@@ -136,7 +138,7 @@ class BundleManifest(_message.Message):
     def training(self) -> Global___TrainingSummary: ...
     @_builtins.property
     def step(self) -> Global___StepModel:
-        """Only for a step model."""
+        """Only for a step model, and a model of whole sequences."""
 
     def __init__(
         self,
@@ -169,6 +171,9 @@ Global___BundleManifest: _TypeAlias = BundleManifest  # noqa: Y015
 class StepModel(_message.Message):
     """A graph of one timestep, imported from an ONNX file, whose state is among its inputs and outputs. `model.onnx` takes
     `inputs` and `states`, and gives `outputs` and the next states. The dimension "batch" has one entry per sequence.
+
+    With the form "whole" it is a graph of whole sequences, which looks at more than the past and has no states. It takes
+    one sequence at a time: its input has the dimensions "batch", of size 1, and "time". Its outputs are of a sequence.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -210,7 +215,7 @@ class StepModel(_message.Message):
     form: _builtins.str
     """Origin of the graph: "published" is the source itself, with its constants and contexts folded in; "stepped" is one
     timestep of the source's sequences; "matmul" has its convolutions and recurrent nodes as products of matrices, which
-    round in their own way.
+    round in their own way; "whole" is the source itself, which takes whole sequences.
     """
     bitwise: _builtins.bool
     """True if the proof found the same bits at every batch size, position and cut."""

@@ -18,6 +18,7 @@ from unroll_engine.errors import (
 )
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import ModelKey
+from unroll_engine.readout import check_has_state
 from unroll_engine.snapshots import check_bundle
 from unroll_proto.v1.session_pb2 import Session
 from unroll_server import caller
@@ -129,6 +130,7 @@ class Sessions:
             # Found before the first await: the version that the caller just picked may drain meanwhile.
             resumes = None if request.initial_state is None else request.initial_bundle
             with self._catalog.find(request.model, request.version, resumes=resumes).acquired() as model:
+                check_has_state(model.spec, "model")
                 kept = await self._read(request)
                 if kept is None or kept.session.ended:
                     await self._check_quota(request)

@@ -119,7 +119,7 @@ def altered(**changes: Tensor | None) -> dict[str, Tensor]:
         (altered(norm__weight=torch.zeros(6)), {"nonlinearity": "tanh"}, "linear readout: norm.weight"),
         (altered(head__bias=torch.zeros(2)), {"nonlinearity": "tanh"}, r"fc.bias: \[2\], \[3\] expected"),
         (altered(other__weight_ih_l0=torch.zeros(6, 4)), {}, r"2 recurrent modules \(encoder, other\)"),
-        (dict(tagger(bidirectional=True).encoder.state_dict()), {}, "weight_ih_l0_reverse: a bidirectional network"),
+        (dict(tagger(bidirectional=True).encoder.state_dict()), {}, "bidirectional: import_bidirectional takes it"),
         (dict(tagger(nn.LSTM, proj_size=3).encoder.state_dict()), {}, r"weight_hr_l0: an LSTM with projections"),
         ({"a": torch.zeros(3)}, {}, "no recurrent layer: NAME.weight_ih_l0 is expected, there are a"),
         (altered(), {"nonlinearity": "tanh", "std": np.zeros(4)}, "--std: positive values expected"),

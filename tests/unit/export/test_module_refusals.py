@@ -104,7 +104,7 @@ def with_part(part: nn.Module) -> Stack:
         (
             Stack([nn.LSTM(FEATURES, 6, bidirectional=True, batch_first=True)]),
             ImportRefusedError,
-            r"'layers.0' \(LSTM\): bidirectional: its backward direction begins at the end",
+            "output 'output': has a value for each step",
         ),
         (Stack([nn.Linear(FEATURES, 2)]), ImportRefusedError, "no recurrent layer is run"),
         (ByValues(), ImportRefusedError, "state 'recurrent_h': begins with what depends on the values"),

@@ -1,8 +1,6 @@
 """Graphs of whole sequences become graphs of one timestep, or are refused by the proof or with a message."""
 
-import io
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 from support.step_graphs import I64, changed, graph, import_graph, source
+from support.torch_graphs import exported
 from torch import nn
 
 from unroll_engine import Engine, Snapshot
@@ -274,32 +273,13 @@ class Network(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(FEATURES)
         self.recurrent = kind(FEATURES, 8, **options)  # type: ignore[arg-type]
-        self.readout = nn.Linear(16 if options.get("bidirectional") else 8, CLASSES)
+        self.readout = nn.Linear(8, CLASSES)
         self.batch_first = bool(options.get("batch_first"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, _ = self.recurrent(self.norm(x))
         ended: torch.Tensor = self.readout(y[:, -1] if self.batch_first else y[-1])
         return ended
-
-
-def exported(network: nn.Module, shape: tuple[int, ...], dynamic: bool, opset: int) -> bytes:
-    """Returns torch's own export."""
-    file = io.BytesIO()
-    axes = {"x": {0: "first", 1: "second"}} if dynamic else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network.eval(),
-            (torch.zeros(shape),),
-            file,  # type: ignore[arg-type]  # of the other exporter alone
-            dynamo=False,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=axes,
-            opset_version=opset,
-        )
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("opset", [13, 17, 20])
@@ -365,14 +345,6 @@ def test_sizes_in_a_reshape_are_opened_behind_a_recurrent_node_alone(tmp_path: P
 def test_sizes_that_show_nothing_are_refused(tmp_path: Path, shape: tuple[int, ...], problem: str) -> None:
     with pytest.raises(ImportRefusedError, match=problem):
         import_graph(exported(Network(nn.GRU, batch_first=True), shape, False, 17), tmp_path, "m")
-
-
-def test_a_bidirectional_network_of_torch_is_refused_by_its_attribute(tmp_path: Path) -> None:
-    network = Network(nn.GRU, batch_first=True, bidirectional=True)
-    content = exported(network, (2, 5, FEATURES), True, 17)
-    with pytest.raises(ImportRefusedError, match=r"GRU '/recurrent/GRU': direction bidirectional"):
-        import_graph(content, tmp_path, "m")
-    assert "refused GRU" in list(report(source(content), Path("m.onnx")))[-1]
 
 
 def test_a_report_on_sequences_names_the_states() -> None:

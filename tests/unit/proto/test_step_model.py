@@ -79,7 +79,7 @@ def set_(path: str, value: object) -> Change:
         (lambda m: m.feature_names.append("x"), "feature_names of a step model are empty"),
         (set_("input_size", 511), "input_size 511, step.inputs have 512 values"),
         (set_("output_size", 4), "output_size 4, step.outputs have 3 values"),
-        (set_("step.form", "guessed"), "step.form 'guessed', one of published, stepped, matmul expected"),
+        (set_("step.form", "guessed"), "step.form 'guessed', one of published, stepped, matmul, whole expected"),
         (set_("step.source_sha256", "AB" * 32), "step.source_sha256: 64 hexadecimal digits"),
         (lambda m: m.step.ClearField("states"), "step.states: 0 given, 1 to 1024 expected"),
         (lambda m: m.step.ClearField("outputs"), "step.outputs: 0 given"),
@@ -118,3 +118,34 @@ def test_alone_no_batch_is_needed() -> None:
     alone.step.alone = True
     state(0, ("2", "1", "4"))(alone)
     check_model(alone)
+
+
+def whole() -> pb.BundleManifest:
+    """Returns the manifest of a model of whole sequences."""
+    made = manifest()
+    made.architecture = made.step.form = "whole"
+    made.step.inputs[0].shape[:] = ["time", "batch", *[each for each in made.step.inputs[0].shape if each != "batch"]]
+    for each in made.step.outputs:
+        each.shape[:] = [size for size in each.shape if size != "batch"]
+    made.step.ClearField("states")
+    return made
+
+
+def test_a_model_of_whole_sequences_passes() -> None:
+    check_model(whole())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (set_("architecture", "step"), "step given for architecture 'step'"),
+        (lambda m: m.step.inputs[0].shape.remove("time"), "step.inputs: one that begins with the dimensions batch and"),
+        (lambda m: m.step.states.add(), "step.states: given for a graph of whole sequences"),
+        (lambda m: m.step.outputs[0].shape.append("time"), "step.outputs: 'output': shape"),
+    ],
+)
+def test_a_contradiction_of_whole_sequences_is_named(change: Change, problem: str) -> None:
+    wrong = whole()
+    change(wrong)
+    with pytest.raises(ValueError, match=problem):
+        check_model(wrong)

@@ -12,7 +12,7 @@ from unroll_engine.errors import InvalidRequestError
 from unroll_engine.jobs import BatchJob, span
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import State
-from unroll_engine.readout import no_classes
+from unroll_engine.readout import check_has_state, no_classes
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
@@ -106,6 +106,8 @@ def decode_batch(request: pb.ClassifyRequest, model: Model, limits: Limits, dead
     spec = model.spec
     if not spec.class_labels:
         raise no_classes(spec)
+    if request.return_final_states:
+        check_has_state(spec, "return_final_states")
     # Read once: each access to a repeated field creates an object.
     given_lengths = request.lengths
     count = len(given_lengths)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from unroll_engine.errors import InvalidRequestError, RequestError, SequenceStateError
+from unroll_engine.readout import check_has_state
 from unroll_engine.snapshots import decode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
@@ -200,6 +201,7 @@ class Stream(RequestStream):
             state = decode_snapshot(opening.initial_state, version.spec, field)
         else:
             version = self._plane.catalog.find(name, number, "open.model")
+        check_has_state(version.spec, "open.model")
         self._quotas.open_sequence(self._identity)
         self._open += 1
         sequence = StreamSequence(

@@ -115,6 +115,8 @@ class Inference:
         return max((self._expected(request, names, model.spec) for model in models), default=0)
 
     def _expected(self, request: pb.ModelInferRequest, names: set[str], spec: ModelSpec) -> int:
+        if spec.whole:
+            return 0
         width = 4 * (spec.output_size if spec.step else spec.hidden_size if "states" in names else 0)
         final = sum(tensor.nbytes for tensor in spec.states if f"final_{tensor.name}" in names)
         shape = next((list(each.shape) for each in request.inputs if each.name == spec.inputs[0].name), [])
@@ -137,10 +139,12 @@ class Inference:
         rows, offsets = tensors.ragged(asked.inputs)
         state = tensors.initial_state(asked.inputs, spec)
         names = {each.name for each in asked.wanted}
-        if not spec.step and "states" not in names:
+        if spec.whole or not (spec.step or "states" in names):
             batch = new_batch(model, rows, offsets, state, any(map(_is_final, names)), deadline)
             await self._plane.engine.run(batch)
             stages.waited = int(batch.waited * 1e9)
+            if spec.whole:
+                return _Results(model, asked, spec.named_outputs(batch.logits))
             final = {} if batch.final_state is None else _final(spec, batch.final_state)
             return _Results(model, asked, {"logits": batch.logits, "probabilities": batch.probabilities} | final)
         # Between two pieces of a sequence the engine may have no work of the model.
@@ -242,6 +246,8 @@ class Inference:
 
 def _check_outputs(wanted: tuple[Wanted, ...], inputs: tensors.Inputs, spec: ModelSpec) -> None:
     check_answer(spec, inputs.batch, any(_is_final(each.name) for each in wanted), "inputs")
+    if spec.whole:
+        return
     steps = inputs.batch * inputs.longest * 4
     if spec.step and steps * spec.output_size > MAX_STATES_BYTES:
         problem = f"the outputs would take {steps * spec.output_size} bytes, at most {MAX_STATES_BYTES} allowed"

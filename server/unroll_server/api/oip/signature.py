@@ -55,8 +55,10 @@ def inputs_of(spec: ModelSpec) -> tuple[Described, ...]:
 
 
 def outputs_of(spec: ModelSpec) -> tuple[Described, ...]:
-    """Returns the outputs of a model: after the last timestep of a classifier, of every one of a step model."""
+    """Returns the outputs of a model: of every timestep of a step model, else of a sequence."""
     finals = (_state("final", tensor)._replace(optional=False) for tensor in spec.states)
+    if spec.whole:
+        return tuple(Described(name, ("FP32",), (OPEN, *shape)) for name, shape, _ in spec.outputs)
     if spec.step:
         return (*(Described(name, ("FP32",), (OPEN, OPEN, *shape)) for name, shape, _ in spec.outputs), *finals)
     return (

@@ -1,0 +1,82 @@
+"""ONNX Runtime on a graph of whole sequences: one run for each."""
+
+import numpy as np
+
+from unroll_engine.models.spec import Float32Array, State
+from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.step import RUN_FAILURES, step_session
+from unroll_engine.runtimes.step_graph import check_step_graph
+from unroll_proto import bundle, step_model
+from unroll_proto.v1 import bundle_pb2 as pb
+
+
+class WholeRuntime:
+    """Runs a model of whole sequences on one core, a sequence at a time: its bits depend on no other.
+
+    Args:
+        model: Content of `model.onnx`.
+        step: Its description in the manifest.
+
+    Raises:
+        UnsupportedNetworkError: the graph has operators that can't be trusted.
+        ValueError: its inputs and outputs are not those of the manifest.
+
+    Attributes:
+        bitwise: True if the proof found the same bits in every run.
+    """
+
+    name = "onnx"
+    device = "cpu"
+    artifact = bundle.ONNX_RNN
+    variant = ""
+
+    def __init__(self, model: bytes, step: pb.StepModel) -> None:
+        check_step_graph(model)
+        self.bitwise = step.bitwise
+        (spec,) = step.inputs
+        self._input = step_model.tensor_of(spec)
+        self._batch_axis = 1 if spec.shape[0] == step_model.TIME else 0
+        self._outputs = [step_model.tensor_of(each) for each in step.outputs]
+        self._names = [each.name for each in self._outputs]
+        self._width = sum(each.size for each in self._outputs)
+        self._session = step_session(model)
+        given = {each.name for each in self._session.get_inputs()}
+        if given != {spec.name}:
+            raise ValueError(f"it takes {sorted(given)}, the manifest says {[spec.name]}")
+        # A failure here is the graph's own, not caused by a caller's values.
+        self.run_one(np.zeros((8, self._input.size), np.float32))
+
+    def run_one(self, values: Float32Array) -> Float32Array:
+        """Runs a sequence, [steps, input_size]; returns its outputs, concatenated to [output_size].
+
+        Raises:
+            ValueError: an output has another size or number format than the manifest says.
+        """
+        shaped = values.reshape(len(values), *self._input.dims).astype(self._input.dtype, copy=False)
+        found = self._session.run(self._names, {self._input.name: np.expand_dims(shaped, self._batch_axis)})
+        result = np.empty(self._width, np.float32)
+        begin = 0
+        for array, tensor in zip(found, self._outputs, strict=True):
+            if array.size != tensor.size or array.dtype != tensor.dtype:
+                problem = f"{tensor.name!r} gives {array.dtype} {list(array.shape)}"
+                raise ValueError(f"{problem}, {tensor.dtype} {list(tensor.dims)} expected")
+            result[begin : begin + tensor.size] = array.reshape(-1)
+            begin += tensor.size
+        return result
+
+    def run(self, x: Float32Array, state: State) -> TickResult:
+        """Runs whole sequences; see Runtime.run.
+
+        The results of a sequence are those of all its steps together, and so the same at every step. A sequence for
+        which the graph fails, such as by an index out of range, gives NaN.
+        """
+        steps, lanes, _ = x.shape
+        results = np.full((lanes, self._width), np.nan, np.float32)
+        for lane in range(lanes):
+            try:
+                results[lane] = self.run_one(x[:, lane])
+            except RUN_FAILURES:
+                continue
+        return TickResult(
+            np.broadcast_to(results, (steps, *results.shape)), np.empty((steps, lanes, 0), np.float32), ()
+        )
