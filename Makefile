@@ -13,7 +13,7 @@ SERVICE_FILES := unroll_proto/v1/admin.proto unroll_proto/v1/unroll.proto unroll
 GOOGLEAPIS = $(shell $(GEN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])')
 PROTOC = PATH="$(CURDIR)/$(GEN):$$PATH" python -m grpc_tools.protoc -I . -I $(GOOGLEAPIS)
 # Each image and the folder of its Dockerfile.
-IMAGES := server=server train=export client=client gateway=server/gateway redis=server/redis
+IMAGES := server=server train=export client=client web=web gateway=server/gateway redis=server/redis
 define VALIDATE
 import sys
 from cyclonedx.schema import SchemaVersion

@@ -3,12 +3,14 @@
 Everything is done by the commands a user types; only the comparison with eager PyTorch is done here.
 """
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -42,14 +44,20 @@ def main() -> None:
     shutil.copyfile(japanese_vowels_files()[1], test_file)
     vowels = list(read_sequences(test_file))
     console.rule("3. Serve it")
-    with serving() as address, Client(address) as client:
+    serve = ("unroll-serve", "--models", str(MODELS), "--listen", "127.0.0.1:0", "--log-level", "warning")
+    with serving(*serve) as address, Client(address) as client:
         console.rule(f"4. Classify all {len(vowels)} test sequences, as they are: no padding")
         same = classify(client, trained, vowels)
         console.rule("5. Stream one sequence and watch its hidden state")
         same &= stream(client, trained, vowels[3])
+        console.rule("6. Serve the page and the REST API beside it, and classify by HTTP")
+        web = ("unroll", "web", "--server", address, "--listen", "127.0.0.1:0", "--log-level", "warning")
+        with serving(*web) as url:
+            same &= by_http(client, url, vowels[3])
     console.rule("What now")
     console.print(
         f"  .venv/bin/unroll-serve --models {MODELS}\n"
+        f"  .venv/bin/unroll web --models {MODELS} --data {test_file}, then open http://127.0.0.1:8080\n"
         "  .venv/bin/unroll models\n"
         f"  .venv/bin/unroll classify {test_file} --model jv -o labels.parquet\n"
         f"  .venv/bin/unroll stream {test_file} --model jv --index 3\n"
@@ -69,9 +77,8 @@ def command(name: str, *arguments: str | Path) -> None:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """A server on a free port, drained at the end; gives its HOST:PORT."""
-    arguments = ["unroll-serve", "--models", str(MODELS), "--listen", "127.0.0.1:0", "--log-level", "warning"]
+def serving(*arguments: str) -> Iterator[str]:
+    """A command that serves on a free port, drained at the end; gives its address."""
     console.print("$", *arguments, soft_wrap=True)
     with subprocess.Popen([BIN / arguments[0], *arguments[1:]], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -83,7 +90,7 @@ def serving() -> Iterator[str]:
             yield announcement.split(" on ")[1].split()[0]
         finally:
             process.terminate()
-            console.print(f"the server drained and exited with {process.wait()}")
+            console.print(f"{arguments[0]} drained and exited with {process.wait()}")
 
 
 def eager(trained: TrainedRun, sequence: Sequence) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -125,6 +132,22 @@ def stream(client: Client, trained: TrainedRun, sequence: Sequence) -> bool:
     console.print(table)
     console.print(f"speaker {sequence.label}; largest difference of a state or logit from eager: {difference:.1e}")
     return difference <= 1e-5
+
+
+def by_http(client: Client, url: str, sequence: Sequence) -> bool:
+    """Classifies a sequence by REST, and asks for the page; returns whether both answer, with gRPC's bits."""
+    content = json.dumps({"sequences": [sequence.values.tolist()]}).encode()
+    request = Request(f"{url}/v1/models/jv:classify", content, {"content-type": "application/json"})  # noqa: S310
+    with urlopen(request) as answer:  # noqa: S310
+        (result,) = json.load(answer)["results"]
+    with urlopen(url) as page:  # noqa: S310
+        size = len(page.read())
+    served = client.classify([sequence.values], model="jv")
+    same = np.array(result["logits"], np.float32).tobytes() == served.logits.tobytes()
+    console.print(
+        f"speaker {result['label']}; the bits are {'' if same else 'not '}those of gRPC; a page of {size} bytes"
+    )
+    return same
 
 
 if __name__ == "__main__":

@@ -66,6 +66,14 @@ def test_pages_of_other_sites_may_neither_call_nor_read(web: WebProcess) -> None
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
+@pytest.mark.parametrize("path", ["/page/socket", "/nowhere"])
+def test_pages_of_other_sites_open_no_websocket(web: WebProcess, path: str) -> None:
+    host = urlsplit(web.address).netloc
+    head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: {SITE}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    head += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    assert raw(web.address, head.encode()).startswith(b"HTTP/1.1 403 ")
+
+
 def test_a_site_that_is_allowed_calls_and_reads(open_to_site: WebProcess) -> None:
     preflight = {
         "origin": SITE,
@@ -103,9 +111,11 @@ def test_a_name_is_added_by_an_option(open_to_site: WebProcess) -> None:
         "/..%2f..%2fetc%2fpasswd",
         "/api.css%00.html",
         "//etc/passwd",
+        "/v1/models/jv/",
         "/v1/models/..%2F..%2Fetc",
         "/v2/models/%2e%2e/config",
-        "/static/../rest/operations.py",
+        "/assets/../routes.py",
+        "/assets/..%2f..%2froutes.py",
     ],
 )
 def test_no_path_leads_to_other_files(web: WebProcess, path: str) -> None:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from support.compose import REPOSITORY, Array, Deployment, compose_command, inspect, output_of, received_by
 from support.eager import TOLERANCE
+from support.waiting import wait_until
+from support.web import ask
 
 from unroll_client import Client, ServerDraining, Snapshot
 from unroll_export import SimpleRNN
@@ -55,7 +57,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         os.chown(data, 4321, 4321)
     deployment = Deployment(compose_command(), data)
     try:
-        deployment.compose("build", "train", "server", "gateway", "client")
+        deployment.compose("build", "train", "server", "gateway", "client", "web")
         deployment.up()
         yield deployment
     finally:
@@ -125,7 +127,12 @@ def test_the_server_has_nothing_that_it_does_not_need(deployment: Deployment) ->
 
 @pytest.mark.parametrize(
     ("service", "holds"),
-    [("server", "pkg:pypi/onnxruntime@"), ("train", "pkg:pypi/torch@"), ("gateway", "pkg:deb/debian/haproxy@")],
+    [
+        ("server", "pkg:pypi/onnxruntime@"),
+        ("train", "pkg:pypi/torch@"),
+        ("gateway", "pkg:deb/debian/haproxy@"),
+        ("web", "pkg:pypi/uvicorn@"),
+    ],
 )
 def test_an_image_says_what_is_in_it(deployment: Deployment, service: str, holds: str) -> None:
     deployment.up()
@@ -160,6 +167,19 @@ def test_the_client_container_classifies_a_file(deployment: Deployment, file: st
     owner = deployment.data.stat()
     output = (deployment.data / "out.parquet").stat()
     assert (output.st_uid, output.st_gid) == (owner.st_uid, owner.st_gid)
+
+
+def test_the_web_service_gives_the_same_bits_and_keeps_to_itself(
+    deployment: Deployment, values: list[Array], served: Array
+) -> None:
+    deployment.up()
+    wait_until(lambda: inspect(deployment.container("web"), "{{.State.Health.Status}}") == "healthy")
+    answer = ask(deployment.web, "/v1/models/jv:classify", {"sequences": [value.tolist() for value in values]})
+    logits = np.array([row["logits"] for row in answer.json["results"]], np.float32)
+    assert logits.tobytes() == served.tobytes()
+    assert ask(deployment.web, "/v1/models", headers={"host": "evil.example"}).status == 421
+    inside = json.loads(output_of("docker", "exec", deployment.container("web"), "python", "-c", INSIDE))
+    assert inside == {"uid": 10001, "capabilities": 0, "writable": [], "modules": [], "compilers": []}
 
 
 def test_replicas_share_the_calls_and_give_the_same_bits(

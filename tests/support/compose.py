@@ -57,16 +57,22 @@ def received_by(container: str) -> int:
 
 
 class Deployment:
-    """docker-compose.yml with its own project name and port."""
+    """docker-compose.yml with its own project name and ports.
+
+    Attributes:
+        address: HOST:PORT of the gateway.
+        web: URL of the web service.
+    """
 
     def __init__(self, command: list[str], data: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as probe, socket.create_server(("127.0.0.1", 0)) as other:
+            port, web_port = probe.getsockname()[1], other.getsockname()[1]
         self.address = f"localhost:{port}"
+        self.web = f"http://localhost:{web_port}"
         self.data = data
         name = f"unroll-test-{secrets.token_hex(4)}"
         self._command = [*command, "--project-directory", str(REPOSITORY), "--project-name", name]
-        self._env = {**os.environ, "UNROLL_PORT": str(port), "UNROLL_DATA": str(data)}
+        self._env = {**os.environ, "UNROLL_PORT": str(port), "UNROLL_WEB_PORT": str(web_port), "UNROLL_DATA": str(data)}
 
     def compose(self, *arguments: str) -> str:
         return output_of(*self._command, *arguments, env=self._env)

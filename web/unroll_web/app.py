@@ -32,6 +32,8 @@ def create_app(settings: Settings) -> Starlette:
         exception_handlers=dict.fromkeys(handled, problems.answer),
         lifespan=lifespan,
     )
+    # A redirect would name whatever host the request names.
+    app.router.redirect_slashes = False
     app.state.context = context
     return app
 
