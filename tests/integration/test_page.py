@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402 (sk
 CHROMIUM = os.environ.get("UNROLL_CHROMIUM") or shutil.which("chromium") or ""
 ROOT = Path(__file__).parents[2]
 AXE = ROOT / "web/ui/node_modules/axe-core/axe.min.js"
+expect.set_options(timeout=60_000)  # a shared machine can be slow; nothing waits longer than it must
 PICTURES = ROOT / ".screenshots"
 TABS = ("Tour", "Step", "Unit", "Gradient", "Fork", "Input", "Server")
 INDEX = 3

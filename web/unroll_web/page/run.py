@@ -24,6 +24,8 @@ from unroll_web.page.readout import class_logits, probabilities
 
 MOST_STEPS = 100_000
 """Most timesteps of a run."""
+MOST_VALUES = 2**24
+"""Most numbers of a run's timesteps, 64 MB."""
 DETAILED_STEPS = 1024
 """Timesteps of a run whose whole state, every layer's, is kept; after them only each part's last."""
 DETAILED_PART = 64
@@ -76,7 +78,6 @@ class Run:
         model: The model version.
         blocks: The parts of its state.
         begin: Number of the run's first timestep.
-        values: float32 [steps, input_size], every timestep sent so far, from `begin` on.
         parts: The answers so far.
     """
 
@@ -84,7 +85,8 @@ class Run:
         self.model = model
         self.blocks: tuple[Block, ...] = blocks_of(model)
         self.begin = base.step if base else 0
-        self.values: Float32Array = np.zeros((0, model.input_size), np.float32)
+        self._room: Float32Array = np.zeros((64, model.input_size), np.float32)
+        self._sent = 0
         self.parts: list[Part] = []
         self._client = client
         self._notify = notify
@@ -92,6 +94,16 @@ class Run:
         self._sequence: AsyncSequence | None = None
         self._step = self.begin
         self._classes = class_logits(model)
+
+    @property
+    def values(self) -> Float32Array:
+        """Every timestep sent so far, float32 [steps, input_size], from `begin` on."""
+        return self._room[: self._sent]
+
+    @property
+    def room(self) -> int:
+        """Timesteps that can still be sent."""
+        return min(MOST_STEPS, MOST_VALUES // self.model.input_size) - self._sent
 
     @property
     def bundle(self) -> bytes:
@@ -111,14 +123,19 @@ class Run:
         Raises:
             UnrollError: the server refused them.
         """
-        self.values = np.concatenate([self.values, values])
-        end = self.begin + len(self.values)
+        if self._sent + len(values) > len(self._room):
+            room = np.zeros((2 * (self._sent + len(values)), self.model.input_size), np.float32)
+            room[: self._sent] = self.values
+            self._room = room
+        self._room[self._sent : self._sent + len(values)] = values
+        self._sent += len(values)
+        end = self.begin + self._sent
         while self._step < end:
             try:
                 part = await self._surviving(lambda: self._next(end))
             except UnrollError:
                 self._sequence = None
-                self.values = self.values[: self._step - self.begin]
+                self._sent = self._step - self.begin
                 raise
             self._step += len(part.logits)
             self.parts.append(part)

@@ -24,7 +24,7 @@ from unroll_web.page.fields import integer, number, text
 from unroll_web.page.frames import Float32Array, frame, unpack_values
 from unroll_web.page.moments import Moments
 from unroll_web.page.network import Network
-from unroll_web.page.run import MOST_STEPS, Run
+from unroll_web.page.run import Run
 from unroll_web.page.weights import WeightsUnavailableError, network_of
 
 MOST_RUNS = 4
@@ -142,8 +142,7 @@ class Connection:
 
     async def _advance(self, request: Request, name: str) -> AsyncIterator[tuple[Any, Any]]:
         run = self._run(name)
-        left = MOST_STEPS - len(run.values)
-        values = unpack_values("values", request.get("values"), run.model.input_size, left)
+        values = unpack_values("values", request.get("values"), run.model.input_size, run.room)
         async for part in run.advance(values):
             yield {"event": "steps", "first": part.first, "ms": part.seconds * 1e3}, part.arrays()
         yield {"event": "done", "step": run.begin + len(run.values)}, None

@@ -39,6 +39,7 @@ export class App {
   #recomputing = null;
   #restarting = null;
   #wanted = null;
+  #living = false;
   #again = false;
 
   constructor() {
@@ -291,8 +292,15 @@ export class App {
   /** Appends a step of a live source, and asks for it at once. */
   async live(row) {
     this.sequence.append(row);
-    await this.guard(() => this.computeTo(this.steps));
-    this.t = this.run.n;
+    if (this.#living) return; // The steps that come meanwhile go together.
+    this.#living = true;
+    await this.guard(async () => {
+      while (this.run.n < this.steps) {
+        await this.computeTo(this.steps);
+        this.t = this.run.n;
+      }
+    });
+    this.#living = false;
   }
 
   async download(kind, run) {

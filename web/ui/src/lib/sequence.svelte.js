@@ -1,4 +1,5 @@
 // Sequence: the input timesteps, with edits.
+import { boundOf } from './colours.js';
 
 export class Sequence {
   /** float32 [steps, features]; replaced, never changed in place, so that runs can be compared. */
@@ -9,7 +10,10 @@ export class Sequence {
   label;
   id;
   edits = $state(0);
+  /** Largest size of a value so far. */
+  bound = 1e-6;
   #first;
+  #room = null;
 
   constructor(values, features, origin, { id = '', label = null } = {}) {
     this.values = values;
@@ -18,6 +22,7 @@ export class Sequence {
     this.id = id;
     this.label = label;
     this.#first = values;
+    this.bound = boundOf(values);
   }
 
   get steps() {
@@ -53,10 +58,14 @@ export class Sequence {
   }
 
   append(rows) {
-    const values = new Float32Array(this.values.length + rows.length);
-    values.set(this.values);
-    values.set(rows, this.values.length);
-    this.values = values;
+    const end = this.values.length + rows.length;
+    if (!this.#room || this.#room.length < end) {
+      this.#room = new Float32Array(2 * end + 4096);
+      this.#room.set(this.values);
+    }
+    this.#room.set(rows, this.values.length);
+    this.bound = boundOf(rows, this.bound);
+    this.values = this.#room.subarray(0, end);
   }
 
   replace(values) {
@@ -74,6 +83,7 @@ export class Sequence {
 
   #change(values) {
     this.values = values;
+    this.bound = boundOf(values);
     this.edits += 1;
   }
 }
