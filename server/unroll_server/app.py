@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from grpc_health.v1 import health_pb2_grpc
@@ -37,6 +38,7 @@ from unroll_server.middleware.drain_streams import DrainStreams
 from unroll_server.middleware.slow_readers import SlowReaders
 from unroll_server.process import Stop
 from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.mirror import SEPARATOR, Mirror
 from unroll_server.repository.repository import Repository
 from unroll_server.repository.watcher import Watcher
 from unroll_server.sessions.factory import open_store
@@ -117,8 +119,9 @@ class Service:
         )
         self._catalog = Catalog(metrics=figures)
         store = open_store(settings, figures.server.session)
+        remote = SEPARATOR in settings.models
         self._repository = Repository(
-            settings.models,
+            Mirror(settings.models, settings.models_cache) if remote else Path(settings.models),
             _loader(settings),
             self._catalog,
             self._engine,

@@ -12,7 +12,7 @@ from unroll_server.process import allow_descriptors, configure_logging, run, ser
 from unroll_server.sources import Sources, flag, schema, suggestion
 
 _SECTIONS = {
-    "Models": ("models", "versions", "models_poll", "runtime", "device"),
+    "Models": ("models", "models_cache", "versions", "models_poll", "runtime", "device"),
     "Serving": (
         "listen",
         "transport",

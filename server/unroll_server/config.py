@@ -89,7 +89,12 @@ class Settings(BaseSettings):
     config: File | None = Field(
         default=None, description="TOML file of settings; docs/deployment.md has one with all of them."
     )
-    models: File = Field(title="FOLDER", description="Folder of NAME/VERSION/ bundles.")
+    models: Text = Field(
+        title="FOLDER", description="Folder of NAME/VERSION/ bundles, or its URL: s3://..., gs://..., https://..."
+    )
+    models_cache: File | None = Field(
+        default=None, description="Folder for copies of the models of a URL; by default in the user's cache."
+    )
     versions: Text = Field(default="all", description="Versions of a model to serve: all, latest, or latest:N.")
     models_poll: Seconds = Field(
         default=5.0,

@@ -38,7 +38,7 @@ EVERYTHING = {
 }
 PLAIN = {"models": {"claim": "models"}}
 WRONG = {
-    "exactly one of models.claim and models.image": {},
+    "exactly one of models.claim, models.url and models.image": {},
     "replica": {**PLAIN, "replica": 2},
     "listen": {**PLAIN, "settings": {"listen": "0.0.0.0:1"}},
     "/tls/key": {**PLAIN, "tls": {"cert": "CERT"}},
@@ -95,7 +95,7 @@ def test_the_chart_renders_what_kubernetes_and_the_server_accept(tools: Path, tm
     file = tmp_path / "unroll.toml"
     file.write_text(text)
     settings = Sources.read({"config": file}).settings()
-    for path in (settings.models, settings.tls_cert, settings.tls_client_ca, settings.tokens):
+    for path in (Path(settings.models), settings.tls_cert, settings.tls_client_ca, settings.tokens):
         assert {str(path), str(path and path.parent)} & mounted
     assert (settings.workers, settings.tuning.max_lanes, settings.drain_timeout) == (2, 32, 42.5)
 

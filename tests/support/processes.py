@@ -177,7 +177,7 @@ class ServerProcess(AnnouncedProcess):
 
     def __init__(
         self,
-        models: Path,
+        models: Path | str,
         log: Path,
         *options: str,
         env: Mapping[str, str] | None = None,

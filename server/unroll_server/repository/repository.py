@@ -18,6 +18,7 @@ from unroll_engine.models.spec import ModelKey
 from unroll_proto.bundle import BundleError
 from unroll_server.errors import ModelRefusedError, StartupError
 from unroll_server.repository.catalog import Catalog
+from unroll_server.repository.mirror import Mirror
 from unroll_server.repository.version import IndexEntry, LoadedVersion, VersionFiles, VersionState
 from unroll_server.telemetry.metrics import Metrics
 
@@ -38,7 +39,7 @@ class Repository:
     """Serves the bundles of a folder. Created and used on one event loop; loads on a separate thread.
 
     Args:
-        root: Folder of `NAME/VERSION/` bundles.
+        root: Folder of `NAME/VERSION/` bundles, or a copy of one elsewhere.
         loader: Loads bundles.
         catalog: Receives the loaded versions.
         engine: Runs them.
@@ -52,7 +53,7 @@ class Repository:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Mirror,
         loader: Loader,
         catalog: Catalog,
         engine: AsyncEngine,
@@ -63,7 +64,8 @@ class Repository:
         keep: int | None = None,
         drain_at_least: float = 0.0,
     ) -> None:
-        self._root = root
+        self._mirror = root if isinstance(root, Mirror) else None
+        self._root = root.root if isinstance(root, Mirror) else root
         self._loader = loader
         self._catalog = catalog
         self._engine = engine
@@ -200,8 +202,10 @@ class Repository:
 
     async def _look(self) -> Found:
         """Lists the folder; raises OSError if that fails."""
+        problems = await self._on_thread(self._mirror.update) if self._mirror else set()
         found = await self._on_thread(find_bundles, self._root)
-        self._report({f"passed over: {problem}" for problem in found.passed_over.union(found.unreadable.values())})
+        passed_over = found.passed_over.union(found.unreadable.values())
+        self._report(problems | {f"passed over: {problem}" for problem in passed_over})
         return found
 
     def _report(self, problems: Set[str]) -> None:

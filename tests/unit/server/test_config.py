@@ -1,7 +1,5 @@
 """Settings: validated, and the same in another process."""
 
-from pathlib import Path
-
 import pytest
 from support.settings import SETTINGS
 
@@ -16,7 +14,7 @@ def test_several_processes_can_not_listen_on_a_unix_socket() -> None:
 
 
 def test_settings_are_the_same_in_another_process() -> None:
-    settings = SETTINGS.replace(models=Path("/models/with ü"), workers=3, metrics="[::]:9090")
+    settings = SETTINGS.replace(models="/models/with ü", workers=3, metrics="[::]:9090")
     assert Settings.from_json(settings.to_json()) == settings
     assert Settings.from_json(SETTINGS.to_json()) == SETTINGS
     assert SETTINGS.metrics_address is None

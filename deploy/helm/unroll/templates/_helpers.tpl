@@ -38,7 +38,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* The settings of the server: those given, and those that the chart owns. */ -}}
 {{- define "unroll.settings" -}}
-{{- $own := dict "models" "/models" "listen" "[::]:50051" "metrics" "[::]:9090" "admin" "127.0.0.1:50052" }}
+{{- $own := dict "models" (.Values.models.url | default "/models") "listen" "[::]:50051" "metrics" "[::]:9090" "admin" "127.0.0.1:50052" }}
+{{- if .Values.models.url }}
+{{- $_ := set $own "models_cache" "/models" }}
+{{- end }}
 {{- if include "unroll.tlsSecret" . }}
 {{- $_ := set $own "tls_cert" "/etc/unroll/tls/tls.crt" }}
 {{- $_ := set $own "tls_key" "/etc/unroll/tls/tls.key" }}

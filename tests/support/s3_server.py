@@ -1,0 +1,92 @@
+"""A local S3 server: moto's, as a process."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from support.waiting import wait_until
+
+needs_s3 = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("moto", "s3fs", "flask"))), reason="moto or s3fs is not installed"
+)
+"""Skips a test if there is no S3 server, or no client of one."""
+BUCKET = "models"
+
+
+class S3Server:
+    """An S3 server with one bucket, `models`, on a free loopback port.
+
+    Args:
+        log: File for its log.
+
+    Attributes:
+        env: Environment in which clients find it.
+    """
+
+    def __init__(self, log: Path) -> None:
+        import boto3
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=output)
+        wait_until(lambda: _listens(port) or self._process.poll() is not None, log.read_text)
+        self.env = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            # One try: an absent server is found at once.
+            "AWS_MAX_ATTEMPTS": "1",
+            "NO_PROXY": f"127.0.0.1,{os.environ.get('NO_PROXY', '')}",
+        }
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=self.env["AWS_ENDPOINT_URL"],
+            aws_access_key_id="test",
+            aws_secret_access_key="test",  # noqa: S106
+            region_name="us-east-1",
+        )
+        self._client.create_bucket(Bucket=BUCKET)
+
+    def put(self, key: str, content: bytes) -> None:
+        """Writes an object."""
+        self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    def upload(self, folder: Path, prefix: str) -> None:
+        """Writes every file of a bundle, the manifest last."""
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == "manifest.json"):
+            self.put(f"{prefix}/{file.name}", file.read_bytes())
+
+    def remove(self, key: str) -> None:
+        """Removes an object."""
+        self._client.delete_object(Bucket=BUCKET, Key=key)
+
+    def stop(self) -> None:
+        """Ends the server."""
+        self._client.close()
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
