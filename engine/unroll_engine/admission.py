@@ -264,8 +264,8 @@ class AdmissionController:
         rate = self._rate.of(now)
         # By then half of the queue is computed, which leaves room for several callers.
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate
-        # Rounded, so that refusals of the same moment are equal and serialized once.
-        return round(min(max(seconds, RETRY[0]), RETRY[1]), 2)
+        # To one digit, so that refusals are equal for a while: they are serialized once, and compress to a few bytes.
+        return float(f"{min(max(seconds, RETRY[0]), RETRY[1]):.0e}")
 
 
 class ServiceRate:

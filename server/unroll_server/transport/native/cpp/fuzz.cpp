@@ -44,7 +44,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     auto server = std::make_shared<Server>(limits);
     server->add_method("/u", false, 0);
     server->add_method("/s", true, -1);
-    if (mode & 1) server->refuse(0, {resource_exhausted, "full", {}}, {5, 1, 1, {{0.5, 1}}, ok, {}});
+    // Every call, or those with near deadlines; until some pieces later.
+    const double rate = mode & 16 ? 1 : 0;
+    if (mode & 1) server->refuse(0, {resource_exhausted, "full", {}}, {2, rate, 1, {{0.5, 1}}, ok, {}});
     double now = 0;
     Session session(server, now, mode & 2 ? 3 : 0);
     if (mode & 4) feed(session, greeting, now);
