@@ -104,7 +104,7 @@ def _describe(model: ModelInfo) -> dict[str, Any]:
         "hidden": model.hidden_size,
         "outputs": model.output_size,
         "layers": model.num_layers,
-        "labels": model.class_labels,
+        "labels": () if model.architecture == "step" else model.class_labels,
         "names": model.feature_names,
         "output_names": [[each.name, list(each.shape)] for each in model.outputs],
         "runtime": model.runtime,

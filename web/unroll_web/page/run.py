@@ -20,7 +20,6 @@ from unroll_client import (
 )
 from unroll_web.page.blocks import Block, block_values, blocks_of
 from unroll_web.page.frames import Float32Array
-from unroll_web.page.readout import class_logits, probabilities
 
 MOST_STEPS = 100_000
 """Most timesteps of a run."""
@@ -47,7 +46,7 @@ class Part:
         first: Number of the first timestep.
         states: float32 [n, hidden_size], the last layer's; [n, 0] of a step model.
         logits: float32 [n, output_size].
-        probabilities: float32 [n, classes].
+        probabilities: float32 [n, classes]; [n, 0] of a step model, whose outputs say themselves what they are.
         blocks: float32 [n, width of all blocks], the whole state; None after `DETAILED_STEPS`.
         seconds: Time that the calls took.
     """
@@ -93,7 +92,6 @@ class Run:
         self._snapshots = {self.begin: base} if base else {}
         self._sequence: AsyncSequence | None = None
         self._step = self.begin
-        self._classes = class_logits(model)
 
     @property
     def values(self) -> Float32Array:
@@ -205,12 +203,14 @@ class Run:
         self._snapshots.update({each.step: each for each in snapshots})
         logits = np.concatenate([each.logits for each in steps if each.logits is not None])
         states = np.concatenate([each.states for each in steps if each.states is not None])
-        classes = probabilities(logits[:, : self._classes]) if self._classes else logits[:, :0]
+        probabilities = logits[:, :0]
+        if self.model.architecture != "step":
+            probabilities = np.concatenate([each.probabilities for each in steps if each.probabilities is not None])
         return Part(
             first=self._step,
             states=states,
             logits=logits,
-            probabilities=classes,
+            probabilities=probabilities,
             blocks=np.stack([block_values(self.blocks, each) for each in snapshots]) if detailed else None,
             seconds=seconds,
         )
