@@ -98,7 +98,8 @@ def make_plan(source: Source, options: Options) -> Plan:
     if not pairs:
         raise ImportRefusedError(
             f"{source.file}: no state: no output is named as the next value of an input; --state INPUT=OUTPUT says "
-            "which is"
+            "which is. A graph with a copy of every step, as torch's newer exporter writes nn.RNN, has none: "
+            "unroll_export.export takes the module"
         )
     if not inputs:
         raise ImportRefusedError(

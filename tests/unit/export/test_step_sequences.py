@@ -220,19 +220,32 @@ def test_the_steps_of_another_network_are_found_by_the_proof(one: Stack, other: 
                 prove_prefixes(stepped.original, lambda values, run=steps: run(values)[0], ["y"])  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("gates", [[1, 0, 2, 3], [0, 2, 1, 3], [0, 1, 3, 2]])
-def test_exchanged_gates_are_found_by_the_proof(gates: list[int]) -> None:
-    content = sequence_graph(Stack(("LSTM",)))
+@pytest.mark.parametrize(
+    ("operator", "gates"),
+    [("LSTM", [1, 0, 2, 3]), ("LSTM", [0, 2, 1, 3]), ("LSTM", [0, 1, 3, 2]), ("GRU", [1, 0, 2]), ("GRU", [0, 2, 1])],
+)
+def test_exchanged_gates_are_found_by_the_proof(operator: str, gates: list[int]) -> None:
+    content = sequence_graph(Stack((operator,)))
 
     def exchange(model: Any) -> None:
         for tensor in model.graph.initializer:
             if tensor.name == "R0":
-                weights = numpy_helper.to_array(tensor).reshape(4, 6, 6)[gates].reshape(1, 24, 6)
+                weights = numpy_helper.to_array(tensor).reshape(len(gates), 6, 6)[gates].reshape(1, -1, 6)
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights), "R0"))
 
     stepped = step_graph(source(content), Options()).stepped
     wrong = step_graph(source(changed(content, exchange)), Options())
     steps = own_steps(StepRuntime(wrong.content, wrong.step), wrong.step)
+    assert stepped is not None
+    with pytest.raises(ParityError, match="output 'y' for the first 2 steps"):
+        prove_prefixes(stepped.original, lambda values: steps(values)[0], ["y"])
+
+
+def test_exchanged_states_are_found_by_the_proof() -> None:
+    content, step, _, stepped = step_graph(source(sequence_graph(Stack(("LSTM",)))), Options())
+    h, c = step.states
+    h.next, c.next = c.next, h.next
+    steps = own_steps(StepRuntime(content, step), step)
     assert stepped is not None
     with pytest.raises(ParityError, match="output 'y' for the first 2 steps"):
         prove_prefixes(stepped.original, lambda values: steps(values)[0], ["y"])
@@ -296,6 +309,29 @@ def test_networks_of_torch_s_exporter_are_stepped(
         assert engine.bitwise
         expected = network(values[None] if batch_first else values[:, None]).numpy()
         np.testing.assert_allclose(engine.classify([values.numpy()]).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dynamic", "opset"), [(nn.LSTM, True, 24), (nn.LSTM, False, 18), (nn.GRU, True, 18), (nn.GRU, False, 24)]
+)
+def test_networks_of_torch_s_newer_exporter_are_stepped(
+    tmp_path: Path, kind: type[nn.RNNBase], dynamic: bool, opset: int
+) -> None:
+    torch.manual_seed(0)
+    network = Network(kind, num_layers=2, batch_first=True)
+    content = exported(network, (2 if dynamic else 1, 5, FEATURES), dynamic, opset, captured=True)
+    import_graph(content, tmp_path, "m", labels=["a", "b", "c"])
+    values = torch.randn(9, FEATURES)
+    with Engine.load(tmp_path / "m") as engine, torch.no_grad():
+        assert engine.bitwise
+        expected = network(values[None]).numpy()
+        np.testing.assert_allclose(engine.classify([values.numpy()]).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_with_a_copy_of_every_step_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    content = exported(Network(nn.RNN, batch_first=True), (1, 5, FEATURES), False, 20, captured=True)
+    with pytest.raises(ImportRefusedError, match=r"copy of every step, .*: unroll_export\.export takes the module"):
+        import_graph(content, tmp_path, "m")
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
