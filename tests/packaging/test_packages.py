@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.processes import ServerProcess, run
+from support.processes import ServerProcess, WebProcess, run
+from support.web import ask
 
 from unroll_client import Client
 from unroll_proto.sequences import Sequence, write_sequences
@@ -116,6 +117,12 @@ def client_environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPat
 def bench_environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     parts = [wheels[f"unroll_{name}"] for name in ("proto", "client", "bench")]
     return Environment.make(tmp_path_factory.mktemp("bench") / "venv", *parts)
+
+
+@pytest.fixture(scope="module")
+def web_environment(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    parts = [wheels[f"unroll_{name}"] for name in ("proto", "client", "web")]
+    return Environment.make(tmp_path_factory.mktemp("web") / "venv", *parts)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +229,8 @@ def test_the_client_is_small_and_needs_no_extra(
     unroll = client_environment.bin / "unroll"
     assert "classify" in output_of(unroll, "--help")
     assert "confusion matrix" in output_of(unroll, "classify", "--help")
+    missing = finished(unroll, "web")
+    assert (missing.returncode, missing.stderr) == (2, "unroll: web: not installed: pip install unroll-web\n")
     source = tmp_path / "x.parquet"
     write_sequences(source, [Sequence("a", np.zeros((2, 3), np.float32), row=1)])
     for words in ((source,), ("x.npz", "-o", tmp_path / "y.parquet")):
@@ -253,6 +262,22 @@ def test_the_load_generator_needs_the_client_only(
     assert all(module.startswith("unroll_bench.contest.") for module in failed)
     words = ("--server", server.address, "--closed", "2", "--seconds", "0.3", "--json")
     assert json.loads(output_of(bench_environment.bin / "unroll-bench", *words))["calls"] > 0
+
+
+def test_the_web_adds_its_command_to_the_client_s(
+    web_environment: Environment, pins: dict[str, str], server: ServerProcess, tmp_path: Path
+) -> None:
+    installed = web_environment.installed()
+    assert installed.keys() & OURS == {"unroll-proto", "unroll-client", "unroll-web"}
+    assert {name: version for name, version in installed.items() if name not in OURS} == {
+        name: pins.get(name) for name in installed.keys() - OURS
+    }
+    assert web_environment.megabytes() <= 130
+    assert not web_environment.import_failures("unroll_web")
+    assert "  web " in output_of(web_environment.bin / "unroll", "--help")
+    with WebProcess(server.address, tmp_path / "log", executables=web_environment.bin) as web:
+        assert ask(web.address, "/v2/health/ready").status == ask(web.address, "/").status == 200
+        assert web.stop() == 0, web.log
 
 
 def test_the_server_is_small_and_needs_no_torch(server_environment: Environment, pins: dict[str, str]) -> None:

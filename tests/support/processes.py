@@ -197,7 +197,16 @@ class WebProcess(AnnouncedProcess):
         log: File for its log.
         options: Further options.
         env: Further environment variables.
+        executables: Folder of the environment to run it from.
     """
 
-    def __init__(self, server: str, log: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
-        super().__init__([BIN / "unroll", "web", "--server", server, "--listen", "127.0.0.1:0", *options], log, env)
+    def __init__(
+        self,
+        server: str,
+        log: Path,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        executables: Path = BIN,
+    ) -> None:
+        command = [executables / "unroll", "web", "--server", server, "--listen", "127.0.0.1:0", *options]
+        super().__init__(command, log, env)

@@ -74,14 +74,14 @@ def _versions(
 ) -> tuple[Operation, Operation]:
     """Returns an operation on a model, and that on one of its versions."""
     return (
-        Operation(name, method, f"/v2/models/{{name}}{suffix}", handler, _INFERENCE, summary, **others),
+        Operation(name, method, f"/v2/models/{{name}}{suffix}", handler, _INFERENCE, f"{summary}.", **others),
         Operation(
             f"{name}_version",
             method,
             f"/v2/models/{{name}}/versions/{{version}}{suffix}",
             handler,
             _INFERENCE,
-            f"{summary.removesuffix('.')}, of one version.",
+            f"{summary} (of one version).",
             **others,
         ),
     )

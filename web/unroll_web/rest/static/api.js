@@ -11,8 +11,8 @@ function element(name, properties = {}, ...children) {
 // An example of a schema, from its defaults and required members.
 function example(schema, all, depth = 0) {
   if (schema.$ref) return example(all[schema.$ref.split("/").pop()], all, depth);
-  if (schema.anyOf) return example(schema.anyOf[0], all, depth);
   if ("default" in schema) return schema.default;
+  if (schema.anyOf) return example(schema.anyOf[0], all, depth);
   if (schema.enum) return schema.enum.includes("FP32") ? "FP32" : schema.enum[0];
   switch ([schema.type].flat()[0]) {
     case "object":
@@ -23,6 +23,21 @@ function example(schema, all, depth = 0) {
     case "boolean": return false;
     default: return "";
   }
+}
+
+// Makes the examples those of a served model.
+function fitExamples(all, model) {
+  const rows = [0.25, 0.5, 0.75].map((value) => Array(model.input_size).fill(value));
+  all.Sequence.default = rows;
+  const [input] = model.inputs;
+  const shape = [1, rows.length, ...input.shape];
+  const size = shape.reduce((product, each) => product * each, 1);
+  all.InferRequest.properties.inputs.items.default = { name: input.name, datatype: "FP32", shape, data: Array(size).fill(0.5) };
+}
+
+// JSON with each list of numbers on one line.
+function pretty(value) {
+  return JSON.stringify(value, null, 1).replace(/\[[\s\d.,e+-]*\]/g, (list) => list.replace(/\s+/g, " "));
 }
 
 // The request of a form: path parameters filled in, the query, the body.
@@ -60,7 +75,7 @@ async function send(form, method, path) {
       shown.textContent = text.slice(0, SHOWN);
     }
     if (answer.headers.get("content-type")?.includes("json")) {
-      shown.textContent = JSON.stringify(JSON.parse(text), null, 1).slice(0, SHOWN);
+      shown.textContent = pretty(JSON.parse(text)).slice(0, SHOWN);
     }
     status.textContent = `${answer.status} ${answer.statusText}, ${(performance.now() - began).toFixed(1)} ms`;
     status.classList.toggle("failed", !answer.ok);
@@ -72,16 +87,17 @@ async function send(form, method, path) {
   }
 }
 
-function draw(path, method, operation, all) {
+function draw(path, method, operation, all, model) {
   const form = element("form");
   for (const parameter of operation.parameters) {
     const field = element("input", { name: parameter.name, required: parameter.required ?? false });
     field.dataset.in = parameter.in;
+    if (model && parameter.in === "path") field.value = parameter.name === "name" ? model.name : model.version;
     form.append(element("label", {}, `${parameter.name} (${parameter.in})`, field));
   }
   const body = operation.requestBody?.content["application/json"];
   if (body) {
-    const text = JSON.stringify(example(body.schema, all), null, 1);
+    const text = pretty(example(body.schema, all));
     form.append(element("label", {}, "Body", element("textarea", { spellcheck: false, value: text })));
   }
   form.append(
@@ -102,12 +118,17 @@ const place = document.querySelector("#operations");
 try {
   const api = await (await fetch("/openapi.json")).json();
   document.querySelector("#about").textContent = api.info.description.replaceAll("`", "");
+  const schemas = api.components.schemas;
+  // A server that asks for a token, or has no model, leaves the examples general.
+  const listed = await fetch("/v1/models");
+  const model = listed.ok ? (await listed.json()).models[0] : undefined;
+  if (model) fitExamples(schemas, model);
   const groups = new Map();
   for (const [path, methods] of Object.entries(api.paths)) {
     for (const [method, operation] of Object.entries(methods)) {
       const [tag] = operation.tags;
       if (!groups.has(tag)) groups.set(tag, element("section", {}, element("h2", {}, tag)));
-      groups.get(tag).append(draw(path, method, operation, api.components.schemas));
+      groups.get(tag).append(draw(path, method, operation, schemas, model));
     }
   }
   place.append(...groups.values());
