@@ -224,7 +224,10 @@ def test_the_client_is_small_and_needs_no_extra(
         name: pins.get(name) for name in installed.keys() - OURS
     }
     assert client_environment.megabytes() <= 120
-    assert client_environment.import_failures("unroll_client") == {"unroll_client.cli.parquet": "pyarrow"}
+    assert client_environment.import_failures("unroll_client") == {
+        "unroll_client.cli.local": "unroll_engine",
+        "unroll_client.cli.parquet": "pyarrow",
+    }
     assert client_environment.import_failures("unroll_proto") == {"unroll_proto.sequences.parquet": "pyarrow"}
     unroll = client_environment.bin / "unroll"
     assert "classify" in output_of(unroll, "--help")

@@ -208,5 +208,5 @@ class WebProcess(AnnouncedProcess):
         env: Mapping[str, str] | None = None,
         executables: Path = BIN,
     ) -> None:
-        command = [executables / "unroll", "web", "--server", server, "--listen", "127.0.0.1:0", *options]
-        super().__init__(command, log, env)
+        command: list[str | Path] = [executables / "unroll", "web", "--server", server, "--listen", "127.0.0.1:0"]
+        super().__init__([*command, *options], log, env)
