@@ -1,6 +1,7 @@
 // The queue of sequences that wait for slots, and the threads that run them.
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <stdexcept>
 #include <system_error>
 
@@ -18,52 +19,37 @@ int64_t now() {
 
 }  // namespace
 
-class Queue::Turn final : public Source {
+// Takes the lock only for a waiting job: sequences of one length end on all threads at once.
+class alignas(64) Queue::Turn final : public Source {
 public:
-    Turn(Queue& queue, std::vector<Ended>& ended) : queue_(queue), ended_(ended), now_(now()) {}
+    Turn(Queue& queue, const std::unordered_set<int64_t>& cancelled, int64_t now)
+        : queue_(queue), cancelled_(cancelled), now_(now) {}
 
     bool next(Job& job) override {
         const std::lock_guard lock(queue_.lock_);
         while (!queue_.waiting_.empty()) {
             job = queue_.waiting_.front();
             queue_.waiting_.pop_front();
-            const auto outcome = stops(job);
+            const auto outcome = stopped(job);
             if (!outcome) return true;
-            end(job, *outcome);
+            ended(job, *outcome);
         }
         return false;
     }
 
     std::optional<Outcome> stopped(const Job& job) override {
-        const std::lock_guard lock(queue_.lock_);
-        return stops(job);
-    }
-
-    void ended(const Job& job, Outcome outcome) override {
-        const std::lock_guard lock(queue_.lock_);
-        end(job, outcome);
-    }
-
-private:
-    std::optional<Outcome> stops(const Job& job) const {
-        if (!queue_.cancelled_.empty() && queue_.cancelled_.count(job.ticket)) return Outcome::cancelled;
+        if (!cancelled_.empty() && cancelled_.count(job.ticket)) return Outcome::cancelled;
         if (job.deadline && job.deadline <= now_) return Outcome::expired;
         return std::nullopt;
     }
 
-    void end(const Job& job, Outcome outcome) {
-        const auto live = queue_.live_.find(job.ticket);
-        const bool last = --live->second == 0;
-        if (last) {
-            queue_.live_.erase(live);
-            queue_.cancelled_.erase(job.ticket);
-        }
-        queue_.size_--;
-        ended_.push_back({job.ticket, outcome, last});
-    }
+    void ended(const Job& job, Outcome outcome) override { all_ended.push_back({job.ticket, outcome, false}); }
 
+    std::vector<Ended> all_ended;
+
+private:
     Queue& queue_;
-    std::vector<Ended>& ended_;
+    const std::unordered_set<int64_t>& cancelled_;
     const int64_t now_;
 };
 
@@ -98,26 +84,25 @@ int64_t Queue::advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended
         std::atomic_flag& flag;
         ~Ending() { flag.clear(); }
     } ending{running_};
-    struct Share {
-        std::vector<Ended> ended;
-        int64_t ran = 0;
-    };
-    const int64_t count = threads(), most = (size() + count - 1) / count;
+    std::unordered_set<int64_t> cancelled;
+    {
+        const std::lock_guard lock(lock_);
+        cancelled = cancelled_;
+    }
+    const int64_t count = threads(), most = (size() + count - 1) / count, begin = now();
     int64_t total = 0;
-    std::vector<Share> shares(count);
+    std::vector<int64_t> ran(count);
     std::deque<Turn> turns;
     // Assigned before any thread runs, so that no race decides how many steps a sequence gets.
     for (int64_t thread = 0; thread < count; thread++) {
-        slots_[thread]->fill(turns.emplace_back(*this, shares[thread].ended), most);
+        slots_[thread]->fill(turns.emplace_back(*this, cancelled, begin), most);
         total += slots_[thread]->active();
     }
     std::vector<Helper*> others;
     for (int64_t thread = count; thread-- > 0;) {
         const int64_t active = slots_[thread]->active();
         const int64_t own = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(budget) * active / std::max<int64_t>(1, total)));
-        const auto run = [=, this, &shares, &turns] {
-            shares[thread].ran = slots_[thread]->run(turns[thread], own, rounds, most);
-        };
+        const auto run = [=, this, &ran, &turns] { ran[thread] = slots_[thread]->run(turns[thread], own, rounds, most); };
         const double steps = std::min<double>(own, static_cast<double>(rounds) * active);
         try {
             if (thread && steps * network->products() >= worthwhile_) {
@@ -130,12 +115,20 @@ int64_t Queue::advance(int64_t budget, int64_t rounds, std::vector<Ended>& ended
         run();
     }
     for (Helper* other : others) other->finish();
-    int64_t ran = 0;
-    for (const Share& share : shares) {
-        ran += share.ran;
-        ended.insert(ended.end(), share.ended.begin(), share.ended.end());
+    const std::lock_guard lock(lock_);
+    for (const Turn& turn : turns) {
+        for (Ended each : turn.all_ended) {
+            const auto live = live_.find(each.ticket);
+            each.last = --live->second == 0;
+            if (each.last) {
+                live_.erase(live);
+                cancelled_.erase(each.ticket);
+            }
+            ended.push_back(each);
+        }
+        size_ -= turn.all_ended.size();
     }
-    return ran;
+    return std::accumulate(ran.begin(), ran.end(), int64_t{0});
 }
 
 int64_t Queue::size() const {
