@@ -20,11 +20,7 @@ constexpr std::chrono::microseconds spin{50};
 void await(const std::atomic<int>& state, int old) {
     const auto end = std::chrono::steady_clock::now() + spin;
     while (state.load(std::memory_order_acquire) == old) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        asm volatile("yield");
-#endif
+        std::this_thread::yield();  // the other thread may wait for this core
         if (std::chrono::steady_clock::now() > end) return state.wait(old, std::memory_order_acquire);
     }
 }
