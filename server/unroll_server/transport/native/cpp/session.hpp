@@ -27,6 +27,8 @@ struct Refusal;
 constexpr double never = std::numeric_limits<double>::infinity();
 constexpr int no_method = -1;
 constexpr size_t kinds_of_work = 2;
+// The ping of a drain.
+constexpr uint8_t drain_ping[8] = {'d', 'r', 'a', 'i', 'n', 'i', 'n', 'g'};
 
 struct Method {
     bool streams;   // true if a call has many messages, or is handed over before its message is received
@@ -70,9 +72,12 @@ class Call : public std::enable_shared_from_this<Call> {
     friend struct Callbacks;
 
     void open_response(bool ends, const Status* status);
+    static ssize_t read(nghttp2_session*, int32_t id, uint8_t* buffer, size_t room, uint32_t* flags,
+                        nghttp2_data_source* source, void*);
     ssize_t fill(uint8_t* buffer, size_t room, uint32_t* flags);
     void wake();
     void fail(const Status& problem);
+    void reject(const char* http_status);
     void refuse(const Refusal& refusal);
     void release(size_t size);
     void count();
@@ -190,6 +195,11 @@ class Server {
     size_t unfinished_ = 0;
 };
 
+// Returns a status as trailers on the wire.
+Metadata wire_of(const Status& status);
+// Returns the state of a connection in nghttp2, with the session's functions as callbacks.
+nghttp2_session* new_http2(Session& session);
+
 class Session {
    public:
     // `age` is the age in seconds from which on no new calls are accepted; 0 for no limit.
@@ -222,7 +232,6 @@ class Session {
     int add_header(Call& call, std::string_view name, std::string_view value);
     void end_headers(Call& call);
     Status problem_of(const Call& call) const;
-    void reject(Call& call, const char* http_status);
     void add_data(Call& call, const uint8_t* data, size_t size);
     void half_close(Call& call);
     void deliver(Call& call);
