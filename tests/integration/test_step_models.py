@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 from support.oip import infer
-from support.processes import PATIENCE, ServerProcess
+from support.processes import PATIENCE, ServerProcess, WebProcess
 from support.silero import OPTIONS, own_loop, published_file, speech_like
 from support.step_graphs import graph, import_examples, import_graph
+from support.web import ask
 
 from unroll_client import AsyncClient, Client, InvalidArgument, Snapshot, Steps
 from unroll_engine import Engine
@@ -63,6 +64,22 @@ def address(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def values_of(steps: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((steps, 3), np.float32)
+
+
+def test_http_gives_the_outputs_by_name(address: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(3).standard_normal((7, 5), np.float32)
+    with Client(address) as client, client.unroll("two") as sequence:
+        expected = sequence.send(values).outputs
+    with WebProcess(address, tmp_path / "log") as web:
+        content = {"sequence": values.tolist(), "floats": "hex", "return": ["logits"]}
+        _, *steps, (name, _) = ask(web.address, "/v1/models/two:unroll", content).events
+        refused = ask(web.address, "/v1/models/elman:classify", {"sequences": [values_of(2).tolist()]})
+    assert name == "end"
+    assert all(step.keys() == {"step", "outputs"} for _, step in steps)
+    for output, rows in expected.items():
+        assert b"".join(bytes.fromhex(step["outputs"][output]["hex"]) for _, step in steps) == rows.tobytes()
+        assert steps[0][1]["outputs"][output]["shape"] == list(rows.shape[1:])
+    assert (refused.status, refused.json["code"]) == (400, "INVALID_ARGUMENT")
 
 
 def test_streams_and_sessions_have_the_bits_of_the_engine(address: str, repository: Path) -> None:

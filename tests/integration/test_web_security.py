@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from support.certificates import Authority, Files
+from support.certificates import Authority, Files, fingerprint, shown_by
 from support.operators import metrics_address, write_identities
 from support.otlp import Receiver
 from support.processes import PATIENCE, ServerProcess, WebProcess, run
@@ -228,6 +228,10 @@ def test_it_speaks_tls_and_calls_by_tls(bundle_root: Path, tmp_path: Path) -> No
                 ask(web.address, "/v1/models", tls=ssl.create_default_context())
             with pytest.raises(http.client.HTTPException):
                 ask(web.address.replace("https", "http"), "/v1/models")
+            files.key.write_text("half written")
+            wait_until(lambda: "the certificate was not renewed" in web.log, lambda: web.log)
+            files.renew(authority)
+            wait_until(lambda: shown_by(urlsplit(web.address).netloc) == fingerprint(files.chain), lambda: web.log)
 
 
 @pytest.mark.parametrize(
