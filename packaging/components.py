@@ -32,7 +32,8 @@ Unroll is licensed under the Apache License, Version 2.0; see LICENSE.
 The compiled modules in the wheels of unroll-engine and unroll-server hold nanobind (Copyright (c) 2022 Wenzel Jakob,
 BSD-3-Clause; see engine/LICENSE.nanobind); that of unroll-server also holds nghttp2 (Copyright (c) 2012 Tatsuhiro
 Tsujikawa and contributors, MIT; see server/LICENSE.nghttp2) and zlib (Copyright (C) 1995 Jean-loup Gailly and Mark
-Adler, Zlib; see server/LICENSE.zlib). Otherwise the wheels of Unroll hold no code of others.
+Adler, Zlib; see server/LICENSE.zlib). The page in the wheel of unroll-web holds Svelte (Copyright (c) 2016-2025 Svelte
+Contributors, MIT; see web/LICENSE.svelte). Otherwise the wheels of Unroll hold no code of others.
 proto/unroll_proto/inference restates the names and numbers of the Open Inference Protocol
 (kserve/open-inference-protocol, Apache-2.0) and of Triton's extensions to it (triton-inference-server/common,
 BSD-3-Clause).

@@ -25,16 +25,17 @@ class Moments:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._kept: dict[tuple[str, int, str, str], list[Float32Array]] = {}
+        self._kept: dict[tuple[str, int, bytes, str], list[Float32Array]] = {}
 
     async def find(
-        self, client: AsyncClient, model: ModelInfo, source: str, unit: int, value: float
+        self, client: AsyncClient, model: ModelInfo, bundle: bytes, source: str, unit: int, value: float
     ) -> list[dict[str, Any]]:
         """Finds the steps at which a unit of the last layer is nearest to a value, one of each sequence.
 
         Args:
             client: Makes the calls.
             model: The model version.
+            bundle: Id of its content.
             source: Name of the source.
             unit: 0-based unit.
             value: The value.
@@ -54,7 +55,7 @@ class Moments:
             raise ValueError(f"source: {source!r} is unknown") from None
         if chosen.features != model.input_size:
             raise ValueError(f"source: {source!r} has {chosen.features} features, the model {model.input_size}")
-        key = (model.name, model.version, model.artifact, source)
+        key = (model.name, model.version, bundle, source)
         if key not in self._kept:
             values = [each.values[:MOST_STEPS] for each in chosen.sequences[:MOST_SEQUENCES]]
             states = await self._states(client, model, values)

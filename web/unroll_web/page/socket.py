@@ -188,7 +188,7 @@ class Connection:
         """Moments in a source's other sequences where `unit` was as active as `value`."""
         run = self._run(name)
         unit, value = integer(request, "unit"), number(request, "value", default=0.0)
-        found = await self._moments.find(self._client, run.model, text(request, "source"), unit, value)
+        found = await self._moments.find(self._client, run.model, run.bundle, text(request, "source"), unit, value)
         yield {"event": "moments", "unit": unit, "moments": found}, None
 
     async def _export(self, request: Request, name: str) -> AsyncIterator[tuple[Any, Any]]:

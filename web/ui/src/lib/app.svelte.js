@@ -76,6 +76,10 @@ export class App {
       const sequence = await this.#sequenceOf(view.origin);
       if (view.values) sequence.replace(view.values);
       await this.show(sequence, view.ui.t);
+      this.block = Math.min(view.ui.block ?? this.block, this.run.blocks.length - 1);
+      this.unit = Math.min(view.ui.unit ?? 0, Math.max(0, this.unitsOf(this.block) - 1));
+      if (view.compared) await this.compareWith(view.compared);
+      if (view.ui.factor) await this.scale(view.ui.factor);
       if (view.forkAt) await this.forkAt(view.forkAt, view.forkValues);
     });
   }
@@ -131,8 +135,8 @@ export class App {
   async #restart() {
     const run = new Run(this.link, 'a', this.model);
     await run.open();
+    if (this.run?.model !== this.model) this.block = Math.max(0, run.topBlock());
     this.run = run;
-    this.block = Math.max(0, run.topBlock());
     this.t = 0;
   }
 
@@ -274,6 +278,7 @@ export class App {
   /** Runs the same sequence on another version or model of the same features. */
   async compareWith(key) {
     const model = this.models.find((each) => `${each.name}/${each.version}` === key);
+    if (model?.features !== this.model.features) return;
     await this.guard(async () => {
       const fork = new Run(this.link, 'b', model);
       await fork.open();
@@ -281,6 +286,7 @@ export class App {
       await fork.advance(this.sequence.values);
       this.fork = fork;
     });
+    this.remember();
   }
 
   dropFork() {
@@ -328,11 +334,13 @@ export class App {
 
   async scale(factor) {
     this.factor = factor;
-    if (factor === 1) return (this.whatIf = null);
+    if (factor === 1) this.whatIf = null;
+    if (factor === 1) return this.remember();
     await this.guard(async () => {
       const { header, arrays } = await this.link.ask({ op: 'analysis', run: 'a', step: this.run.n, factor });
       if (header.factor === this.factor) this.whatIf = { ...header, ...arrays };
     });
+    this.remember();
     return this.whatIf;
   }
 

@@ -2,7 +2,7 @@
 import { fromBase64, toBase64 } from './bytes.js';
 
 const MOST_LETTERS = 6000;
-const NUMBERS = { t: 't', unit: 'u', block: 'b', chapter: 'ch', zoom: 'z', speed: 'sp', target: 'y' };
+const NUMBERS = { t: 't', unit: 'u', block: 'b', chapter: 'ch', zoom: 'z', speed: 'sp', target: 'y', feature: 'f', factor: 'w' };
 
 export function readView() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -21,6 +21,7 @@ export function readView() {
     model: given.get('m'), version: Number(given.get('v')) || 0, origin, ui,
     values: given.has('x') ? fromBase64(unsafe(given.get('x'))) : null,
     forkAt: Number(given.get('fork')) || 0,
+    compared: given.get('cmp'),
     forkValues: given.has('fx') ? fromBase64(unsafe(given.get('fx'))) : null,
   };
 }
@@ -39,7 +40,7 @@ export function writeView(app) {
   if (app.fork?.begin) {
     view.set('fork', app.fork.begin);
     put(view, 'fx', app.fork.input);
-  }
+  } else if (app.fork) view.set('cmp', `${app.fork.model.name}/${app.fork.model.version}`);
   history.replaceState(null, '', `#${view}`);
 }
 
