@@ -10,7 +10,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable
-from operator import attrgetter
 
 from unroll_engine.errors import ExpiredError, InternalError, RequestError
 from unroll_engine.jobs import Job
@@ -32,9 +31,6 @@ OVERHEAD_WEIGHT = 0.05
 Events = list[tuple[Job, object]]
 """Results for jobs, in order: an event for Job.deliver, or a RequestError for Job.fail."""
 
-_WAITING = attrgetter("queue.waiting")
-_LANES = attrgetter("lanes.count")
-
 
 def usable_cores() -> int:
     """Returns the number of cores that this process may use."""
@@ -55,7 +51,7 @@ class ModelQueue:
 
     Attributes:
         cost: Cost of a tick, measured at load and updated since.
-        last_interactive: Arrival of the last interactive job, on the core's clock.
+        last_interactive: Time on the core's clock at which the last interactive job left the queue.
         traced: True if jobs of traced calls may be in the lanes.
     """
 
@@ -89,6 +85,8 @@ class ModelQueue:
 
     def record_start(self, job: Job, now: float) -> None:
         """Reports that the first sequences of a job leave the queue."""
+        if job.interactive:
+            self.last_interactive = now
         job.waited = max(now - job.arrived, 0.0)
         self.metrics.waited(job.waited)
         if job.trace is not None:
@@ -184,11 +182,8 @@ class EngineCore:
 
     def add(self, job: Job, now: float) -> None:
         """Queues a job that arrived at time `now`."""
-        each = self._queues[job.model]
-        each.queue.add(job, now)
+        self._queues[job.model].queue.add(job, now)
         self.idle = False
-        if job.interactive:
-            each.last_interactive = now
 
     def cancel(self, job: Job) -> None:
         """Frees the lanes and the queue of a job that is marked as cancelled."""
@@ -240,12 +235,12 @@ class EngineCore:
         self.idle = False
         job.arrived = now
         job.taken = 1
-        if job.interactive:
-            each.last_interactive = now
         each.record_start(job, now)
+        return self._plan_alone(each, job)
+
+    def _plan_alone(self, each: ModelQueue, job: Job) -> float:
         self._planned, self._single, self._steps = each, job, job.steps
-        # The formula of TickCost.seconds, without its call.
-        return each.cost.fixed + (each.cost.step + each.cost.lane) * job.steps
+        return each.cost.seconds(1, job.steps)
 
     def _plan(self, each: ModelQueue, now: float) -> float | None:
         """Plans a tick of one model; see `prepare`."""
@@ -256,8 +251,7 @@ class EngineCore:
                 if first == 0:
                     each.record_start(job, now)
             if len(slices) == 1 and not lanes.count and lanes.fits_single(slices[0].job):
-                self._planned, self._single, self._steps = each, slices[0].job, slices[0].job.steps
-                return each.cost.seconds(1, self._steps)
+                return self._plan_alone(each, slices[0].job)
             if slices:
                 lanes.join(slices)
         if not lanes.count:
@@ -289,8 +283,8 @@ class EngineCore:
                 self._emit((job, InternalError("the model's runtime failed")))
             return
         finally:
-            self.backlog = any(map(_WAITING, self._rotation))
-            self.idle = not (self.backlog or self._retiring or any(map(_LANES, self._rotation)))
+            self.backlog = any(each.queue.waiting for each in self._rotation)
+            self.idle = not (self.backlog or self._retiring or any(each.lanes.count for each in self._rotation))
         took = time.perf_counter() - begin
         if not single:
             planned.learn(self._preparing + took - model_took)

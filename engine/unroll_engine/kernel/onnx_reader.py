@@ -1,7 +1,7 @@
 """Reads the weights of a recurrent network from its standard ONNX form."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -21,23 +21,20 @@ _CELLS: dict[tuple[str, tuple[bytes, ...]], Cell] = {
 _DEFAULT_ACTIVATIONS = dict(reversed(_CELLS))
 # Positions of the kernel's gates among ONNX's: LSTM i, o, f, c; GRU z, r, h.
 _GATES = {"RNN": (0,), "LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
-_WITH_ATTRIBUTES = {"Concat", "GRU", "Gather", "LSTM", "RNN", "Split", "Transpose"}
 _UNUSED_INPUTS = {"sequence_lens": 4, "P": 7}
+_INT = AttributeProto.INT, "i"
+# Types of the attributes, and the fields with their values.
 _ATTRIBUTES = {
-    "activations": AttributeProto.STRINGS,
-    "axis": AttributeProto.INT,
-    "direction": AttributeProto.STRING,
-    "hidden_size": AttributeProto.INT,
-    "layout": AttributeProto.INT,
-    "linear_before_reset": AttributeProto.INT,
-    "perm": AttributeProto.INTS,
+    "activations": (AttributeProto.STRINGS, "strings"),
+    "axis": _INT,
+    "direction": (AttributeProto.STRING, "s"),
+    "hidden_size": _INT,
+    "layout": _INT,
+    "linear_before_reset": _INT,
+    "perm": (AttributeProto.INTS, "ints"),
 }
-_FIELDS = {
-    AttributeProto.INT: "i",
-    AttributeProto.STRING: "s",
-    AttributeProto.INTS: "ints",
-    AttributeProto.STRINGS: "strings",
-}
+# Those that operators must have.
+_FIXED = {"Concat": {"axis": 0}, "Gather": {"axis": 0}, "Split": {"axis": 0}, "Transpose": {"perm": [1, 0, 2]}}
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,9 @@ class _Reader:
             read = self._OPERATORS.get(node.op_type) if not node.domain else None
             if read is None:
                 self._refuse("no such operator in the kernel")
-            if node.attribute and node.op_type not in _WITH_ATTRIBUTES:
-                self._refuse("no attributes expected")
+            expected = _FIXED.get(node.op_type, {})
+            if node.op_type not in _GATES and (found := self._attributes()) != expected:
+                self._refuse(f"attributes {expected} expected, got {found}")
             results = read(self)
             self._values |= {name: value for name, value in zip(node.output, results, strict=False) if name}
         return self._result(inputs[1:])
@@ -148,22 +146,15 @@ class _Reader:
             self._cells[0], self._scale, tuple(self._layers), np.ascontiguousarray(readout.weight.T), bias
         )
 
-    def _subtract(self) -> list[_Value]:
-        sequence, mean = self._inputs(_Sequence, np.ndarray)
-        if sequence != _Sequence(-1):
-            self._refuse("only raw inputs can be centred")
-        return [_Sequence(-1, mean=mean)]
-
-    def _divide(self) -> list[_Value]:
-        sequence, std = self._inputs(_Sequence, np.ndarray)
-        if sequence.layer >= 0 or sequence.std is not None:
-            self._refuse("only inputs can be scaled")
-        return [_Sequence(-1, sequence.mean, std)]
+    def _scale_inputs(self) -> list[_Value]:
+        sequence, array = self._inputs(_Sequence, np.ndarray)
+        name = "mean" if self._node.op_type == "Sub" else "std"
+        if sequence.layer >= 0 or sequence.std is not None or getattr(sequence, name) is not None:
+            self._refuse("only inputs can be centred, once, and then scaled, once")
+        return [replace(sequence, **{name: array})]
 
     def _transpose(self) -> list[_Value]:
-        (sequence,) = self._inputs(_Sequence)
-        self._attributes(perm=[1, 0, 2])
-        return [sequence]
+        return self._inputs(_Sequence)
 
     def _same(self) -> list[_Value]:
         return [self._values[self._node.input[0]]]
@@ -182,21 +173,18 @@ class _Reader:
 
     def _split(self) -> list[_Value]:
         state, sizes = self._inputs(_State, np.ndarray)
-        self._attributes(axis=0)
         if state.layer is not None or set(sizes.tolist()) != {1}:
             self._refuse("only a state can be split, by layers")
         return [_State(state.name, layer) for layer in range(len(sizes))]
 
     def _gather(self) -> list[_Value]:
         state, index = self._inputs(_State, np.ndarray)
-        self._attributes(axis=0)
         if state.layer is not None or index.size != 1:
             self._refuse("only a layer of a state can be picked")
         return [_State(state.name, int(index.item()))]
 
     def _concat(self) -> list[_Value]:
         finals = self._inputs(*[_Final] * len(self._node.input))
-        self._attributes(axis=0)
         if len({final.tensor for final in finals}) != 1:
             self._refuse("only layers of one final state can be joined")
         return [_Final(finals[0].tensor, tuple(layer for final in finals for layer in final.layers))]
@@ -240,7 +228,7 @@ class _Reader:
         return [_Sequence(layer), *(_Final(tensor, (layer,)) for tensor in range(tensors))]
 
     def _weights(self, operator: str, w: NDArray[Any], r: NDArray[Any], b: NDArray[Any]) -> tuple[Cell, LayerWeights]:
-        found = self._attribute_values()
+        found = self._attributes()
         activations = tuple(found.pop("activations", ())) or _DEFAULT_ACTIVATIONS[operator]
         reset_after = bool(found.pop("linear_before_reset", 0))
         hidden = found.pop("hidden_size", r.shape[-1])
@@ -280,16 +268,11 @@ class _Reader:
             values.append(value)
         return values
 
-    def _attributes(self, **expected: Any) -> None:
-        found = self._attribute_values()
-        if found != expected:
-            self._refuse(f"attributes {expected} expected, got {found}")
-
-    def _attribute_values(self) -> dict[str, Any]:
+    def _attributes(self) -> dict[str, Any]:
         attributes = self._node.attribute
-        if unknown := [str(each.name) for each in attributes if _ATTRIBUTES.get(each.name) != each.type]:
+        if unknown := [str(each.name) for each in attributes if _ATTRIBUTES.get(each.name, ("",))[0] != each.type]:
             self._refuse(f"attributes {sorted(unknown)} are not supported")
-        values = {each.name: getattr(each, _FIELDS[each.type]) for each in attributes}
+        values = {each.name: getattr(each, _ATTRIBUTES[each.name][1]) for each in attributes}
         return {name: value if isinstance(value, int | bytes) else list(value) for name, value in values.items()}
 
     def _float32(self, array: NDArray[Any]) -> Float32Array:
@@ -302,8 +285,8 @@ class _Reader:
         raise UnsupportedNetworkError(f"node {short(self._node.name)} ({operator[:100]}): {problem}")
 
     _OPERATORS: ClassVar[dict[str, Callable[["_Reader"], list[_Value]]]] = {
-        "Sub": _subtract,
-        "Div": _divide,
+        "Sub": _scale_inputs,
+        "Div": _scale_inputs,
         "Transpose": _transpose,
         "Identity": _same,
         "Squeeze": _squeeze,
