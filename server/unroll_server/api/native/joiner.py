@@ -36,16 +36,19 @@ class Group:
 
     Attributes:
         model: Their model version.
+        sizes: Bytes of the chunks that are joined, a whole number of timesteps.
         owner: Identity of their caller, for its quota.
         trace: The trace of their call; None if it is not traced.
         table: Holds their states.
         waiting: Those with a chunk that starts in the next turn of the event loop.
     """
 
-    __slots__ = ("__weakref__", "model", "owner", "table", "trace", "waiting")
+    __slots__ = ("__weakref__", "model", "owner", "sizes", "table", "trace", "waiting")
 
-    def __init__(self, model: Model, owner: str, trace: Trace | None) -> None:
+    def __init__(self, model: Model, owner: str, trace: Trace | None, max_steps: int) -> None:
         self.model = model
+        step = 4 * model.spec.input_size
+        self.sizes = range(step, max_steps * step + 1, step)
         self.owner = owner
         self.trace = trace
         self.table = StateTable(model.spec)
@@ -58,13 +61,10 @@ class ChunkJoiner:
     Args:
         engine: Runs the jobs.
         max_steps: Most timesteps of a chunk.
-
-    Attributes:
-        max_steps: Most timesteps of a chunk that is joined.
     """
 
     def __init__(self, engine: AsyncEngine, max_steps: int) -> None:
-        self.max_steps = min(JOINED_STEPS, engine.tick_steps, max_steps)
+        self._max_steps = min(JOINED_STEPS, engine.tick_steps, max_steps)
         self._engine = engine
         # Kept by the open sequences alone.
         self._groups: WeakValueDictionary[tuple[Model, str, Trace | None], Group] = WeakValueDictionary()
@@ -74,7 +74,7 @@ class ChunkJoiner:
         key = model, owner, trace
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(*key)
+            group = self._groups[key] = Group(*key, self._max_steps)
         return group
 
     def schedule(self, group: Group) -> None:

@@ -50,7 +50,6 @@ class StreamSequence(OpenSequence):
 
     __slots__ = (
         "_every",
-        "_joinable",
         "_joiner",
         "_logits",
         "_states",
@@ -101,9 +100,6 @@ class StreamSequence(OpenSequence):
         self._logits = 4 * spec.output_size if request.return_logits or spec.step else 0
         self._width = self._states + self._logits
         self.expected = 0
-        # Sizes of chunks to join.
-        step = 4 * spec.input_size
-        self._joinable = range(step, joiner.max_steps * step + 1, step)
 
     @property
     def state(self) -> State | None:
@@ -144,12 +140,12 @@ class StreamSequence(OpenSequence):
             size: Bytes of its message.
             in_batch: True if it came with others in one message.
         """
-        count = len(values)
-        if first_step != self.step or count not in self._joinable or self.joined or self._chunk:
+        count, sizes = len(values), self.group.sizes
+        if first_step != self.step or count not in sizes or self.joined or self._chunk:
             return False
         self.joined, self.size, self.in_batch = values, size, in_batch
         # As in _expect; this is done for each chunk of a message with many.
-        self.expected = expected = count // self._joinable.step * self._width // self._every
+        self.expected = expected = count // sizes.step * self._width // self._every
         self.answers.bytes += expected
         waiting = self.group.waiting
         if not waiting:

@@ -7,6 +7,8 @@ import numpy as np
 from unroll_engine.models.spec import ModelSpec, State
 
 _FIRST_ROWS = 16
+_MOST_NEW_ROWS = 128
+"""Most rows added at once: unused ones would be most of what a sequence costs beside its own state."""
 
 
 class StateTable:
@@ -26,8 +28,7 @@ class StateTable:
         """Returns a row that holds the initial state."""
         if not self._free:
             rows = len(self._tensors[0])
-            # By a quarter: unused rows are most of what a sequence costs beside its own.
-            grown = rows + rows // 4
+            grown = rows + min(rows // 4, _MOST_NEW_ROWS)
             for tensor in self._tensors:
                 tensor.resize((grown, *tensor.shape[1:]), refcheck=False)
             self._free = list(range(rows, grown))

@@ -53,6 +53,8 @@ class Stream(RequestStream):
         # Set whenever fewer messages are unanswered, or there is room for answers again.
         self._progress = asyncio.Event()
         self._answers = AnswerQueue(self._progress.set)
+        # One for all sequences: each access to a method makes an object.
+        self._on_answered = self._answered
         # True if the server drained before it read the `open` of some sequence.
         self._unopened = False
 
@@ -70,6 +72,8 @@ class Stream(RequestStream):
                 for sequence in self._sequences.values():
                     self._close(sequence)
                 self._sequences.clear()
+                # A cycle until then.
+                del self._on_answered
 
     async def all_answered(self) -> None:
         """See RequestStream."""
@@ -213,7 +217,7 @@ class Stream(RequestStream):
             version,
             self._window,
             self._answers,
-            self._answered,
+            self._on_answered,
         )
         if before:
             sequence.pending = before.pending

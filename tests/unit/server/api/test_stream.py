@@ -1,8 +1,11 @@
 """One call of Unroll: bounds of reading, computing and unread answers, and drains."""
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,3 +220,32 @@ async def test_a_sequence_that_a_drain_keeps_from_opening_is_refused_with_its_st
     assert all(response.closed.reason == pb.SequenceClosed.REASON_DRAINING for response in ended.values())
     refused = "the server is shutting down and has not run all of this stream"
     assert status == ("OK" if len(steps) == 2 else refused)
+
+
+async def test_an_idle_sequence_costs_its_state_and_little_else() -> None:
+    model, count = served(random_network(hidden=8)), 2000
+    engine = AsyncEngine([model], max_lanes=64, tick_steps=32, max_queued_steps=10**6)
+    limits = replace(LIMITS, max_open_sequences=count)
+    values, open_ = np.zeros((1, 3), np.float32).tobytes(), asyncio.Event()
+
+    async def requests() -> AsyncIterator[pb.UnrollRequest]:
+        for key in map(str, range(count)):
+            # Each in bytes of its own, as from the wire.
+            yield pb.UnrollRequest.FromString(pb.UnrollRequest(key=key, open=pb.OpenSequence()).SerializeToString())
+            yield pb.UnrollRequest(key=key, chunk=pb.Chunk(values=values))
+        await open_.wait()
+
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        async with aclosing(answers_of(stream_of(Catalog([model]), engine, limits), requests())) as answers:
+            steps = 0
+            while steps < count:
+                answer = await anext(answers)
+                steps += answer.HasField("steps") + len(answer.steps_batch.keys)
+            gc.collect()
+            each = (tracemalloc.get_traced_memory()[0] - before) / count
+    finally:
+        tracemalloc.stop()
+        await asyncio.to_thread(engine.close)
+    assert each - sum(tensor.nbytes for tensor in model.spec.states) < 768, each
