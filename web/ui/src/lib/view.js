@@ -19,10 +19,10 @@ export function readView() {
   if (kind === 'wave') origin = { kind, name, steps: Number(number) };
   return {
     model: given.get('m'), version: Number(given.get('v')) || 0, origin, ui,
-    values: given.has('x') ? fromBase64(unsafe(given.get('x'))) : null,
+    values: decoded(given.get('x')),
     forkAt: Number(given.get('fork')) || 0,
     compared: given.get('cmp'),
-    forkValues: given.has('fx') ? fromBase64(unsafe(given.get('fx'))) : null,
+    forkValues: decoded(given.get('fx')),
   };
 }
 
@@ -50,6 +50,11 @@ function put(view, key, values) {
   if (text.length <= MOST_LETTERS) view.set(key, text);
 }
 
-function unsafe(text) {
-  return text.replaceAll('-', '+').replaceAll('_', '/');
+/** Numbers of an address; null where it has none, or was cut off. */
+function decoded(text) {
+  try {
+    return text ? fromBase64(text.replaceAll('-', '+').replaceAll('_', '/')) : null;
+  } catch {
+    return null;
+  }
 }
