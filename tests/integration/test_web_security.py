@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from support.certificates import Authority, Files, fingerprint, shown_by
 from support.operators import metrics_address, write_identities
 from support.otlp import Receiver
@@ -176,7 +177,7 @@ def test_tokens_ids_and_traces_go_through_and_errors_come_back(bundle_root: Path
             *("--tokens", str(identities), "--access-log"),
             env=receiver.environment,
         ) as server,
-        WebProcess(server.address, tmp_path / "web") as web,
+        WebProcess(server.address, tmp_path / "web", env=receiver.environment) as web,
     ):
 
         def call(path: str, content: Any, token: str = "", **headers: str) -> Any:
@@ -189,12 +190,19 @@ def test_tokens_ids_and_traces_go_through_and_errors_come_back(bundle_root: Path
                 assert (answer.status, answer.json["code"]) == (401, "UNAUTHENTICATED")
                 assert answer.headers["www-authenticate"] == "Bearer"
         assert call("/v2/health/ready", None).status == 200
-        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-        named = {"x-request-id": "from-the-caller", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+        trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+        named = {"x-request-id": "from-the-caller", "traceparent": f"00-{trace}-{caller}-01"}
         answer = call(CLASSIFY, {"sequences": [STEP]}, "Bearer TOKEN-alice", **named)
         assert (answer.status, answer.headers["x-request-id"]) == (200, "from-the-caller")
         assert call("/v1/models/jv:unroll", {"sequence": STEP}, "bearer TOKEN-alice").status == 200
-        receiver.until(lambda spans: any(span.trace_id.hex() == trace for _, span in spans))
+
+        def chained(spans: list[tuple[str, Span]]) -> bool:
+            """Returns True if the caller's span has a child in the web process, and that one has a child in the server."""
+            ours = [(name, span) for name, span in spans if span.trace_id.hex() == trace]
+            middle = [span.span_id for name, span in ours if span.parent_span_id.hex() == caller]
+            return any(name == "unroll-server" and span.parent_span_id in middle for name, span in ours)
+
+        receiver.until(chained)
         # A refusal for a quota has its reason and the time to retry.
         tensor = {"name": "input", "datatype": "FP32", "shape": [1, 1, 12], "data": STEP}
         for number, status in ((1, 200), (2, 429)):
