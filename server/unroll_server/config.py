@@ -15,7 +15,12 @@ MAX_KEY_BYTES = 128
 """Most bytes in a key of a stream's sequence or of a session."""
 
 # `shared:` replaces `memory` in the settings of workers.
-_STORES = ("memory", "shared", "redis", "rediss", "unix")
+_STORES = (
+    "memory",
+    "shared",
+    "unix",
+    *(f"{scheme}{kind}" for scheme in ("redis", "rediss") for kind in ("", "+sentinel", "+cluster")),
+)
 
 
 def _number(value: object) -> object:
@@ -144,7 +149,9 @@ class Settings(BaseSettings):
         default=None, description="File of hashed bearer tokens and their identities, reloaded when it changes."
     )
     sessions: Text = Field(
-        default="memory", title="STORE", description="Store of the sessions: memory, or redis://HOST:PORT/DB."
+        default="memory",
+        title="STORE",
+        description="Store of the sessions: memory, redis://HOST:PORT/DB, redis+sentinel://..., redis+cluster://....",
     )
     session_ttl: Lifetime = Field(default=3600.0, description="Seconds that an unused session is kept.")
     sessions_file: File | None = Field(default=None, description="File that keeps in-memory sessions across restarts.")
@@ -177,7 +184,9 @@ class Settings(BaseSettings):
             raise StartupError(f"--admin: {self.admin} is not a loopback address: {problem}")
         if self.sessions.partition(":")[0] not in _STORES:
             # The value is not repeated: it can hold a password.
-            raise StartupError("--sessions: neither memory nor redis://HOST:PORT/DB, rediss://..., unix://PATH")
+            raise StartupError(
+                "--sessions: neither memory nor redis://HOST:PORT/DB, rediss://..., unix://PATH, redis+sentinel://..., redis+cluster://..."
+            )
         if self.sessions_file and self.sessions != "memory":
             raise StartupError("--sessions-file: only for --sessions memory; Redis keeps its own")
         return self

@@ -4,49 +4,46 @@ A session is a hash under `unroll:session:HASH`, the hash of owner and id, with 
 `unroll:session:HASH:was` outlives it, to tell an expired session from one that never was. Sorted sets list all
 sessions, those of a model version and those of an owner by their expiry. Each use is one script, so it is atomic and
 can be retried: a write that was done already is recognized by its revision.
+
+In a cluster a script reaches the keys of one slot. So sessions are spread over `BUCKETS`, each with a slot and sets of
+its own, and what is known of all sessions is asked of every bucket.
 """
 
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.asyncio import RedisCluster
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from unroll_engine.models.spec import ModelKey
 from unroll_proto.v1.session_pb2 import Session
-from unroll_server.errors import SessionRoomError, SessionStoreError, StartupError
+from unroll_server.errors import SessionRoomError, SessionStoreError
+from unroll_server.sessions.redis_client import TIMEOUT, client_of
 from unroll_server.sessions.store import Kept, Listed, expired, lifetime, new_revision, parse
 
 _log = logging.getLogger(__name__)
 
-_SESSIONS = "unroll:session:"
-_MODELS = "unroll:sessions:"
-_OWNERS = "unroll:owner:"
-_ALL = "unroll:sessions"
-TIMEOUT = 2.0
-"""Timeout in seconds of a connection attempt, and of an answer."""
+BUCKETS = 16
+"""Buckets of sessions in a cluster: the most primaries that share the work."""
 CONNECTIONS = 64
-"""Most connections to Redis; a call waits if none is free."""
+"""Most uses at a time, each of a connection; one more waits."""
 LOG_INTERVAL = 10.0
 """Least seconds between two log lines about a Redis that does not answer."""
 
-# Times are Redis's, in milliseconds, so that the replicas' clocks do not matter.
+# Times are Redis's, in milliseconds and fractions, so that the replicas' clocks do not matter.
 _TIME = """
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = time[1] * 1000 + time[2] / 1000
 """
 # Sets drop expired members, and expire with their last member.
 _INTO_LISTS = """
 local function list(now, ttl, member, ...)
     for _, set in ipairs({...}) do
-        redis.call('ZREMRANGEBYSCORE', set, '-inf', '(' .. now)
+        redis.call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%.3f', now))
         redis.call('ZADD', set, now + ttl, member)
         redis.call('PEXPIRE', set, ttl)
     end
@@ -93,16 +90,17 @@ return kept[2] == '0' and 1 or 0
 """
 # KEYS: a model's or an owner's set. Returns the number of members that have not expired.
 _COUNT = f"""{_TIME}
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. now)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.3f', now))
 return redis.call('ZCARD', KEYS[1])
 """
-# KEYS: all. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left} of each, the latest first.
+# KEYS: all. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left, score} of each, the latest first.
 _LIST = f"""{_TIME}
 local found = {{}}
-for _, member in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', now, 'LIMIT', 0, ARGV[1])) do
-    local key = ARGV[2] .. member
+local members = redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', now, 'WITHSCORES', 'LIMIT', 0, ARGV[1])
+for place = 1, #members, 2 do
+    local key = ARGV[2] .. members[place]
     local record = redis.call('HGET', key, 'record')
-    if record then found[#found + 1] = {{record, redis.call('PTTL', key)}} end
+    if record then found[#found + 1] = {{record, redis.call('PTTL', key), members[place + 1]}} end
 end
 return found
 """
@@ -112,7 +110,7 @@ class RedisStore:
     """A store.Store in Redis. Connects at the first use, and again whenever the connection is lost.
 
     Args:
-        url: redis://[[USER]:PASSWORD@]HOST:PORT/DB, rediss:// (TLS), or unix://PATH.
+        url: See `redis_client.client_of`.
         ttl: Seconds until an unused session expires; for as long again its expiry is remembered.
 
     Raises:
@@ -120,21 +118,10 @@ class RedisStore:
     """
 
     def __init__(self, url: str, ttl: float) -> None:
-        try:
-            pool = redis.asyncio.BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS,
-                timeout=TIMEOUT,
-                socket_timeout=TIMEOUT,
-                socket_connect_timeout=TIMEOUT,
-                # Retried at once, for an idle connection that was lost.
-                retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), 2, (RedisConnectionError,)),
-                client_name="unroll",
-            )
-        except (ValueError, RedisError):
-            # The URL is not repeated: it can hold a password.
-            raise StartupError("--sessions: expected memory, redis://HOST:PORT/DB, rediss:// or unix://PATH") from None
-        self._redis = redis.asyncio.Redis.from_pool(pool)
+        self._redis = client_of(url)
+        clustered = isinstance(self._redis, RedisCluster)
+        self._buckets = [_Bucket(f"{{{number}}}:") for number in range(BUCKETS)] if clustered else [_Bucket("")]
+        self._free = asyncio.Semaphore(CONNECTIONS)
         self._ttl = ttl
         self._milliseconds = max(1, round(ttl * 1000))
         self._get = self._redis.register_script(_GET)
@@ -147,9 +134,10 @@ class RedisStore:
     async def get(self, owner: str, session_id: str) -> Kept | None:
         """See store.Store."""
         member = _member(owner, session_id)
+        bucket = self._bucket_of(member)
         ttl = self._milliseconds
-        with self._answering():
-            found: Any = await self._get(keys=_keys(owner, member), args=[ttl, 2 * ttl, member, _MODELS])
+        async with self._answering():
+            found: Any = await self._get(keys=bucket.keys(owner, member), args=[ttl, 2 * ttl, member, bucket.models])
         if isinstance(found, list):
             revision, record = found
             return Kept(parse(record), revision)
@@ -160,6 +148,7 @@ class RedisStore:
     async def put(self, session: Session, before: bytes | None) -> bool:
         """See store.Store."""
         member = _member(session.owner, session.session_id)
+        bucket = self._bucket_of(member)
         snapshot = session.snapshot
         ttl = max(1, round(lifetime(session, self._ttl) * 1000))
         arguments: list[bytes | str | int] = [
@@ -171,43 +160,64 @@ class RedisStore:
             ttl,
             2 * self._milliseconds,
             member,
-            _MODELS,
+            bucket.models,
         ]
-        with self._answering():
-            return bool(await self._put(keys=_keys(session.owner, member), args=arguments))
+        async with self._answering():
+            return bool(await self._put(keys=bucket.keys(session.owner, member), args=arguments))
 
     async def remove(self, owner: str, session_id: str) -> bool:
         """See store.Store."""
         member = _member(owner, session_id)
-        with self._answering():
-            return bool(await self._remove(keys=_keys(owner, member), args=[member, _MODELS]))
+        bucket = self._bucket_of(member)
+        async with self._answering():
+            return bool(await self._remove(keys=bucket.keys(owner, member), args=[member, bucket.models]))
 
     async def count(self, model: ModelKey, bundle: bytes) -> int:
         """See store.Store."""
-        with self._answering():
-            return int(await self._count(keys=[f"{_MODELS}{_content(model, bundle)}"]))
+        content = _content(model, bundle)
+        return sum(await self._of_each(lambda bucket: self._count(keys=[f"{bucket.models}{content}"])))
 
     async def owned(self, owner: str) -> int:
         """See store.Store."""
-        with self._answering():
-            return int(await self._count(keys=[f"{_OWNERS}{_member(owner)}"]))
+        return sum(await self._of_each(lambda bucket: self._count(keys=[bucket.owner(owner)])))
 
     async def listed(self, limit: int) -> list[Listed]:
         """See store.Store."""
-        with self._answering():
-            found: Any = await self._list(keys=[_ALL], args=[limit, _SESSIONS])
-        return [_listed(parse(record), milliseconds / 1000) for record, milliseconds in found]
+        found = await self._of_each(lambda bucket: self._list(keys=[bucket.all], args=[limit, bucket.sessions]))
+        latest = sorted((each for part in found for each in part), key=lambda each: float(each[2]), reverse=True)
+        return [_listed(parse(record), milliseconds / 1000) for record, milliseconds, _ in latest[:limit]]
 
     def confirm_takeover(self) -> None:
         """See store.Store; there is no file."""
 
     async def close(self) -> None:
         """See store.Store."""
-        with self._answering():
+        with self._converted():
             await self._redis.aclose()
 
+    def _bucket_of(self, member: str) -> "_Bucket":
+        return self._buckets[int(member[:8], 16) % len(self._buckets)]
+
+    async def _of_each(self, ask: Callable[["_Bucket"], Awaitable[Any]]) -> list[Any]:
+        async def answer(bucket: _Bucket) -> Any:
+            async with self._answering():
+                return await ask(bucket)
+
+        return await asyncio.gather(*map(answer, self._buckets))
+
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """Waits for a free connection, and converts errors as `_converted` does."""
+        with self._converted():
+            async with asyncio.timeout(TIMEOUT):
+                await self._free.acquire()
+            try:
+                yield
+            finally:
+                self._free.release()
+
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _converted(self) -> Iterator[None]:
         """Converts errors of Redis's client to domain errors, and logs them at intervals."""
         try:
             yield
@@ -222,6 +232,33 @@ class RedisStore:
             raise SessionStoreError("the sessions' store does not answer") from error
 
 
+class _Bucket:
+    """Names of the keys that one script can reach.
+
+    Args:
+        tag: Part of each name, by which a cluster chooses the slot; empty if there is no cluster.
+
+    Attributes:
+        sessions: Prefix of the sessions.
+        models: Prefix of the sets of the model versions.
+        all: Set of all sessions.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self._prefix = f"unroll:{tag}"
+        self.sessions = f"{self._prefix}session:"
+        self.models = f"{self._prefix}sessions:"
+        self.all = f"{self._prefix}sessions"
+
+    def owner(self, name: str) -> str:
+        """Returns the set of an owner's sessions."""
+        return f"{self._prefix}owner:{_member(name)}"
+
+    def keys(self, owner: str, member: str) -> list[str]:
+        """Returns the keys of a session, in the order of the scripts."""
+        return [f"{self.sessions}{member}", f"{self.sessions}{member}:was", self.all, self.owner(owner)]
+
+
 def _member(*names: str) -> str:
     # Hashed, so that ids of any characters are safe and of one length.
     digest = hashlib.blake2b(digest_size=20)
@@ -233,10 +270,6 @@ def _member(*names: str) -> str:
 def _content(model: ModelKey, bundle: bytes) -> str:
     """Returns the name of a version's content."""
     return f"{model}/{bundle.hex()}"
-
-
-def _keys(owner: str, member: str) -> list[str]:
-    return [f"{_SESSIONS}{member}", f"{_SESSIONS}{member}:was", _ALL, f"{_OWNERS}{_member(owner)}"]
 
 
 def _listed(session: Session, expires_in: float) -> Listed:

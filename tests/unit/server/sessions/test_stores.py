@@ -1,6 +1,7 @@
 """Stores of sessions: one writer at a time, and an expired session differs from one that never was."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from support.redis_server import RedisServer, needs_redis
+from support.redis_topologies import needs_whole_redis, with_a_sentinel
 from support.waiting import until
 
 from unroll_engine.errors import SequenceStateError
@@ -293,4 +296,37 @@ async def test_on_a_full_disk_sessions_continue_and_expired_ones_make_room(
     # Remembered expiries take room, too.
     for name in names[kept : kept + kept // 2]:
         assert await store.put(session(name, state=[bytes(512)]), None)
+    await store.close()
+
+
+@needs_whole_redis
+async def test_sessions_continue_on_the_replica_that_sentinels_promote(tmp_path: Path) -> None:
+    with with_a_sentinel(tmp_path) as watched:
+        store = RedisStore(watched.url, 60)
+        assert await store.put(session("s", 1), None)
+        kept = await store.get("", "s")
+        assert kept is not None
+        watched.fail_over()
+
+        async def continues() -> bool:
+            # The first attempt can count although its answer was lost.
+            with suppress(SessionStoreError):
+                await store.put(session("s", 2), kept.revision)
+                now = await store.get("", "s")
+                return now is not None and now.session.snapshot.step == 2
+            return False
+
+        await until(continues)
+        await store.close()
+
+
+@needs_whole_redis
+async def test_the_primaries_of_a_cluster_share_the_sessions(cluster_url: str) -> None:
+    store = RedisStore(cluster_url, 60)
+    for number in range(64):
+        assert await store.put(session(f"shared {number}"), None)
+    ports = [int(port) for port in re.findall(r":(\d+)", cluster_url)]
+    for port in ports:
+        with redis.Redis(port=port) as primary:
+            assert primary.keys("*session:*:was")
     await store.close()
