@@ -197,7 +197,7 @@ def test_tokens_ids_and_traces_go_through_and_errors_come_back(bundle_root: Path
         assert call("/v1/models/jv:unroll", {"sequence": STEP}, "bearer TOKEN-alice").status == 200
 
         def chained(spans: list[tuple[str, Span]]) -> bool:
-            """Returns True if the caller's span has a child in the web process, and that one has a child in the server."""
+            """Returns True if the server's span is a child of the process's, which is the caller's child."""
             ours = [(name, span) for name, span in spans if span.trace_id.hex() == trace]
             middle = [span.span_id for name, span in ours if span.parent_span_id.hex() == caller]
             return any(name == "unroll-server" and span.parent_span_id in middle for name, span in ours)
