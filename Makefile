@@ -25,8 +25,9 @@ endef
 export VALIDATE
 # aeon is data here, never imported: its wheel carries the JapaneseVowels files.
 AEON := aeon==1.6.0
-# Imported by tests and demos as anyone's ONNX file; without it they are skipped.
+# Imported by tests and demos as anyone's ONNX files; without them those are skipped.
 SILERO := silero-vad==6.2.3
+FLASHVAD := flashvad==0.1.0a1
 # For the examples of clusters.
 CLUSTERS := 'ray[data]==2.60.0' dask==2026.8.0 distributed==2026.8.0 pyspark==4.3.0 pandas==3.1.1 pyarrow==26.0.1
 TRITONCLIENT := 'tritonclient[grpc,http]==2.73.0'
@@ -46,7 +47,7 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis,remote,uvloop]' -e './client[otel]' \
 	  -e './bench[contest]' -e ./web -r requirements-dev.txt
-	$(BIN)/pip install --quiet --no-deps $(AEON) $(SILERO)
+	$(BIN)/pip install --quiet --no-deps $(AEON) $(SILERO) $(FLASHVAD)
 	touch $@
 
 native: .venv/native ## Compiles the step kernel and the native transport beside their sources; CXX=clang++ picks a compiler.

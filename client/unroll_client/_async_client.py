@@ -320,7 +320,14 @@ class AsyncClient(Uncopied):
                 error.advanced = joined_steps(answers) if answers else None
                 raise
             answers.append(session_steps(answer, piece))
-        return joined_steps(answers)
+        steps = joined_steps(answers)
+        if steps.logits is None:
+            return steps
+        # The state is applied: what describes the outputs must not make the call fail.
+        with suppress(UnrollError):
+            model_info = await self._models.find(steps.model, steps.version, deadline)
+            steps = replace(steps, _outputs=model_info.outputs)
+        return steps
 
     @_explaining
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:  # noqa: ASYNC109 (as above)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unroll_client._arrays import FLOAT32, check_number, cut, join
 from unroll_client._calls import Rpc
-from unroll_client._types import Limits
+from unroll_client._types import Limits, Tensor, named_outputs
 from unroll_proto.snapshot import Snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 
@@ -54,9 +54,18 @@ class SessionSteps:
     probabilities: NDArray[np.float32]
     step: int
     snapshot: Snapshot | None = field(repr=False)
+    _outputs: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        """The outputs by name, float32 [count, *shape] each: `logits`, or those of a step model."""
+        if self.logits is None:
+            return {}
+        named = self._outputs and self.count
+        return named_outputs(self.logits, self._outputs) if named else {"logits": self.logits}
 
 
 def of_session(rpc: Rpc[T], session_id: str) -> Rpc[T]:

@@ -103,6 +103,7 @@ def test_streams_and_sessions_have_the_bits_of_the_engine(address: str, reposito
         found = np.concatenate([part.logits for part in parts if part.logits is not None])
         assert found.tobytes() == expected.tobytes()
         assert parts[1].label == ""
+        assert parts[1].outputs["y"].tobytes() == expected[9:].tobytes()
         with pytest.raises(InvalidArgument, match="elman/1 has no class labels"):
             client.classify([values], model="elman")
 
