@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NamedTuple
 
 import click
@@ -64,19 +64,27 @@ def run(words: list[str | Path], rows: int) -> Run:
         WrongAnswerError: it failed.
     """
     begin = time.perf_counter()
-    process = Popen(words, stdout=PIPE, stderr=PIPE)
-    output, errors = process.stdout, process.stderr
-    assert output is not None
-    assert errors is not None
-    with output, errors:
-        output.read()
-        problem = errors.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise WrongAnswerError(f"{Path(words[0]).name}: {problem.decode(errors='replace')[-300:]}")
-    seconds = time.perf_counter() - begin
-    return Run(rows / seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    memory = 0.0
+    with tempfile.TemporaryFile() as errors:
+        process = Popen(words, stdout=DEVNULL, stderr=errors)
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            memory = max(memory, _peak(process.pid))
+            time.sleep(0.02)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(ended[1])
+        if process.returncode:
+            errors.seek(0)
+            raise WrongAnswerError(f"{Path(words[0]).name}: {errors.read().decode(errors='replace')[-300:]}")
+    return Run(rows / seconds, ended[2].ru_utime + ended[2].ru_stime, memory)
+
+
+def _peak(pid: int) -> float:
+    """Returns the largest resident size of a process in MB; its resource usage would begin with that of its parent."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
 
 
 def with_server(models: Path, words: list[str | Path], rows: int) -> Run:

@@ -1,6 +1,8 @@
 """Metrics: counts are exported and summed over workers, dead ones included."""
 
+import importlib.metadata
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -288,6 +290,8 @@ def test_processes_have_figures_while_they_live() -> None:
     assert key("process_resident_memory_bytes", worker="0") in samples
     assert key("process_resident_memory_bytes", worker="1") not in samples
     assert samples[key("unroll_worker_restarts_total")] == 3
+    build = {"version": importlib.metadata.version("unroll-server"), "python": platform.python_version()}
+    assert samples[key("unroll_build_info", **build)] == 1
 
 
 def test_prometheus_gets_them_over_http(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
+from platform import python_version
 
 from prometheus_client import ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 
@@ -31,6 +33,8 @@ class Workers(Collector):
         """See prometheus_client.registry.Collector."""
         pids = self._pids()
         serving = len(pids) if self._serving is None else self._serving()
+        build = {"version": version("unroll-server"), "python": python_version()}
+        yield InfoMetricFamily("unroll_build", "Versions of the server and of Python.", build)
         yield GaugeMetricFamily("unroll_workers", "Processes that serve.", value=serving)
         yield CounterMetricFamily("unroll_worker_restarts", "Restarts of workers.", value=self._restarts())
         families: dict[str, Metric] = {}
