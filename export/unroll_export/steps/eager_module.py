@@ -43,6 +43,11 @@ class EagerModule:
             raise ImportRefusedError("module: TorchScript; pass the nn.Module that it was made of")
         # torch.compile wraps the module that it was given.
         self.module: nn.Module = copy.deepcopy(getattr(module, "_orig_mod", module)).cpu().eval()
+        if not isinstance(example, Tensor | np.ndarray):
+            raise ImportRefusedError(
+                f"example: a {type(example).__name__}, one tensor expected: a timestep has one vector of values, so "
+                "let the module split them; lengths are known to servers, so give them a default"
+            )
         example = torch.as_tensor(example).detach().cpu()
         if example.is_floating_point():
             kinds = [each.dtype for each in self.module.parameters() if each.is_floating_point()]

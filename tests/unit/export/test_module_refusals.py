@@ -127,6 +127,12 @@ def test_examples_that_are_no_sequences_are_refused(tmp_path: Path, example: Ten
         export(stack([Recurrent(nn.GRU, 3)]), name="m", example=example, models=tmp_path)
 
 
+def test_several_inputs_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    example: Any = (torch.randn(2, 9, FEATURES), torch.tensor([9, 3]))
+    with pytest.raises(ImportRefusedError, match=r"example: a tuple, one tensor expected: .* give them a default"):
+        export(stack([Recurrent(nn.GRU, 3)]), name="m", example=example, models=tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     network: Any = torch.jit.script(nn.GRU(FEATURES, 3))
