@@ -7,7 +7,7 @@ namespace unroll {
 namespace {
 
 constexpr int32_t stream_window = 256 << 10;      // bytes that a client may send ahead on a call
-constexpr int32_t narrow_window = 4096;             // the same while its calls are refused: more, once one is accepted
+constexpr int32_t narrow_window = 4 << 10;          // the same while its calls are refused: more, once one is accepted
 constexpr int32_t connection_window = 4 << 20;    // bytes that may be in flight on a connection
 constexpr size_t tolerated = 4;                   // multiple of the limit of metadata beyond which a stream is reset
 constexpr double burst = 10'000;                  // useless frames at once
