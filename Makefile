@@ -46,7 +46,7 @@ setup: .venv/done ## Creates .venv with the packages and the tools.
 .venv/done: constraints.txt requirements-dev.txt $(wildcard */pyproject.toml)
 	$(if $(filter test-python,$(MAKECMDGOALS)),$(USUAL_PYTHON),$(PYTHON)) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis,remote,uvloop]' -e './client[otel]' \
+	$(BIN)/pip install --quiet -c constraints.txt -e ./proto -e ./engine -e ./export -e './server[otel,redis,remote,uvloop]' -e './client[otel,remote]' \
 	  -e './bench[contest]' -e ./web -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps $(AEON) $(SILERO) $(FLASHVAD)
 	touch $@

@@ -140,11 +140,12 @@ def split(rows: list[Sequence], validation: float, test: float, seed: int) -> di
 
 
 def assemble(
-    path: Path,
+    path: Path | str,
     rows: list[Sequence],
     *,
     name: str,
     sha256: str,
+    features: tuple[str, ...] = (),
     feature_prefix: str = "feature",
     validation: float,
     test: float,
@@ -158,7 +159,7 @@ def assemble(
     """
     if not rows:
         raise SequenceError(path, "holds no sequences")
-    column = "labels" if path.suffix.lower() == ".npz" else "label"
+    column = "labels" if str(path).lower().endswith(".npz") else "label"
     for row in rows:
         if row.label is None:
             raise SequenceError(path, "missing; training needs one for every sequence", row=row.row, column=column)
@@ -176,7 +177,7 @@ def assemble(
             what = f"no training sequence is of class {row.label!r}"
             raise SequenceError(path, what, row=row.row, column=column)
     made = {part: _part(members, index) for part, members in parts.items()}
-    features = tuple(f"{feature_prefix}_{i + 1}" for i in range(train[0].values.shape[1]))
+    features = features or tuple(f"{feature_prefix}_{i + 1}" for i in range(train[0].values.shape[1]))
     return Dataset(name, sha256, classes, features, made["train"], made["validation"], made["test"])
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from unroll_export.datasets import Dataset, Part, assemble
-from unroll_proto.sequences import Sequence, SequenceError, read_sequences
+from unroll_proto.sequences import USUAL, Columns, Sequence, SequenceError, find_sources, read_blocks, read_sequences
 
 JAPANESE_VOWELS = "japanese-vowels"
 RECALL = "recall"
@@ -54,9 +55,10 @@ def japanese_vowels(*, validation: float, seed: int) -> Dataset:
         DataMissingError: aeon is not installed, or has no such files.
     """
     train, test = japanese_vowels_files()
+    files = {"train": train, "test": test}
     return assemble(
         train,
-        [*_of_split(train, "train"), *_of_split(test, "test")],
+        [replace(row, split=split) for split, path in files.items() for row in read_sequences(path)],
         name=JAPANESE_VOWELS,
         sha256=_sha256_of(train, test),
         feature_prefix="lpc_cepstrum",
@@ -66,24 +68,40 @@ def japanese_vowels(*, validation: float, seed: int) -> Dataset:
     )
 
 
-def from_file(path: Path, test_path: Path | None = None, *, validation: float, test: float, seed: int) -> Dataset:
-    """Reads the sequences of a file, and those of `test_path`, if given, as the test split.
+def from_file(
+    path: Path | str,
+    test_path: Path | str | None = None,
+    *,
+    columns: Columns = USUAL,
+    validation: float,
+    test: float,
+    seed: int,
+) -> Dataset:
+    """Reads the sequences of a file, folder, glob or URL, and those of `test_path`, if given, as the test split.
 
     `sha256` is that of the file, or of the file followed by the test file.
 
     Raises:
         SequenceError: a file can't be used.
     """
-    rows = list(read_sequences(path))
+    rows, features = _read(path, columns)
     if test_path is not None:
         for row in rows:
             if row.split == "test":
                 raise SequenceError(path, f"test, but {test_path} is the test split", row=row.row, column="split")
-        extra = _of_split(test_path, "test")
+        extra = [replace(row, split="test") for row in _read(test_path, columns)[0]]
         _same_features(path, rows, test_path, extra)
         rows += extra
-    sha256 = _sha256_of(path) if test_path is None else _sha256_of(path, test_path)
-    return assemble(path, rows, name=path.name, sha256=sha256, validation=validation, test=test, seed=seed)
+    return assemble(
+        path,
+        rows,
+        name=Path(path).name,
+        sha256=_sha256_of(*([path] if test_path is None else [path, test_path])),
+        features=features,
+        validation=validation,
+        test=test,
+        seed=seed,
+    )
 
 
 def recall(*, lag: int, seed: int) -> Dataset:
@@ -108,20 +126,28 @@ def recall(*, lag: int, seed: int) -> Dataset:
     return Dataset(RECALL, digest.hexdigest(), names, features, train, validation, test, {"lag": lag})
 
 
-def _sha256_of(*paths: Path) -> str:
+def _sha256_of(*paths: Path | str) -> str:
     """Returns the SHA-256 of concatenated files, in lower-case hex."""
     digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
+    for source in find_sources(paths):
+        with source.open() as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
     return digest.hexdigest()
 
 
-def _of_split(path: Path, split: str) -> list[Sequence]:
-    return [Sequence(row.id, row.values, row.label, split, row.row) for row in read_sequences(path)]
+def _read(path: Path | str, columns: Columns) -> tuple[list[Sequence], tuple[str, ...]]:
+    """Returns all sequences, and the names of the features; these are empty if the files name none."""
+    rows: list[Sequence] = []
+    features: tuple[str, ...] = ()
+    for source in find_sources([path]):
+        for block in read_blocks(source, 1024, 1 << 19, columns):
+            rows += block.checked()
+            features = features or block.features
+    return rows, features
 
 
-def _same_features(path: Path, rows: list[Sequence], test_path: Path, extra: list[Sequence]) -> None:
+def _same_features(path: Path | str, rows: list[Sequence], test_path: Path | str, extra: list[Sequence]) -> None:
     if rows and extra and rows[0].values.shape[1] != extra[0].values.shape[1]:
         expected = rows[0].values.shape[1]
         what = f"{extra[0].values.shape[1]} features, {expected} expected as in {path}"

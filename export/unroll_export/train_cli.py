@@ -17,13 +17,14 @@ from unroll_export.model import Cell, Nonlinearity
 from unroll_export.runs import REPORT, RunError
 from unroll_export.training import Hyperparameters, TrainingError
 from unroll_proto import cli
-from unroll_proto.sequences import SUFFIXES, SequenceError
+from unroll_proto.sequences import SUFFIXES, Columns, SequenceError
+from unroll_proto.sequences.options import column_options, columns_of
 
 DEFAULTS = Hyperparameters()
 MOST_RUNS = 6
 MOST_RECALLS = 20
 """Most classes whose recall is printed; `summary.json` has all."""
-DATA = f"{sources.JAPANESE_VOWELS}, {sources.RECALL} or a file ({', '.join(SUFFIXES)})"
+DATA = f"{sources.JAPANESE_VOWELS}, {sources.RECALL} or a file, folder, glob or URL ({', '.join(SUFFIXES)})"
 
 
 class FiniteRange(click.FloatRange):
@@ -70,7 +71,8 @@ def group(ctx: click.Context) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to write; new or empty.")
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in --out, with the same options.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--test-data", type=click.Path(path_type=Path), help="File whose sequences are the test split.")
+@click.option("--test-data", help="File whose sequences are the test split.")
+@column_options
 @click.option(
     "--lag", type=click.IntRange(min=1), default=5, help="Steps of noise between the class and the end (recall)."
 )
@@ -145,11 +147,12 @@ def group(ctx: click.Context) -> None:
 @click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=DEFAULTS.seed)
 @click.option("--threads", type=click.IntRange(min=1), default=DEFAULTS.threads, help="Of torch.")
 def train(
-    data: str, out: Path, resume: bool, overwrite: bool, test_data: Path | None, lag: int, **settings: Any
+    data: str, out: Path, resume: bool, overwrite: bool, test_data: str | None, lag: int, **settings: Any
 ) -> None:
     """Trains a model; the default subcommand of `unroll-train`."""
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    columns = columns_of(settings)
     hyperparameters = Hyperparameters(**settings)
     if hyperparameters.dropout and hyperparameters.num_layers == 1:
         raise click.UsageError("--dropout is between layers: it needs --layers 2 or more")
@@ -159,7 +162,7 @@ def train(
     torch.use_deterministic_algorithms(True)
     start: experiment.Start = "resume" if resume else "overwrite" if overwrite else "new"
     try:
-        dataset = _load(data, test_data, lag, hyperparameters)
+        dataset = _load(data, test_data, columns, lag, hyperparameters)
         with _progress(hyperparameters.resolved(dataset).epochs or 0) as on_epoch:
             summary = experiment.run(dataset, hyperparameters, out, start, on_epoch)
     except (SequenceError, sources.DataMissingError, RunError) as error:
@@ -208,7 +211,7 @@ def main() -> NoReturn:
     cli.run("unroll-train", group, "unroll-export")
 
 
-def _load(data: str, test_data: Path | None, lag: int, settings: Hyperparameters) -> Dataset:
+def _load(data: str, test_data: str | None, columns: Columns, lag: int, settings: Hyperparameters) -> Dataset:
     built_in = data in (sources.JAPANESE_VOWELS, sources.RECALL)
     given = click.get_current_context().get_parameter_source("lag")
     if data != sources.RECALL and given is click.core.ParameterSource.COMMANDLINE:
@@ -219,12 +222,12 @@ def _load(data: str, test_data: Path | None, lag: int, settings: Hyperparameters
         return sources.japanese_vowels(validation=settings.validation_fraction, seed=settings.seed)
     if data == sources.RECALL:
         return sources.recall(lag=lag, seed=settings.seed)
-    path = Path(data)
-    if not path.exists() and not path.suffix:
+    if not any(mark in data for mark in "./*?[") and not Path(data).exists():
         raise click.UsageError(f"--data: {data!r} is not a file; expected {DATA}")
     return sources.from_file(
-        path,
+        data,
         test_data,
+        columns=columns,
         validation=settings.validation_fraction,
         test=settings.test_fraction,
         seed=settings.seed,

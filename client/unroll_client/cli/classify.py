@@ -1,26 +1,89 @@
-"""`unroll classify`: the class of every sequence of a file."""
+"""`unroll classify`: the class of every sequence of files."""
 
 import asyncio
 import sys
-from contextlib import AbstractAsyncContextManager, aclosing
-from itertools import count
+import time
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from shutil import get_terminal_size
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from unroll_client.cli.backends import Backend, serving
 from unroll_client.cli.options import Server, one_line_errors, server_options
-from unroll_client.cli.outputs import Output, to_file, to_terminal
-from unroll_client.cli.pipeline import classified
-from unroll_client.cli.report import Score, printable
+from unroll_client.cli.outputs import PARQUET, kind_of, to_terminal
+from unroll_client.cli.pipeline import IN_FLIGHT, Input, classified
+from unroll_client.cli.progress import progress
+from unroll_client.cli.report import Score
+from unroll_client.cli.results import Parts, Results, stream
+from unroll_client.cli.termination import terminable
 from unroll_proto.cli import InputError
-from unroll_proto.sequences import count_sequences, read_blocks
+from unroll_proto.sequences import STDIN, SequenceError, count_sequences, find_sources
+from unroll_proto.sequences.options import column_options, columns_of
 
 
-@click.command("classify", short_help="Classifies every sequence of a file.")
-@click.argument("file", type=click.Path(path_type=Path))
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the results go.
+
+    Attributes:
+        output: A file, or a folder of parts; None for standard output.
+        refused: File for the refused rows; None without one.
+        resume: True to keep progress, and to go on with an unfinished run.
+    """
+
+    output: Path | None
+    refused: Path | None
+    resume: bool
+
+    @property
+    def is_folder(self) -> bool:
+        """True if the output is a folder of parts."""
+        return self.output is not None and (self.output.is_dir() or not self.output.suffix)
+
+    def check(self, inputs: list[str]) -> None:
+        """Raises InputError if nothing can be written there."""
+        if self.resume and (self.output is None or STDIN in inputs):
+            what = "-o is needed" if self.output is None else "standard input can't be read again"
+            raise InputError(f"--resume: {what}")
+        if self.output is not None and not self.is_folder:
+            kind_of(self.output)
+        for path in filter(None, (self.output, self.refused)):
+            if not path.parent.is_dir():
+                raise InputError(f"{path}: there is no folder {path.parent}")
+            if path.exists() and any(Path(word).exists() and path.samefile(word) for word in inputs):
+                raise InputError(f"{path}: is the input")
+        if self.refused is not None and self.refused.is_dir():
+            raise InputError(f"{self.refused}: is a folder")
+
+    @contextmanager
+    def results(self, run: dict[str, object]) -> Iterator[Results]:
+        """Yields the writer of the results; on failure, only parts stay.
+
+        Args:
+            run: What a later run must share to go on with this one.
+        """
+        if self.output is None:
+            with stream(to_terminal(as_json=not sys.stdout.isatty()), self.refused) as made:
+                yield made
+        elif self.is_folder:
+            yield Parts(self.output, kind_of(Path(PARQUET)), PARQUET, self.refused, run, self.resume, None)
+        else:
+            folder = self.output.parent / f".{self.output.name}.parts"
+            kind = kind_of(self.output)
+            if self.resume or folder.exists():
+                yield Parts(folder, kind, self.output.suffix, self.refused, run, self.resume, self.output)
+            else:
+                with stream((self.output, kind), self.refused) as made:
+                    yield made
+
+
+@click.command("classify", short_help="Classifies every sequence of files.")
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path),
@@ -33,56 +96,81 @@ from unroll_proto.sequences import count_sequences, read_blocks
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a .parquet, .jsonl or .csv file, which appears when complete.  [default: standard output]",
+    metavar="OUT",
+    help="Write a .parquet, .jsonl or .csv file, which appears when complete; or a folder of Parquet"
+    " files, if the name has no suffix.  [default: standard output]",
+)
+@click.option("--resume", is_flag=True, help="Keep progress beside OUT, and go on where a run that was killed stopped.")
+@click.option(
+    "--on-error",
+    default="fail",
+    show_default=True,
+    metavar="fail|skip|FILE",
+    help="Row or file that can't be used: end; skip it; or skip it and write the reason to FILE, as JSON Lines.",
+)
+@column_options
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait so long for a server that is away, also at the beginning.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 64),
+    default=IN_FLIGHT,
+    show_default=True,
+    help="Blocks of sequences to compute at a time.",
 )
 @server_options
 def classify_command(
-    file: Path,
+    inputs: tuple[str, ...],
     bundle: Path | None,
     model: str,
     model_version: int | None,
     output: Path | None,
-    **options: object,
+    resume: bool,
+    on_error: str,
+    wait: float,
+    concurrency: int,
+    **options: Any,
 ) -> None:
-    """Classifies every sequence of FILE (Parquet, JSON Lines, npz or .ts).
+    """Classifies every sequence of files, folders, globs, URLs, or - for standard input.
 
-    The output has the columns id, label, probability (of that label), probabilities and logits (lists). Where FILE
-    has labels, accuracy and confusion matrix follow. Without -o, lines for people go to a terminal, and JSON Lines
-    to anything else. Memory doesn't grow with FILE, except for npz.
+    The output has the columns id, label, probability (of that label), probabilities and logits (lists). A summary
+    follows, and, where the input has labels, accuracy and confusion matrix. Without -o, lines for people go to a
+    terminal, and JSON Lines to anything else. Memory doesn't grow with the input, except for npz.
+
+    Exit codes: 0 done, also if --on-error let rows be skipped; 1 the server or the work failed; 2 the command line or
+    the input can't be used, or no row of it; 130 interrupted; 143 terminated.
     """
-    server = Server(**options)  # type: ignore[arg-type] # click has checked the types
-    if bundle:
-        _check_alone(click.get_current_context())
-    backend = _bundle_backend(bundle) if bundle else serving(server, model, model_version or 0)
-    if output and output.exists() and file.exists() and output.samefile(file):
-        raise InputError(f"{output}: is the input")
-    shows_lines = output is None and sys.stdout.isatty()
-    target = to_file(output) if output else to_terminal(as_json=not shows_lines)
-    with one_line_errors(server):
-        total = count_sequences(file)
-        with target as sink:
-            score, summary = asyncio.run(_classify(backend, file, total, sink, shows_lines))
-    # Without a file, only the results go to standard output.
-    # click's own streams would drop characters that their encoding lacks.
-    stream = sys.stdout if output else sys.stderr
-    click.echo(f"{summary}{f' -> {output}' if output else ''}", file=stream)
-    if score.labelled:
-        click.echo(score.summary(), file=stream)
-        click.echo(score.table(get_terminal_size().columns), file=stream)
+    columns = columns_of(options)
+    server = Server(**options)
+    tolerant = on_error != "fail"
+    target = Target(output, Path(on_error) if on_error not in ("fail", "skip") else None, resume)
+    target.check(list(inputs))
+    with one_line_errors(server), terminable():
+        source = Input(find_sources(inputs), columns, tolerant)
+        run = _Run(source, target, concurrency)
+        asyncio.run(run.over(_local(bundle) if bundle else serving(server, model, model_version or 0, wait)))
+    run.report()
 
 
-def _check_alone(context: click.Context) -> None:
-    """Raises InputError if --bundle is used with an option of servers."""
+def _local(path: Path) -> AbstractAsyncContextManager[Backend]:
+    """Returns the backend of a bundle.
+
+    Raises:
+        InputError: an option of servers is used beside it, or the engine is not installed.
+    """
+    context = click.get_current_context()
+    of_servers = {"model", "model_version", "wait", *(field.name for field in fields(Server))}
     for parameter in context.command.params:
         name = parameter.name or ""
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in ("file", "bundle", "output"):
+        if name in of_servers and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             hint = "; choose a model by its folder, such as models/jv" if name.startswith("model") else ""
             raise InputError(f"--bundle: not with {parameter.opts[0]}, which is for servers{hint}")
-
-
-def _bundle_backend(path: Path) -> AbstractAsyncContextManager[Backend]:
     try:
         from unroll_client.cli.local import loaded
     except ModuleNotFoundError as error:
@@ -90,26 +178,78 @@ def _bundle_backend(path: Path) -> AbstractAsyncContextManager[Backend]:
     return loaded(path)
 
 
-async def _classify(
-    opened: AbstractAsyncContextManager[Backend], file: Path, total: int | None, sink: Output, shows_lines: bool
-) -> tuple[Score, str]:
-    done = 0
-    bar = click.progressbar(
-        count(),  # only `total` counts
-        length=total,
-        label=printable(file.name),
-        show_pos=True,
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty() or shows_lines,
-    )
-    async with opened as backend:
-        score = Score(backend.class_labels)
-        with bar:
-            source = read_blocks(file, *backend.block_size)
-            async with aclosing(classified(backend, file, source)) as results:
-                async for block, result in results:
-                    sink.write(block.ids, result)
-                    score.add(block.labels, result)
-                    done += len(block)
-                    bar.update(len(block))
-    return score, f"{done} sequences classified by {backend.name} version {backend.version}"
+class _Run:
+    """One run over the input.
+
+    Args:
+        source: The input.
+        target: Where the results go.
+        concurrency: Blocks at a time.
+    """
+
+    def __init__(self, source: Input, target: Target, concurrency: int) -> None:
+        self._source, self._target, self._concurrency = source, target, concurrency
+        self._done = self._refused = self._before = 0
+        self._first_problem: SequenceError | None = None
+        self._seconds = 0.0
+        self._summary = ""
+
+    def _counts(self) -> dict[str, Any]:
+        return {"done": self._done, "refused": self._refused, "score": self._score.state()}
+
+    async def over(self, opened: AbstractAsyncContextManager[Backend]) -> None:
+        """Classifies all.
+
+        Raises:
+            SequenceError: the input can't be used.
+            UnrollError: a call failed.
+        """
+        total = count_sequences(self._source.sources)
+        async with opened as backend:
+            self._score = Score(backend.class_labels)
+            described = {"model": [backend.name, backend.version], "blocks": backend.block_size}
+            with self._target.results({**self._source.described(), **described}) as results:
+                if results.saved is not None:
+                    self._done, self._refused = results.saved["done"], results.saved["refused"]
+                    self._score.restore(results.saved["score"])
+                    self._before = self._done
+                if not results.is_done:
+                    await self._classify(backend, results, total)
+        self._summary = f"{self._done} sequences classified by {backend.name} version {backend.version}"
+
+    async def _classify(self, backend: Backend, results: Results, total: int | None) -> None:
+        begin = time.monotonic()
+        hidden = self._target.output is None and sys.stdout.isatty()
+        with progress(total, self._done + self._refused, hidden) as show:
+            async with aclosing(classified(backend, self._source, results.begin, self._concurrency)) as blocks:
+                async for block, result, after in blocks:
+                    if result is not None:
+                        self._score.add(block.labels, result)
+                    self._done += len(block)
+                    self._refused += len(block.refused)
+                    if block.refused and self._first_problem is None:
+                        self._first_problem = block.refused[0]
+                    results.add(block, result, after, self._counts)
+                    show(self._done + self._refused, self._refused)
+        if self._refused and not self._done:
+            raise InputError(f"no row can be used; the first: {self._first_problem}")
+        results.finish(self._counts())
+        self._seconds = time.monotonic() - begin
+
+    def report(self) -> None:
+        """Prints the summary, and accuracy and confusion matrix if there are labels."""
+        output, score = self._target.output, self._score
+        # Without a file, only the results go to standard output.
+        # click's own streams would drop characters that their encoding lacks.
+        stream = sys.stdout if output else sys.stderr
+        if self._refused:
+            where = f" (see {self._target.refused})" if self._target.refused else ""
+            self._summary += f", {self._refused} refused{where}"
+        if self._seconds:
+            self._summary += f", {(self._done - self._before) / self._seconds:.0f}/s"
+        click.echo(f"{self._summary}{f' -> {output}' if output else ''}", file=stream)
+        if self._done:
+            click.echo(score.classes(), file=stream)
+        if score.labelled:
+            click.echo(score.summary(), file=stream)
+            click.echo(score.table(get_terminal_size().columns), file=stream)

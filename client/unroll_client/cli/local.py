@@ -24,6 +24,7 @@ class BundleBackend:
         self._engine = engine
         self.name, self.version = engine.spec.key
         self.input_size, self.class_labels = engine.spec.input_size, engine.spec.class_labels
+        self.feature_names = engine.spec.feature_names
 
     async def classify(self, block: Block) -> Classification:
         """See Backend."""

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from unroll_client._errors import UnrollError
 from unroll_client._types import Classification
 from unroll_client.cli.report import printable
-from unroll_client.cli.termination import terminable
 from unroll_proto.cli import InputError
 from unroll_proto.files import replacing
 from unroll_proto.sequences import ARROW_MISSING
 
 COLUMNS: Final = ("id", "label", "probability", "probabilities", "logits")
 PARQUET: Final = ".parquet"
+GROUP_ROWS = 1 << 16
+"""Rows of a part and of a row group: large enough to compress well, small enough for memory."""
 
 
 class Output(Protocol):
@@ -36,10 +37,14 @@ class Output(Protocol):
         """Writes what is buffered."""
 
 
+Kind = Callable[[IO[bytes], bool], Output]
+"""Makes the writer of a file: with a header, where the format has one, or the rest of such a file."""
+
+
 class JsonLinesOutput:
     """JSON Lines: an object with the keys COLUMNS for each sequence."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], header: bool = True) -> None:
         self._file = file
 
     def write(self, ids: Sequence[str], result: Classification) -> None:
@@ -55,11 +60,12 @@ class JsonLinesOutput:
 class CsvOutput:
     """CSV with a header; strings are quoted, lists are JSON arrays."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], header: bool = True) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         # Before Python 3.13 QUOTE_MINIMAL does not quote a carriage return, at which readers end the row.
         self._writer = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        self._writer.writerow(COLUMNS)
+        if header:
+            self._writer.writerow(COLUMNS)
 
     def write(self, ids: Sequence[str], result: Classification) -> None:
         """Writes a line for each sequence."""
@@ -90,61 +96,60 @@ class TerminalOutput:
         """Does nothing."""
 
 
-_FILES: Final[dict[str, Callable[[IO[bytes]], Output]]] = {
+_FILES: Final[dict[str, Kind]] = {
     ".jsonl": JsonLinesOutput,
     ".ndjson": JsonLinesOutput,
     ".csv": CsvOutput,
 }
 
 
-def to_file(path: Path) -> AbstractContextManager[Output]:
-    """Yields an output that becomes the file `path` if the context is left without an exception.
+def kind_of(path: Path) -> Kind:
+    """Returns the writer of a file, by its suffix; of a folder's parts without one.
 
     Raises:
-        InputError: its suffix is unknown, no file can be made there, or Parquet needs the extra `files`.
+        InputError: its suffix is unknown, or Parquet needs the extra `files`.
     """
-    suffix = path.suffix.lower()
-    kind = _parquet(path) if suffix == PARQUET else _FILES.get(suffix)
-    if kind is None:
-        raise InputError(f"{path}: a name that ends in {', '.join([PARQUET, *_FILES])} expected")
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
-    return _opened(path, kind)
-
-
-def _parquet(path: Path) -> Callable[[IO[bytes]], Output]:
-    try:
-        from unroll_client.cli.parquet import ParquetOutput
-    except ModuleNotFoundError:
-        raise InputError(f"{path}: {ARROW_MISSING}") from None
-    return ParquetOutput
+    suffix = path.suffix.lower() or PARQUET
+    if suffix == PARQUET:
+        try:
+            from unroll_client.cli.parquet import ParquetOutput
+        except ModuleNotFoundError:
+            raise InputError(f"{path}: {ARROW_MISSING.format('Parquet')}") from None
+        return ParquetOutput
+    if suffix not in _FILES:
+        raise InputError(f"{path}: a name that ends in {', '.join([PARQUET, *_FILES])} expected, or a folder")
+    return _FILES[suffix]
 
 
 @contextmanager
-def _opened(path: Path, kind: Callable[[IO[bytes]], Output]) -> Iterator[Output]:
+def writing(path: Path, kind: Kind, *, header: bool = True) -> Iterator[Output]:
+    """Yields an output that becomes the file `path` if the context is left without an exception."""
+    with file_errors(path), replacing(path) as file:
+        output = kind(file, header)
+        try:
+            yield output
+        except BaseException:
+            # An unfinished writer would report an error on deletion, where nobody can catch it.
+            with suppress(Exception):
+                output.finish()
+            raise
+        output.finish()
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turns errors of the operating system into one line that names the file."""
     try:
-        with terminable(), replacing(path) as file:
-            output = kind(file)
-            try:
-                yield output
-            except BaseException:
-                # An unfinished writer would report an error on deletion, where nobody can catch it.
-                with suppress(Exception):
-                    output.finish()
-                raise
-            output.finish()
+        yield
     except UnrollError:
         raise  # Some of these are also OSErrors.
     except OSError as error:
         raise click.ClickException(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
-@contextmanager
-def to_terminal(as_json: bool) -> Iterator[Output]:
+def to_terminal(as_json: bool) -> Output:
     """Returns an output to standard output: lines for people on a terminal, else JSON Lines."""
-    output = JsonLinesOutput(sys.stdout.buffer) if as_json else TerminalOutput()
-    yield output
-    output.finish()
+    return JsonLinesOutput(sys.stdout.buffer) if as_json else TerminalOutput()
 
 
 def top_probabilities(result: Classification) -> NDArray[np.float32]:

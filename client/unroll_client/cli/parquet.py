@@ -1,7 +1,8 @@
 """Output of classes as Parquet. The only file of the client that imports pyarrow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -10,16 +11,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unroll_client._types import Classification
-from unroll_client.cli.outputs import COLUMNS, top_probabilities
-
-# Rows of a row group: large enough to compress well, small enough for memory.
-GROUP_ROWS = 1 << 16
+from unroll_client.cli.outputs import COLUMNS, GROUP_ROWS, top_probabilities
 
 
 class ParquetOutput:
     """Parquet with the columns COLUMNS, written by row groups."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], header: bool = True) -> None:
         numbers = pa.list_(pa.float32())
         types = (pa.string(), pa.string(), pa.float32(), numbers, numbers)
         self._schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
@@ -50,8 +48,21 @@ class ParquetOutput:
     def _flush(self) -> None:
         if self._rows:
             with _arrow_errors():
-                self._writer.write_table(pa.Table.from_batches(self._held, self._schema), row_group_size=self._rows)
+                # Pages depend on the chunks of a column.
+                table = pa.Table.from_batches(self._held, self._schema).combine_chunks()
+                self._writer.write_table(table, row_group_size=self._rows)
         self._held, self._rows = [], 0
+
+    @classmethod
+    def join(cls, parts: Iterable[Path], file: IO[bytes]) -> None:
+        """Writes files of this class as one, with the bytes that one writer would have written."""
+        output = cls(file)
+        for part in parts:
+            with _arrow_errors():
+                output._held = pq.read_table(part, schema=output._schema).to_batches()
+                output._rows = sum(batch.num_rows for batch in output._held)
+                output._flush()
+        output.finish()
 
 
 @contextmanager

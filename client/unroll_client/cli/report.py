@@ -1,6 +1,7 @@
 """Accuracy and confusion matrix of a labelled file; text made safe for a terminal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 import numpy as np
@@ -24,6 +25,7 @@ class Score:
         counts: int64 [classes + 1, classes]: sequences by true and by predicted class. The last row holds those
             whose true class the model doesn't know.
         unlabelled: Sequences without a label in the file.
+        said: int64 [classes], sequences by predicted class.
     """
 
     def __init__(self, class_labels: tuple[str, ...]) -> None:
@@ -31,10 +33,12 @@ class Score:
         self._index = {label: index for index, label in enumerate(class_labels)}
         self.counts = np.zeros((len(class_labels) + 1, len(class_labels)), np.int64)
         self.unlabelled = 0
+        self.said = np.zeros(len(class_labels), np.int64)
 
     def add(self, labels: Sequence[str | None], result: Classification) -> None:
         """Counts a batch: labels [n] of the file, None for a sequence without one."""
         said = result.label_indices
+        self.said += np.bincount(said, minlength=len(self.said))
         unknown = len(self._labels)
         true = np.fromiter(
             (-1 if label is None else self._index.get(label, unknown) for label in labels), np.int64, len(labels)
@@ -42,6 +46,22 @@ class Score:
         known = true >= 0
         self.unlabelled += int(len(labels) - known.sum())
         np.add.at(self.counts, (true[known], said[known]), 1)
+
+    def state(self) -> dict[str, Any]:
+        """Returns the counts as JSON can hold them."""
+        return {"counts": self.counts.tolist(), "said": self.said.tolist(), "unlabelled": self.unlabelled}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes counts that `state` returned."""
+        self.counts = np.array(state["counts"], np.int64).reshape(self.counts.shape)
+        self.said = np.array(state["said"], np.int64)
+        self.unlabelled = int(state["unlabelled"])
+
+    def classes(self) -> str:
+        """Returns the predicted classes in one line, the most frequent first."""
+        order = [index for index in np.argsort(-self.said, kind="stable").tolist() if self.said[index]]
+        shown = [f"{self._labels[index]} {self.said[index]}" for index in order[:MATRIX_CLASSES]]
+        return "labels: " + ", ".join([*shown, *(["..."] if len(order) > MATRIX_CLASSES else [])])
 
     @property
     def labelled(self) -> int:

@@ -1,90 +1,106 @@
-"""JSON Lines: an object per line with the key `sequence`, and optionally `label`, `split` and `id`."""
+"""JSON Lines: an object per line with a key for the sequence, and optionally for label, split and id."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unroll_proto.sequences.checks import ID, LABEL, SEQUENCE, SPLIT, SequenceChecks, check_name, check_split
+from unroll_proto.sequences.checks import SEQUENCE, Reading
 from unroll_proto.sequences.types import Sequence, SequenceError
 
 # A Python float, since it compares with integers of any size.
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-def read_jsonl(path: Path) -> Iterator[Sequence]:
+def read_jsonl(file: IO[bytes], reading: Reading) -> Iterator[Sequence | SequenceError]:
     """Reads line by line; empty lines are skipped, and `row` is the line's number."""
-    checks = SequenceChecks(path)
-    index = 0
-    with path.open("rb") as lines:
-        for row, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            record = _parse(path, line, row)
-            values = checks.values(_array(record.get(SEQUENCE), line, checks, row), row)
-            name = check_name(path, record.get(ID), row, ID)
-            yield Sequence(
-                id=str(index) if name is None else name,
-                values=values,
-                label=check_name(path, record.get(LABEL), row, LABEL),
-                split=check_split(path, record.get(SPLIT), row),
-                row=row,
-            )
+    key = reading.name(SEQUENCE)
+    for index, row, line in numbered(file, reading.skip):
+        try:
+            record = parse(reading, line, row)
+            if key not in record:
+                raise reading.fail(f"missing; the keys are {sorted(record)!r:.200}", row, key)
+            values = as_array(reading, record[key], row, key, plain=b"true" not in line and b"false" not in line)
+            yield reading.make(index, row, values, record)
+        except SequenceError as error:
+            yield error
+
+
+def numbered(file: IO[bytes], skip: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Yields the lines that are not empty: the index from 0, the line's number from 1, and the line."""
+    index = -1
+    for row, line in enumerate(file, 1):
+        if line.strip():
             index += 1
+            if index >= skip:
+                yield index, row, line
 
 
-def _parse(path: Path, line: bytes, row: int) -> dict[str, Any]:
+def parse(reading: Reading, line: bytes, row: int) -> dict[str, Any]:
+    """Parses a line.
+
+    Raises:
+        SequenceError: it is not a JSON object in UTF-8.
+    """
     try:
         record = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
     except UnicodeDecodeError as error:
-        raise SequenceError(path, f"not UTF-8 text: {error.reason} at byte {error.start}", row=row) from None
+        raise reading.fail(f"not UTF-8 text: {error.reason} at byte {error.start}", row) from None
     except (ValueError, RecursionError) as error:
-        raise SequenceError(path, f"not JSON: {error}", row=row) from None
+        raise reading.fail(f"not JSON: {error}", row) from None
     if not isinstance(record, dict):
-        raise SequenceError(path, f"a JSON object expected, got {_kind(record)}", row=row)
-    if SEQUENCE not in record:
-        raise SequenceError(path, f"missing; the keys are {sorted(record)!r:.200}", row=row, column=SEQUENCE)
+        raise reading.fail(f"a JSON object expected, got {_kind(record)}", row)
     return record
 
 
-def _array(value: object, line: bytes, checks: SequenceChecks, row: int) -> NDArray[np.generic]:
-    """Converts nested lists to an array [steps, features]; the error names the place that is not a number."""
+def as_array(reading: Reading, value: object, row: int, column: str, *, plain: bool = False) -> NDArray[np.generic]:
+    """Converts nested lists to an array [steps, features]; a list of numbers is a sequence of one feature.
+
+    Args:
+        reading: The file.
+        value: The lists.
+        row: 1-based position in the file.
+        column: Name of the column, for errors.
+        plain: True if no booleans can be in it.
+
+    Raises:
+        SequenceError: it is something else; the error names the place that is not a number.
+    """
     if isinstance(value, list) and value:
         try:
             array = np.asarray(value)
         except (ValueError, OverflowError):
             array = np.empty(0, dtype=object)
         # numpy takes true and false for numbers; they are rare enough for a closer check.
-        if array.ndim == 2 and array.dtype.kind in "iuf" and not (b"true" in line or b"false" in line):
-            return array
-    return np.array(_checked(value, checks, row), dtype=np.float64).reshape(-1, _width(value))
+        if plain and array.ndim in (1, 2) and array.dtype.kind in "iuf":
+            return array.reshape(len(array), -1)
+    rows = _checked(reading, value, row, column)
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]))
 
 
-def _checked(value: object, checks: SequenceChecks, row: int) -> list[list[float]]:
+def _checked(reading: Reading, value: object, row: int, column: str) -> list[list[float]]:
     """Finds the first bad value, for the message; slow, so only used after a check has failed."""
     if not isinstance(value, list):
-        raise checks.fail(f"a list of lists of numbers expected, got {_kind(value)}", row)
+        raise reading.fail(f"a list of lists of numbers expected, got {_kind(value)}", row, column)
     if not value:
-        raise checks.fail("an empty sequence", row)
-    for step, features in enumerate(value):
+        raise reading.fail("an empty sequence", row, column)
+    flat = not any(isinstance(features, list) for features in value)
+    rows = [[number] for number in value] if flat else value
+    for step, features in enumerate(rows):
         if not isinstance(features, list):
-            raise checks.fail(f"[{step}] is {_kind(features)}, a list of numbers expected", row)
-        if len(features) != len(value[0]):
-            raise checks.fail(f"[{step}] has {len(features)} features, {len(value[0])} expected as in [0]", row)
+            raise reading.fail(f"[{step}] is {_kind(features)}, a list of numbers expected", row, column)
+        if len(features) != len(rows[0]):
+            what = f"[{step}] has {len(features)} features, {len(rows[0])} expected as in [0]"
+            raise reading.fail(what, row, column)
         for feature, number in enumerate(features):
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise checks.fail(f"[{step}][{feature}] is {_kind(number)}, a number expected", row)
+            place = f"[{step}]" if flat else f"[{step}][{feature}]"
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise reading.fail(f"{place} is {_kind(number)}, a number expected", row, column)
             if isinstance(number, int) and abs(number) > MAX_FLOAT32:
-                raise checks.fail(f"[{step}][{feature}] is too large for float32", row)
-    return value
-
-
-def _width(value: object) -> int:
-    assert isinstance(value, list)
-    return len(value[0])
+                raise reading.fail(f"{place} is too large for float32", row, column)
+    return rows
 
 
 def _kind(value: object) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from io import TextIOWrapper
+from typing import IO
 
 import numpy as np
 
-from unroll_proto.sequences.checks import LABEL, SequenceChecks, check_name
+from unroll_proto.sequences.checks import LABEL, SEQUENCE, Reading, check_name
 from unroll_proto.sequences.types import Sequence, SequenceError
 
 
@@ -19,85 +20,88 @@ class _Header:
     dimensions: int | None = None
 
 
-def read_ts(path: Path) -> Iterator[Sequence]:
+def read_ts(file: IO[bytes], reading: Reading) -> Iterator[Sequence | SequenceError]:
     """Reads line by line; `row` is the line's number, and the id counts the sequences from 0."""
-    checks = SequenceChecks(path)
     header = _Header()
     in_data = False
-    index = 0
+    index = -1
     # utf-8-sig drops a byte order mark. Comments of old archive files may hold Latin-1 letters.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for row, raw in enumerate(lines, 1):
-            line = raw.strip()
-            if not line or line.startswith("#"):
+    for row, raw in enumerate(TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape"), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        if in_data:
+            index += 1
+            if index < reading.skip:
                 continue
-            if in_data:
-                yield _sequence(path, line, header, checks, row, index)
-                index += 1
-            elif line.startswith("@"):
-                in_data = _read_header(path, line, header, row)
-            else:
-                raise SequenceError(path, f"a header line that starts with '@' expected, got {line!r:.60}", row=row)
+            try:
+                yield _sequence(reading, line, header, row, index)
+            except SequenceError as error:
+                yield error
+        elif line.startswith("@"):
+            in_data = _read_header(reading, line, header, row)
+        else:
+            raise reading.fail(f"a header line that starts with '@' expected, got {line!r:.60}", row)
     if not in_data:
-        raise SequenceError(path, "no line '@data'")
+        raise reading.fail("no line '@data'")
 
 
-def _read_header(path: Path, line: str, header: _Header, row: int) -> bool:
+def _read_header(reading: Reading, line: str, header: _Header, row: int) -> bool:
     """Processes one header line; returns True for the last one."""
     word, *arguments = line[1:].split() or [""]
     word = word.lower()
     if word == "data":
         return True
     if word == "classlabel":
-        header.labelled = _flag(path, word, arguments, row)
+        header.labelled = _flag(reading, word, arguments, row)
         header.labels = frozenset(arguments[1:])
     elif word in ("timestamps", "targetlabel"):
-        if _flag(path, word, arguments, row):
-            raise SequenceError(path, f"@{word} true: such files can't be read here", row=row)
+        if _flag(reading, word, arguments, row):
+            raise reading.fail(f"@{word} true: such files can't be read here", row)
     elif word == "univariate":
-        if _flag(path, word, arguments, row):
+        if _flag(reading, word, arguments, row):
             header.dimensions = 1
     elif word in ("dimensions", "dimension"):
         if not arguments or not arguments[0].isdecimal() or int(arguments[0]) < 1:
-            raise SequenceError(path, f"@{word}: a number of 1 or more expected, got {arguments}", row=row)
+            raise reading.fail(f"@{word}: a number of 1 or more expected, got {arguments}", row)
         header.dimensions = int(arguments[0])
     return False
 
 
-def _flag(path: Path, word: str, arguments: list[str], row: int) -> bool:
+def _flag(reading: Reading, word: str, arguments: list[str], row: int) -> bool:
     value = arguments[0].lower() if arguments else ""
     if value not in ("true", "false"):
-        raise SequenceError(path, f"@{word}: true or false expected, got {value!r}", row=row)
+        raise reading.fail(f"@{word}: true or false expected, got {value!r}", row)
     return value == "true"
 
 
-def _sequence(path: Path, line: str, header: _Header, checks: SequenceChecks, row: int, index: int) -> Sequence:
+def _sequence(reading: Reading, line: str, header: _Header, row: int, index: int) -> Sequence:
     try:
         line.encode()
     except UnicodeEncodeError as error:
         what = f"not UTF-8 text: byte {ord(line[error.start]) & 0xFF:#x} at character {error.start}; convert the file"
-        raise SequenceError(path, what, row=row) from None
+        raise reading.fail(what, row) from None
     parts = line.split(":")
-    label = None
+    names = {}
     if header.labelled:
-        label = check_name(path, parts.pop().strip(), row, LABEL)
+        label = check_name(reading.source.name, parts.pop().strip(), row, LABEL)
         if not label or (header.labels and label not in header.labels):
             what = f"{label!r:.60} is not in the header" if label else "missing after the last ':'"
-            raise SequenceError(path, what, row=row, column=LABEL)
+            raise reading.fail(what, row, LABEL)
+        names[reading.name(LABEL)] = label
     if header.dimensions is not None and len(parts) != header.dimensions:
-        raise checks.fail(f"{len(parts)} dimensions, {header.dimensions} expected by the header", row)
+        raise reading.fail(f"{len(parts)} dimensions, {header.dimensions} expected by the header", row, SEQUENCE)
     if not parts or not any(part.strip() for part in parts):
-        raise checks.fail("an empty sequence", row)
+        raise reading.fail("an empty sequence", row, SEQUENCE)
     if any("?" in part for part in parts):
-        raise checks.fail("missing values ('?') can't be used", row)
+        raise reading.fail("missing values ('?') can't be used", row, SEQUENCE)
     steps = parts[0].count(",") + 1
     for dimension, part in enumerate(parts):
         if part.count(",") + 1 != steps:
             what = f"dimension {dimension} has {part.count(',') + 1} values, {steps} expected as in dimension 0"
-            raise checks.fail(what, row)
+            raise reading.fail(what, row, SEQUENCE)
     try:
         values = np.array(",".join(parts).split(","), dtype=np.float64)
     except ValueError as error:
-        raise checks.fail(f"a number expected: {error}", row) from None
-    values = values.reshape(len(parts), steps).T
-    return Sequence(id=str(index), values=checks.values(values, row), label=label, split=None, row=row)
+        raise reading.fail(f"a number expected: {error}", row, SEQUENCE) from None
+    return reading.make(index, row, values.reshape(len(parts), steps).T, names, SEQUENCE)

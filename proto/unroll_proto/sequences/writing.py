@@ -8,9 +8,9 @@ from typing import IO, Any, Final
 import numpy as np
 
 from unroll_proto.files import replacing
-from unroll_proto.sequences.checks import ID, LABEL, SequenceChecks, check_name, check_split
-from unroll_proto.sequences.reading import parquet_of
-from unroll_proto.sequences.types import Sequence, SequenceError
+from unroll_proto.sequences.checks import ID, LABEL, SEQUENCE, Reading, check_name, check_split
+from unroll_proto.sequences.files import ARROW_MISSING, Source
+from unroll_proto.sequences.types import Columns, Sequence, SequenceError
 
 
 def write_sequences(path: Path, sequences: Iterable[Sequence]) -> int:
@@ -32,12 +32,12 @@ def write_sequences(path: Path, sequences: Iterable[Sequence]) -> int:
 
     def checked() -> Iterator[Sequence]:
         nonlocal count
-        checks = SequenceChecks(path)
+        reading = Reading(Source(str(path)), Columns(), None, 1, 1)
         for count, sequence in enumerate(sequences, 1):
-            checks.values(sequence.values, count)
-            check_name(path, sequence.id, count, ID)
-            check_name(path, sequence.label, count, LABEL)
-            check_split(path, sequence.split, count)
+            reading.check(sequence.values, count, SEQUENCE)
+            check_name(str(path), sequence.id, count, ID)
+            check_name(str(path), sequence.label, count, LABEL)
+            check_split(str(path), sequence.split, count)
             yield sequence
 
     with replacing(path) as file:
@@ -57,7 +57,11 @@ def _write_jsonl(_: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> Non
 
 
 def _write_parquet(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:
-    parquet_of(path).write_parquet(file, sequences)
+    try:
+        from unroll_proto.sequences.arrow import write_parquet
+    except ModuleNotFoundError:
+        raise SequenceError(path, ARROW_MISSING.format("Parquet")) from None
+    write_parquet(file, sequences)
 
 
 def _write_npz(path: Path, file: IO[bytes], sequences: Iterable[Sequence]) -> None:

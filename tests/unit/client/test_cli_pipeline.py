@@ -4,7 +4,6 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,23 @@ from unit.client.harness import LIMITS, MODEL, STEEP, LocalServer
 
 from unroll_client import AsyncClient, Unavailable
 from unroll_client.cli import pipeline
-from unroll_client.cli.backends import ServerBackend
-from unroll_client.cli.pipeline import classified
-from unroll_proto.sequences import Block, Sequence, SequenceError
+from unroll_client.cli.backends import Backend, ServerBackend
+from unroll_client.cli.pipeline import Input, Position, classified
+from unroll_proto.sequences import Block, Columns, Sequence, SequenceError, Source
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceServicer
 
-PATH = Path("file.parquet")
+
+class Given(Input):
+    """Sequences in blocks of a fixed size, as of a file."""
+
+    def __init__(self, sequences: Iterable[Sequence], size: int) -> None:
+        super().__init__([Source("file.parquet")], Columns())
+        self._rest, self._size = iter(sequences), size
+
+    def blocks(self, backend: Backend, begin: Position) -> Iterator[tuple[Block, Position]]:
+        while some := list(islice(self._rest, self._size)):
+            yield Block.of(some), Position()
 
 
 def numbered(lengths: list[int], features: int = 3) -> Iterator[Sequence]:
@@ -28,12 +37,6 @@ def numbered(lengths: list[int], features: int = 3) -> Iterator[Sequence]:
     for index, length in enumerate(lengths):
         values = rng.normal(size=(length, features)).astype(np.float32)
         yield Sequence(str(index), values, f"label {index}", None, index + 1)
-
-
-def blocks(sequences: Iterable[Sequence], size: int) -> Iterator[Block]:
-    rest = iter(sequences)
-    while some := list(islice(rest, size)):
-        yield Block.of(some)
 
 
 async def test_results_come_in_order_and_the_file_is_read_as_needed(address: str) -> None:
@@ -49,13 +52,15 @@ async def test_results_come_in_order_and_the_file_is_read_as_needed(address: str
     async with AsyncClient(address) as client:
         model = await client.model("m")
         expected = await client.classify([sequence.values for sequence in numbered([9] * 5)], model="m")
-        backend = ServerBackend(client, model)
-        async for block, result in classified(backend, PATH, blocks(watched(), 5)):
+        backend = ServerBackend(client, model, wait=0)
+        async for block, result, _ in classified(backend, Given(watched(), 5)):
             # One block ahead in the reader, the others in flight.
             assert taken <= len(seen) + 5 * (pipeline.IN_FLIGHT + 1)
+            assert result is not None
             assert len(result) == len(block) == 5
             seen += block.ids
-        async for _, result in classified(backend, PATH, blocks(numbered([9] * 5), 5)):
+        async for _, result, _ in classified(backend, Given(numbered([9] * 5), 5)):
+            assert result is not None
             assert result.logits.tobytes() == expected.logits.tobytes()
     assert seen == [str(index) for index in range(200)]
 
@@ -77,10 +82,10 @@ async def test_memory_does_not_grow_with_the_file(script: Callable[[UnrollServic
     async with AsyncClient(script(Zeros())) as client:
         model = await client.model()
         # 200 MB of values, 2 MiB a batch.
-        source = blocks((Sequence(str(index), np.ones((2000, 3), np.float32)) for index in range(8000)), 85)
+        source = Given((Sequence(str(index), np.ones((2000, 3), np.float32)) for index in range(8000)), 85)
         tracemalloc.start()
         try:
-            async for block, _ in classified(ServerBackend(client, model), PATH, source):
+            async for block, _, _ in classified(ServerBackend(client, model, wait=0), source):
                 count += len(block)
             _, peak = tracemalloc.get_traced_memory()
         finally:
@@ -94,17 +99,13 @@ async def test_what_the_server_refuses_is_named_by_its_row(start: Callable[..., 
     sequences = list(numbered([5] * 10 + [steps] + [5] * 3))
     sequences[10].values[-1] = 3e38
     async with AsyncClient(start(STEEP).address) as client:
-        model = await client.model("m")
         with pytest.raises(SequenceError, match=r"file\.parquet: row 11: column 'sequence': values are so large that"):
             await drained(client, iter(sequences))
-        with pytest.raises(SequenceError, match=r"row 1: column 'sequence': 4 features, model m has 3"):
-            await drained(client, numbered([5], features=4))
-        assert model.name == "m"
 
 
 async def drained(client: AsyncClient, sequences: Iterator[Sequence]) -> None:
-    backend = ServerBackend(client, await client.model("m"))
-    async with aclosing(classified(backend, PATH, blocks(sequences, 4))) as results:
+    backend = ServerBackend(client, await client.model("m"), wait=0)
+    async with aclosing(classified(backend, Given(sequences, 4))) as results:
         async for _ in results:
             pass
 
@@ -112,7 +113,7 @@ async def drained(client: AsyncClient, sequences: Iterator[Sequence]) -> None:
 async def test_a_bad_row_ends_it(address: str) -> None:
     def broken() -> Iterator[Sequence]:
         yield from numbered([5] * 30)
-        raise SequenceError(PATH, "no good", row=31)
+        raise SequenceError("file.parquet", "no good", row=31)
 
     async with AsyncClient(address) as client:
         with pytest.raises(SequenceError, match="row 31: no good"):

@@ -15,15 +15,15 @@ from hypothesis.extra import numpy as hnp
 
 from unroll_proto.sequences import (
     SPLITS,
-    SUFFIXES,
     Sequence,
     count_sequences,
+    find_sources,
     read_blocks,
     read_sequences,
     write_sequences,
 )
-from unroll_proto.sequences import parquet as parquet_format
 
+WRITTEN = (".parquet", ".jsonl", ".ndjson", ".npz", ".ts")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 NAME = st.text(string.ascii_letters + string.digits + "-_äß", min_size=1, max_size=8)
 
@@ -61,7 +61,7 @@ def round_trip(sequences: list[Sequence], suffix: str) -> None:
         assert write_sequences(path, iter(sequences)) == len(sequences)
         again = list(read_sequences(path))
         assert [path] == list(Path(folder).iterdir())
-        assert count_sequences(path) in (None, len(sequences))
+        assert count_sequences(find_sources([path])) in (None, len(sequences))
     assert len(again) == len(sequences)
     assert all(map(same, sequences, again))
     for sequence in again:
@@ -84,7 +84,7 @@ def test_what_is_written_as_ts_is_read(sequences: list[Sequence]) -> None:
 
 
 def test_every_suffix_is_read_in_any_case(tmp_path: Path) -> None:
-    for suffix in SUFFIXES:
+    for suffix in WRITTEN:
         path = tmp_path / f"file{suffix.upper()}"
         write_sequences(path, [Sequence("0", np.ones((2, 3), np.float32), "a")])
         assert [sequence.label for sequence in read_sequences(path)] == ["a"]
@@ -129,13 +129,13 @@ def test_parquet_labels_of_any_type_and_null(tmp_path: Path) -> None:
 def test_parquet_is_the_same_in_any_row_groups_and_batches(
     sequences: list[Sequence], group_rows: int, batch_rows: int
 ) -> None:
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / "file.parquet"
         write_sequences(path, sequences)
         table = pq.read_table(path)
         pq.write_table(table.append_column("other", pa.nulls(len(table))), path, row_group_size=group_rows)
-        patch.setattr(parquet_format, "MAX_BATCH_ROWS", batch_rows)
-        again = list(read_sequences(path))
+        (source,) = find_sources([path])
+        again = [sequence for block in read_blocks(source, batch_rows, 1 << 19) for sequence in block]
     assert all(map(same, sequences, again))
     assert [sequence.row for sequence in again] == list(range(1, len(sequences) + 1))
 
@@ -148,7 +148,7 @@ def test_blocks_hold_everything_once_in_order_and_little(
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"file{suffix}"
         write_sequences(path, sequences)
-        blocks = list(read_blocks(path, most, values))
+        blocks = list(read_blocks(find_sources([path])[0], most, values))
     again = [sequence for block in blocks for sequence in block]
     assert len(again) == len(sequences)
     assert all(map(same, sequences, again))
@@ -157,11 +157,11 @@ def test_blocks_hold_everything_once_in_order_and_little(
         assert len(block) == 1 or block.values.size <= values
 
 
-def test_parquet_of_long_sequences_is_read_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_format, "BATCH_VALUES", 100)
+def test_parquet_of_long_sequences_is_read_in_small_batches(tmp_path: Path) -> None:
     long = [Sequence(str(index), np.full((30, 2), index, np.float32)) for index in range(5)]
     write_sequences(tmp_path / "f.parquet", long)
-    reading = read_sequences(tmp_path / "f.parquet")
+    (source,) = find_sources([tmp_path / "f.parquet"])
+    reading = (sequence for block in read_blocks(source, 1024, 100) for sequence in block)
     first = next(reading)
     # The batch that `first` is a view of holds one sequence only.
     assert first.values.base is not None
@@ -222,7 +222,7 @@ def test_ts_univariate_without_labels(tmp_path: Path) -> None:
 
 
 def test_empty_files_hold_no_sequences(tmp_path: Path) -> None:
-    for suffix in SUFFIXES:
+    for suffix in WRITTEN:
         path = tmp_path / f"file{suffix}"
         write_sequences(path, [])
         assert list(read_sequences(path)) == []

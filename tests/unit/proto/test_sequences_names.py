@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unroll_proto.bundle import MOST_TEXT_BYTES
-from unroll_proto.sequences import SUFFIXES, Sequence, SequenceError, read_sequences, write_sequences
+from unroll_proto.sequences import Sequence, SequenceError, read_sequences, write_sequences
 
+WRITTEN = (".parquet", ".jsonl", ".ndjson", ".npz", ".ts")
 VALUES = [[1.0, 2.0]]
 # Any characters, with surrogates, and characters that formats use themselves.
 TEXT = st.one_of(st.text(max_size=6), st.text('\0\r\n\t\x1c\x85\u2028\ufeff\ud800\udcff ",:?#@\\aä𝄞', max_size=6))
@@ -84,7 +85,7 @@ def test_what_a_reader_accepts_every_writer_can_write(source: str, names: list[o
         path = Path(folder, f"in{source}")
         MAKERS[source](path, names)
         sequences = list(accepted(path))
-        for suffix in SUFFIXES:
+        for suffix in WRITTEN:
             some = sequences
             if suffix in (".npz", ".ts"):  # labels of all or of none
                 some = [sequence for sequence in some if sequence.label is not None]
@@ -107,7 +108,7 @@ def test_what_no_writer_could_write_is_refused_by_readers_and_writers(tmp_path: 
         with pytest.raises(SequenceError, match=r": row [24]: "):
             list(read_sequences(path))
     values = np.array(VALUES, np.float32)
-    for suffix in SUFFIXES:
+    for suffix in WRITTEN:
         given = {"id": "0", "label": "a"} | {column: name}
         with pytest.raises(SequenceError, match=f"out{suffix}: row 1: column '{column}': "):
             write_sequences(tmp_path / f"out{suffix}", [Sequence(values=values, **given)])  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ def test_a_byte_changed_in_an_uncompressed_npz_is_no_crash(tmp_path: Path) -> No
 
 
 def test_parquet_groups_are_bounded_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unroll_proto.sequences.parquet.GROUP_VALUES", 10)
+    monkeypatch.setattr("unroll_proto.sequences.arrow.GROUP_VALUES", 10)
     sequences = [
         Sequence(str(index), np.full((steps, 2), index, np.float32)) for index, steps in enumerate((1, 4, 9, 1))
     ]
