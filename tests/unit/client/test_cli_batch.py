@@ -121,3 +121,31 @@ def test_a_folder_holds_one_run(inputs: Path, tmp_path: Path) -> None:
         start(server, inputs / "b.jsonl", "-o", out, "--resume", "--on-error", "fail"), 2
     )
     server.stop()
+
+
+def test_a_server_that_is_away_is_waited_for(inputs: Path, tmp_path: Path) -> None:
+    server = LocalServer(MODEL)
+    server.stop()
+    words = (inputs, "-o", tmp_path / "out", "--on-error", "skip", "--wait", "60")
+    process = start(server, *words)
+    first = LocalServer(MODEL, port=server.port)
+    while process.poll() is None and not list(tmp_path.rglob("part-*")):
+        pass
+    first.stop()
+    second = LocalServer(MODEL, port=server.port)
+    assert f"{ROWS} sequences" in finish(process)
+    second.stop()
+    assert sum(pq.read_metadata(path).num_rows for path in (tmp_path / "out").glob("part-*")) == ROWS
+
+
+def test_standard_input(inputs: Path) -> None:
+    server = LocalServer(MODEL)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "classify", "-", "--server", server.address],
+        input=(inputs / "a.parquet").read_bytes(),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    server.stop()
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [f"s{index}" for index in range(150)]
