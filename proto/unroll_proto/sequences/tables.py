@@ -158,15 +158,14 @@ def _rows(
     features: tuple[str, ...],
 ) -> Iterator[Block]:
     """Makes blocks of rows that are sequences; values and lengths are those of the rows without a problem."""
-    kept = np.array([index for index in range(len(batch.rows)) if index not in problems], np.int64)
+    kept = [index for index in range(len(batch.rows)) if index not in problems]
     others: dict[int, SequenceError] = {}
     ids, labels, splits = _names(reading, batch, others)
     rows = batch.rows[kept].tolist()
-    defaults = [reading.default_id(row - table.first_row) for row in rows]
     block = Block(
         values,
         lengths,
-        [ids[index] or defaults[at] if ids[index] is None else str(ids[index]) for at, index in enumerate(kept)],
+        _filled(reading, [ids[index] for index in kept], rows, table.first_row),
         [labels[index] for index in kept],
         [splits[index] for index in kept],
         rows,
@@ -174,7 +173,7 @@ def _rows(
         features,
     )
     if others:
-        place = {int(index): at for at, index in enumerate(kept)}
+        place = {index: at for at, index in enumerate(kept)}
         block = block.without({place[index]: error for index, error in others.items() if index in place})
     first = table.first_row + reading.skip
     if (rows and rows[0] < first) or any(error.place < first for error in block.refused):
@@ -182,6 +181,12 @@ def _rows(
         block = _after(block, first)
     if block.taken:
         yield from block.parts(reading.sequences, reading.values)
+
+
+def _filled(reading: Reading, ids: list[str | None], rows: list[int], first: int) -> list[str]:
+    """Gives ids to the sequences without one."""
+    pairs = zip(ids, rows, strict=True)
+    return [reading.default_id(row - first) if name is None else name for name, row in pairs]
 
 
 def _after(block: Block, first: int) -> Block:
