@@ -48,6 +48,7 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
 def test_a_tick_is_counted_in_every_figure() -> None:
     metrics = Metrics()
     jv = metrics.of("jv/1")
+    jv.serves(1)
     jv.tick(lanes=3, steps=16, real_steps=40, seconds=0.0004)
     jv.tick(lanes=64, steps=16, real_steps=1024, seconds=2.0)
     jv.dropped("expired", 2)
@@ -148,7 +149,7 @@ def test_the_runtime_of_a_model_is_told_with_its_instruction_set_or_the_reason()
     assert kernel not in samples_of(metrics)
 
 
-def test_a_model_that_is_gone_keeps_its_counts_and_has_no_gauges() -> None:
+def test_the_series_of_a_version_leave_with_it_and_come_back_with_their_counts() -> None:
     metrics = Metrics()
     jv = metrics.of("jv/1")
     jv.serves(1)
@@ -160,9 +161,9 @@ def test_a_model_that_is_gone_keeps_its_counts_and_has_no_gauges() -> None:
     jv.closed()
     jv.serves(-1)
     samples = samples_of(metrics)
-    assert key("unroll_open_sequences", model="jv/1") not in samples
-    assert key("unroll_model_served", model="jv/1") not in samples
-    assert samples[key("unroll_ticks_total", model="jv/1")] == 1
+    assert not [name for name, labels in samples if ("model", "jv/1") in labels]
+    jv.serves(1)
+    assert samples_of(metrics)[key("unroll_ticks_total", model="jv/1")] == 1
 
 
 def test_gauges_are_those_of_the_workers_that_live(tmp_path: Path) -> None:
@@ -224,6 +225,9 @@ def test_the_sum_over_workers_and_their_lives(
                     expected[key(f"{name}_count", model=model)] += 1
                     for bound in bounds[bisect_left(bounds, value) :]:
                         expected[key(f"{name}_bucket", model=model, le=str(bound))] += 1
+        serving = Metrics(Path(folder), 4)
+        for model in {model for _, events in lives for model, *_ in events}:
+            serving.of(model).serves(1)
         samples = samples_of(Metrics(Path(folder)))
     assert {name: samples[name] for name in expected} == expected
     assert {labels for _, labels in samples if dict(labels).keys() == {"model"}} == {
@@ -238,6 +242,7 @@ def test_what_a_killed_worker_counted_stays(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", program, tmp_path], check=False).returncode == -9
     Metrics(tmp_path, 1).of("jv/1").tick(2, 8, 10, 0.001)
+    Metrics(tmp_path, 1).of("jv/1").serves(1)
     samples = samples_of(Metrics(tmp_path))
     assert samples[key("unroll_steps_total", model="jv/1", kind="real")] == 19
 
@@ -296,6 +301,7 @@ def test_processes_have_figures_while_they_live() -> None:
 
 def test_prometheus_gets_them_over_http(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
+    metrics.of("jv/1").serves(1)
     metrics.of("jv/1").tick(1, 1, 1, 0.1)
     with caplog.at_level("INFO"), served(Address.of("--metrics", "127.0.0.1:0"), metrics):
         url = caplog.messages[-1].removeprefix("metrics on ")

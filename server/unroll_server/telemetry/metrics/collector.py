@@ -171,6 +171,9 @@ def _models(models: dict[str, Figures]) -> Iterator[Metric]:
     served = GaugeMetricFamily("unroll_model_served", "Processes that serve the model version.", labels=["model"])
     opened = GaugeMetricFamily("unroll_open_sequences", "Sequences open on streams.", labels=["model"])
     for model, figures in models.items():
+        # The series of a version leave with it: a server that gets a version a day would else keep all of them.
+        if not figures[place.SERVED]:
+            continue
         steps.add_metric([model, "real"], figures[place.REAL])
         steps.add_metric([model, "computed"], figures[place.COMPUTED])
         _add_each(dropped, [model], place.CAUSES, figures[place.DROPPED :])
@@ -179,9 +182,8 @@ def _models(models: dict[str, Figures]) -> Iterator[Metric]:
         )
         _add_histogram(lanes, [model], figures[place.WIDTH : place.QUEUE], place.LANES)
         _add_histogram(queue, [model], figures[place.QUEUE :], place.QUEUE_SECONDS)
-        if figures[place.SERVED]:
-            served.add_metric([model], figures[place.SERVED])
-            opened.add_metric([model], figures[place.OPEN])
+        served.add_metric([model], figures[place.SERVED])
+        opened.add_metric([model], figures[place.OPEN])
     yield from (ticks, steps, dropped, seconds, lanes, queue, served, opened)
 
 
