@@ -1,6 +1,7 @@
 """The page's WebSocket and HTTP API, on a real server: bits, refusals, limits."""
 
 import base64
+import gzip
 import json
 import struct
 from collections.abc import Iterator
@@ -145,3 +146,11 @@ def test_files_that_can_not_be_read_are_named(web: WebProcess, name: str, conten
     assert answer.status == 400
     assert problem in answer.json["detail"]
     assert "unroll-page" not in answer.data.decode()  # the temporary folder
+
+
+def test_a_compressed_table_is_imported(web: WebProcess) -> None:
+    table = gzip.compress(b"id,time,x,y\na,0,0.5,1.5\na,1,2.5,3.5\n")
+    answer = ask(web.address, "/page/api/import?name=steps.CSV.gz", table)
+    assert answer.status == 200, answer.data
+    (row,) = answer.json["sequences"]
+    assert np.frombuffer(base64.b64decode(row["values"]), "<f4").tolist() == [0.5, 1.5, 2.5, 3.5]

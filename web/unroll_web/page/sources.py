@@ -88,12 +88,13 @@ async def read_upload(name: str, content: bytes) -> dict[str, Any]:
         SequenceError: it can't be used.
     """
     shown = Path(Path(name).name[-100:] or "file")
-    suffix = shown.suffix.lower()
-    if suffix not in SUFFIXES:
+    kinds = [suffix.lower() for suffix in shown.suffixes[-2:]]
+    compression = kinds.pop() if kinds and kinds[-1] in (".gz", ".zst") else ""
+    if not kinds or kinds[-1] not in SUFFIXES:
         *most, last = SUFFIXES
-        raise SequenceError(shown, f"a file of kind {', '.join(most)} or {last} expected")
+        raise SequenceError(shown, f"a file of kind {', '.join(most)} or {last} expected, also with .gz or .zst")
     with tempfile.TemporaryDirectory(prefix="unroll-page-") as folder:
-        path = Path(folder, f"upload{suffix}")
+        path = Path(folder, f"upload{kinds[-1]}{compression}")
         await asyncio.to_thread(path.write_bytes, content)
         try:
             sequences = await asyncio.to_thread(_read, path)
