@@ -1,7 +1,5 @@
 """Fixtures of the integration tests: a stub of the shared server, and a web process for it."""
 
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 from support import wire
-from support.processes import PATIENCE, ServerProcess, WebProcess
+from support.processes import ServerProcess, WebProcess, made_by_make
 
 from unroll_proto.v1.unroll_pb2_grpc import UnrollServiceStub
 
@@ -31,14 +29,4 @@ def web(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="session")
 def triton_python() -> Path:
     """Python of an environment with tritonclient and without Unroll."""
-    root = Path(__file__).parents[2]
-    made = subprocess.run(
-        ["make", f"PYTHON={Path(sys.executable).resolve()}", ".venv-tritonclient/done"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=5 * PATIENCE,
-        check=False,
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return root / ".venv-tritonclient/bin/python"
+    return made_by_make(".venv-tritonclient") / "bin/python"

@@ -5,7 +5,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import PATIENCE, ServerProcess
+from support.processes import PATIENCE, ServerProcess, made_by_make
 from support.waiting import until
 
 from unroll_client import AsyncClient, Unavailable
@@ -49,16 +48,7 @@ WRONG = {
 @pytest.fixture(scope="session")
 def tools() -> Path:
     """Folder of the tools that check deploy/."""
-    made = subprocess.run(
-        ["make", f"PYTHON={Path(sys.executable).resolve()}", ".venv-deploy/done"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=5 * PATIENCE,
-        check=False,
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return ROOT / ".venv-deploy/bin"
+    return made_by_make(".venv-deploy") / "bin"
 
 
 def by_kind(documents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -210,3 +210,12 @@ class WebProcess(AnnouncedProcess):
     ) -> None:
         command: list[str | Path] = [executables / "unroll", "web", "--server", server, "--listen", "127.0.0.1:0"]
         super().__init__([*command, *options], log, env)
+
+
+def made_by_make(environment: str) -> Path:
+    """Makes an environment of the Makefile, such as `.venv-deploy`, unless it is made; returns its folder."""
+    root = Path(__file__).parents[2]
+    command = ["make", f"PYTHON={Path(sys.executable).resolve()}", f"{environment}/done"]
+    made = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5 * PATIENCE, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return root / environment
