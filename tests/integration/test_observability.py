@@ -120,7 +120,7 @@ async def test_every_call_is_counted_by_method_and_code_over_all_workers(
 
 async def test_an_open_sequence_is_seen_while_it_is_open(observed: ServerProcess) -> None:
     def is_open() -> float:
-        found = re.search(r'^unroll_open_sequences\{model="jv/1"\} (\S+)', exposition(observed), re.MULTILINE)
+        found = re.search(r'^unroll_open_sequences\{model="jv",version="1"\} (\S+)', exposition(observed), re.MULTILINE)
         assert found
         return float(found[1])
 

@@ -37,8 +37,8 @@ class ServedRepository:
     """
 
     def __init__(self, root: Path, keep: int | None, poll: float, drain_at_least: float) -> None:
-        metrics = Metrics()
-        self.engine = AsyncEngine((), max_lanes=LANES, tick_steps=5, max_queued_steps=10**6, metrics=metrics)
+        self._metrics = Metrics()
+        self.engine = AsyncEngine((), max_lanes=LANES, tick_steps=5, max_queued_steps=10**6, metrics=self._metrics)
         self.catalog = Catalog()
         self.count_sessions: CountSessions = _no_sessions
         self.repository = Repository(
@@ -46,7 +46,7 @@ class ServedRepository:
             Loader("onnx", "cpu", LANES),
             self.catalog,
             self.engine,
-            metrics,
+            self._metrics,
             count_sessions=lambda key, bundle: self.count_sessions(key, bundle),
             on_change=self._on_change,
             keep=keep,
@@ -69,6 +69,12 @@ class ServedRepository:
     def index(self) -> list[tuple[str, int, str]]:
         """The repository's index without the reasons."""
         return [(name, version, str(state)) for name, version, state, _ in self.repository.index()]
+
+    def loads(self, outcome: str) -> dict[str, float]:
+        """Counts of `unroll_model_loads_total` by NAME/VERSION."""
+        (family,) = (each for each in self._metrics.collect() if each.name == "unroll_model_loads")
+        samples = (each for each in family.samples if each.labels["outcome"] == outcome)
+        return {f"{each.labels['model']}/{each.labels['version']}": each.value for each in samples}
 
     async def classify(self, model: Model) -> None:
         """Runs a sequence on a model and checks its bits."""

@@ -43,7 +43,7 @@ class Repository:
         loader: Loads bundles.
         catalog: Receives the loaded versions.
         engine: Runs them.
-        metrics: Counts versions loaded, refused and removed.
+        metrics: Counts versions found, loaded and refused.
         count_sessions: Counts the sessions on a version, which stays loaded as long as there are any.
         on_change: Called when the versions that accept new work have changed.
         keep: Number of versions of a model to serve, the newest good ones; None for all.
@@ -227,6 +227,7 @@ class Repository:
             for key, files in list(self._files.items()):
                 if key.name == name and key not in serve and (files.loaded or key not in found):
                     del self._files[key]
+                    self._metrics.of(str(key)).found(-1)
                     if files.loaded:
                         self._catalog.retire(files.loaded)
                         _log.info("%s drains: it accepts no new work", key)
@@ -254,9 +255,9 @@ class Repository:
         if current is None or current.model is not model:
             self._engine.add_model(model)
             loaded, current = "replaced" if current else "loaded", self._catalog.add(model)
-            self._metrics.model_loaded(str(key))
+            self._metrics.of(str(key)).loaded()
             _log.info("%s %s, run by %s", key, loaded, model.runtime_text)
-        self._files[key] = VersionFiles(seen, current)
+        self._know(key, VersionFiles(seen, current))
         return True
 
     def _load(self, key: ModelKey, current: Model | None, others: list[Model]) -> Model:
@@ -264,12 +265,19 @@ class Repository:
         bundle = verify(self._root, key)
         return current if current and current.spec.bundle == bundle.spec.bundle else self._loader.load(bundle, others)
 
-    def _refuse(self, key: ModelKey, files: VersionFiles) -> None:
+    def _know(self, key: ModelKey, files: VersionFiles) -> VersionFiles | None:
+        """Records the files of a version; returns those known before, None if it is new."""
         known, self._files[key] = self._files.get(key), files
+        if known is None:
+            self._metrics.of(str(key)).found(1)
+        return known
+
+    def _refuse(self, key: ModelKey, files: VersionFiles) -> None:
+        known = self._know(key, files)
         if known is None or known.refused != files.refused:
             served = ", the version loaded before is still served" if files.loaded else ""
             _log.error("refused %s%s: %s", path_of(self._root, key), served, files.refused)
-            self._metrics.model_refused(str(key))
+            self._metrics.of(str(key)).refused()
 
     async def _unload_drained(self) -> None:
         """Like `unload_drained`; the caller holds the lock."""
@@ -281,8 +289,6 @@ class Repository:
             if version.acquisitions == acquisitions:
                 self._catalog.remove(version)
                 self._engine.remove_model(version.model)
-                if key not in self._files:
-                    self._metrics.model_removed(str(key))
                 _log.info("%s unloaded", key)
 
     async def _has_sessions(self, version: LoadedVersion) -> bool:

@@ -55,20 +55,20 @@ def test_a_tick_is_counted_in_every_figure() -> None:
     jv.dropped("cancelled", 5)
     jv.waited(0.0)
     samples = samples_of(metrics)
-    assert samples[key("unroll_ticks_total", model="jv/1")] == 2
-    assert samples[key("unroll_steps_total", model="jv/1", kind="real")] == 1064
-    assert samples[key("unroll_steps_total", model="jv/1", kind="computed")] == 67 * 16
-    assert samples[key("unroll_dropped_sequences_total", model="jv/1", cause="expired")] == 2
-    assert samples[key("unroll_dropped_sequences_total", model="jv/1", cause="cancelled")] == 5
-    assert samples[key("unroll_tick_seconds_sum", model="jv/1")] == pytest.approx(2.0004)
-    assert samples[key("unroll_tick_seconds_count", model="jv/1")] == 2
-    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="0.00025")] == 0
-    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="0.0005")] == 1
-    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="1.0")] == 1
-    assert samples[key("unroll_tick_seconds_bucket", model="jv/1", le="+Inf")] == 2
-    assert samples[key("unroll_tick_lanes_sum", model="jv/1")] == 67
-    assert samples[key("unroll_tick_lanes_bucket", model="jv/1", le="64.0")] == 2
-    assert samples[key("unroll_queue_seconds_bucket", model="jv/1", le="0.0001")] == 1
+    assert samples[key("unroll_ticks_total", model="jv", version="1")] == 2
+    assert samples[key("unroll_steps_total", model="jv", version="1", kind="real")] == 1064
+    assert samples[key("unroll_steps_total", model="jv", version="1", kind="computed")] == 67 * 16
+    assert samples[key("unroll_dropped_sequences_total", model="jv", version="1", cause="expired")] == 2
+    assert samples[key("unroll_dropped_sequences_total", model="jv", version="1", cause="cancelled")] == 5
+    assert samples[key("unroll_tick_seconds_sum", model="jv", version="1")] == pytest.approx(2.0004)
+    assert samples[key("unroll_tick_seconds_count", model="jv", version="1")] == 2
+    assert samples[key("unroll_tick_seconds_bucket", model="jv", version="1", le="0.00025")] == 0
+    assert samples[key("unroll_tick_seconds_bucket", model="jv", version="1", le="0.0005")] == 1
+    assert samples[key("unroll_tick_seconds_bucket", model="jv", version="1", le="1.0")] == 1
+    assert samples[key("unroll_tick_seconds_bucket", model="jv", version="1", le="+Inf")] == 2
+    assert samples[key("unroll_tick_lanes_sum", model="jv", version="1")] == 67
+    assert samples[key("unroll_tick_lanes_bucket", model="jv", version="1", le="64.0")] == 2
+    assert samples[key("unroll_queue_seconds_bucket", model="jv", version="1", le="0.0001")] == 1
 
 
 def test_a_model_has_one_set_of_figures() -> None:
@@ -118,9 +118,6 @@ def test_the_server_s_own_figures() -> None:
     metrics.server.refused("steps")
     metrics.server.queued[0], metrics.server.queued[1] = 7, 99
     metrics.server.tasks(5)
-    metrics.model_refused("jv/2")
-    metrics.model_loaded("jv/1")
-    metrics.model_removed("jv/1")
     samples = samples_of(metrics)
     assert samples[key("unroll_sessions_total", outcome="started")] == 1
     assert samples[key("unroll_sessions_total", outcome="a new one")] == 1
@@ -129,12 +126,6 @@ def test_the_server_s_own_figures() -> None:
     assert samples[key("unroll_queued_steps")] == 7
     assert samples[key("unroll_queued_bytes")] == 99
     assert samples[key("unroll_event_loop_tasks")] == 5
-    loads = {name: value for name, value in samples.items() if name[0] == "unroll_model_loads_total" and value}
-    assert loads == {
-        key("unroll_model_loads_total", model="jv/2", outcome="refused"): 1,
-        key("unroll_model_loads_total", model="jv/1", outcome="loaded"): 1,
-        key("unroll_model_loads_total", model="jv/1", outcome="removed"): 1,
-    }
 
 
 def test_the_runtime_of_a_model_is_told_with_its_instruction_set_or_the_reason() -> None:
@@ -142,8 +133,8 @@ def test_the_runtime_of_a_model_is_told_with_its_instruction_set_or_the_reason()
     metrics.model_runs(1, "jv/1", "kernel", "x86-64-v4", "")
     metrics.model_runs(1, "jv/2", "onnx", "", "no compiler")
     samples = samples_of(metrics)
-    kernel = key("unroll_model_runtime", model="jv/1", runtime="kernel", variant="x86-64-v4", reason="")
-    onnx = key("unroll_model_runtime", model="jv/2", runtime="onnx", variant="", reason="no compiler")
+    kernel = key("unroll_model_runtime", model="jv", version="1", runtime="kernel", variant="x86-64-v4", reason="")
+    onnx = key("unroll_model_runtime", model="jv", version="2", runtime="onnx", variant="", reason="no compiler")
     assert (samples[kernel], samples[onnx]) == (1, 1)
     metrics.model_runs(-1, "jv/1", "kernel", "x86-64-v4", "")
     assert kernel not in samples_of(metrics)
@@ -152,18 +143,31 @@ def test_the_runtime_of_a_model_is_told_with_its_instruction_set_or_the_reason()
 def test_the_series_of_a_version_leave_with_it_and_come_back_with_their_counts() -> None:
     metrics = Metrics()
     jv = metrics.of("jv/1")
+    jv.found(1)
+    jv.loaded()
     jv.serves(1)
     jv.opened()
     jv.tick(1, 1, 1, 0.001)
+    broken = metrics.of("jv/2")
+    broken.found(1)
+    broken.refused()
     samples = samples_of(metrics)
-    assert samples[key("unroll_open_sequences", model="jv/1")] == 1
-    assert samples[key("unroll_model_served", model="jv/1")] == 1
+    loads = {name: value for name, value in samples.items() if name[0] == "unroll_model_loads_total" and value}
+    assert loads == {
+        key("unroll_model_loads_total", model="jv", version="1", outcome="loaded"): 1,
+        key("unroll_model_loads_total", model="jv", version="2", outcome="refused"): 1,
+    }
+    assert samples[key("unroll_open_sequences", model="jv", version="1")] == 1
+    assert samples[key("unroll_model_served", model="jv", version="1")] == 1
+    # A version that drains is no longer in the repository.
+    jv.found(-1)
+    assert loads.items() <= samples_of(metrics).items()
     jv.closed()
     jv.serves(-1)
-    samples = samples_of(metrics)
-    assert not [name for name, labels in samples if ("model", "jv/1") in labels]
+    broken.found(-1)
+    assert not [name for name, labels in samples_of(metrics) if ("model", "jv") in labels]
     jv.serves(1)
-    assert samples_of(metrics)[key("unroll_ticks_total", model="jv/1")] == 1
+    assert samples_of(metrics)[key("unroll_ticks_total", model="jv", version="1")] == 1
 
 
 def test_gauges_are_those_of_the_workers_that_live(tmp_path: Path) -> None:
@@ -176,18 +180,18 @@ def test_gauges_are_those_of_the_workers_that_live(tmp_path: Path) -> None:
         metrics.of("jv/1").waited(0.1)
     parent = Metrics(tmp_path, living=lambda: living)
     assert samples_of(parent)[key("unroll_queued_steps")] == 20
-    assert samples_of(parent)[key("unroll_open_sequences", model="jv/1")] == 2
+    assert samples_of(parent)[key("unroll_open_sequences", model="jv", version="1")] == 2
     living.remove(1)
     samples = samples_of(parent)
     assert samples[key("unroll_queued_steps")] == 10
-    assert samples[key("unroll_open_sequences", model="jv/1")] == 1
-    assert samples[key("unroll_queue_seconds_count", model="jv/1")] == 2
+    assert samples[key("unroll_open_sequences", model="jv", version="1")] == 1
+    assert samples[key("unroll_queue_seconds_count", model="jv", version="1")] == 2
     # Its replacement has nothing open, and continues the counts.
     living.append(1)
     Metrics(tmp_path, 1).of("jv/1").waited(0.1)
     samples = samples_of(parent)
-    assert samples[key("unroll_open_sequences", model="jv/1")] == 1
-    assert samples[key("unroll_queue_seconds_count", model="jv/1")] == 3
+    assert samples[key("unroll_open_sequences", model="jv", version="1")] == 1
+    assert samples[key("unroll_queue_seconds_count", model="jv", version="1")] == 3
 
 
 def test_an_unknown_cause_is_refused() -> None:
@@ -197,7 +201,11 @@ def test_an_unknown_cause_is_refused() -> None:
 
 seconds = st.one_of(st.floats(0, 20), st.sampled_from(TICK_SECONDS + QUEUE_SECONDS))
 ticks = st.tuples(st.integers(1, 2000), st.integers(1, 64), seconds)
-models = st.sampled_from(["jv/1", "jv/2", "..", "a b/%2F", "ü"])
+models = st.sampled_from(["jv/1", "jv/2", "a b/7", "ü/%2F"])
+
+
+def labels_of(model: str) -> dict[str, str]:
+    return dict(zip(("model", "version"), model.split("/"), strict=True))
 
 
 @given(
@@ -214,24 +222,25 @@ def test_the_sum_over_workers_and_their_lives(
             for model, (lanes, steps, took), waited in events:
                 metrics.of(model).tick(lanes, steps, lanes * steps // 2, took)
                 metrics.of(model).waited(waited)
-                expected[key("unroll_ticks_total", model=model)] += 1
-                expected[key("unroll_steps_total", model=model, kind="computed")] += lanes * steps
-                expected[key("unroll_steps_total", model=model, kind="real")] += lanes * steps // 2
+                labels = labels_of(model)
+                expected[key("unroll_ticks_total", **labels)] += 1
+                expected[key("unroll_steps_total", **labels, kind="computed")] += lanes * steps
+                expected[key("unroll_steps_total", **labels, kind="real")] += lanes * steps // 2
                 for name, bounds, value in (
                     ("unroll_tick_seconds", TICK_SECONDS, took),
                     ("unroll_tick_lanes", LANES, lanes),
                     ("unroll_queue_seconds", QUEUE_SECONDS, waited),
                 ):
-                    expected[key(f"{name}_count", model=model)] += 1
+                    expected[key(f"{name}_count", **labels)] += 1
                     for bound in bounds[bisect_left(bounds, value) :]:
-                        expected[key(f"{name}_bucket", model=model, le=str(bound))] += 1
+                        expected[key(f"{name}_bucket", **labels, le=str(bound))] += 1
         serving = Metrics(Path(folder), 4)
         for model in {model for _, events in lives for model, *_ in events}:
             serving.of(model).serves(1)
         samples = samples_of(Metrics(Path(folder)))
     assert {name: samples[name] for name in expected} == expected
-    assert {labels for _, labels in samples if dict(labels).keys() == {"model"}} == {
-        frozenset({("model", model)}) for _, events in lives for model, *_ in events
+    assert {labels for _, labels in samples if dict(labels).keys() == {"model", "version"}} == {
+        frozenset(labels_of(model).items()) for _, events in lives for model, *_ in events
     }
 
 
@@ -244,7 +253,7 @@ def test_what_a_killed_worker_counted_stays(tmp_path: Path) -> None:
     Metrics(tmp_path, 1).of("jv/1").tick(2, 8, 10, 0.001)
     Metrics(tmp_path, 1).of("jv/1").serves(1)
     samples = samples_of(Metrics(tmp_path))
-    assert samples[key("unroll_steps_total", model="jv/1", kind="real")] == 19
+    assert samples[key("unroll_steps_total", model="jv", version="1", kind="real")] == 19
 
 
 def descriptors() -> int:
@@ -255,7 +264,6 @@ def test_models_that_come_and_go_take_no_descriptors(tmp_path: Path) -> None:
     before = descriptors()
     metrics = Metrics(tmp_path)
     for version in range(1500):
-        metrics.model_loaded(f"m/{version}")
         metrics.of(f"m/{version}").dropped("expired", version)
     assert descriptors() == before + 1
     found = Metrics(tmp_path).memory.sums("model", MODEL_SIZE)
@@ -271,13 +279,13 @@ def test_figures_that_outgrow_a_file_go_on_in_the_next(tmp_path: Path, monkeypat
             metrics.of(f"m/{version}").waited(1.0)
         samples = samples_of(Metrics(tmp_path))
         for version in range(40):
-            assert samples[key("unroll_queue_seconds_count", model=f"m/{version}")] == life
-            assert samples[key("unroll_model_served", model=f"m/{version}")] == 1
+            assert samples[key("unroll_queue_seconds_count", model="m", version=str(version))] == life
+            assert samples[key("unroll_model_served", model="m", version=str(version))] == 1
     assert len(list(tmp_path.iterdir())) > 2
     # A model that the replacement does not serve is no longer served there.
     Metrics(tmp_path).of("m/0").serves(1)
     served_now = [labels for name, labels in samples_of(Metrics(tmp_path)) if name == "unroll_model_served"]
-    assert served_now == [frozenset({("model", "m/0")})]
+    assert served_now == [frozenset({("model", "m"), ("version", "0")})]
 
 
 def test_processes_have_figures_while_they_live() -> None:
@@ -307,7 +315,7 @@ def test_prometheus_gets_them_over_http(caplog: pytest.LogCaptureFixture) -> Non
         url = caplog.messages[-1].removeprefix("metrics on ")
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
             assert answer.headers["Content-Type"].startswith("text/plain")
-            assert parsed(answer.read().decode())[key("unroll_ticks_total", model="jv/1")] == 1
+            assert parsed(answer.read().decode())[key("unroll_ticks_total", model="jv", version="1")] == 1
 
 
 def test_an_address_in_use_is_refused() -> None:

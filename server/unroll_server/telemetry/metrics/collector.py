@@ -34,7 +34,6 @@ class Metrics(Collector):
         self._memory = Memory(folder, worker, place.GAUGES, living)
         self._models: dict[str, ModelMetrics] = {}
         self._methods: dict[tuple[str, str], CallMetrics] = {}
-        self._loads: dict[str, memoryview[float]] = {}
         self._runtimes: dict[str, memoryview[float]] = {}
         self._server: ServerMetrics | None = None
 
@@ -57,7 +56,7 @@ class Metrics(Collector):
         return self._memory
 
     def of(self, model: str) -> ModelMetrics:
-        """Returns the metrics of a model, the same object for the same name.
+        """Returns the metrics of a model version, the same object for the same name.
 
         Args:
             model: NAME/VERSION.
@@ -82,18 +81,6 @@ class Metrics(Collector):
         """Returns the metrics of calls of unknown methods."""
         return self.method(f"/{UNKNOWN}/{UNKNOWN}", UNKNOWN)
 
-    def model_loaded(self, model: str) -> None:
-        """Counts a model version, NAME/VERSION, that was verified and loaded."""
-        self._load(model, "loaded")
-
-    def model_refused(self, model: str) -> None:
-        """Counts a model version, NAME/VERSION, that was found and can't be served."""
-        self._load(model, "refused")
-
-    def model_removed(self, model: str) -> None:
-        """Counts a model version, NAME/VERSION, that is no longer served."""
-        self._load(model, "removed")
-
     def model_runs(self, more: int, model: str, runtime: str, variant: str, reason: str) -> None:
         """Records that a model version is loaded (1) or unloaded (-1).
 
@@ -109,30 +96,20 @@ class Metrics(Collector):
             self._runtimes[name] = self._memory.of("runtime", name, 1)
         self._runtimes[name][0] += more
 
-    def _load(self, model: str, outcome: str) -> None:
-        if model not in self._loads:
-            self._loads[model] = self._memory.of("load", model, len(place.LOADS))
-        self._loads[model][place.LOADS.index(outcome)] += 1
-
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client.registry.Collector."""
         yield from _models(self._memory.sums("model", place.MODEL_SIZE))
         yield from _calls(self._memory.sums("call", place.CALL_SIZE))
         yield from self._server_figures()
-        loads = CounterMetricFamily(
-            "unroll_model_loads", "Model versions loaded, refused and removed.", labels=["model", "outcome"]
-        )
-        for model, figures in self._memory.sums("load", len(place.LOADS)).items():
-            _add_each(loads, [model], place.LOADS, figures)
-        yield loads
         runtimes = GaugeMetricFamily(
             "unroll_model_runtime",
             "Processes in which the runtime has the model version.",
-            labels=["model", "runtime", "variant", "reason"],
+            labels=["model", "version", "runtime", "variant", "reason"],
         )
         for name, figures in self._memory.sums("runtime", 1).items():
             if figures[0]:
-                runtimes.add_metric(name.split("\x1f"), figures[0])
+                key, *runtime = name.split("\x1f")
+                runtimes.add_metric([*_version(key), *runtime], figures[0])
         yield runtimes
 
     def _server_figures(self) -> Iterator[Metric]:
@@ -153,38 +130,49 @@ class Metrics(Collector):
             yield GaugeMetricFamily(f"unroll_{name}", help_text, value=value)
 
 
+def _version(key: str) -> list[str]:
+    """Returns the labels of a model version, NAME/VERSION."""
+    name, _, version = key.rpartition("/")
+    return [name, version]
+
+
 def _models(models: dict[str, Figures]) -> Iterator[Metric]:
-    ticks = CounterMetricFamily("unroll_ticks", "Ticks of the engine.", labels=["model"])
+    labels = ["model", "version"]
+    ticks = CounterMetricFamily("unroll_ticks", "Ticks of the engine.", labels=labels)
     steps = CounterMetricFamily(
         "unroll_steps",
         "Timesteps: real ones belong to sequences, computed ones are those and the padding within ticks.",
-        labels=["model", "kind"],
+        labels=[*labels, "kind"],
     )
     dropped = CounterMetricFamily(
         "unroll_dropped_sequences",
         "Sequences dropped before they were computed: the deadline passed, or the caller left.",
-        labels=["model", "cause"],
+        labels=[*labels, "cause"],
     )
-    seconds = HistogramMetricFamily("unroll_tick_seconds", "Duration of a tick.", labels=["model"])
-    lanes = HistogramMetricFamily("unroll_tick_lanes", "Sequences in a tick.", labels=["model"])
-    queue = HistogramMetricFamily("unroll_queue_seconds", "Time that work waited in the queue.", labels=["model"])
-    served = GaugeMetricFamily("unroll_model_served", "Processes that serve the model version.", labels=["model"])
-    opened = GaugeMetricFamily("unroll_open_sequences", "Sequences open on streams.", labels=["model"])
-    for model, figures in models.items():
-        # The series of a version leave with it: a server that gets a version a day would else keep all of them.
+    seconds = HistogramMetricFamily("unroll_tick_seconds", "Duration of a tick.", labels=labels)
+    lanes = HistogramMetricFamily("unroll_tick_lanes", "Sequences in a tick.", labels=labels)
+    queue = HistogramMetricFamily("unroll_queue_seconds", "Time that work waited in the queue.", labels=labels)
+    served = GaugeMetricFamily("unroll_model_served", "Processes that serve the model version.", labels=labels)
+    opened = GaugeMetricFamily("unroll_open_sequences", "Sequences open on streams.", labels=labels)
+    loads = CounterMetricFamily("unroll_model_loads", "Model versions loaded and refused.", labels=[*labels, "outcome"])
+    # The series of a version leave with it: a server that gets a version a day would else keep all of them.
+    for key, figures in models.items():
+        version = _version(key)
+        if figures[place.FOUND] or figures[place.SERVED]:
+            _add_each(loads, version, place.LOADS, figures[place.LOADED :])
         if not figures[place.SERVED]:
             continue
-        steps.add_metric([model, "real"], figures[place.REAL])
-        steps.add_metric([model, "computed"], figures[place.COMPUTED])
-        _add_each(dropped, [model], place.CAUSES, figures[place.DROPPED :])
+        steps.add_metric([*version, "real"], figures[place.REAL])
+        steps.add_metric([*version, "computed"], figures[place.COMPUTED])
+        _add_each(dropped, version, place.CAUSES, figures[place.DROPPED :])
         ticks.add_metric(
-            [model], _add_histogram(seconds, [model], figures[place.TICK : place.WIDTH], place.TICK_SECONDS)
+            version, _add_histogram(seconds, version, figures[place.TICK : place.WIDTH], place.TICK_SECONDS)
         )
-        _add_histogram(lanes, [model], figures[place.WIDTH : place.QUEUE], place.LANES)
-        _add_histogram(queue, [model], figures[place.QUEUE :], place.QUEUE_SECONDS)
-        served.add_metric([model], figures[place.SERVED])
-        opened.add_metric([model], figures[place.OPEN])
-    yield from (ticks, steps, dropped, seconds, lanes, queue, served, opened)
+        _add_histogram(lanes, version, figures[place.WIDTH : place.QUEUE], place.LANES)
+        _add_histogram(queue, version, figures[place.QUEUE :], place.QUEUE_SECONDS)
+        served.add_metric(version, figures[place.SERVED])
+        opened.add_metric(version, figures[place.OPEN])
+    yield from (ticks, steps, dropped, seconds, lanes, queue, served, opened, loads)
 
 
 def _calls(methods: dict[str, Figures]) -> Iterator[Metric]:

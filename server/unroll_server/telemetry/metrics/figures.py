@@ -39,13 +39,14 @@ OUTCOMES = ("started", "advanced", "repeated", "ended", "evicted", "unknown", "e
 """Outcomes of sessions and of requests for them, exported from the start: see `ServerMetrics.session`."""
 REFUSALS = ("steps", "bytes", "deadline", "identity", "unread")
 """Causes of refusals, exported from the start: see `ServerMetrics.refused`."""
-LOADS = ("loaded", "refused", "removed")
+LOADS = ("loaded", "refused")
 """Outcomes of a model version that was found."""
 
-# Of a model.
+# Of a model version.
 REAL, COMPUTED, DROPPED = 0, 1, 2
-SERVED = DROPPED + len(CAUSES)
-OPEN = SERVED + 1
+LOADED = DROPPED + len(CAUSES)
+REFUSED = LOADED + 1
+FOUND, SERVED, OPEN = range(REFUSED + 1, REFUSED + 4)
 TICK = OPEN + 1
 WIDTH = TICK + len(TICK_SECONDS) + 2
 QUEUE = WIDTH + len(LANES) + 2
@@ -59,14 +60,14 @@ CALL_SIZE = HANDLING + len(CALL_SECONDS) + 2
 QUEUED_STEPS, QUEUED_BYTES, TASKS = range(3)
 SERVER_SIZE = 3
 
-GAUGES = {"model": (SERVED, OPEN), "runtime": (0,), "server": (QUEUED_STEPS, QUEUED_BYTES, TASKS)}
+GAUGES = {"model": (FOUND, SERVED, OPEN), "runtime": (0,), "server": (QUEUED_STEPS, QUEUED_BYTES, TASKS)}
 """Places of the gauges, by kind."""
 
 _CAUSE = {cause: DROPPED + place for place, cause in enumerate(CAUSES)}
 
 
 class ModelMetrics:
-    """Metrics of one model. Made by `Metrics.of`; each call takes about a microsecond."""
+    """Metrics of one model version. Made by `Metrics.of`; each call takes about a microsecond."""
 
     def __init__(self, figures: "memoryview[float]") -> None:
         self._figures = figures
@@ -112,8 +113,20 @@ class ModelMetrics:
         self._figures[OPEN] -= 1
 
     def serves(self, more: int) -> None:
-        """Counts the model as loaded (1) or unloaded (-1) here; its gauges are exported only while it is loaded."""
+        """Counts the version as loaded (1) or unloaded (-1) here; its series are exported only while it is loaded."""
         self._figures[SERVED] += more
+
+    def found(self, more: int) -> None:
+        """Counts the version as in the repository (1) or gone from it (-1)."""
+        self._figures[FOUND] += more
+
+    def loaded(self) -> None:
+        """Counts the version as verified and loaded."""
+        self._figures[LOADED] += 1
+
+    def refused(self) -> None:
+        """Counts the version as found and refused."""
+        self._figures[REFUSED] += 1
 
 
 class CallMetrics:

@@ -36,6 +36,7 @@ async def test_a_new_version_takes_new_work_and_a_removed_one_takes_none(root: P
             served.catalog.find("", 0)
         assert served.index == []
         assert served.changes == [["m/1"], ["m/1", "m/2"], ["m/1"], []]
+        await until(lambda: served.loads("loaded") == {}, lambda: served.loads("loaded"))
 
 
 async def test_an_unchanged_version_is_not_loaded_again(root: Path) -> None:
@@ -83,6 +84,12 @@ async def test_a_bad_version_is_refused_once_and_loaded_when_its_files_change(
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert len(errors) == 1
         assert refused.reason in errors[0].getMessage()
+        assert served.loads("refused") == {"m/1": 0, "m/2": 1}
+        bundles.withdraw(second)
+        await served.repository.refresh()
+        assert served.loads("refused") == {"m/1": 0}
+        bundles.publish(exported[1], root, "m", 2, lambda it: (it / "model.onnx").write_bytes(good[:-1]))
+        await served.repository.refresh()
         (second / "model.onnx").write_bytes(good)
         await served.repository.refresh()
         assert served.index == [("m", 1, "READY"), ("m", 2, "READY")]
