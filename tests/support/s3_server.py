@@ -59,9 +59,19 @@ class S3Server:
         )
         self._client.create_bucket(Bucket=BUCKET)
 
-    def put(self, key: str, content: bytes) -> None:
+    def put(self, key: str, content: bytes, **options: str) -> None:
         """Writes an object."""
-        self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
+        self._client.put_object(Bucket=BUCKET, Key=key, Body=content, **options)
+
+    def names(self, prefix: str) -> list[str]:
+        """Returns the names of the objects below a prefix, such as "folder/", without it."""
+        found = self._client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        return [each["Key"].removeprefix(prefix) for each in found]
+
+    def get(self, key: str) -> bytes:
+        """Reads an object."""
+        content: bytes = self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return content
 
     def upload(self, folder: Path, prefix: str) -> None:
         """Writes every file of a bundle, the manifest last."""

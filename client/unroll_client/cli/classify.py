@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from unroll_client.cli.backends import Backend, serving
+from unroll_client.cli.locations import Location, RemotePath, location
 from unroll_client.cli.options import Server, one_line_errors, server_options
 from unroll_client.cli.outputs import PARQUET, kind_of, to_terminal
 from unroll_client.cli.pipeline import IN_FLIGHT, Input, classified
@@ -36,8 +37,8 @@ class Target:
         resume: True to keep progress, and to go on with an unfinished run.
     """
 
-    output: Path | None
-    refused: Path | None
+    output: Location | None
+    refused: Location | None
     resume: bool
 
     @property
@@ -52,10 +53,10 @@ class Target:
             raise InputError(f"--resume: {what}")
         if self.output is not None and not self.is_folder:
             kind_of(self.output)
-        for path in filter(None, (self.output, self.refused)):
-            if not path.parent.is_dir():
+        for path in [each for each in (self.output, self.refused) if each is not None]:
+            if isinstance(path, Path) and not path.parent.is_dir():
                 raise InputError(f"{path}: there is no folder {path.parent}")
-            if path.exists() and any(Path(word).exists() and path.samefile(word) for word in inputs):
+            if any(_is_same(path, word) for word in inputs):
                 raise InputError(f"{path}: is the input")
         if self.refused is not None and self.refused.is_dir():
             raise InputError(f"{self.refused}: is a folder")
@@ -75,11 +76,18 @@ class Target:
         else:
             folder = self.output.parent / f".{self.output.name}.parts"
             kind = kind_of(self.output)
-            if self.resume or folder.exists():
+            # An upload that fails after hours would lose them.
+            if self.resume or isinstance(folder, RemotePath) or folder.exists():
                 yield Parts(folder, kind, self.output.suffix, self.refused, run, self.resume, self.output)
             else:
                 with stream((self.output, kind), self.refused) as made:
                     yield made
+
+
+def _is_same(path: Location, word: str) -> bool:
+    if isinstance(path, RemotePath):
+        return str(path) == word
+    return path.exists() and Path(word).exists() and path.samefile(word)
 
 
 @click.command("classify", short_help="Classifies every sequence of files.")
@@ -95,10 +103,10 @@ class Target:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=location,
     metavar="OUT",
     help="Write a .parquet, .jsonl or .csv file, which appears when complete; or a folder of Parquet"
-    " files, if the name has no suffix.  [default: standard output]",
+    " files, if the name has no suffix; either may be a URL.  [default: standard output]",
 )
 @click.option("--resume", is_flag=True, help="Keep progress beside OUT, and go on where a run that was killed stopped.")
 @click.option(
@@ -130,7 +138,7 @@ def classify_command(
     bundle: Path | None,
     model: str,
     model_version: int | None,
-    output: Path | None,
+    output: Location | None,
     resume: bool,
     on_error: str,
     wait: float,
@@ -149,7 +157,7 @@ def classify_command(
     columns = columns_of(options)
     server = Server(**options)
     tolerant = on_error != "fail"
-    target = Target(output, Path(on_error) if on_error not in ("fail", "skip") else None, resume)
+    target = Target(output, location(on_error) if on_error not in ("fail", "skip") else None, resume)
     target.check(list(inputs))
     with one_line_errors(server), terminable():
         source = Input(find_sources(inputs), columns, tolerant)

@@ -71,6 +71,7 @@ class Server:
                 self.target,
                 timeout=self.timeout,
                 wait_for_ready=wait_for_ready,
+                coalesce=False,
                 tls=self.tls,
                 root_certificates=_read("--ca", self.ca) if self.ca else None,
                 certificate=certificate,

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 import click
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 
 from unroll_client._errors import UnrollError
 from unroll_client._types import Classification
+from unroll_client.cli.locations import Location, replacing
 from unroll_client.cli.report import printable
 from unroll_proto.cli import InputError
-from unroll_proto.files import replacing
 from unroll_proto.sequences import ARROW_MISSING
 
 COLUMNS: Final = ("id", "label", "probability", "probabilities", "logits")
@@ -103,7 +102,7 @@ _FILES: Final[dict[str, Kind]] = {
 }
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Location) -> Kind:
     """Returns the writer of a file, by its suffix; of a folder's parts without one.
 
     Raises:
@@ -122,7 +121,7 @@ def kind_of(path: Path) -> Kind:
 
 
 @contextmanager
-def writing(path: Path, kind: Kind, *, header: bool = True) -> Iterator[Output]:
+def writing(path: Location, kind: Kind, *, header: bool = True) -> Iterator[Output]:
     """Yields an output that becomes the file `path` if the context is left without an exception."""
     with file_errors(path), replacing(path) as file:
         output = kind(file, header)
@@ -137,7 +136,7 @@ def writing(path: Path, kind: Kind, *, header: bool = True) -> Iterator[Output]:
 
 
 @contextmanager
-def file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: Location) -> Iterator[None]:
     """Turns errors of the operating system into one line that names the file."""
     try:
         yield

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unroll_client._types import Classification
+from unroll_client.cli.locations import Location
 from unroll_client.cli.outputs import COLUMNS, GROUP_ROWS, top_probabilities
 
 
@@ -54,12 +54,12 @@ class ParquetOutput:
         self._held, self._rows = [], 0
 
     @classmethod
-    def join(cls, parts: Iterable[Path], file: IO[bytes]) -> None:
+    def join(cls, parts: Iterable[Location], file: IO[bytes]) -> None:
         """Writes files of this class as one, with the bytes that one writer would have written."""
         output = cls(file)
         for part in parts:
             with _arrow_errors():
-                output._held = pq.read_table(part, schema=output._schema).to_batches()
+                output._held = pq.read_table(pa.BufferReader(part.read_bytes()), schema=output._schema).to_batches()
                 output._rows = sum(batch.num_rows for batch in output._held)
                 output._flush()
         output.finish()

@@ -142,15 +142,29 @@ def _folder(folder: str, several: bool) -> Iterator[Source]:
         raise UnreadableError(folder, "a folder without files")
 
 
-def _remote(url: str, several: bool) -> Iterator[Source]:
+def filesystem_of(url: str, **options: Any) -> tuple[Any, str]:
+    """Returns fsspec's file system of a URL, and the path there.
+
+    Args:
+        url: The URL.
+        options: Arguments of the file system.
+
+    Raises:
+        UnreadableError: fsspec, or its driver of such URLs, is not installed.
+    """
     try:
         import fsspec
     except ModuleNotFoundError:
         raise UnreadableError(url, _REMOTE_MISSING) from None
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise UnreadableError(url, str(error)) from None
+    return filesystem, path
+
+
+def _remote(url: str, several: bool) -> Iterator[Source]:
+    filesystem, path = filesystem_of(url)
     with readable(Source(url, filesystem=filesystem)):
         # Servers of HTTP list nothing, and "?" begins a query there.
         if not url.startswith("http") and glob.has_magic(path):

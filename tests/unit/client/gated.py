@@ -33,6 +33,7 @@ class Gated(PartialServicer):
         requests: Received Classify requests, in order.
         remaining: Seconds of each to its deadline; None without one.
         cancelled: Requests that were cancelled.
+        most_in_flight: Most Classify requests that were open at a time.
     """
 
     def __init__(self, hangs: int = 0, pushbacks: int = 0, retry_after: float = 0.0) -> None:
@@ -42,7 +43,7 @@ class Gated(PartialServicer):
         self.requests: list[pb.ClassifyRequest] = []
         self.remaining: list[float | None] = []
         self.cancelled: list[pb.ClassifyRequest] = []
-        self.lookups = 0
+        self.lookups = self.most_in_flight = self._in_flight = 0
         self._hangs = hangs
         self._pushbacks = pushbacks
         self._retry_after = retry_after
@@ -58,6 +59,8 @@ class Gated(PartialServicer):
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
         self.requests.append(request)
         self.remaining.append(context.time_remaining())
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:
             if len(self.requests) <= self._pushbacks:
                 await self._push_back(context)
@@ -65,6 +68,8 @@ class Gated(PartialServicer):
         except asyncio.CancelledError:
             self.cancelled.append(request)
             raise
+        finally:
+            self._in_flight -= 1
         answer = zero_answer([f"{length} steps" for length in request.lengths])
         if request.return_final_states:
             snapshot = pb.Snapshot(format=1, model="m", version=1, architecture="simple_rnn", state=[bytes(8)])

@@ -1,8 +1,6 @@
 """Formats and layouts of sequence files: tables in every layout, compressed text, folders of parts, remote files."""
 
 import gzip
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.feather as pf
 import pyarrow.parquet as pq
 import pytest
+from support.s3_server import BUCKET, S3Server, needs_s3
 
 from unroll_proto.sequences import (
     Block,
@@ -166,38 +165,22 @@ def test_what_was_done_is_left_out(tmp_path: Path, suffix: str) -> None:
         assert found == [str(index) for index in range(skip, 9)]
 
 
-@contextmanager
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serves S3 on a free port; yields its address."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", "test")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
-
-
+@needs_s3
 @pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_files_of_s3_and_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3(monkeypatch) as address:
-        import s3fs
-
-        remote = s3fs.S3FileSystem(skip_instance_cache=True)
-        remote.mkdir("bucket", acl="public-read")
+    with S3Server(tmp_path / "s3.log") as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
         write_sequences(tmp_path / "f.parquet", [Sequence("a", np.ones((2, 3), np.float32), "L")])
         for name, data in (("f.parquet", (tmp_path / "f.parquet").read_bytes()), ("g.csv", LONG.encode())):
-            remote.pipe_file(f"bucket/in/{name}", data, ACL="public-read")
-        remote.pipe_file("bucket/in/_SUCCESS", b"")
-        assert [name for name, _, _ in read("s3://bucket/in")] == ["a", "a", "b"]
-        assert [name for name, _, _ in read("s3://bucket/in/*.csv")] == ["a", "b"]
-        assert read(f"{address}/bucket/in/g.csv") == read("s3://bucket/in/g.csv")
-        (source,) = find_sources(["s3://bucket/in/g.csv"])
+            server.put(f"in/{name}", data, ACL="public-read")
+        server.put("in/_SUCCESS", b"")
+        url = f"s3://{BUCKET}/in"
+        assert [name for name, _, _ in read(url)] == ["a", "a", "b"]
+        assert [name for name, _, _ in read(f"{url}/*.csv")] == ["a", "b"]
+        for name in ("f.parquet", "g.csv"):
+            assert read(f"{server.env['AWS_ENDPOINT_URL']}/{BUCKET}/in/{name}") == read(f"{url}/{name}")
+        (source,) = find_sources([f"{url}/g.csv"])
         assert source.stamp.startswith(f"{len(LONG)} ")
-        with pytest.raises(SequenceError, match="s3://bucket/none: "):
-            read("s3://bucket/none")
+        with pytest.raises(SequenceError, match=f"s3://{BUCKET}/none: "):
+            read(f"s3://{BUCKET}/none")
