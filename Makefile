@@ -124,10 +124,13 @@ bench-files: .venv/native ## Classifies a Parquet file without a server, with on
 cluster-examples: .venv/native .venv-cluster/done ## Runs the examples for Ray, Dask and Spark, and kills a worker of each.
 	$(BIN)/pytest -q tests/clusters $(PYTEST_ARGS)
 
-.venv-cluster/done: # An environment of its own: each brings some 300 MB, and versions of much else.
+# An environment of its own: each brings some 300 MB, and versions of much else. Spark comes as sources, whose wheel is
+# made of files that are compressed already. Modules are compiled when they are used.
+.venv-cluster/done: Makefile
 	$(PYTHON) -m venv .venv-cluster
-	.venv-cluster/bin/pip install --quiet $(CLUSTERS)
-	.venv-cluster/bin/pip install --quiet -e ./proto -e ./engine
+	printf '[bdist_wheel]\ncompression = stored\n' >.venv-cluster/wheels.cfg
+	DIST_EXTRA_CONFIG='$(CURDIR)/.venv-cluster/wheels.cfg' .venv-cluster/bin/pip install --quiet --no-compile $(CLUSTERS)
+	.venv-cluster/bin/pip install --quiet --no-compile -e ./proto -e ./engine
 	touch $@
 
 .venv-triton/done: # An environment of its own: the wheel brings a Triton server, and its own versions of much else.
