@@ -259,6 +259,7 @@ class AsyncClient(Uncopied):
         states: bool = True,
         logits: bool = False,
         return_snapshot: bool = False,
+        bound: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 (as above)
     ) -> SessionSteps:
         """Advances a session: a sequence whose state the server keeps, under an id that the caller chooses.
@@ -282,6 +283,8 @@ class AsyncClient(Uncopied):
             states: True to return the last layer's hidden state after each step.
             logits: True to return the logits of each step.
             return_snapshot: True to return the state after these steps.
+            bound: True to end a session that starts when this client's connection closes: by `close`, with the
+                process, or for any other reason (docs/sessions.md).
             timeout: Seconds that the call may take; None for the client's default.
 
         Raises:
@@ -292,11 +295,11 @@ class AsyncClient(Uncopied):
             Unavailable: no server was reachable, or the server could not reach its session store ("SESSION_STORE").
             InvalidArgument: an argument can't be used; `fields` names it.
             DeadlineExceeded: the timeout passed.
-            UnrollError: the call failed otherwise.
+            UnrollError: the call failed otherwise; its `code` is UNIMPLEMENTED if the server can't bind a session.
         """
         if model is None:
             model = "" if not start else snapshot.model if snapshot else self._model
-        request = advance_request(session_id, model, version, start, end, first_step, snapshot)
+        request = advance_request(session_id, model, version, start, end, first_step, snapshot, bound)
         request.return_states, request.return_logits, request.return_snapshot = states, logits, return_snapshot
         # With any number of features: only the server knows the session's model.
         values = None if chunk is None else pack_chunk(chunk)

@@ -205,6 +205,7 @@ class Client(Uncopied):
         states: bool = True,
         logits: bool = False,
         return_snapshot: bool = False,
+        bound: bool = False,
         timeout: float | None = None,
     ) -> SessionSteps:
         """Advances a session, a sequence whose state the server keeps; see `AsyncClient.advance`."""
@@ -221,6 +222,7 @@ class Client(Uncopied):
                 states=states,
                 logits=logits,
                 return_snapshot=return_snapshot,
+                bound=bound,
                 timeout=timeout,
             )
         )

@@ -85,6 +85,7 @@ def advance_request(
     end: bool,
     first_step: int | None,
     snapshot: Snapshot | None,
+    bound: bool,
 ) -> pb.AdvanceRequest:
     """Makes the request for the next steps of a session, without their values; see `AsyncClient.advance`.
 
@@ -102,6 +103,7 @@ def advance_request(
         end=end,
         first_step=first_step,
         initial_state=snapshot.to_proto() if snapshot else None,
+        bound=bound,
     )
 
 
@@ -131,7 +133,7 @@ def piece_request(
         # The number of the first step is known from the previous answer, and makes the request repeatable.
         piece.first_step = before.step
         if piece.start:
-            piece.start, piece.model, piece.version = False, "", 0
+            piece.start, piece.bound, piece.model, piece.version = False, False, "", 0
             piece.ClearField("initial_state")
     if not last:
         piece.end = piece.return_snapshot = False

@@ -1,7 +1,7 @@
 """Replicas that serve sessions of a small model, for tests of the sessions and their stores."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -34,6 +34,7 @@ async def replicas(
     queued: int = 10**6,
     catalog: Catalog | None = None,
     quotas: Quotas | None = None,
+    count: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[list[Sessions]]:
     """Serves MODEL and NEWER from a replica for each store, each with its own engine.
 
@@ -42,6 +43,7 @@ async def replicas(
         queued: Most timesteps in the queue of each engine.
         catalog: Catalog of all replicas, with MODEL and NEWER; made if absent.
         quotas: See Sessions.
+        count: See Sessions.
     """
     catalog = catalog or Catalog([MODEL, NEWER])
     engines = [
@@ -49,7 +51,7 @@ async def replicas(
         for _ in stores
     ]
     try:
-        yield [Sessions(store, catalog, engine, quotas=quotas) for store, engine in zip(stores, engines, strict=True)]
+        yield [Sessions(store, catalog, engine, count, quotas) for store, engine in zip(stores, engines, strict=True)]
     finally:
         for engine in engines:
             await asyncio.to_thread(engine.close)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from unroll_proto.v1 import unroll_pb2 as unroll__proto_dot_v1_dot_unroll__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dunroll_proto/v1/session.proto\x12\tunroll.v1\x1a\x1cunroll_proto/v1/unroll.proto\"\x99\x01\n\x07Session\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12%\n\x08snapshot\x18\x04 \x01(\x0b\x32\x13.unroll.v1.Snapshot\x12%\n\x04last\x18\x05 \x01(\x0b\x32\x17.unroll.v1.AppliedChunk\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\"P\n\x0c\x41ppliedChunk\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\r\n\x05state\x18\x04 \x03(\x0c\"\xa0\x01\n\x0bKeptSession\x12\x0f\n\x07\x65xpires\x18\x01 \x01(\x01\x12%\n\x07session\x18\x03 \x01(\x0b\x32\x12.unroll.v1.SessionH\x00\x12&\n\x04gone\x18\x04 \x01(\x0b\x32\x16.unroll.v1.GoneSessionH\x00\x12#\n\x05saved\x18\x05 \x01(\x0b\x32\x12.unroll.v1.SavedAtH\x00\x42\x06\n\x04whatJ\x04\x08\x02\x10\x03\"8\n\x07SavedAt\x12\x0c\n\x04wall\x18\x01 \x01(\x01\x12\x11\n\tmonotonic\x18\x02 \x01(\x01\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\"D\n\x0bGoneSession\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\npushed_out\x18\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dunroll_proto/v1/session.proto\x12\tunroll.v1\x1a\x1cunroll_proto/v1/unroll.proto\"\xa8\x01\n\x07Session\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12%\n\x08snapshot\x18\x04 \x01(\x0b\x32\x13.unroll.v1.Snapshot\x12%\n\x04last\x18\x05 \x01(\x0b\x32\x17.unroll.v1.AppliedChunk\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\x12\r\n\x05\x62ound\x18\x07 \x01(\x0c\"P\n\x0c\x41ppliedChunk\x12\x12\n\nfirst_step\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\r\n\x05state\x18\x04 \x03(\x0c\"\xa0\x01\n\x0bKeptSession\x12\x0f\n\x07\x65xpires\x18\x01 \x01(\x01\x12%\n\x07session\x18\x03 \x01(\x0b\x32\x12.unroll.v1.SessionH\x00\x12&\n\x04gone\x18\x04 \x01(\x0b\x32\x16.unroll.v1.GoneSessionH\x00\x12#\n\x05saved\x18\x05 \x01(\x0b\x32\x12.unroll.v1.SavedAtH\x00\x42\x06\n\x04whatJ\x04\x08\x02\x10\x03\"8\n\x07SavedAt\x12\x0c\n\x04wall\x18\x01 \x01(\x01\x12\x11\n\tmonotonic\x18\x02 \x01(\x01\x12\x0c\n\x04\x62oot\x18\x03 \x01(\t\"D\n\x0bGoneSession\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\npushed_out\x18\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unroll_proto.v1.session_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION']._serialized_start=75
-  _globals['_SESSION']._serialized_end=228
-  _globals['_APPLIEDCHUNK']._serialized_start=230
-  _globals['_APPLIEDCHUNK']._serialized_end=310
-  _globals['_KEPTSESSION']._serialized_start=313
-  _globals['_KEPTSESSION']._serialized_end=473
-  _globals['_SAVEDAT']._serialized_start=475
-  _globals['_SAVEDAT']._serialized_end=531
-  _globals['_GONESESSION']._serialized_start=533
-  _globals['_GONESESSION']._serialized_end=601
+  _globals['_SESSION']._serialized_end=243
+  _globals['_APPLIEDCHUNK']._serialized_start=245
+  _globals['_APPLIEDCHUNK']._serialized_end=325
+  _globals['_KEPTSESSION']._serialized_start=328
+  _globals['_KEPTSESSION']._serialized_end=488
+  _globals['_SAVEDAT']._serialized_start=490
+  _globals['_SAVEDAT']._serialized_end=546
+  _globals['_GONESESSION']._serialized_start=548
+  _globals['_GONESESSION']._serialized_end=616
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class Session(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Version of this message's meaning, 1."""
     owner: _builtins.str
@@ -38,6 +39,8 @@ class Session(_message.Message):
     session_id: _builtins.str
     ended: _builtins.bool
     """True if the session has ended. It is stored only to repeat the answer to its end."""
+    bound: _builtins.bytes
+    """The connection with which the session ends, 16 random bytes; empty if it outlives its connections, or has ended."""
     @_builtins.property
     def snapshot(self) -> _unroll_pb2.Snapshot: ...
     @_builtins.property
@@ -53,10 +56,11 @@ class Session(_message.Message):
         snapshot: _unroll_pb2.Snapshot | None = ...,
         last: Global___AppliedChunk | None = ...,
         ended: _builtins.bool = ...,
+        bound: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "format", b"format", "last", b"last", "owner", b"owner", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "ended", b"ended", "format", b"format", "last", b"last", "owner", b"owner", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

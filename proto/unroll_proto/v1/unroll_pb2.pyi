@@ -565,6 +565,7 @@ class AdvanceRequest(_message.Message):
     RETURN_STATES_FIELD_NUMBER: _builtins.int
     RETURN_LOGITS_FIELD_NUMBER: _builtins.int
     RETURN_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Id of the session among those of its caller; 1 to 128 bytes of UTF-8."""
     model: _builtins.str
@@ -582,6 +583,8 @@ class AdvanceRequest(_message.Message):
     return_states: _builtins.bool
     return_logits: _builtins.bool
     return_snapshot: _builtins.bool
+    bound: _builtins.bool
+    """Only with `start`. Ends the session when the connection of this call closes, whoever has advanced it since."""
     @_builtins.property
     def initial_state(self) -> Global___Snapshot:
         """Only with `start`. Absent means the zero state, at step 0."""
@@ -600,10 +603,11 @@ class AdvanceRequest(_message.Message):
         return_states: _builtins.bool = ...,
         return_logits: _builtins.bool = ...,
         return_snapshot: _builtins.bool = ...,
+        bound: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "first_step", b"first_step", "initial_state", b"initial_state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "end", b"end", "first_step", b"first_step", "initial_state", b"initial_state", "model", b"model", "return_logits", b"return_logits", "return_snapshot", b"return_snapshot", "return_states", b"return_states", "session_id", b"session_id", "start", b"start", "values", b"values", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_step", b"_first_step", "bound", b"bound", "end", b"end", "first_step", b"first_step", "initial_state", b"initial_state", "model", b"model", "return_logits", b"return_logits", "return_snapshot", b"return_snapshot", "return_states", b"return_states", "session_id", b"session_id", "start", b"start", "values", b"values", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_step: _TypeAlias = _typing.Literal["first_step"]  # noqa: Y015
     _WhichOneofArgType__first_step: _TypeAlias = _typing.Literal["_first_step", b"_first_step"]  # noqa: Y015

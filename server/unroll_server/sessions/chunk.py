@@ -1,5 +1,6 @@
 """A chunk of a session: its place in the sequence, and the session after it. Independent of store and engine."""
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class Advance:
         initial_step: Steps consumed before `initial_state`.
         initial_bundle: Bundle that computed `initial_state`, see ModelSpec; empty if unknown.
         keep_states: True to return the states after all steps.
+        connection: With start, done when the connection closes with which the session ends; None to outlive it.
     """
 
     owner: str
@@ -51,6 +53,7 @@ class Advance:
     initial_step: int = 0
     initial_bundle: bytes = b""
     keep_states: bool = True
+    connection: asyncio.Future[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ def successor(request: Advance, session: Session, values: Float32Array, answer: 
         session_id=session.session_id,
         snapshot=encode_snapshot(answer.model.spec, answer.step, answer.state),
         ended=request.end,
+        bound=b"" if request.end else session.bound,
     )
     if len(values):
         first_step, count, digest = _chunk(answer.first_step, values)

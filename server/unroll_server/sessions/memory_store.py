@@ -52,6 +52,10 @@ class MemoryStore:
         """See store.Store."""
         return await self._run(self._table.remove, owner, session_id)
 
+    async def remove_bound(self, bound: bytes) -> int:
+        """See store.Store."""
+        return await self._run(self._table.remove_bound, bound)
+
     async def count(self, model: ModelKey, bundle: bytes) -> int:
         """See store.Store."""
         return await self._run(self._table.count, model, bundle)

@@ -2,8 +2,8 @@
 
 A session is a hash under `unroll:session:HASH`, the hash of owner and id, with Redis's own expiry. The key
 `unroll:session:HASH:was` outlives it, to tell an expired session from one that never was. Sorted sets list all
-sessions, those of a model version and those of an owner by their expiry. Each use is one script, so it is atomic and
-can be retried: a write that was done already is recognized by its revision.
+sessions, those of a model version, of an owner and of a connection by their expiry. Each use is one script, so it is
+atomic and can be retried: a write that was done already is recognized by its revision.
 
 In a cluster a script reaches the keys of one slot. So sessions are spread over `BUCKETS`, each with a slot and sets of
 its own, and what is known of all sessions is asked of every bucket.
@@ -31,6 +31,8 @@ BUCKETS = 16
 """Buckets of sessions in a cluster: the most primaries that share the work."""
 CONNECTIONS = 64
 """Most uses at a time, each of a connection; one more waits."""
+MOST_ENDED = 256
+"""Most sessions of a bucket that are ended at a time with their connection."""
 LOG_INTERVAL = 10.0
 """Least seconds between two log lines about a Redis that does not answer."""
 
@@ -39,7 +41,7 @@ _TIME = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 """
-# Sets drop expired members, and expire with their last member.
+# Sets drop expired members, and expire with their last member. The set of a connection comes last: there may be none.
 _INTO_LISTS = """
 local function list(now, ttl, member, ...)
     for _, set in ipairs({...}) do
@@ -51,22 +53,29 @@ end
 """
 # KEYS: session, was, all, the owner's. ARGV: ttl, ttl of was, member, prefix of the models' sets. Returns {revision,
 # record}, else 1 if the session has expired.
-_GET = f"""{_TIME}{_INTO_LISTS}local kept = redis.call('HMGET', KEYS[1], 'revision', 'record', 'model', 'ended')
+_GET = f"""{_TIME}{_INTO_LISTS}
+local kept = redis.call('HMGET', KEYS[1], 'revision', 'record', 'model', 'ended', 'bound')
 if not kept[1] then return redis.call('EXISTS', KEYS[2]) end
 if kept[4] == '0' then
     redis.call('PEXPIRE', KEYS[1], ARGV[1])
     redis.call('PEXPIRE', KEYS[2], ARGV[2])
-    list(now, ARGV[1], ARGV[3], KEYS[3], KEYS[4], ARGV[4] .. kept[3])
+    list(now, ARGV[1], ARGV[3], KEYS[3], KEYS[4], ARGV[4] .. kept[3], kept[5] or nil)
 end
 return {{kept[1], kept[2]}}
 """
-# KEYS: session, was, all, the owner's. ARGV: revision before ('' none), revision, record, model, ended, ttl, ttl of
-# was, member, prefix. Returns 1 if the session has that revision now.
-_PUT = f"""{_TIME}{_INTO_LISTS}local kept = redis.call('HMGET', KEYS[1], 'revision', 'model')
+# KEYS: session, was, all, the owner's, the connection's if it is bound to one. ARGV: revision before ('' none),
+# revision, record, model, ended, ttl, ttl of was, member, prefix. Returns 1 if the session has that revision now.
+_PUT = f"""{_TIME}{_INTO_LISTS}
+local kept = redis.call('HMGET', KEYS[1], 'revision', 'model', 'bound')
 if kept[1] == ARGV[2] then return 1 end
 if (kept[1] or '') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'revision', ARGV[2], 'record', ARGV[3], 'model', ARGV[4], 'ended', ARGV[5])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
+if kept[3] and kept[3] ~= KEYS[5] then
+    redis.call('HDEL', KEYS[1], 'bound')
+    redis.call('ZREM', kept[3], ARGV[8])
+end
+if KEYS[5] then redis.call('HSET', KEYS[1], 'bound', KEYS[5]) end
 if kept[2] and (kept[2] ~= ARGV[4] or ARGV[5] == '1') then redis.call('ZREM', ARGV[9] .. kept[2], ARGV[8]) end
 if ARGV[5] == '1' then
     redis.call('DEL', KEYS[2])
@@ -74,16 +83,19 @@ if ARGV[5] == '1' then
     redis.call('ZREM', KEYS[4], ARGV[8])
 else
     redis.call('SET', KEYS[2], '', 'PX', ARGV[7])
-    list(now, ARGV[6], ARGV[8], KEYS[3], KEYS[4], ARGV[9] .. ARGV[4])
+    list(now, ARGV[6], ARGV[8], KEYS[3], KEYS[4], ARGV[9] .. ARGV[4], KEYS[5])
 end
 return 1
 """
-# KEYS: session, was, all, the owner's. ARGV: member, prefix. Returns 1 if there was a session that had not ended.
+# KEYS: session, was, all, the owner's, the connection's if only a session that is bound to it is meant. ARGV: member,
+# prefix. Returns 1 if there was a session that had not ended.
 _REMOVE = """
-local kept = redis.call('HMGET', KEYS[1], 'model', 'ended')
+local kept = redis.call('HMGET', KEYS[1], 'model', 'ended', 'bound')
+if KEYS[5] and kept[3] ~= KEYS[5] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
+if kept[3] then redis.call('ZREM', kept[3], ARGV[1]) end
 if not kept[1] then return 0 end
 redis.call('ZREM', ARGV[2] .. kept[1], ARGV[1])
 return kept[2] == '0' and 1 or 0
@@ -93,7 +105,8 @@ _COUNT = f"""{_TIME}
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.3f', now))
 return redis.call('ZCARD', KEYS[1])
 """
-# KEYS: all. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left, score} of each, the latest first.
+# KEYS: all, or a connection's. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left, score} of each,
+# the latest first.
 _LIST = f"""{_TIME}
 local found = {{}}
 local members = redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', now, 'WITHSCORES', 'LIMIT', 0, ARGV[1])
@@ -163,14 +176,28 @@ class RedisStore:
             bucket.models,
         ]
         async with self._answering():
-            return bool(await self._put(keys=bucket.keys(session.owner, member), args=arguments))
+            return bool(await self._put(keys=bucket.keys(session.owner, member, session.bound), args=arguments))
 
-    async def remove(self, owner: str, session_id: str) -> bool:
-        """See store.Store."""
+    async def remove(self, owner: str, session_id: str, bound: bytes = b"") -> bool:
+        """See store.Store.
+
+        Args:
+            owner: Owner of the session.
+            session_id: Id of the session.
+            bound: Deletes the session only if it is bound to this connection.
+        """
         member = _member(owner, session_id)
         bucket = self._bucket_of(member)
         async with self._answering():
-            return bool(await self._remove(keys=bucket.keys(owner, member), args=[member, bucket.models]))
+            return bool(await self._remove(keys=bucket.keys(owner, member, bound), args=[member, bucket.models]))
+
+    async def remove_bound(self, bound: bytes) -> int:
+        """See store.Store."""
+        found = await self._of_each(
+            lambda bucket: self._list(keys=[bucket.bound(bound)], args=[MOST_ENDED, bucket.sessions])
+        )
+        sessions = [parse(record) for part in found for record, _, _ in part]
+        return sum(await asyncio.gather(*(self.remove(each.owner, each.session_id, bound) for each in sessions)))
 
     async def count(self, model: ModelKey, bundle: bytes) -> int:
         """See store.Store."""
@@ -254,9 +281,14 @@ class _Bucket:
         """Returns the set of an owner's sessions."""
         return f"{self._prefix}owner:{_member(name)}"
 
-    def keys(self, owner: str, member: str) -> list[str]:
-        """Returns the keys of a session, in the order of the scripts."""
-        return [f"{self.sessions}{member}", f"{self.sessions}{member}:was", self.all, self.owner(owner)]
+    def bound(self, connection: bytes) -> str:
+        """Returns the set of the sessions that are bound to a connection."""
+        return f"{self._prefix}bound:{connection.hex()}"
+
+    def keys(self, owner: str, member: str, bound: bytes = b"") -> list[str]:
+        """Returns the keys of a session, in the order of the scripts; with that of a connection if there is one."""
+        keys = [f"{self.sessions}{member}", f"{self.sessions}{member}:was", self.all, self.owner(owner)]
+        return [*keys, self.bound(bound)] if bound else keys
 
 
 def _member(*names: str) -> str:

@@ -28,6 +28,7 @@ from unroll_server.identity.quotas import Quotas
 from unroll_server.repository.catalog import Catalog
 from unroll_server.repository.version import LoadedVersion
 from unroll_server.sequence import run_chunk
+from unroll_server.sessions.bindings import Bindings
 from unroll_server.sessions.chunk import Advance, Advanced, check_values, locate, new_session, no_session, successor
 from unroll_server.sessions.store import Kept, Listed, Store
 
@@ -48,7 +49,8 @@ class Sessions:
         catalog: Finds the models.
         engine: Runs them.
         count: Called with the outcome of each request: "started", "advanced", "repeated" or "ended"; "unknown",
-            "expired", "taken", "room" or "store" for the error of this name.
+            "expired", "taken", "room" or "store" for the error of this name; and with "disconnected" for each session
+            that ended with its connection.
         quotas: Bounds the sessions of each owner; None for no bound.
         refresh_for: Loads the version of a session that is not served here yet, if the repository has it.
 
@@ -71,6 +73,7 @@ class Sessions:
         self._count = count
         self._quotas = quotas
         self._refresh_for = refresh_for
+        self._bindings = Bindings(store, count)
 
     async def advance(self, request: Advance) -> Advanced:
         """Computes and applies the next steps of a session.
@@ -118,7 +121,8 @@ class Sessions:
             return await self.store.remove(owner, session_id)
 
     async def close(self) -> None:
-        """Closes the store."""
+        """Ends the sessions that are bound to a connection, since none outlives the server, and closes the store."""
+        await self._bindings.close()
         await self.store.close()
 
     async def _advance(self, request: Advance) -> tuple[Advanced, str]:
@@ -134,7 +138,10 @@ class Sessions:
                 kept = await self._read(request)
                 if kept is None or kept.session.ended:
                     await self._check_quota(request)
-                return await self._apply(request, kept, new_session(request, model.spec), model)
+                session = new_session(request, model.spec)
+                if request.connection is not None:
+                    session.bound = self._bindings.token_of(request.connection)
+                return await self._apply(request, kept, session, model)
         kept = await self._read(request)
         if kept is None:
             raise no_session(request)
@@ -173,7 +180,10 @@ class Sessions:
 
     async def _put(self, request: Advance, session: Session, before: bytes | None) -> bool:
         async with _bounded(request.deadline):
-            stored = await self.store.put(session, before)
+            if request.connection is None:
+                stored = await self.store.put(session, before)
+            else:
+                stored = await self._bindings.put(request.connection, session, before)
         if stored:
             caller.current.get().committed = True
         return stored

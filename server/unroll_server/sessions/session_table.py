@@ -31,12 +31,13 @@ DEEP_SWEEP = 100 * SWEEP
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     owner TEXT NOT NULL, id TEXT NOT NULL, revision BLOB NOT NULL, model TEXT NOT NULL, version INTEGER NOT NULL,
-    bundle BLOB NOT NULL, step INTEGER NOT NULL, ended INTEGER NOT NULL, expires REAL NOT NULL, used INTEGER NOT NULL,
-    record BLOB NOT NULL,
+    bundle BLOB NOT NULL, step INTEGER NOT NULL, ended INTEGER NOT NULL, bound BLOB, expires REAL NOT NULL,
+    used INTEGER NOT NULL, record BLOB NOT NULL,
     UNIQUE (owner, id));
 CREATE INDEX IF NOT EXISTS sessions_expires ON sessions (expires);
 CREATE INDEX IF NOT EXISTS sessions_used ON sessions (ended DESC, used);
 CREATE INDEX IF NOT EXISTS sessions_model ON sessions (model, version, bundle, ended, expires);
+CREATE INDEX IF NOT EXISTS sessions_bound ON sessions (bound) WHERE bound IS NOT NULL;
 CREATE TABLE IF NOT EXISTS gone (
     number INTEGER PRIMARY KEY, owner TEXT NOT NULL, id TEXT NOT NULL, pushed_out INTEGER NOT NULL,
     until REAL NOT NULL, UNIQUE (owner, id));
@@ -45,10 +46,11 @@ INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT * FROM total);
 CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON sessions BEGIN UPDATE total SET sessions = sessions + 1; END;
 CREATE TRIGGER IF NOT EXISTS uncounted AFTER DELETE ON sessions BEGIN UPDATE total SET sessions = sessions - 1; END;
 """
-_COLUMNS = ("owner", "id", "revision", "model", "version", "bundle", "step", "ended", "expires", "used", "record")
+_COLUMNS = "owner, id, revision, model, version, bundle, step, ended, bound, expires, used, record"
+_NAMES = _COLUMNS.split(", ")
 _WRITE = (
-    f"INSERT INTO sessions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608
-    f"ON CONFLICT (owner, id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
+    f"INSERT INTO sessions ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))}) "  # noqa: S608
+    f"ON CONFLICT (owner, id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _NAMES)}"
 )
 
 
@@ -132,6 +134,13 @@ class SessionTable:
             self._drop(owner, session_id, None, now)
         return row is not None and not row[2]
 
+    def remove_bound(self, bound: bytes) -> int:
+        """See store.Store."""
+        with self.transaction():
+            chosen = "SELECT rowid FROM sessions WHERE bound = ? LIMIT ?"
+            query = f"DELETE FROM sessions WHERE rowid IN ({chosen})"  # noqa: S608
+            return self._db.execute(query, (bound, DEEP_SWEEP)).rowcount
+
     def count(self, model: ModelKey, bundle: bytes) -> int:
         """See store.Store."""
         with self.transaction(sweep=DEEP_SWEEP) as now:
@@ -185,8 +194,8 @@ class SessionTable:
             raise SessionStoreError("the sessions' memory does not answer") from error
 
     def rows(self) -> Iterator[tuple[float, bytes]]:
-        """Yields the expiry and the record of each live session, the least recently used first."""
-        query = "SELECT expires, record FROM sessions WHERE expires > ? ORDER BY used"
+        """Yields the expiry and the record of each live session that is not bound, the least recently used first."""
+        query = "SELECT expires, record FROM sessions WHERE expires > ? AND bound IS NULL ORDER BY used"
         yield from self._db.execute(query, (self._clock(),))
 
     def gone(self) -> Iterator[tuple[float, str, str, bool]]:
@@ -198,7 +207,14 @@ class SessionTable:
     def write(self, session: Session, expires: float) -> None:
         """Inserts or replaces a session, as the most recently used; within a transaction."""
         owner, session_id, snapshot = session.owner, session.session_id, session.snapshot
-        content = (snapshot.model, snapshot.version, snapshot.bundle, snapshot.step, session.ended)
+        content = (
+            snapshot.model,
+            snapshot.version,
+            snapshot.bundle,
+            snapshot.step,
+            session.ended,
+            session.bound or None,
+        )
         record = session.SerializeToString()
         self._db.execute(_WRITE, (owner, session_id, new_revision(), *content, expires, self._now_used(), record))
         self._db.execute("DELETE FROM gone WHERE owner = ? AND id = ?", (owner, session_id))

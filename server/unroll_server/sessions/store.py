@@ -79,6 +79,10 @@ class Store(Protocol):
         """Deletes a session without remembering it; returns True if there was one."""
         ...
 
+    async def remove_bound(self, bound: bytes) -> int:
+        """Deletes sessions that are bound to a connection, many at a time; returns their number, 0 if none is left."""
+        ...
+
     async def count(self, model: ModelKey, bundle: bytes) -> int:
         """Returns the number of sessions on a model version with the content that `bundle` identifies."""
         ...

@@ -1,5 +1,8 @@
 """unroll.v1.UnrollService.Advance: the next steps of a session."""
 
+import asyncio
+from typing import Any
+
 from unroll_engine.arrays import to_bytes
 from unroll_engine.errors import InvalidRequestError
 from unroll_engine.models.spec import Float32Array, ModelSpec
@@ -7,17 +10,18 @@ from unroll_engine.readout import classify
 from unroll_engine.snapshots import decode_snapshot, encode_snapshot
 from unroll_proto.v1 import unroll_pb2 as pb
 from unroll_server import caller
-from unroll_server.api.data_plane import DataPlane, decode_chunk, resolve_model
+from unroll_server.api.data_plane import DataPlane, deadline_of, decode_chunk, resolve_model
+from unroll_server.errors import NotOfferedError
 from unroll_server.sessions.chunk import Advance, Advanced
 
 
-async def advance(request: pb.AdvanceRequest, plane: DataPlane, deadline: float) -> pb.AdvanceResponse:
+async def advance(request: pb.AdvanceRequest, plane: DataPlane, context: Any) -> pb.AdvanceResponse:
     """Answers a request; see unroll.proto.
 
     Args:
         request: The caller's request.
         plane: The data plane.
-        deadline: On the engine's clock, in seconds.
+        context: Context of the call.
     """
 
     def values(spec: ModelSpec) -> Float32Array:
@@ -41,14 +45,26 @@ async def advance(request: pb.AdvanceRequest, plane: DataPlane, deadline: float)
             end=request.end,
             first_step=request.first_step if request.HasField("first_step") else None,
             values=values,
-            deadline=deadline,
+            deadline=deadline_of(context),
             initial_state=state,
             initial_step=request.initial_state.step,
             initial_bundle=request.initial_state.bundle,
             keep_states=request.return_states,
+            connection=_connection(request, context) if request.bound else None,
         )
     )
     return _answer(done, request)
+
+
+def _connection(request: pb.AdvanceRequest, context: Any) -> asyncio.Future[None]:
+    """Returns what is done when the connection closes that a session is bound to."""
+    if not request.start:
+        raise InvalidRequestError("only a session that starts can be bound to its connection", "bound")
+    closed: asyncio.Future[None] | None = getattr(context, "connection_closed", None)
+    if closed is None:
+        problem = "grpcio does not tell when a connection closes; the server needs --transport native"
+        raise NotOfferedError(problem, "bound")
+    return closed
 
 
 def _answer(done: Advanced, request: pb.AdvanceRequest) -> pb.AdvanceResponse:

@@ -76,7 +76,7 @@ class UnrollService(UnrollServiceServicer):
 
     async def Advance(self, request: pb.AdvanceRequest, context: Any) -> pb.AdvanceResponse:
         """See unroll.proto."""
-        return await advance(request, self._plane, deadline_of(context))
+        return await advance(request, self._plane, context)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """See unroll.proto."""

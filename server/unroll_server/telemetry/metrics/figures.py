@@ -35,7 +35,19 @@ CODES = (
 """Names of the status codes by number, as in dashboards of gRPC's metrics."""
 CAUSES = ("expired", "cancelled")
 """Causes of a dropped sequence: its deadline passed, or its caller left."""
-OUTCOMES = ("started", "advanced", "repeated", "ended", "evicted", "unknown", "expired", "taken", "room", "store")
+OUTCOMES = (
+    "started",
+    "advanced",
+    "repeated",
+    "ended",
+    "disconnected",
+    "evicted",
+    "unknown",
+    "expired",
+    "taken",
+    "room",
+    "store",
+)
 """Outcomes of sessions and of requests for them, exported from the start: see `ServerMetrics.session`."""
 REFUSALS = ("steps", "bytes", "deadline", "identity", "unread")
 """Causes of refusals, exported from the start: see `ServerMetrics.refused`."""
@@ -194,9 +206,9 @@ class ServerMetrics:
 
         Args:
             outcome: "started", "advanced" (steps added), "repeated" (asked again, answered the same), "ended" (by its
-                caller); "evicted" (made room for another); and of refused requests: "unknown" (no such id), "expired"
-                (unused for too long), "taken" (another writer was first), "room" (no room for one more), "store" (the
-                store does not answer).
+                caller), "disconnected" (with its connection), "evicted" (made room for another); and of refused
+                requests: "unknown" (no such id), "expired" (unused for too long), "taken" (another writer was first),
+                "room" (no room for one more), "store" (the store does not answer).
         """
         self._count("session", outcome, 1)
 

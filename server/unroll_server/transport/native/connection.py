@@ -48,6 +48,7 @@ class Connection(Session, asyncio.Protocol):
         # Nothing is written while the caller does not read, and nothing is read then or during a rest.
         self._is_paused = False
         self._rests = False
+        self._closed: asyncio.Future[None] | None = None
         self.peer = ""
         self.auth: Mapping[str, Sequence[bytes]] = {}
 
@@ -90,6 +91,8 @@ class Connection(Session, asyncio.Protocol):
         """See asyncio.Protocol."""
         self._transport = None
         self.lost()
+        if self._closed:
+            self._closed.set_result(None)
         self._left(self)
         self._changed()
 
@@ -113,6 +116,15 @@ class Connection(Session, asyncio.Protocol):
         """Ends a rest."""
         self._rests = False
         self._read_again()
+
+    @property
+    def closed(self) -> asyncio.Future[None]:
+        """Done once the connection has closed; one object, to add callbacks to."""
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+            if self._transport is None:
+                self._closed.set_result(None)
+        return self._closed
 
     def _read_again(self) -> None:
         if self._transport and not self._transport.is_closing() and not (self._is_paused or self._rests):

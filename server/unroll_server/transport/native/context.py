@@ -72,6 +72,11 @@ class Context:
         """See CallContext."""
         return self._connection.auth
 
+    @property
+    def connection_closed(self) -> asyncio.Future[None]:
+        """Done once the connection has closed. grpcio reports no such event, so its contexts have no such attribute."""
+        return self._connection.closed
+
     def time_remaining(self) -> float | None:
         """See CallContext."""
         deadline = self._call.deadline
