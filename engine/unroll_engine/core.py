@@ -88,7 +88,7 @@ class ModelQueue:
         if job.interactive:
             self.last_interactive = now
         job.waited = max(now - job.arrived, 0.0)
-        self.metrics.waited(job.waited)
+        self.metrics.waited(job.waited, job.trace)
         if job.trace is not None:
             self.traced = True
             job.trace.waited(str(self.model.spec.key), job.waited)
@@ -288,7 +288,7 @@ class EngineCore:
         took = time.perf_counter() - begin
         if not single:
             planned.learn(self._preparing + took - model_took)
-        planned.metrics.tick(count, steps, real, took)
+        planned.metrics.tick(count, steps, real, took, traces[0] if traces else None)
         if traces:
             traces[0].ticked(traces[1:], str(planned.model.spec.key), count, steps, real, took)
 

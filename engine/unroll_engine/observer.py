@@ -7,7 +7,7 @@ from typing import Any, Protocol
 class ModelMetrics(Protocol):
     """Counters of one model version."""
 
-    def tick(self, lanes: int, steps: int, real_steps: int, seconds: float) -> None:
+    def tick(self, lanes: int, steps: int, real_steps: int, seconds: float, trace: "Trace | None") -> None:
         """Counts a tick.
 
         Args:
@@ -15,11 +15,12 @@ class ModelMetrics(Protocol):
             steps: Timesteps computed for each.
             real_steps: Timesteps, over all lanes, that belonged to sequences; the others were padding.
             seconds: Its duration.
+            trace: The trace of a call in it; None if no call is traced.
         """
         ...
 
-    def waited(self, seconds: float) -> None:
-        """Counts a job's time in the queue."""
+    def waited(self, seconds: float, trace: "Trace | None") -> None:
+        """Counts a job's time in the queue; `trace` is None if its call is not traced."""
         ...
 
     def dropped(self, cause: str, sequences: int) -> None:
@@ -82,10 +83,10 @@ class NoMetrics:
         """See Metrics."""
         return self
 
-    def tick(self, lanes: int, steps: int, real_steps: int, seconds: float) -> None:
+    def tick(self, lanes: int, steps: int, real_steps: int, seconds: float, trace: "Trace | None") -> None:
         """See ModelMetrics."""
 
-    def waited(self, seconds: float) -> None:
+    def waited(self, seconds: float, trace: "Trace | None") -> None:
         """See ModelMetrics."""
 
     def dropped(self, cause: str, sequences: int) -> None:
@@ -100,6 +101,11 @@ class NoMetrics:
 
 class Trace(Protocol):
     """The trace of a call while its jobs are in the engine."""
+
+    @property
+    def ids(self) -> bytes:
+        """Id of the trace, 16 bytes, and of the span in it, 8 bytes."""
+        ...
 
     def waited(self, model: str, seconds: float) -> None:
         """Reports that a job of the call, for the model NAME/VERSION, left the queue now, after so many seconds."""

@@ -180,8 +180,10 @@ async def test_a_call_has_a_line_with_its_name_and_sizes_and_nothing_that_was_se
     assert (told["mine/3"]["received"], told["mine/3"]["sent"]) == (2, len(answers))
     assert told["mine/3"]["steps"] == len(values)
     assert "hush" not in observed.log
+    assert {name for name, line in told.items() if "trace_id" in line} == {"mine/1"}
+    assert first["trace_id"] == "5" * 32
     assert set().union(*told.values()) == {
-        *("time", "level", "logger", "message", "request_id", "method", "code", "seconds", "peer"),
+        *("time", "level", "logger", "message", "request_id", "method", "code", "seconds", "peer", "trace_id"),
         *("received", "received_bytes", "sent", "sent_bytes", "steps"),
     }
 

@@ -42,17 +42,27 @@ class Prometheus:
         command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, f"--web.listen-address={self._address}"], stdout=log, stderr=log
+                [*command, f"--web.listen-address={self._address}", "--enable-feature=exemplar-storage"],
+                stdout=log,
+                stderr=log,
             )
         wait_until(lambda: self._is_ready() or self._process.poll() is not None, self._log.read_text)
         assert self._process.poll() is None, self._log.read_text()
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Returns the samples of an instant query; each has `metric` and `value`."""
-        asked = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://{self._address}/api/v1/query?{asked}", timeout=30) as answer:
-            samples: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        samples: list[dict[str, Any]] = self._get("query", query=expression)["result"]
         return samples
+
+    def exemplars(self, expression: str) -> list[dict[str, Any]]:
+        """Returns the exemplars, of any time, of the series in an expression; each has `labels` and `value`."""
+        series: list[dict[str, Any]] = self._get("query_exemplars", query=expression, start="0", end="4e9")
+        return [exemplar for each in series for exemplar in each["exemplars"]]
+
+    def _get(self, path: str, **asked: str) -> Any:
+        url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(asked)}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return json.load(answer)["data"]
 
     def _is_ready(self) -> bool:
         try:

@@ -134,6 +134,6 @@ class CallReport:
             "sent_bytes": call.sent_bytes,
             "steps": call.steps,
         }
-        if span:
-            fields["trace_id"] = span.trace_id
+        if call.trace:
+            fields["trace_id"] = call.trace.ids[:16].hex()
         _log.info("call", extra={"fields": fields})

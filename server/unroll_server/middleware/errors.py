@@ -54,7 +54,7 @@ def with_status(method: Method, observer: MethodObserver) -> Behavior:
             seconds = time.perf_counter() - begin
             # Streams count their messages one by one.
             messages = (0, 0) if method.response_streaming else (call.received, call.sent)
-            counts.handled(code, seconds, *messages)
+            counts.handled(code, seconds, *messages, call.trace)
             if report:
                 report.end(code, seconds)
 

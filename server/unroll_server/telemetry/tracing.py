@@ -6,10 +6,11 @@ imported. No span holds values, states, tokens, or ids of sessions.
 """
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from unroll_server.errors import StartupError
 
@@ -29,6 +30,9 @@ FLUSH_SECONDS = 3.0
 """Most seconds for sending the remaining spans at the end."""
 LEAST_STEP = 1_000_000
 """Nanoseconds; smaller changes between wall and monotonic clock come from the time between two readings."""
+TRACEPARENT = "traceparent"
+"""Metadata with the caller's trace context: https://www.w3.org/TR/trace-context/."""
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
 
 class Tracer:
@@ -150,18 +154,15 @@ class CallSpan:
             the call would give spans that end before they begin.
     """
 
-    __slots__ = ("_span", "_ticks", "_to_wall", "_tracer")
+    __slots__ = ("_span", "_ticks", "_to_wall", "_tracer", "ids")
 
     def __init__(self, tracer: Tracer, span: "Span", to_wall: int) -> None:
         self._tracer = tracer
         self._span = span
         self._ticks = 0
         self._to_wall = to_wall
-
-    @property
-    def trace_id(self) -> str:
-        """32 hexadecimal digits."""
-        return f"{self._span.get_span_context().trace_id:032x}"
+        context = span.get_span_context()
+        self.ids = context.trace_id.to_bytes(16) + context.span_id.to_bytes(8)
 
     def waited(self, model: str, seconds: float) -> None:
         """Records that a job of the call was queued for `seconds`, until now."""
@@ -210,6 +211,33 @@ class CallSpan:
         if code in _SERVER_FAULTS:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end(time.monotonic_ns() + self._to_wall)
+
+
+class CallerTrace:
+    """The trace of a call that the caller records and the server does not; see unroll_engine.observer.Trace.
+
+    Args:
+        ids: Ids of the trace and of the caller's span.
+    """
+
+    __slots__ = ("ids",)
+
+    def __init__(self, ids: bytes) -> None:
+        self.ids = ids
+
+    @classmethod
+    def of(cls, traceparent: str) -> Self | None:
+        """Returns the trace of a `traceparent`; None if it is malformed, or not sampled."""
+        found = _TRACEPARENT.fullmatch(traceparent)
+        return cls(bytes.fromhex(found[1] + found[2])) if found and int(found[3], 16) & 1 else None
+
+    def waited(self, model: str, seconds: float) -> None:
+        """See Trace."""
+
+    def ticked(
+        self, others: Sequence[Any], model: str, lanes: int, steps: int, real_steps: int, seconds: float
+    ) -> None:
+        """See Trace."""
 
 
 _SERVER_FAULTS = frozenset({2, 4, 12, 13, 14, 15})

@@ -19,6 +19,7 @@ from unroll_server.middleware.access_log import REQUEST_ID, CallObserver, Method
 from unroll_server.middleware.errors import with_status
 from unroll_server.middleware.slow_readers import SMALL_BYTES, SlowReaders
 from unroll_server.telemetry.metrics import CallMetrics
+from unroll_server.telemetry.tracing import TRACEPARENT, CallerTrace
 
 REASON = "MALFORMED_MESSAGE"
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -117,17 +118,21 @@ class Registry(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Begins a call of grpcio's, in its task, and returns its handler; see grpc.GenericRpcHandler."""
         request_id: str | bytes = ""
+        traceparent: Any = None
         for key, value in handler_call_details.invocation_metadata or ():
             if key == REQUEST_ID:
                 request_id = value
-        return self.begin(handler_call_details.method, request_id)
+            elif key == TRACEPARENT:
+                traceparent = value
+        return self.begin(handler_call_details.method, request_id, traceparent)
 
-    def begin(self, path: str, request_id: str | bytes, admitted: bool = False) -> Any:
+    def begin(self, path: str, request_id: str | bytes, traceparent: str | None = None, admitted: bool = False) -> Any:
         """Begins a call, in its task, and returns its handler; None if there is no such method.
 
         Args:
             path: Path of the method.
             request_id: Request id of the caller; empty if it gave none.
+            traceparent: Trace context of the caller; None if it gave none.
             admitted: True to skip the guard, for a call that began before the server drained.
         """
         call = caller.Call()
@@ -137,6 +142,8 @@ class Registry(grpc.GenericRpcHandler):
             task.add_done_callback(self.in_flight.discard)
         if request_id:
             call.request_id = checked_request_id(request_id)
+        if traceparent:
+            call.trace = CallerTrace.of(traceparent)
         found = self.methods.get(path)
         if found is None:
             self._observer.unknown_method(path, call)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -17,13 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from unroll_server.addresses import Address
 from unroll_server.errors import StartupError
 from unroll_server.telemetry.metrics import LANES, QUEUE_SECONDS, TICK_SECONDS, Metrics, Workers, served, shared
 from unroll_server.telemetry.metrics.figures import DROPPED, MODEL_SIZE
+from unroll_server.telemetry.tracing import CallerTrace
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -307,15 +312,58 @@ def test_processes_have_figures_while_they_live() -> None:
     assert samples[key("unroll_build_info", **build)] == 1
 
 
-def test_prometheus_gets_them_over_http(caplog: pytest.LogCaptureFixture) -> None:
+class Traced(CallerTrace):
+    """The trace with a number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number.to_bytes(16) + (~number % 2**64).to_bytes(8))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"trace_id": self.ids[:16].hex(), "span_id": self.ids[16:].hex()}
+
+
+def exemplars_of(text: str) -> dict[tuple[str, str], Exemplar]:
+    """The exemplars of an OpenMetrics exposition, by the metric's name and the bound of the bucket."""
+    samples = [sample for family in openmetrics(text) for sample in family.samples]  # type: ignore[no-untyped-call]
+    return {(each.name, each.labels["le"]): each.exemplar for each in samples if each.exemplar}
+
+
+def test_the_last_traced_value_of_a_bucket_over_all_workers_is_its_exemplar(tmp_path: Path) -> None:
+    for worker in (1, 0):
+        metrics = Metrics(tmp_path, worker)
+        jv = metrics.of("jv/1")
+        jv.serves(1)
+        jv.waited(0.3, Traced(worker))
+        jv.waited(0.4)
+        jv.tick(1, 1, 1, 5.0, Traced(10 + worker))
+        metrics.method("/a.B/C", "unary").handled(0, 0.002 + worker, trace=Traced(20 + worker))
+    registry = CollectorRegistry()
+    registry.register(Metrics(tmp_path))
+    exemplars = exemplars_of(generate_openmetrics(registry).decode())  # type: ignore[no-untyped-call]
+    assert {name: (each.value, each.labels) for name, each in exemplars.items()} == {
+        ("unroll_queue_seconds_bucket", "0.5"): (0.3, Traced(0).labels),
+        ("unroll_tick_seconds_bucket", "+Inf"): (5.0, Traced(10).labels),
+        ("grpc_server_handling_seconds_bucket", "0.0025"): (0.002, Traced(20).labels),
+        ("grpc_server_handling_seconds_bucket", "2.5"): (1.002, Traced(21).labels),
+    }
+    assert "#" not in re.sub("(?m)^# (HELP|TYPE) ", "", generate_latest(registry).decode())
+
+
+def test_prometheus_gets_them_over_http_in_the_format_that_it_asks_for(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
     metrics.of("jv/1").serves(1)
-    metrics.of("jv/1").tick(1, 1, 1, 0.1)
-    with caplog.at_level("INFO"), served(Address.of("--metrics", "127.0.0.1:0"), metrics):
+    metrics.of("jv/1").tick(1, 1, 1, 0.1, Traced(7))
+    workers = Workers(lambda: {0: os.getpid()})
+    with caplog.at_level("INFO"), served(Address.of("--metrics", "127.0.0.1:0"), metrics, workers):
         url = caplog.messages[-1].removeprefix("metrics on ")
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310
             assert answer.headers["Content-Type"].startswith("text/plain")
             assert parsed(answer.read().decode())[key("unroll_ticks_total", model="jv", version="1")] == 1
+        request = urllib.request.Request(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+            assert exemplars_of(answer.read().decode()).keys() == {("unroll_tick_seconds_bucket", "0.1")}
 
 
 def test_an_address_in_use_is_refused() -> None:

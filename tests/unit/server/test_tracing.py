@@ -21,7 +21,7 @@ from unroll_server.errors import StartupError
 from unroll_server.middleware.access_log import CallObserver, CallReport
 from unroll_server.telemetry import tracing
 from unroll_server.telemetry.metrics import Metrics
-from unroll_server.telemetry.tracing import Tracer
+from unroll_server.telemetry.tracing import CallerTrace, Tracer
 
 MODEL = served(random_network(), "one", 3)
 PARENTS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "123"]
@@ -85,6 +85,11 @@ async def test_calls_that_share_ticks_each_have_them_in_their_trace(
         await asyncio.to_thread(engine.close)
     calls = {trace_of(span): span for span in named(exporter, "a.B/C")}
     assert set(calls) == {digit * 32 for digit in "123"}
+    exemplars = [sample.exemplar for family in metrics.collect() for sample in family.samples if sample.exemplar]
+    assert {each.labels["trace_id"]: each.labels["span_id"] for each in exemplars}.items() <= {
+        trace: f"{span.context.span_id:016x}" for trace, span in calls.items() if span.context
+    }.items()
+    assert len(exemplars) >= 2
     for digit, (trace, call) in zip("123", sorted(calls.items()), strict=True):
         assert call.parent is not None
         assert f"{call.parent.span_id:016x}" == digit * 16
@@ -159,6 +164,25 @@ def test_a_stream_of_many_ticks_has_spans_of_the_first_ones(
     assert len(named(exporter, "unroll.tick")) == len(named(exporter, "unroll.queue")) == 2
     (call,) = named(exporter, "a.B/C")
     assert dict(call.attributes or {})["unroll.ticks"] == 5
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "ids"),
+    [
+        (PARENTS[0], "1" * 48),
+        ("01" + PARENTS[1][2:] + "-more", "2" * 48),
+        (PARENTS[0][:-2] + "00", None),
+        ("ff" + PARENTS[0][2:], None),
+        (f"00-{'0' * 32}-{'1' * 16}-01", None),
+        (f"00-{'1' * 32}-{'0' * 16}-01", None),
+        (PARENTS[0].replace("1", "A"), None),
+        (PARENTS[0] + "0", None),
+        ("", None),
+    ],
+)
+def test_the_trace_of_a_caller_is_known_where_the_caller_records_it(traceparent: str, ids: str | None) -> None:
+    trace = CallerTrace.of(traceparent)
+    assert (trace and trace.ids.hex()) == ids
 
 
 class Unreachable(SpanExporter):

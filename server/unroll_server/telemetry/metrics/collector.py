@@ -1,14 +1,17 @@
 """Metrics of a server as Prometheus collects them; docs/operations.md explains each."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from unroll_server.telemetry.metrics import figures as place
+from unroll_server.telemetry.metrics.exemplars import latest
 from unroll_server.telemetry.metrics.figures import CallMetrics, ModelMetrics, ServerMetrics
 from unroll_server.telemetry.metrics.memory import Figures, Memory
 
@@ -62,7 +65,7 @@ class Metrics(Collector):
             model: NAME/VERSION.
         """
         if model not in self._models:
-            self._models[model] = ModelMetrics(self._memory.of("model", model, place.MODEL_SIZE))
+            self._models[model] = ModelMetrics(self._memory, model)
         return self._models[model]
 
     def method(self, path: str, kind: str) -> CallMetrics:
@@ -73,8 +76,7 @@ class Metrics(Collector):
             kind: "unary", "client_stream", "server_stream" or "bidi_stream".
         """
         if (path, kind) not in self._methods:
-            figures = self._memory.of("call", f"{kind}{path}", place.CALL_SIZE)
-            self._methods[path, kind] = CallMetrics(figures)
+            self._methods[path, kind] = CallMetrics(self._memory, f"{kind}{path}")
         return self._methods[path, kind]
 
     def no_method(self) -> CallMetrics:
@@ -98,8 +100,8 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client.registry.Collector."""
-        yield from _models(self._memory.sums("model", place.MODEL_SIZE))
-        yield from _calls(self._memory.sums("call", place.CALL_SIZE))
+        yield from _models(self._memory)
+        yield from _calls(self._memory)
         yield from self._server_figures()
         runtimes = GaugeMetricFamily(
             "unroll_model_runtime",
@@ -136,7 +138,8 @@ def _version(key: str) -> list[str]:
     return [name, version]
 
 
-def _models(models: dict[str, Figures]) -> Iterator[Metric]:
+def _models(memory: Memory) -> Iterator[Metric]:
+    exemplars = latest(memory, "model", place.MODEL_SIZE)
     labels = ["model", "version"]
     ticks = CounterMetricFamily("unroll_ticks", "Ticks of the engine.", labels=labels)
     steps = CounterMetricFamily(
@@ -156,8 +159,8 @@ def _models(models: dict[str, Figures]) -> Iterator[Metric]:
     opened = GaugeMetricFamily("unroll_open_sequences", "Sequences open on streams.", labels=labels)
     loads = CounterMetricFamily("unroll_model_loads", "Model versions loaded and refused.", labels=[*labels, "outcome"])
     # The series of a version leave with it: a server that gets a version a day would else keep all of them.
-    for key, figures in models.items():
-        version = _version(key)
+    for key, figures in memory.sums("model", place.MODEL_SIZE).items():
+        version, traced = _version(key), exemplars.get(key, {})
         if figures[place.FOUND] or figures[place.SERVED]:
             _add_each(loads, version, place.LOADS, figures[place.LOADED :])
         if not figures[place.SERVED]:
@@ -165,30 +168,29 @@ def _models(models: dict[str, Figures]) -> Iterator[Metric]:
         steps.add_metric([*version, "real"], figures[place.REAL])
         steps.add_metric([*version, "computed"], figures[place.COMPUTED])
         _add_each(dropped, version, place.CAUSES, figures[place.DROPPED :])
-        ticks.add_metric(
-            version, _add_histogram(seconds, version, figures[place.TICK : place.WIDTH], place.TICK_SECONDS)
-        )
-        _add_histogram(lanes, version, figures[place.WIDTH : place.QUEUE], place.LANES)
-        _add_histogram(queue, version, figures[place.QUEUE :], place.QUEUE_SECONDS)
+        ticks.add_metric(version, _add_histogram(seconds, version, figures, place.TICK, place.TICK_SECONDS, traced))
+        _add_histogram(lanes, version, figures, place.WIDTH, place.LANES, traced)
+        _add_histogram(queue, version, figures, place.QUEUE, place.QUEUE_SECONDS, traced)
         served.add_metric(version, figures[place.SERVED])
         opened.add_metric(version, figures[place.OPEN])
     yield from (ticks, steps, dropped, seconds, lanes, queue, served, opened, loads)
 
 
-def _calls(methods: dict[str, Figures]) -> Iterator[Metric]:
+def _calls(memory: Memory) -> Iterator[Metric]:
+    exemplars = latest(memory, "call", place.CALL_SIZE)
     labels = ["grpc_type", "grpc_service", "grpc_method"]
     started = CounterMetricFamily("grpc_server_started", "Calls that have arrived.", labels=labels)
     handled = CounterMetricFamily("grpc_server_handled", "Calls that have ended.", labels=[*labels, "grpc_code"])
     received = CounterMetricFamily("grpc_server_msg_received", "Messages received.", labels=labels)
     sent = CounterMetricFamily("grpc_server_msg_sent", "Messages sent.", labels=labels)
     seconds = HistogramMetricFamily("grpc_server_handling_seconds", "Duration of calls.", labels=labels)
-    for name, figures in methods.items():
+    for name, figures in memory.sums("call", place.CALL_SIZE).items():
         method = name.split("/")
         started.add_metric(method, figures[place.STARTED])
         received.add_metric(method, figures[place.RECEIVED])
         sent.add_metric(method, figures[place.SENT])
         _add_each(handled, method, place.CODES, figures[place.HANDLED :], unless_zero=True)
-        _add_histogram(seconds, method, figures[place.HANDLING :], place.CALL_SECONDS)
+        _add_histogram(seconds, method, figures, place.HANDLING, place.CALL_SECONDS, exemplars.get(name, {}))
     yield from (started, handled, received, sent, seconds)
 
 
@@ -202,10 +204,18 @@ def _add_each(
 
 
 def _add_histogram(
-    family: HistogramMetricFamily, labels: list[str], figures: Figures, bounds: tuple[float, ...]
+    family: HistogramMetricFamily,
+    labels: list[str],
+    figures: Figures,
+    begin: int,
+    bounds: tuple[float, ...],
+    exemplars: Mapping[int, Exemplar],
 ) -> float:
-    """Adds a histogram, given as its sum and its counts; returns how many values it counted."""
-    cumulated = np.cumsum(figures[1 : len(bounds) + 2]).tolist()
+    """Adds a histogram, whose sum and counts are at `begin` in `figures`; returns how many values it counted."""
+    places = range(begin + 1, begin + len(bounds) + 2)
+    cumulated = np.cumsum(figures[places]).tolist()
     names = [*map(floatToGoString, bounds), "+Inf"]
-    family.add_metric(labels, list(zip(names, cumulated, strict=True)), float(figures[0]))
+    # None is taken, too.
+    traced: list[Any] = [exemplars.get(place) for place in places]
+    family.add_metric(labels, list(zip(names, cumulated, traced, strict=True)), float(figures[begin]))
     return float(cumulated[-1])

@@ -61,17 +61,21 @@ class Memory:
         living = None if self._living is None else frozenset(self._living())
         gauges = list(self._gauges.get(kind, ()))
         sums: dict[str, Figures] = {}
-        for worker, label, figures in self._all():
-            each, _, name = label.partition(".")
-            if each != kind or len(figures) != size:
-                continue
+        for worker, name, figures in self.of_kind(kind, size):
             if living is not None and worker not in living:
                 figures[gauges] = 0.0
             sums[name] = sums[name] + figures if name in sums else figures
         return sums
 
+    def of_kind(self, kind: str, size: int) -> Iterator[tuple[int, str, Figures]]:
+        """Yields worker, name and a copy of the numbers [size] of a kind, of all workers."""
+        for worker, label, figures in self._all():
+            each, _, name = label.partition(".")
+            if each == kind and len(figures) == size:
+                yield worker, name, figures
+
     def _all(self) -> Iterator[tuple[int, str, Figures]]:
         if self._folder is None:
             # A copy, since the event loop may add others meanwhile.
-            return ((self._worker, label, np.frombuffer(bytes(own))) for label, own in list(self._own.items()))
+            return ((self._worker, label, np.frombuffer(bytearray(own))) for label, own in list(self._own.items()))
         return shared.read(self._folder)

@@ -12,6 +12,7 @@ import grpc.aio
 from unroll_server.addresses import Address
 from unroll_server.config import Connections
 from unroll_server.middleware.access_log import REQUEST_ID
+from unroll_server.telemetry.tracing import TRACEPARENT
 from unroll_server.transport.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
 from unroll_server.transport.native import _http2
 from unroll_server.transport.native.connection import Connection
@@ -180,7 +181,8 @@ class NativeTransport:
         # The guard is for calls that the sessions have not checked, and for those that began after the drain.
         is_checked = call.method in self._checked or self._draining_since < math.inf
         admitted = is_checked and call.began < self._draining_since
-        handler = self._registry.begin(call.path, call.value(REQUEST_ID) or "", admitted)
+        request_id, traceparent = call.value(REQUEST_ID) or "", call.value(TRACEPARENT)
+        handler = self._registry.begin(call.path, request_id, traceparent, admitted)
         try:
             if handler is None:
                 context.finish(_UNIMPLEMENTED, "Method not found!")
