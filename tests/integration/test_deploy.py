@@ -1,4 +1,4 @@
-"""The Helm chart by Helm's own engine, and Envoy in front of two replicas."""
+"""The Helm chart by Helm's own engine, the dashboard by Grafana's own types, and Envoy in front of two replicas."""
 
 import asyncio
 import json
@@ -21,6 +21,7 @@ from unroll_server.sources import Sources
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "unroll"
+DASHBOARD = ROOT / "deploy" / "grafana" / "unroll.json"
 ENVOY = ROOT / "deploy" / "envoy" / "envoy.yaml"
 EVERYTHING = {
     "models": {"image": "registry/models:7"},
@@ -88,6 +89,36 @@ def test_the_chart_renders_what_kubernetes_and_the_server_accept(tools: Path, tm
     for path in (Path(settings.models), settings.tls_cert, settings.tls_client_ca, settings.tokens):
         assert {str(path), str(path and path.parent)} & mounted
     assert (settings.workers, settings.tuning.max_lanes, settings.drain_timeout) == (2, 32, 42.5)
+
+
+READ_AND_WRITE = """
+import json, sys
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+register_default_plugins()
+print(JSONEncoder().encode(Dashboard.from_json(json.load(sys.stdin))))
+"""
+
+
+def lost(given: Any, kept: Any, path: str = "") -> Iterator[str]:
+    """Yields the paths of the fields that are missing or different in `kept`."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for name, value in given.items():
+            yield from lost(value, kept.get(name), f"{path}/{name}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, values in enumerate(zip(given, kept, strict=True)):
+            yield from lost(*values, f"{path}/{index}")
+    elif given != kept:
+        yield path
+
+
+def test_the_dashboard_has_no_field_that_grafana_does_not_know(tools: Path) -> None:
+    text = DASHBOARD.read_text()
+    command: list[str | Path] = [tools / "python", "-c", READ_AND_WRITE]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(lost(json.loads(text), json.loads(done.stdout))) == []
 
 
 def _has_settings(document: dict[str, Any]) -> bool:
