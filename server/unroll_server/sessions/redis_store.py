@@ -2,8 +2,8 @@
 
 A session is a hash under `unroll:session:HASH`, the hash of owner and id, with Redis's own expiry. The key
 `unroll:session:HASH:was` outlives it, to tell an expired session from one that never was. Sorted sets list all
-sessions, those of a model version, of an owner and of a connection by their expiry. Each use is one script, so it is
-atomic and can be retried: a write that was done already is recognized by its revision.
+sessions, those of a model version, of an owner and of a connection by their expiry; the hash names the session's sets.
+Each use is one script, so it is atomic and can be retried: a write that was done already is recognized by its revision.
 
 In a cluster a script reaches the keys of one slot. So sessions are spread over `BUCKETS`, each with a slot and sets of
 its own, and what is known of all sessions is asked of every bucket.
@@ -41,72 +41,77 @@ _TIME = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 """
-# Sets drop expired members, and expire with their last member. The set of a connection comes last: there may be none.
-_INTO_LISTS = """
-local function list(now, ttl, member, ...)
-    for _, set in ipairs({...}) do
+# A session's sets are names separated by spaces, none once it has ended. They drop expired members, and expire with the
+# last one.
+_SETS = """
+local function enter(sets, now, ttl, member)
+    for set in string.gmatch(sets, '%S+') do
         redis.call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%.3f', now))
         redis.call('ZADD', set, now + ttl, member)
         redis.call('PEXPIRE', set, ttl)
     end
 end
+local function leave(sets, member)
+    for set in string.gmatch(sets, '%S+') do redis.call('ZREM', set, member) end
+end
 """
-# KEYS: session, was, all, the owner's. ARGV: ttl, ttl of was, member, prefix of the models' sets. Returns {revision,
-# record}, else 1 if the session has expired.
-_GET = f"""{_TIME}{_INTO_LISTS}
-local kept = redis.call('HMGET', KEYS[1], 'revision', 'record', 'model', 'ended', 'bound')
+# KEYS: session, was. ARGV: member, ttl, ttl of was. Returns {revision, record}, else 1 if the session has expired.
+_GET = f"""{_TIME}{_SETS}
+local kept = redis.call('HMGET', KEYS[1], 'revision', 'record', 'sets')
 if not kept[1] then return redis.call('EXISTS', KEYS[2]) end
-if kept[4] == '0' then
-    redis.call('PEXPIRE', KEYS[1], ARGV[1])
-    redis.call('PEXPIRE', KEYS[2], ARGV[2])
-    list(now, ARGV[1], ARGV[3], KEYS[3], KEYS[4], ARGV[4] .. kept[3], kept[5] or nil)
+if kept[3] ~= '' then
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    redis.call('PEXPIRE', KEYS[2], ARGV[3])
+    enter(kept[3], now, ARGV[2], ARGV[1])
 end
 return {{kept[1], kept[2]}}
 """
-# KEYS: session, was, all, the owner's, the connection's if it is bound to one. ARGV: revision before ('' none),
-# revision, record, model, ended, ttl, ttl of was, member, prefix. Returns 1 if the session has that revision now.
-_PUT = f"""{_TIME}{_INTO_LISTS}
-local kept = redis.call('HMGET', KEYS[1], 'revision', 'model', 'bound')
-if kept[1] == ARGV[2] then return 1 end
-if (kept[1] or '') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'revision', ARGV[2], 'record', ARGV[3], 'model', ARGV[4], 'ended', ARGV[5])
+# KEYS: session, was. ARGV: member, revision before ('' none), revision, record, sets, ttl, ttl of was. Returns 1 if the
+# session has that revision now.
+_PUT = f"""{_TIME}{_SETS}
+local kept = redis.call('HMGET', KEYS[1], 'revision', 'sets')
+if kept[1] == ARGV[3] then return 1 end
+if (kept[1] or '') ~= ARGV[2] then return 0 end
+if kept[2] and kept[2] ~= ARGV[5] then leave(kept[2], ARGV[1]) end
+redis.call('HSET', KEYS[1], 'revision', ARGV[3], 'record', ARGV[4], 'sets', ARGV[5])
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
-if kept[3] and kept[3] ~= KEYS[5] then
-    redis.call('HDEL', KEYS[1], 'bound')
-    redis.call('ZREM', kept[3], ARGV[8])
-end
-if KEYS[5] then redis.call('HSET', KEYS[1], 'bound', KEYS[5]) end
-if kept[2] and (kept[2] ~= ARGV[4] or ARGV[5] == '1') then redis.call('ZREM', ARGV[9] .. kept[2], ARGV[8]) end
-if ARGV[5] == '1' then
+if ARGV[5] == '' then
     redis.call('DEL', KEYS[2])
-    redis.call('ZREM', KEYS[3], ARGV[8])
-    redis.call('ZREM', KEYS[4], ARGV[8])
 else
     redis.call('SET', KEYS[2], '', 'PX', ARGV[7])
-    list(now, ARGV[6], ARGV[8], KEYS[3], KEYS[4], ARGV[9] .. ARGV[4], KEYS[5])
+    enter(ARGV[5], now, ARGV[6], ARGV[1])
 end
 return 1
 """
-# KEYS: session, was, all, the owner's, the connection's if only a session that is bound to it is meant. ARGV: member,
-# prefix. Returns 1 if there was a session that had not ended.
-_REMOVE = """
-local kept = redis.call('HMGET', KEYS[1], 'model', 'ended', 'bound')
-if KEYS[5] and kept[3] ~= KEYS[5] then return 0 end
+# KEYS: session, was. ARGV: member. Returns 1 if there was a session that had not ended.
+_REMOVE = f"""{_SETS}
+local sets = redis.call('HGET', KEYS[1], 'sets') or ''
+leave(sets, ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('ZREM', KEYS[4], ARGV[1])
-if kept[3] then redis.call('ZREM', kept[3], ARGV[1]) end
-if not kept[1] then return 0 end
-redis.call('ZREM', ARGV[2] .. kept[1], ARGV[1])
-return kept[2] == '0' and 1 or 0
+return sets ~= '' and 1 or 0
 """
-# KEYS: a model's or an owner's set. Returns the number of members that have not expired.
+# KEYS: a connection's set. ARGV: limit, prefix of the sessions. Returns the number of removed sessions.
+_REMOVE_BOUND = f"""{_SETS}
+local removed = 0
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)) do
+    local key = ARGV[2] .. member
+    local sets = redis.call('HGET', key, 'sets') or ''
+    if string.find(sets .. ' ', KEYS[1] .. ' ', 1, true) then
+        leave(sets, member)
+        redis.call('DEL', key, key .. ':was')
+        removed = removed + 1
+    else
+        redis.call('ZREM', KEYS[1], member)
+    end
+end
+return removed
+"""
+# KEYS: a set. Returns the number of members that have not expired.
 _COUNT = f"""{_TIME}
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('(%.3f', now))
 return redis.call('ZCARD', KEYS[1])
 """
-# KEYS: all, or a connection's. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left, score} of each,
-# the latest first.
+# KEYS: all. ARGV: limit, prefix of the sessions. Returns {record, milliseconds left, score} of each, the latest first.
 _LIST = f"""{_TIME}
 local found = {{}}
 local members = redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', now, 'WITHSCORES', 'LIMIT', 0, ARGV[1])
@@ -140,17 +145,17 @@ class RedisStore:
         self._get = self._redis.register_script(_GET)
         self._put = self._redis.register_script(_PUT)
         self._remove = self._redis.register_script(_REMOVE)
+        self._remove_bound = self._redis.register_script(_REMOVE_BOUND)
         self._count = self._redis.register_script(_COUNT)
         self._list = self._redis.register_script(_LIST)
         self._logged = -LOG_INTERVAL
 
     async def get(self, owner: str, session_id: str) -> Kept | None:
         """See store.Store."""
-        member = _member(owner, session_id)
-        bucket = self._bucket_of(member)
+        bucket, member = self._place(owner, session_id)
         ttl = self._milliseconds
         async with self._answering():
-            found: Any = await self._get(keys=bucket.keys(owner, member), args=[ttl, 2 * ttl, member, bucket.models])
+            found: Any = await self._get(keys=bucket.keys(member), args=[member, ttl, 2 * ttl])
         if isinstance(found, list):
             revision, record = found
             return Kept(parse(record), revision)
@@ -160,49 +165,35 @@ class RedisStore:
 
     async def put(self, session: Session, before: bytes | None) -> bool:
         """See store.Store."""
-        member = _member(session.owner, session.session_id)
-        bucket = self._bucket_of(member)
-        snapshot = session.snapshot
-        ttl = max(1, round(lifetime(session, self._ttl) * 1000))
+        bucket, member = self._place(session.owner, session.session_id)
         arguments: list[bytes | str | int] = [
+            member,
             before or b"",
             new_revision(),
             session.SerializeToString(),
-            _content(ModelKey(snapshot.model, snapshot.version), snapshot.bundle),
-            int(session.ended),
-            ttl,
+            " ".join(bucket.sets(session)),
+            max(1, round(lifetime(session, self._ttl) * 1000)),
             2 * self._milliseconds,
-            member,
-            bucket.models,
         ]
         async with self._answering():
-            return bool(await self._put(keys=bucket.keys(session.owner, member, session.bound), args=arguments))
+            return bool(await self._put(keys=bucket.keys(member), args=arguments))
 
-    async def remove(self, owner: str, session_id: str, bound: bytes = b"") -> bool:
-        """See store.Store.
-
-        Args:
-            owner: Owner of the session.
-            session_id: Id of the session.
-            bound: Deletes the session only if it is bound to this connection.
-        """
-        member = _member(owner, session_id)
-        bucket = self._bucket_of(member)
+    async def remove(self, owner: str, session_id: str) -> bool:
+        """See store.Store."""
+        bucket, member = self._place(owner, session_id)
         async with self._answering():
-            return bool(await self._remove(keys=bucket.keys(owner, member, bound), args=[member, bucket.models]))
+            return bool(await self._remove(keys=bucket.keys(member), args=[member]))
 
     async def remove_bound(self, bound: bytes) -> int:
         """See store.Store."""
-        found = await self._of_each(
-            lambda bucket: self._list(keys=[bucket.bound(bound)], args=[MOST_ENDED, bucket.sessions])
+        removed = await self._of_each(
+            lambda bucket: self._remove_bound(keys=[bucket.bound(bound)], args=[MOST_ENDED, bucket.sessions])
         )
-        sessions = [parse(record) for part in found for record, _, _ in part]
-        return sum(await asyncio.gather(*(self.remove(each.owner, each.session_id, bound) for each in sessions)))
+        return sum(removed)
 
     async def count(self, model: ModelKey, bundle: bytes) -> int:
         """See store.Store."""
-        content = _content(model, bundle)
-        return sum(await self._of_each(lambda bucket: self._count(keys=[f"{bucket.models}{content}"])))
+        return sum(await self._of_each(lambda bucket: self._count(keys=[bucket.model(model, bundle)])))
 
     async def owned(self, owner: str) -> int:
         """See store.Store."""
@@ -222,8 +213,10 @@ class RedisStore:
         with self._converted():
             await self._redis.aclose()
 
-    def _bucket_of(self, member: str) -> "_Bucket":
-        return self._buckets[int(member[:8], 16) % len(self._buckets)]
+    def _place(self, owner: str, session_id: str) -> tuple["_Bucket", str]:
+        """Returns the bucket of a session, and its name in the keys and sets there."""
+        member = _hash(owner, session_id)
+        return self._buckets[int(member[:8], 16) % len(self._buckets)], member
 
     async def _of_each(self, ask: Callable[["_Bucket"], Awaitable[Any]]) -> list[Any]:
         async def answer(bucket: _Bucket) -> Any:
@@ -267,41 +260,46 @@ class _Bucket:
 
     Attributes:
         sessions: Prefix of the sessions.
-        models: Prefix of the sets of the model versions.
         all: Set of all sessions.
     """
 
     def __init__(self, tag: str) -> None:
         self._prefix = f"unroll:{tag}"
         self.sessions = f"{self._prefix}session:"
-        self.models = f"{self._prefix}sessions:"
         self.all = f"{self._prefix}sessions"
+
+    def keys(self, member: str) -> list[str]:
+        """Returns the keys of a session: its hash, and what outlives it."""
+        return [f"{self.sessions}{member}", f"{self.sessions}{member}:was"]
+
+    def model(self, model: ModelKey, bundle: bytes) -> str:
+        """Returns the set of the sessions on a version's content."""
+        return f"{self._prefix}sessions:{model}/{bundle.hex()}"
 
     def owner(self, name: str) -> str:
         """Returns the set of an owner's sessions."""
-        return f"{self._prefix}owner:{_member(name)}"
+        return f"{self._prefix}owner:{_hash(name)}"
 
     def bound(self, connection: bytes) -> str:
         """Returns the set of the sessions that are bound to a connection."""
         return f"{self._prefix}bound:{connection.hex()}"
 
-    def keys(self, owner: str, member: str, bound: bytes = b"") -> list[str]:
-        """Returns the keys of a session, in the order of the scripts; with that of a connection if there is one."""
-        keys = [f"{self.sessions}{member}", f"{self.sessions}{member}:was", self.all, self.owner(owner)]
-        return [*keys, self.bound(bound)] if bound else keys
+    def sets(self, session: Session) -> list[str]:
+        """Returns the sets that a session is in."""
+        if session.ended:
+            return []
+        snapshot = session.snapshot
+        model = self.model(ModelKey(snapshot.model, snapshot.version), snapshot.bundle)
+        found = [self.all, self.owner(session.owner), model]
+        return [*found, self.bound(session.bound)] if session.bound else found
 
 
-def _member(*names: str) -> str:
-    # Hashed, so that ids of any characters are safe and of one length.
+def _hash(*names: str) -> str:
+    """Returns a name of one length and of safe characters, whatever those of the ids."""
     digest = hashlib.blake2b(digest_size=20)
     for part in map(str.encode, names):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
-
-
-def _content(model: ModelKey, bundle: bytes) -> str:
-    """Returns the name of a version's content."""
-    return f"{model}/{bundle.hex()}"
 
 
 def _listed(session: Session, expires_in: float) -> Listed:
