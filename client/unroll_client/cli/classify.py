@@ -149,7 +149,7 @@ def classify_command(
 
     The output has the columns id, label, probability (of that label), probabilities and logits (lists). A summary
     follows, and, where the input has labels, accuracy and confusion matrix. Without -o, lines for people go to a
-    terminal, and JSON Lines to anything else. Memory doesn't grow with the input, except for npz.
+    terminal, and JSON Lines to anything else. Memory doesn't grow with the input.
 
     Exit codes: 0 done, also if --on-error let rows be skipped; 1 the server or the work failed; 2 the command line or
     the input can't be used, or no row of it; 130 interrupted; 143 terminated.

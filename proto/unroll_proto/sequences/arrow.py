@@ -17,11 +17,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from unroll_proto.sequences.checks import Reading
+from unroll_proto.sequences.checks import SEQUENCE, Reading
 from unroll_proto.sequences.jsonl import numbered, parse
 from unroll_proto.sequences.types import Sequence, SequenceError
 
-# Bytes of CSV that are parsed at a time; the longest line.
+# Most bytes of CSV that are parsed at a time; the longest line. Arrow holds up to 32 times as many.
 _CSV_BYTES = 8 << 20
 _JSON_ROWS = 4096
 ERRORS = (pa.ArrowException,)
@@ -126,6 +126,8 @@ def csv_table(file: IO[bytes], reading: Reading, head: bytes) -> Table:
     headless = all(map(_is_number, names)) and names != [str(index) for index in range(len(names))]
     if headless:
         names = [f"f{index}" for index in range(len(names))]
+    # Only lists of timesteps make lines much longer than the first one.
+    size = _CSV_BYTES if reading.name(SEQUENCE) in names else min(max(128 * len(first), 1 << 20), _CSV_BYTES)
     invalid: list[SequenceError] = []
 
     def note(row: Any) -> str:
@@ -135,7 +137,7 @@ def csv_table(file: IO[bytes], reading: Reading, head: bytes) -> Table:
 
     opened = pa_csv.open_csv(
         pa.PythonFile(file, "r"),
-        read_options=pa_csv.ReadOptions(use_threads=False, block_size=_CSV_BYTES, autogenerate_column_names=headless),
+        read_options=pa_csv.ReadOptions(use_threads=False, block_size=size, autogenerate_column_names=headless),
         parse_options=pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
         convert_options=pa_csv.ConvertOptions(
             column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]

@@ -55,7 +55,7 @@ def read_sequences(
 ) -> Iterator[Sequence]:
     """Reads sequences one by one, in order.
 
-    Memory doesn't grow with the files, except for npz, whose arrays are loaded.
+    Memory doesn't grow with the files, except for the lengths, ids and labels of npz.
 
     Args:
         paths: Files, folders, globs or URLs; see `find_sources`.

@@ -172,6 +172,12 @@ class Block:
         refused = sorted([*self.refused, *problems.values()], key=lambda error: error.place)
         return replace(Block.of(kept, refused), features=self.features)
 
+    def after(self, first: int) -> "Block":
+        """Returns the block without the sequences and refused rows before row `first`."""
+        kept = [sequence for sequence in self if sequence.row >= first]
+        refused = [error for error in self.refused if error.place >= first]
+        return replace(Block.of(kept, refused), features=self.features)
+
     def parts(self, sequences: int, values: int) -> "Iterator[Block]":
         """Cuts the block into parts of at most `sequences` sequences and `values` numbers; a longer one is alone."""
         if len(self) <= sequences and self.values.size <= values:

@@ -2,6 +2,8 @@
 
 import json
 import string
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -202,6 +204,25 @@ def test_npz_by_hand(tmp_path: Path) -> None:
     assert first.values.tolist() == [[0, 1], [2, 3]]
     assert second.values.tolist() == [[4, 5], [6, 7], [8, 9]]
     assert (first.label, second.label, second.id, second.row) == ("x", "y", "1", 2)
+    np.savez(tmp_path / "columns.npz", values=np.asfortranarray(values), lengths=[2, 3])
+    assert [each.values.tolist() for each in read_sequences(tmp_path / "columns.npz")] == [
+        first.values.tolist(),
+        second.values.tolist(),
+    ]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_read_in_bounded_memory(tmp_path: Path, save: Callable[..., None]) -> None:
+    values = np.arange(3_000_000, dtype=np.float64).reshape(-1, 3)
+    save(tmp_path / "f.npz", values=values, lengths=[10_000] * 100)
+    tracemalloc.start()
+    try:
+        total = sum(float(each.values.sum(dtype=np.float64)) for each in read_sequences(tmp_path / "f.npz"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert total == values.sum()
+    assert peak < values.nbytes / 2
 
 
 def test_ts_by_hand(tmp_path: Path) -> None:
