@@ -123,13 +123,15 @@ def differing_bits(runtime: "Runtime", model: "RecurrentClassifier[Any]", lanes:
     """Counts values whose bits depend on the other lanes of a tick of one shape, and all values."""
     import numpy as np
 
+    from unroll_engine.runtimes.base import on_host
+
     rng = np.random.default_rng(0)
     tensors = 2 if model.architecture == "simple_lstm" else 1
     x = rng.standard_normal((16, lanes, FEATURES), np.float32)
     shape = (tensors, model.rnn.num_layers, lanes, model.rnn.hidden_size)
     state = rng.uniform(-1, 1, shape).astype(np.float32)
     order = rng.permutation(lanes)
-    alone, moved = runtime.run(x, tuple(state)), runtime.run(x[:, order], tuple(state[:, :, order]))
+    alone, moved = (on_host(runtime.run(x[:, lane], tuple(state[:, :, lane]))) for lane in (slice(None), order))
     pairs = [(alone.states[:, order], moved.states), (alone.logits[:, order], moved.logits)]
     differing = sum(int((one.copy().view("u4") != two.copy().view("u4")).sum()) for one, two in pairs)
     return differing, sum(one.size for one, _ in pairs)
@@ -162,11 +164,12 @@ def rate(name: str, device: str, hidden: int, lanes: int, rounds: int) -> Rate:
     import numpy as np
     import torch
 
-    from unroll_engine import Engine
+    from unroll_engine import Engine, Ragged
 
     model = network(name, hidden, layers=1)
     engine = Engine(served(model, device, lanes), max_lanes=lanes)
     sequences = np.random.default_rng(0).standard_normal((lanes, STEPS, FEATURES), np.float32)
+    ragged = Ragged(sequences.reshape(lanes * STEPS, FEATURES), np.full(lanes, STEPS))
     eager, inputs = model.to(device), torch.from_numpy(sequences).to(device)
 
     def run_eager() -> None:
@@ -175,7 +178,7 @@ def rate(name: str, device: str, hidden: int, lanes: int, rounds: int) -> Rate:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    calls: list[Callable[[], object]] = [run_eager, lambda: engine.classify(sequences)]
+    calls: list[Callable[[], object]] = [run_eager, lambda: engine.classify(ragged)]
     seconds: list[list[float]] = [[], []]
     for number in range(rounds + 2):
         for call, taken in zip(calls, seconds, strict=True):

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, Progress, StepsJob, complete
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import TickResult, Values, on_host
 from unroll_engine.scheduler import Slice, TickCost, tick_steps
 
 _FEW_LANES_STEPS = 128
-"""Most timesteps of a tick of few lanes."""
+"""Most timesteps of a tick of few lanes, and of all on a device, where each tick costs much by itself."""
+_DEVICE_INPUT = 2**24
+"""Most values of a tick's input on a device, if ticks are longer there."""
 
 # Rows of the table of lanes: the sequence's index in its job; steps left to run; the row of the job's values that the
 # next step is in; 1 if the job is interactive; 1 if a tick must end where the lane does.
@@ -44,7 +46,10 @@ class Lanes:
         self._exact = 0
         self._max_steps = max_steps
         self._most_steps = max(_FEW_LANES_STEPS, max_steps)
-        self._input = np.zeros((max_steps * capacity, model.spec.input_size), np.float32)
+        rows = max_steps * capacity
+        if model.runtime.device != "cpu":
+            rows = max(rows, min(self._most_steps * capacity, _DEVICE_INPUT // model.spec.input_size))
+        self._input = np.zeros((rows, model.spec.input_size), np.float32)
         self._initial = model.spec.initial_state(1)
         self._state = tuple(np.zeros((each.shape[0], capacity, each.shape[2]), each.dtype) for each in self._initial)
         self._table = np.zeros((5, capacity), np.int64)
@@ -134,6 +139,8 @@ class Lanes:
         x, state = self._gather(steps)
         begin = time.perf_counter()
         result = self.model.runtime.run(x, state)
+        if self.interactive:  # most values are read, lane by lane
+            result = on_host(result)
         seconds = time.perf_counter() - begin
         return self._scatter(steps, result, emit), seconds
 
@@ -147,7 +154,7 @@ class Lanes:
         if isinstance(job, ChunkJob):
             emit((job, Progress(logits[:, 0], states[:, 0], tuple(array[:, 0] for array in final))))
             return
-        job.final_state = final if job.keeps_states else None
+        job.final_state = tuple(map(np.asarray, final)) if job.keeps_states else None
         if isinstance(job, StepsJob):
             job.logits, job.states = logits[:, 0], states[:, 0]
         else:
@@ -179,40 +186,46 @@ class Lanes:
     def _gather(self, steps: int) -> tuple[Float32Array, State]:
         """Returns the input of a tick, [steps, lanes, features], and the states of the lanes; only after `_settle`.
 
-        Past a lane's end the input holds values of an earlier tick: by causality, no reported result depends on them.
+        Past a lane's end the input holds any values: by causality, no reported result depends on them.
         """
         count = self.count
         x = self._input[: steps * count].reshape(steps, count, -1)
+        states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
+        (only, *_) = self._jobs
+        if only and self._jobs.count(only) == count > 1:
+            rows = self._table[_ROW, :count] + np.arange(steps)[:, np.newaxis]
+            only.values.take(rows, axis=0, out=x, mode="clip")
+            return x, states
         rows, left = self._table[_ROW, :count].tolist(), self._table[_LEFT, :count].tolist()
         for column, (job, row, most) in enumerate(zip(self._jobs, rows, left, strict=True)):
             assert job is not None
             number = min(steps, most)
             x[:number, column] = job.values[row : row + number]
-        states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
         return x, states
 
-    def _scatter(self, steps: int, result: TickResult, emit: Emit) -> int:
+    def _scatter(self, steps: int, result: TickResult[Values], emit: Emit) -> int:
         """Reports the result of a tick, advances every lane, and frees those at their end.
 
         Returns:
             Computed timesteps that belonged to sequences.
         """
         count = self.count
-        for array, final in zip(self._state, result.final_state, strict=True):
-            array[:, :count] = final
         if self.interactive:
             self._report(steps, result, emit)
         left = self._table[_LEFT, :count]
         left -= steps
         self._table[_ROW, :count] += steps
         ended = np.flatnonzero(left <= 0)
+        if len(ended) < count or self._exact:
+            for array, final in zip(self._state, result.final_state, strict=True):
+                array[:, :count] = final
         if not len(ended):
             return count * steps
         over = left[ended]
         self._end(ended, steps - 1 + over, result, emit)
         return count * steps + int(over.sum())
 
-    def _report(self, steps: int, result: TickResult, emit: Emit) -> None:
+    def _report(self, steps: int, result: TickResult[Values], emit: Emit) -> None:
         """Reports the steps of interactive jobs, except chunks that end with them: `_end` does."""
         columns = np.flatnonzero(self._table[_INTERACTIVE, : self.count])
         together: dict[StepsJob, list[int]] = {}
@@ -230,7 +243,7 @@ class Lanes:
                 several.logits[row + step] = result.logits[step, own]
                 several.states[row + step] = result.states[step, own]
 
-    def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult, emit: Emit) -> None:
+    def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult[Values], emit: Emit) -> None:
         """Passes the last steps of ended lanes, at rows `last` of the result, to their jobs, and frees the lanes."""
         columns = ended.tolist()
         groups: dict[Job, list[int]] = {}

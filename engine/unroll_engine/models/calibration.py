@@ -8,7 +8,7 @@ import numpy as np
 from unroll_engine.kernel import NetworkWeights
 from unroll_engine.kernel.exact import ExactNetwork, Near
 from unroll_engine.models.spec import Float32Array, ModelSpec, State
-from unroll_engine.runtimes.base import Runtime
+from unroll_engine.runtimes.base import Runtime, on_host
 from unroll_engine.scheduler import TickCost
 
 _STEPS = 16
@@ -39,11 +39,10 @@ def measure(runtime: Runtime, spec: ModelSpec, lanes: int, steps: int) -> float:
 def keeps_bits(runtime: Runtime, spec: ModelSpec, max_lanes: int) -> bool:
     """Returns True if this machine gives a lane the same bits at several numbers of lanes."""
     x, state = _example(spec, max_lanes, 4)
-    whole = runtime.run(x, state)
+    whole = on_host(runtime.run(x, state))
     for lanes in {count for count in (1, 2, 3, max_lanes // 2, max_lanes - 1) if 0 < count <= max_lanes}:
-        part = runtime.run(
-            np.ascontiguousarray(x[:, :lanes]), tuple(np.ascontiguousarray(array[:, :lanes]) for array in state)
-        )
+        few = tuple(np.ascontiguousarray(array[:, :lanes]) for array in state)
+        part = on_host(runtime.run(np.ascontiguousarray(x[:, :lanes]), few))
         pairs = [(part.states, whole.states), (part.logits, whole.logits)]
         pairs += zip(part.final_state, whole.final_state, strict=True)
         if any(one.tobytes() != all_[:, :lanes].tobytes() for one, all_ in pairs):
@@ -59,7 +58,7 @@ def problem_of(runtime: Runtime, spec: ModelSpec) -> str:
     """
     steps, lanes = 2, 3
     dtypes = {f"final_{tensor.name}": tensor.dtype for tensor in spec.states}
-    result = runtime.run(*_example(spec, lanes, steps))
+    result = on_host(runtime.run(*_example(spec, lanes, steps)))
     for name, array, shape in (
         ("logits", result.logits, (steps, lanes, spec.output_size)),
         ("states", result.states, (steps, lanes, spec.hidden_size)),
@@ -82,7 +81,7 @@ def difference_of(runtime: Runtime, reference: Runtime, weights: NetworkWeights,
     states: over many steps two right runtimes can part, if the network expands.
     """
     x, state = _example(spec, 64, 1)
-    got, expected = runtime.run(x, state), reference.run(x, state)
+    got, expected = on_host(runtime.run(x, state)), on_host(reference.run(x, state))
     exact = ExactNetwork.of(weights)
     final = exact.step(exact.inputs(x[0]), state)
     last = Near(final[0].value[-1], final[0].off[-1])

@@ -1,19 +1,45 @@
 """The contract between the engine and a runtime."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unroll_engine.models.spec import Float32Array, State
 
 
-class TickResult(NamedTuple):
+class Values(Protocol):
+    """An array, or values in the memory of a device.
+
+    Indexing, as that of an array, copies the chosen values of a device to the host; `numpy.asarray` copies all.
+    """
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+    def __array__(self, dtype: None = ..., /, *, copy: bool | None = ...) -> NDArray[Any]: ...
+
+
+ValuesT = TypeVar("ValuesT", bound=Values, covariant=True)
+
+
+class TickResult(NamedTuple, Generic[ValuesT]):
     """The results of one run, of every lane at every step."""
 
-    logits: Float32Array
-    """[steps, lanes, output_size]."""
-    states: Float32Array
-    """State of the last layer, [steps, lanes, hidden_size]."""
-    final_state: State
+    logits: ValuesT
+    """float32 [steps, lanes, output_size]."""
+    states: ValuesT
+    """State of the last layer, float32 [steps, lanes, hidden_size]."""
+    final_state: tuple[ValuesT, ...]
     """State of every layer after the last step, [num_layers, lanes, hidden_size] each."""
+
+
+ArrayResult: TypeAlias = TickResult[NDArray[Any]]
+"""A result in arrays, of a runtime on the CPU."""
+
+
+def on_host(result: TickResult[Values]) -> ArrayResult:
+    """Copies a result to arrays; of arrays, nothing is copied."""
+    return TickResult(np.asarray(result.logits), np.asarray(result.states), tuple(map(np.asarray, result.final_state)))
 
 
 class Runtime(Protocol):
@@ -30,7 +56,7 @@ class Runtime(Protocol):
     variant: str
     """Instruction set that the kernel uses; empty for other runtimes."""
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> TickResult[Values]:
         """Computes `steps` timesteps of `lanes` sequences.
 
         Args:

@@ -2,7 +2,7 @@
 
 from unroll_engine.kernel import Network, read_onnx
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import ArrayResult, TickResult
 from unroll_proto import bundle
 
 
@@ -30,6 +30,6 @@ class KernelRuntime:
         self.network = Network(read_onnx(model))
         self.variant = self.network.isa
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         """See Runtime.run."""
         return TickResult(*self.network.run(x, state))

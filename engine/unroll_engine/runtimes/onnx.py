@@ -12,7 +12,7 @@ import onnxruntime
 from unroll_engine.errors import RuntimeUnavailableError
 from unroll_engine.kernel import read_onnx
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import ArrayResult, TickResult
 from unroll_engine.runtimes.scan_graph import build_scan
 from unroll_proto import bundle
 
@@ -36,10 +36,10 @@ class _Session:
         self.session = onnxruntime.InferenceSession(model, session_options(), providers=providers)
         self._inputs = [each.name for each in self.session.get_inputs()]
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> tuple[Float32Array, Float32Array, State]:
         """Runs the graph; `x` and the results are in its layout."""
         logits, states, *final = self.session.run(None, dict(zip(self._inputs, (x, *state), strict=True)))
-        return TickResult(logits, states, tuple(final))
+        return logits, states, tuple(final)
 
 
 class OnnxCpuRuntime:
@@ -61,9 +61,9 @@ class OnnxCpuRuntime:
     def __init__(self, model: bytes) -> None:
         self._session = _Session(build_scan(read_onnx(model)), ["CPUExecutionProvider"])
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         """See Runtime.run."""
-        return self._session.run(x, state)
+        return TickResult(*self._session.run(x, state))
 
 
 class OnnxOperatorRuntime:
@@ -82,7 +82,7 @@ class OnnxOperatorRuntime:
     def __init__(self, model: bytes) -> None:
         self._session = _Session(model, ["CPUExecutionProvider"])
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         """See Runtime.run."""
         return _run_batch_major(self._session, x, state)
 
@@ -111,11 +111,11 @@ class OnnxCudaRuntime:
         if "CUDAExecutionProvider" not in self._session.session.get_providers():
             raise RuntimeUnavailableError("device cuda: onnxruntime found no CUDA device that it can use")
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         """See Runtime.run."""
         return _run_batch_major(self._session, x, state)
 
 
-def _run_batch_major(session: _Session, x: Float32Array, state: State) -> TickResult:
+def _run_batch_major(session: _Session, x: Float32Array, state: State) -> ArrayResult:
     logits, states, final = session.run(np.ascontiguousarray(x.transpose(1, 0, 2)), state)
     return TickResult(logits.transpose(1, 0, 2), states.transpose(1, 0, 2), final)

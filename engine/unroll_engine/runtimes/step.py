@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import ArrayResult, TickResult
 from unroll_engine.runtimes.onnx import session_options
 from unroll_engine.runtimes.step_graph import check_step_graph
 from unroll_proto import bundle, step_model
@@ -63,7 +63,7 @@ class StepRuntime:
             raise ValueError(f"it takes {sorted(given)}, the manifest says {sorted(expected)}")
         self._try(step)
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         """See Runtime.run. A lane for which the graph fails, such as by an index out of range, gives NaN."""
         steps, lanes, _ = x.shape
         results = np.empty((steps, lanes, self._width), np.float32)

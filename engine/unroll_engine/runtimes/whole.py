@@ -3,7 +3,7 @@
 import numpy as np
 
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import ArrayResult, TickResult
 from unroll_engine.runtimes.step import RUN_FAILURES, step_session
 from unroll_engine.runtimes.step_graph import check_step_graph
 from unroll_proto import bundle, step_model
@@ -64,7 +64,7 @@ class WholeRuntime:
             begin += tensor.size
         return result
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         """Runs whole sequences; see Runtime.run.
 
         The results of a sequence are those of all its steps together, and so the same at every step. A sequence for

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unroll_engine.kernel.exact import ExactNetwork, Float64Array, Matrix, Near, Sums
 from unroll_engine.kernel.weights import Cell
 from unroll_engine.models.spec import State
-from unroll_engine.runtimes.base import Runtime
+from unroll_engine.runtimes.base import Runtime, on_host
 from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_engine.runtimes.torchscript import TorchScriptRuntime
 from unroll_export.model import RecurrentClassifier
@@ -91,8 +91,8 @@ class RuntimeRunner:
 
     def run(self, x: Float32Array, initial_state: Float32Array) -> Outputs:
         """See Runner.run."""
-        logits, states, final = self._runtime.run(_swapped(x), tensors_of(initial_state, self._layers))
-        return Outputs(_swapped(logits), _swapped(states), np.concatenate(final))
+        result = on_host(self._runtime.run(_swapped(x), tensors_of(initial_state, self._layers)))
+        return Outputs(_swapped(result.logits), _swapped(result.states), np.concatenate(result.final_state))
 
 
 def tensors_of(state: Float32Array, layers: int) -> State:

@@ -22,7 +22,7 @@ from unroll_engine.errors import ExpiredError, InternalError, ModelNotFoundError
 from unroll_engine.jobs import BatchJob, ChunkJob
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import TickResult, Values
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 from unroll_export.model import Cell
@@ -218,7 +218,7 @@ class GatedRuntime:
         self.steps: list[int] = []
         self.fails = False
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> TickResult[Values]:
         self.entered.release()
         self.gate.acquire()
         self.lanes.append(x.shape[1])

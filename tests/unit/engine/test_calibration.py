@@ -10,7 +10,7 @@ from support.models import random_network
 from unroll_engine.kernel import read_onnx
 from unroll_engine.models.calibration import difference_of, keeps_bits, tick_cost
 from unroll_engine.models.spec import Float32Array, ModelKey, ModelSpec, State
-from unroll_engine.runtimes.base import Runtime, TickResult
+from unroll_engine.runtimes.base import ArrayResult, Runtime, TickResult
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime, OnnxOperatorRuntime
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
 
@@ -22,7 +22,7 @@ SCAN, OPERATOR = OnnxCpuRuntime(CONTENT), OnnxOperatorRuntime(CONTENT)
 class Leaking(OnnxCpuRuntime):
     """A runtime that changes one bit in the states of wide ticks."""
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         logits, states, final = super().run(x, state)
         return TickResult(logits, np.nextafter(states, np.float32(2)) if x.shape[1] > 2 else states, final)
 

@@ -16,7 +16,7 @@ from support.values import random_values
 from unroll_engine import BundleError, Engine, InternalError, InvalidRequestError, SequenceStateError, Snapshot
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import TickResult, Values
 
 MODELS = [
     served(random_network(), "one"),
@@ -163,7 +163,7 @@ class Gated:
         self.lanes: list[int] = []
         self.raises: BaseException | None = None
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> TickResult[Values]:
         self.lanes.append(x.shape[1])
         self.entered.release()
         assert self.gate.acquire(timeout=60)

@@ -133,7 +133,7 @@ def test_an_index_out_of_range_harms_no_other_sequence(tmp_path: Path) -> None:
     result = model.runtime.run(ids, model.spec.initial_state(3))
     assert result.logits[:, [0, 2], 0].tolist() == [[2, 0.5], [4, 1]]
     assert np.isnan(result.logits[:, 1]).all()
-    assert result.final_state[0].ravel().tolist() == [4, 0, 1]
+    assert np.ravel(result.final_state[0]).tolist() == [4, 0, 1]
 
 
 def test_another_runtime_is_refused(root: Path) -> None:

@@ -6,7 +6,8 @@ import torch
 from support.eager import TOLERANCE
 from support.models import random_network
 
-from unroll_engine.runtimes.torchscript import TorchScriptRuntime
+from unroll_engine.runtimes.base import on_host
+from unroll_engine.runtimes.torchscript import TorchScriptRuntime, tanh_is_exact
 from unroll_export.graphs.torchscript import build_torchscript
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -27,7 +28,7 @@ def test_results_stay_as_they_are_when_the_next_run_overwrites_the_buffers(devic
         state = rng.uniform(-1, 1, (2, lanes, 8)).astype(np.float32)
         # The arrays of a request are read-only.
         x.flags.writeable = state.flags.writeable = False
-        runs.append((x, state, runtime.run(x, (state,))))
+        runs.append((x, state, on_host(runtime.run(x, (state,)))))
     for x, state, result in runs:
         with torch.inference_mode():
             batch_major = torch.tensor(x.transpose(1, 0, 2))
@@ -35,3 +36,8 @@ def test_results_stay_as_they_are_when_the_next_run_overwrites_the_buffers(devic
         assert np.abs(result.logits - logits.numpy().transpose(1, 0, 2)).max() <= TOLERANCE
         assert np.abs(result.states - states.numpy().transpose(1, 0, 2)).max() <= TOLERANCE
         assert np.abs(result.final_state[0] - final.numpy()).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("gates", [1, 3, 4])
+def test_pytorch_s_own_tanh_is_exact(gates: int) -> None:
+    assert tanh_is_exact(gates, 5, 2, "cpu")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unroll_engine.kernel import unavailable_reason
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import ArrayResult
 from unroll_engine.runtimes.kernel import KernelRuntime
 from unroll_export import SimpleRNN
 from unroll_export.graphs.onnx_rnn import build_onnx_rnn
@@ -183,7 +183,7 @@ def test_what_is_not_a_number_is_found(wrong: str) -> None:
 class Forgetful(KernelRuntime):
     """The kernel with a fault: later chunks of a sequence begin at the zero state."""
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         result = super().run(x, state)
         return result._replace(final_state=tuple(np.zeros_like(tensor) for tensor in result.final_state))
 
@@ -191,7 +191,7 @@ class Forgetful(KernelRuntime):
 class Crowded(KernelRuntime):
     """The kernel with a fault: with more than 100 lanes a bit differs."""
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         result = super().run(x, state)
         return result._replace(logits=np.nextafter(result.logits, np.float32(9))) if x.shape[1] > 100 else result
 

@@ -10,7 +10,7 @@ from support.models import random_network
 
 from unroll_engine.kernel import unavailable_reason
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult
+from unroll_engine.runtimes.base import ArrayResult, TickResult
 from unroll_engine.runtimes.onnx import OnnxCpuRuntime
 from unroll_export import SimpleRNN
 from unroll_export.exporting import BUILDERS, Kind
@@ -50,7 +50,7 @@ def test_one_changed_value_is_found(kind: Kind, weight: str) -> None:
 class Nudging(OnnxCpuRuntime):
     """A runner whose final states are off by a rounding."""
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         logits, states, final = super().run(x, state)
         return TickResult(logits, states, tuple(np.nextafter(array, np.float32(2)) for array in final))
 
@@ -58,7 +58,7 @@ class Nudging(OnnxCpuRuntime):
 class Leaking(OnnxCpuRuntime):
     """A runner that mixes a little of every row into its neighbours."""
 
-    def run(self, x: Float32Array, state: State) -> TickResult:
+    def run(self, x: Float32Array, state: State) -> ArrayResult:
         logits, states, final = super().run(x, state)
         return TickResult(logits + np.float32(2e-7) * logits.mean(axis=1, keepdims=True), states, final)
 
