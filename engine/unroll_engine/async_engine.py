@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from unroll_engine.admission import AdmissionController, QuotaOf
@@ -34,6 +34,22 @@ TURNS = 16
 STREAM_TURNS = 3
 """Turns of the event loop after a tick on it, while streams are active: a step that has arrived becomes a job, or its
 answer is sent, before the next bulk tick."""
+
+
+class JobEnd(asyncio.Future[None]):
+    """The end of a job, for which a coroutine waits with or without a task.
+
+    Attributes:
+        resume: Called when the job ends; set by whatever runs a coroutine without a task.
+    """
+
+    resume: Callable[[], None] | None = None
+
+    def end(self, _: None) -> None:
+        """Resumes the coroutine; see BatchJob.on_end."""
+        self.set_result(None)
+        if self.resume:
+            self.resume()
 
 
 class _ModelChange(NamedTuple):
@@ -120,8 +136,8 @@ class AsyncEngine:
             InvalidRequestError: its values overflow in the model's arithmetic.
             InternalError: the runtime failed.
         """
-        done = self._loop.create_future()
-        batch.on_end = done.set_result
+        done = JobEnd(loop=self._loop)
+        batch.on_end = done.end
         self.start(batch)
         try:
             await done

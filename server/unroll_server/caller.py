@@ -1,5 +1,6 @@
 """The call in flight: its caller, its id, and the sizes for logs, traces and metrics."""
 
+import asyncio
 from contextvars import ContextVar
 
 from unroll_engine.observer import Trace
@@ -33,4 +34,10 @@ class Call:
 
 
 current: ContextVar[Call] = ContextVar("call", default=Call())  # noqa: B039 (nobody reads the one outside of all calls)
-"""The call of the running task; set by transport/registry.py."""
+"""The call that runs; set by transport/registry.py."""
+
+
+async def in_task() -> None:
+    """Continues in a task, which timeouts and groups of tasks need: calls that give the engine work may have none."""
+    if asyncio.current_task() is None:
+        await asyncio.sleep(0)

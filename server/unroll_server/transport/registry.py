@@ -77,7 +77,7 @@ class Registry(grpc.GenericRpcHandler):
     Attributes:
         guard: The guard.
         methods: The methods by path, `/package.Service/Method`.
-        in_flight: Tasks of calls whose answers are not yet sent.
+        in_flight: Tasks of grpcio's calls, or contexts of native ones, whose answers are not yet sent.
         turned_away: Calls refused since `turn_away`.
     """
 
@@ -94,7 +94,7 @@ class Registry(grpc.GenericRpcHandler):
         self.guard = guard
         self.methods: dict[str, ComposedMethod] = {}
         self._draining = False
-        self.in_flight: set[asyncio.Task[Any]] = set()
+        self.in_flight: set[Any] = set()
         self.turned_away = 0
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
@@ -117,6 +117,9 @@ class Registry(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Begins a call of grpcio's, in its task, and returns its handler; see grpc.GenericRpcHandler."""
+        if task := asyncio.current_task():
+            self.in_flight.add(task)
+            task.add_done_callback(self.in_flight.discard)
         request_id: str | bytes = ""
         traceparent: Any = None
         for key, value in handler_call_details.invocation_metadata or ():
@@ -127,7 +130,7 @@ class Registry(grpc.GenericRpcHandler):
         return self.begin(handler_call_details.method, request_id, traceparent)
 
     def begin(self, path: str, request_id: str | bytes, traceparent: str | None = None, admitted: bool = False) -> Any:
-        """Begins a call, in its task, and returns its handler; None if there is no such method.
+        """Begins a call, in a context of its own, and returns its handler; None if there is no such method.
 
         Args:
             path: Path of the method.
@@ -137,9 +140,6 @@ class Registry(grpc.GenericRpcHandler):
         """
         call = caller.Call()
         caller.current.set(call)
-        if task := asyncio.current_task():
-            self.in_flight.add(task)
-            task.add_done_callback(self.in_flight.discard)
         if request_id:
             call.request_id = checked_request_id(request_id)
         if traceparent:

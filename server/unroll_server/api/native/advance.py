@@ -23,6 +23,8 @@ async def advance(request: pb.AdvanceRequest, plane: DataPlane, context: Any) ->
         plane: The data plane.
         context: Context of the call.
     """
+    # The store may have to be waited for. Now, since later a version would have been picked that may drain meanwhile.
+    await caller.in_task()
 
     def values(spec: ModelSpec) -> Float32Array:
         return decode_chunk(request.values, spec, plane.limits, "values", least=0)

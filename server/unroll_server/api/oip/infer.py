@@ -162,6 +162,7 @@ class Inference:
         deadline: float,
     ) -> dict[str, NDArray[Any]]:
         """Runs each sequence as a chunk, which reports all steps; a batch reports the last ones."""
+        await caller.in_task()
         spec, engine = model.spec, self._plane.engine
         logits = np.zeros((inputs.batch, inputs.longest, spec.output_size), np.float32)
         states = np.zeros((inputs.batch, inputs.longest, spec.hidden_size), np.float32)
@@ -189,6 +190,7 @@ class Inference:
         self, request: pb.ModelInferRequest, version: int, options: Options, deadline: float, stages: Stages
     ) -> _Results:
         """Advances a sequence whose state a session keeps."""
+        await caller.in_task()
         name = request.model_name or self._plane.catalog.find("", 0).key.name
         asked: _Asked | None = None
 

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from unroll_server.transport.native._http2 import Call
+from unroll_server.transport.native.running import Run
 
 if TYPE_CHECKING:
     from unroll_server.transport.native.connection import Connection
@@ -27,7 +28,8 @@ class Context:
         parse: Parses a request message; None to pass bytes.
         serialize: Serializes a response message; None to accept bytes.
         unread: The only message of the call, if the handler reads it; None once it has.
-        task: Runs the handler, and is cancelled when the call is aborted.
+        task: Runs the handler, and is cancelled when the call is aborted; None once it has ended.
+        trailers: Metadata to end the call with.
     """
 
     __slots__ = (
@@ -37,11 +39,11 @@ class Context:
         "_done",
         "_readable",
         "_sent",
-        "_trailers",
         "_writable",
         "parse",
         "serialize",
         "task",
+        "trailers",
         "unread",
     )
 
@@ -50,7 +52,7 @@ class Context:
         self._connection = connection
         self._sent = sent
         self._code: grpc.StatusCode | None = None
-        self._trailers: Sequence[tuple[str, str | bytes]] = ()
+        self.trailers: Sequence[tuple[str, str | bytes]] = ()
         self._done: list[Callable[[Any], None]] | None = None
         # Wait for a message or the end of the requests, and for room to write.
         self._readable: asyncio.Future[None] | None = None
@@ -58,7 +60,7 @@ class Context:
         self.parse: Callable[[bytes], Any] | None = None
         self.serialize: Callable[[Any], bytes] | None = None
         self.unread: bytes | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | Run | None = None
 
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
         """See CallContext."""
@@ -88,7 +90,7 @@ class Context:
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         """See CallContext."""
-        self._trailers = trailing_metadata
+        self.trailers = trailing_metadata
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         """See CallContext."""
@@ -126,18 +128,13 @@ class Context:
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """See CallContext."""
         self._code = code
-        self._call.finish(code.value[0], details, trailing_metadata or self._trailers)
+        self._call.finish(code.value[0], details, trailing_metadata or self.trailers)
         self._sent()
         raise grpc.aio.AbortError
 
-    def respond(self, answer: bytes) -> None:
-        """Ends the call with its only answer."""
-        self._call.respond(answer, self._trailers)
-        self._sent()
-
     def finish(self, code: int = 0, details: str = "") -> None:
         """Ends the call, if it has not ended."""
-        self._call.finish(code, details, self._trailers)
+        self._call.finish(code, details, self.trailers)
         self._sent()
 
     def _waiting(self) -> asyncio.Future[None]:

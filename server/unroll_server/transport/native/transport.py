@@ -19,6 +19,7 @@ from unroll_server.transport.native.connection import Connection
 from unroll_server.transport.native.context import Context
 from unroll_server.transport.native.listening import Listener, listening
 from unroll_server.transport.native.refusals import UnreadRefusals
+from unroll_server.transport.native.running import Run
 from unroll_server.transport.registry import Registry
 from unroll_server.transport.tls import Certificates
 
@@ -86,6 +87,9 @@ class NativeTransport:
         self._refusals: UnreadRefusals | None = None
         # Numbers of the methods whose calls the sessions refuse.
         self._checked: set[int] = set()
+        # Numbers of the methods that give the engine work, whose calls need no task; their answers since the last turn.
+        self._hot: set[int] = set()
+        self._answers: list[tuple[_http2.Call, bytes, _http2.Metadata]] = []
         # Done once a draining server has no calls.
         self._idle: asyncio.Future[None] | None = None
 
@@ -99,6 +103,8 @@ class NativeTransport:
         for path, method in self._registry.methods.items():
             work = -1 if method.interactive is None or not method.is_plain else int(method.interactive)
             number = self._server.add_method(path, method.streams, work)
+            if method.interactive is not None:
+                self._hot.add(number)
             if work >= 0:
                 refusable.append((number, method))
         if guard := self._registry.guard:
@@ -140,6 +146,8 @@ class NativeTransport:
         """Passes on all events since the last turn, and sends pending data."""
         self._is_scheduled = False
         server = self._server
+        answers, self._answers = self._answers, []
+        server.respond(answers)
         server.expire(time.monotonic())
         for kind, call, message in server.take_events():
             if kind == _http2.REQUEST:
@@ -175,9 +183,16 @@ class NativeTransport:
             # The caller has left before a context was made.
             return
         context = call.context = Context(call, call.session, self._schedule)
-        context.task = self._loop.create_task(self._run(call, context, message))
+        run = self._run(call, context, message)
+        if call.method in self._hot:
+            context.task = Run(run, self._loop)
+            context.task.start()
+        else:
+            context.task = self._loop.create_task(run)
 
     async def _run(self, call: _http2.Call, context: Context, message: bytes | None) -> None:
+        in_flight = self._registry.in_flight
+        in_flight.add(context)
         # The guard is for calls that the sessions have not checked, and for those that began after the drain.
         is_checked = call.method in self._checked or self._draining_since < math.inf
         admitted = is_checked and call.began < self._draining_since
@@ -187,10 +202,10 @@ class NativeTransport:
             if handler is None:
                 context.finish(_UNIMPLEMENTED, "Method not found!")
             elif handler.unary_unary:
-                context.respond(await handler.unary_unary(message, context))
+                self._respond(call, await handler.unary_unary(message, context), context)
             elif handler.stream_unary:
                 context.unread = message
-                context.respond(await handler.stream_unary(None, context))
+                self._respond(call, await handler.stream_unary(None, context), context)
             else:
                 context.parse, context.serialize = handler.request_deserializer, handler.response_serializer
                 if handler.stream_stream:
@@ -208,9 +223,15 @@ class NativeTransport:
             raise
         finally:
             context.task = None
+            in_flight.discard(context)
             if not call.reports_end:
                 # Call and context refer to each other: nothing is left for the garbage collector.
                 call.context = None
+
+    def _respond(self, call: _http2.Call, answer: bytes, context: Context) -> None:
+        """Ends a call with its only answer, together with the others of this turn."""
+        self._answers.append((call, answer, context.trailers))
+        self._schedule()
 
     def _watch_deadlines(self) -> None:
         if self._timer:
@@ -257,8 +278,8 @@ class NativeTransport:
             drained = False
         for connection in [*self._connections]:
             connection.close()
-        for task in [*self._registry.in_flight]:
-            task.cancel()
+        for context in [*self._registry.in_flight]:
+            context.abandon()
         if self._ticking:
             self._ticking.cancel()
         # The answers of the cancelled calls, and GOAWAY, are given to the sockets.

@@ -45,7 +45,7 @@ def test_a_call_is_handed_over_with_its_message_and_answered() -> None:
     assert (call.path, call.method, body) == (UNARY, peer.methods[UNARY], b"question")
     assert call.deadline == pytest.approx(1000.25)
     assert call.metadata == [("name", "value"), ("name", "again")]
-    call.respond(b"answer", ())
+    peer.server.respond([(call, b"answer", ())])
     answer = peer.answer()
     assert answer.headers[":status"] == "200"
     assert answer.headers["content-type"] == "application/grpc"
@@ -177,7 +177,7 @@ def test_what_is_not_grpc_is_answered_by_http(name: str, value: str, status: str
     peer = Peer()
     peer.call(1, b"", UNARY, (name, value))
     for call, _ in peer.requests():
-        call.respond(b"", ())
+        peer.server.respond([(call, b"", ())])
     assert peer.answer().headers[":status"] == status
 
 
@@ -258,7 +258,7 @@ def test_a_caller_that_leaves_aborts_its_call() -> None:
         (_http2.ABORTED, unary, CANCELLED),
         (_http2.ABORTED, stream, CANCELLED),
     ]
-    unary.respond(b"too late", ())
+    peer.server.respond([(unary, b"too late", ())])
     assert not stream.send(b"too late") or stream.finished
     assert not peer.answer(1).headers
     assert peer.session.calls == 0
@@ -364,7 +364,7 @@ def test_pings_are_answered_and_too_many_are_not() -> None:
         # Pings while calls are answered are allowed.
         peer.call(stream, b"")
         ((call, _),) = peer.requests()
-        call.respond(b"", ())
+        peer.server.respond([(call, b"", ())])
         peer.receive()
         peer.send(frame(PING, 0, 0, b"12345678"))
         peer.now += 0.5
@@ -418,7 +418,7 @@ def test_an_old_connection_takes_no_new_calls_and_ends_those_it_has() -> None:
     assert not peer.events()
     for each in (call, second):
         assert not peer.session.over
-        each.respond(b"", ())
+        peer.server.respond([(each, b"", ())])
         assert peer.answer(1).ended
     assert peer.answer(3).ended
     assert peer.session.over
@@ -588,7 +588,7 @@ def test_no_bytes_break_a_session(pieces: list[bytes], random: "object") -> None
         peer.send(piece)
         for kind, call, _ in peer.events():
             if kind == _http2.REQUEST:
-                call.respond(b"answer", ())
+                peer.server.respond([(call, b"answer", ())])
             elif kind in (_http2.OPENED, _http2.READABLE):
                 while (found := call.receive()) is not None:
                     call.send(found)

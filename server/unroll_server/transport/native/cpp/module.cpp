@@ -49,6 +49,11 @@ nb::list events(Server& server) {
     return found;
 }
 
+void respond(const nb::sequence& answers) {
+    for (nb::handle answer : answers)
+        nb::cast<Call&>(answer[0]).respond(as_string(nb::borrow<nb::bytes>(answer[1])), metadata(nb::borrow<nb::sequence>(answer[2])));
+}
+
 nb::list references(const std::vector<Session*>& sessions) {
     nb::list found;
     for (Session* session : sessions) found.append(nb::cast(session, nb::rv_policy::reference));
@@ -100,10 +105,6 @@ NB_MODULE(_http2, module) {
              })
         .def("send_headers", [](Call& call, const nb::sequence& items) { call.send_headers(metadata(items)); })
         .def("send", [](Call& call, const nb::bytes& message) { return call.send(as_string(message)); })
-        .def("respond",
-             [](Call& call, const nb::bytes& message, const nb::sequence& trailers) {
-                 call.respond(as_string(message), metadata(trailers));
-             })
         .def("finish", [](Call& call, int code, std::string details, const nb::sequence& trailers) {
             call.finish(status(code, std::move(details), trailers));
         });
@@ -120,6 +121,7 @@ NB_MODULE(_http2, module) {
                  server.refuse(work, status(code, std::move(details), trailers), {until, rate, call, std::move(due), ok, {}});
              })
         .def("take_refused", &Server::take_refused)
+        .def("respond", [](Server&, const nb::sequence& answers) { respond(answers); })
         .def("take_events", &events)
         .def("take_dirty", [](Server& server) { return references(server.take_dirty()); })
         .def_prop_ro("has_events", &Server::has_events)
