@@ -21,7 +21,8 @@ class ParquetOutput:
         numbers = pa.list_(pa.float32())
         types = (pa.string(), pa.string(), pa.float32(), numbers, numbers)
         self._schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
-        self._writer = pq.ParquetWriter(file, self._schema)
+        # Of the columns only labels repeat.
+        self._writer = pq.ParquetWriter(file, self._schema, use_dictionary=["label"])
         self._held: list[Any] = []
         self._rows = 0
 

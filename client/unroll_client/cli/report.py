@@ -1,6 +1,7 @@
 """Accuracy and confusion matrix of a labelled file; text made safe for a terminal."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import click
@@ -30,7 +31,7 @@ class Score:
 
     def __init__(self, class_labels: tuple[str, ...]) -> None:
         self._labels = tuple(map(printable, class_labels))
-        self._index = {label: index for index, label in enumerate(class_labels)}
+        self._index: dict[str | None, int] = {None: -1, **{label: index for index, label in enumerate(class_labels)}}
         self.counts = np.zeros((len(class_labels) + 1, len(class_labels)), np.int64)
         self.unlabelled = 0
         self.said = np.zeros(len(class_labels), np.int64)
@@ -39,10 +40,8 @@ class Score:
         """Counts a batch: labels [n] of the file, None for a sequence without one."""
         said = result.label_indices
         self.said += np.bincount(said, minlength=len(self.said))
-        unknown = len(self._labels)
-        true = np.fromiter(
-            (-1 if label is None else self._index.get(label, unknown) for label in labels), np.int64, len(labels)
-        )
+        unknown = repeat(len(self._labels))
+        true = np.fromiter(map(self._index.get, labels, unknown), np.int64, len(labels))
         known = true >= 0
         self.unlabelled += int(len(labels) - known.sum())
         np.add.at(self.counts, (true[known], said[known]), 1)

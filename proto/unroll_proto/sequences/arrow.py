@@ -212,7 +212,7 @@ def write_parquet(file: IO[bytes], sequences: Iterable[Sequence]) -> None:
     text = pa.string()
     nested = pa.list_(pa.list_(pa.float32()))
     schema = pa.schema([("id", text), ("sequence", nested), ("label", text), ("split", text)])
-    with pq.ParquetWriter(file, schema) as writer:
+    with pq.ParquetWriter(file, schema, use_dictionary=["label", "split"]) as writer:
         for group in _groups(sequences):
             steps = [len(sequence.values) for sequence in group]
             values = np.concatenate([sequence.values for sequence in group])
