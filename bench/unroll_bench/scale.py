@@ -32,11 +32,11 @@ class Figures(NamedTuple):
     """Seconds of a step when nothing else is to be done."""
     bytes_open: int = 1_496
     """Bytes of an open sequence on the server between its steps."""
-    sequences: float = 123_000
+    sequences: float = 147_000
     """Sequences of 7 to 29 steps per second of CPU, Parquet to Parquet, without a server."""
-    bytes_in: int = 1_027
+    bytes_in: int = 873
     """Bytes of such a sequence in Parquet."""
-    bytes_out: int = 110
+    bytes_out: int = 81
     """Bytes of its answer in Parquet."""
     price: float = 0.04
     """Price of a core for an hour, in dollars."""

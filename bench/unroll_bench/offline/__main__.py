@@ -29,7 +29,10 @@ from unroll_proto.sequences import Sequence, write_sequences
 SHORTEST, LONGEST = 7, 29
 """Steps of the sequences of JapaneseVowels."""
 BUNDLE, SERVER, LOOP = "--bundle", "--server", "DataLoader"
-BARS = {SERVER: 3.0, LOOP: 4.0}
+RATE_BAR = 70_800
+"""Sequences per second without a server: three times the 23,600 of the path with a server when the bar was set."""
+LOOP_BAR = 4.0
+"""Times the rate of the loop."""
 MEMORY_BAR = 500
 """Peak MB of the process without a server."""
 SETTINGS = ((64, 0, 2), (256, 0, 2), (256, 1, 1), (256, 2, 1))
@@ -181,12 +184,18 @@ def command(rows: int, rounds: int, out: Path) -> None:
         )
     click.echo(f"{LOOP}: {report['loop']['trials']} by batch size, workers, threads; the best counts")
     ours = middle[BUNDLE]
-    for name, bar in BARS.items():
-        faster, cheaper = ours.rate / middle[name].rate, _per_cpu(report, BUNDLE) / _per_cpu(report, name)
-        bounds = f"{bar:.0f}x expected, {'met' if faster >= bar else 'not met'}"
-        click.echo(f"{BUNDLE} / {name}: {faster:.1f}x the rate ({bounds}), {cheaper:.1f}x as much for a second of CPU")
-    met = "met" if ours.memory <= MEMORY_BAR else "not met"
-    click.echo(f"{BUNDLE}: {ours.memory:.0f} MB at most ({MEMORY_BAR} MB allowed, {met})")
+    for name in (SERVER, LOOP):
+        cheaper = _per_cpu(report, BUNDLE) / _per_cpu(report, name)
+        click.echo(
+            f"{BUNDLE} / {name}: {ours.rate / middle[name].rate:.1f}x the rate, {cheaper:.1f}x for a second of CPU"
+        )
+    bars = {
+        f"{RATE_BAR:,} sequences/s or more": ours.rate >= RATE_BAR,
+        f"{LOOP_BAR:.0f}x the rate of {LOOP} or more": ours.rate >= LOOP_BAR * middle[LOOP].rate,
+        f"{MEMORY_BAR} MB or less": ours.memory <= MEMORY_BAR,
+    }
+    for bar, met in bars.items():
+        click.echo(f"{BUNDLE}: {bar}: {'met' if met else 'not met'}")
 
 
 if __name__ == "__main__":

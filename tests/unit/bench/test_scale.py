@@ -17,4 +17,4 @@ def test_latency_is_the_tick_s_on_an_idle_core_and_grows_with_the_load() -> None
 def test_the_tables_follow_the_figures() -> None:
     output = CliRunner().invoke(command, ["--steps", "1000000", "--price", "1"]).output
     assert "| 50% | 2 |" in output
-    assert "1.03 TB are read" in output
+    assert "0.87 TB are read" in output
