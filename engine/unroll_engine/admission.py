@@ -9,6 +9,7 @@ from typing import NamedTuple, NoReturn, Protocol
 from unroll_engine.errors import IDENTITY_LIMIT, OverloadedError, over_quota
 from unroll_engine.observer import NoMetrics, QueueMetrics
 from unroll_engine.scheduler import IMPLICIT_DEADLINE
+from unroll_engine.service_rate import ServiceRate
 
 STEPS, BYTES, DEADLINE = "QUEUED_STEPS", "QUEUED_BYTES", "DEADLINE_TOO_NEAR"
 """Reasons of a refusal, beside IDENTITY_LIMIT: too many timesteps queued, too many bytes, a late answer."""
@@ -32,12 +33,6 @@ UNKNOWN_RETRY = 1.0
 """Seconds after which to retry while no rate is known."""
 RETRY = (0.02, 30.0)
 """Least and most seconds after which to retry."""
-RATE_WINDOW = 0.05
-"""Least seconds of work over which the rate is measured."""
-RATE_LIFETIME = 10.0
-"""Seconds for which a measured rate is used."""
-RATE_WEIGHT = 0.3
-"""Weight of a single window in the rate."""
 MEAN_WEIGHT = 0.02
 """Weight of a single job in the mean timesteps of one."""
 
@@ -266,54 +261,3 @@ class AdmissionController:
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate
         # To one digit, so that refusals are equal for a while: they are serialized once, and compress to a few bytes.
         return float(f"{min(max(seconds, RETRY[0]), RETRY[1]):.0e}")
-
-
-class ServiceRate:
-    """The rate at which queued units are served while there is always more to do, measured in windows.
-
-    Args:
-        ample: Units that must be queued throughout a window for it to show the full rate. With fewer the measured rate
-            can be too low, never too high.
-
-    Attributes:
-        since: Begin of the window, or the time at which the queue last stopped being empty; set by the owner.
-    """
-
-    def __init__(self, ample: float) -> None:
-        self._ample = ample
-        self._rate: float | None = None
-        self._until = -math.inf
-        self.since = 0.0
-        # State of the window: busy seconds before `since`; units served; fewest units queued.
-        self._busy = 0.0
-        self._done = 0.0
-        self._least = math.inf
-
-    def of(self, now: float) -> float | None:
-        """Returns the units served per second under load; None if not measured recently."""
-        return self._rate if now < self._until else None
-
-    def end(self, done: float, left: float, now: float) -> None:
-        """Records that units left the queue.
-
-        Args:
-            done: Units served; 0 if they were dropped.
-            left: Units still queued.
-            now: Time.
-        """
-        self._least = min(self._least, left)
-        self._done += done
-        if not left:
-            self._busy += now - self.since
-            self.since = now
-        if done and (seconds := self._busy + now - self.since) >= RATE_WINDOW:
-            self._learn(self._done / seconds, now)
-            self.since, self._busy, self._done, self._least = now, 0.0, 0.0, left
-
-    def _learn(self, measured: float, now: float) -> None:
-        known = self.of(now)
-        if self._least >= self._ample:
-            self._rate = measured if known is None else known + RATE_WEIGHT * (measured - known)
-            self._until = now + RATE_LIFETIME
-        elif known is not None:
-            self._rate = max(known, measured)

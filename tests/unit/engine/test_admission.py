@@ -17,13 +17,12 @@ from unroll_engine.admission import (
     DEADLINE,
     MARGIN,
     OVERLOADED,
-    RATE_LIFETIME,
-    RATE_WINDOW,
     RETRY,
     STEPS,
     UNKNOWN_RETRY,
 )
 from unroll_engine.errors import IDENTITY_LIMIT, OverloadedError
+from unroll_engine.service_rate import RATE_LIFETIME, RATE_WINDOW
 
 
 def refusal(admission: Admission, job: Asked, now: float) -> OverloadedError:
