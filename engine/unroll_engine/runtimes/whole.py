@@ -4,45 +4,19 @@ import numpy as np
 
 from unroll_engine.models.spec import Float32Array, State
 from unroll_engine.runtimes.base import ArrayResult, TickResult
-from unroll_engine.runtimes.step import RUN_FAILURES, step_session
-from unroll_engine.runtimes.step_graph import check_step_graph
-from unroll_proto import bundle, step_model
+from unroll_engine.runtimes.step_session import RUN_FAILURES, GraphRuntime
+from unroll_proto import step_model
 from unroll_proto.v1 import bundle_pb2 as pb
 
 
-class WholeRuntime:
-    """Runs a model of whole sequences on one core, a sequence at a time: its bits depend on no other.
-
-    Args:
-        model: Content of `model.onnx`.
-        step: Its description in the manifest.
-
-    Raises:
-        UnsupportedNetworkError: the graph has operators that can't be trusted.
-        ValueError: its inputs and outputs are not those of the manifest.
-
-    Attributes:
-        bitwise: True if the proof found the same bits in every run.
-    """
-
-    name = "onnx"
-    device = "cpu"
-    artifact = bundle.ONNX_RNN
-    variant = ""
+class WholeRuntime(GraphRuntime):
+    """Runs a graph of whole sequences, a sequence at a time: its bits depend on no other. See GraphRuntime."""
 
     def __init__(self, model: bytes, step: pb.StepModel) -> None:
-        check_step_graph(model)
-        self.bitwise = step.bitwise
-        (spec,) = step.inputs
-        self._input = step_model.tensor_of(spec)
-        self._batch_axis = 1 if spec.shape[0] == step_model.TIME else 0
-        self._outputs = [step_model.tensor_of(each) for each in step.outputs]
+        super().__init__(model, step)
+        (self._input,) = self._inputs
+        self._batch_axis = 1 if step.inputs[0].shape[0] == step_model.TIME else 0
         self._names = [each.name for each in self._outputs]
-        self._width = sum(each.size for each in self._outputs)
-        self._session = step_session(model)
-        given = {each.name for each in self._session.get_inputs()}
-        if given != {spec.name}:
-            raise ValueError(f"it takes {sorted(given)}, the manifest says {[spec.name]}")
         # A failure here is the graph's own, not caused by a caller's values.
         self.run_one(np.zeros((8, self._input.size), np.float32))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
-from unroll_engine.runtimes.step import step_session
+from unroll_engine.runtimes.step_session import step_session
 from unroll_export.steps.plan import Plan
 from unroll_export.steps.reading import Source
 from unroll_export.weight_files import ImportRefusedError

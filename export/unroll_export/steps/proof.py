@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.step import StepRuntime, step_session
+from unroll_engine.runtimes.step import StepRuntime
+from unroll_engine.runtimes.step_session import step_session
 from unroll_export.parity.runners import ParityError
 from unroll_export.steps.folding import initial_batch
 from unroll_export.steps.plan import Plan

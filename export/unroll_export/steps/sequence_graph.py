@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from unroll_engine.models.spec import Float32Array
-from unroll_engine.runtimes.step import step_session
+from unroll_engine.runtimes.step_session import step_session
 from unroll_export.parity.runners import ParityError
 from unroll_export.steps.folding import one_line
 from unroll_export.steps.reading import Source

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from unroll_engine.runtimes.step import step_session
+from unroll_engine.runtimes.step_session import step_session
 from unroll_export.steps.folding import initial_batch, one_line
 from unroll_export.steps.plan import Plan
 from unroll_export.steps.reading import graphs_of
