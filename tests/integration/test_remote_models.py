@@ -55,7 +55,7 @@ async def test_models_of_a_bucket(s3: S3Server, bundle_root: Path, tmp_path: Pat
         await serves("jv/1", "jv/2", "jv/3")
         s3.remove("some/where/jv/1/manifest.json")
         await serves("jv/2", "jv/3")
-        s3.stop()
+        s3.kill()
         await until(lambda: "can't be read, copied models are still served: " in server.log, lambda: server.log)
         # Also by the worker that had not seen yet that jv/1 is gone.
         await serves("jv/2", "jv/3")

@@ -2,17 +2,14 @@
 
 import json
 import shutil
-import socket
-import subprocess
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from support.waiting import wait_until
+from support.daemons import Daemon, free_port
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -21,7 +18,7 @@ needs_prometheus = pytest.mark.skipif(
 """Skips a test if there is no Prometheus."""
 
 
-class Prometheus:
+class Prometheus(Daemon):
     """A Prometheus that reads a server's metrics once a second.
 
     Args:
@@ -31,23 +28,14 @@ class Prometheus:
     """
 
     def __init__(self, folder: Path, target: str, labels: dict[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._address = f"127.0.0.1:{free_port()}"
         # JSON is YAML.
         jobs = [{"job_name": "unroll", "static_configs": [{"targets": [target], "labels": labels}]}]
         config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
         (folder / "prometheus.yml").write_text(json.dumps(config))
-        self._log = folder / "prometheus.log"
         command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*command, f"--web.listen-address={self._address}", "--enable-feature=exemplar-storage"],
-                stdout=log,
-                stderr=log,
-            )
-        wait_until(lambda: self._is_ready() or self._process.poll() is not None, self._log.read_text)
-        assert self._process.poll() is None, self._log.read_text()
+        command += [f"--web.listen-address={self._address}", "--enable-feature=exemplar-storage"]
+        super().__init__(command, folder / "prometheus.log", self._is_ready)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Returns the samples of an instant query; each has `metric` and `value`."""
@@ -70,12 +58,3 @@ class Prometheus:
                 return bool(answer.status == 200)
         except OSError:
             return False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.wait()

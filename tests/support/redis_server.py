@@ -2,16 +2,12 @@
 
 import importlib.util
 import shutil
-import signal
 import socket
-import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 
-from support.waiting import wait_until
+from support.daemons import Daemon, free_port
 
 
 def redis_executable() -> str | None:
@@ -26,7 +22,7 @@ needs_redis = pytest.mark.skipif(redis_executable() is None, reason="there is no
 """Skips a test if there is no redis-server."""
 
 
-class RedisServer:
+class RedisServer(Daemon):
     """A redis-server that writes each change to a file before it answers, so that SIGKILL loses nothing.
 
     Args:
@@ -40,36 +36,17 @@ class RedisServer:
     def __init__(self, folder: Path, *options: str) -> None:
         executable = redis_executable()
         assert executable is not None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._folder = folder
-        self._command = [executable, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        self._command += ["--appendonly", "yes", "--appendfsync", "always", "--dir", str(folder), *options]
-        self.start()
+        self.port = free_port()
+        command = [executable, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--dir", str(folder), *options]
+        super().__init__(command, folder / "log", self._pongs)
 
     @property
     def url(self) -> str:
         """URL for `--sessions`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self) -> None:
-        """Starts the server, and waits until it answers."""
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        wait_until(lambda: self._answers() or self._process.poll() is not None)
-        assert self._process.poll() is None, (self._folder / "log").read_text()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal: SIGSTOP to suspend the server, SIGCONT to resume it."""
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """Ends the server as a power cut does."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answers(self) -> bool:
+    def _pongs(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                 connection.sendall(b"PING\r\n")
@@ -77,11 +54,3 @@ class RedisServer:
                 return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()

