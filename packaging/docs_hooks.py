@@ -9,6 +9,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
+FENCE = re.compile(r"^(```\w+) .*$", re.MULTILINE)
+"""Fences that say how CI treats a block, which the site's Markdown would take for text."""
 ALWAYS = ("CHANGELOG.md", *(f"proto/unroll_proto/v1/{name}.proto" for name in ("unroll", "admin", "bundle", "session")))
 """Files that the navigation names."""
 REFERENCES = {"client": "unroll_client", "engine": "unroll_engine", "export": "unroll_export"}
@@ -83,4 +85,4 @@ def _rewritten(markdown: str, path: Path) -> str:
             return match[0]
         return f"]({up}{_uri(target)}{match[2] or ''})"
 
-    return LINK.sub(link, markdown)
+    return LINK.sub(link, FENCE.sub(r"\1", markdown))
