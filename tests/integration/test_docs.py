@@ -6,6 +6,7 @@ and a web process, until the page starts its own. All Python of a page is one pr
 """
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -119,3 +120,14 @@ def test_blocks_are_what_they_say(page: Path, request: pytest.FixtureRequest) ->
         reader: Reader = request.getfixturevalue("reader")
         for block in runnable:
             reader.run(block)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_what_a_run_leaves(path: Path) -> None:
+    """`make docs` runs them, and shows the outputs on the site."""
+    notebook = json.loads(path.read_text())
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    for cell in notebook["cells"]:
+        assert cell["metadata"] == {}
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
