@@ -1,5 +1,6 @@
 """Terminal output of all commands of `unroll-export`: progress, results, errors."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ def export_trained(trained: TrainedRun, source: Path, out: Path) -> None:
 def progress(cases: int = CASES) -> Iterator[Callable[[str], None]]:
     """Shows a bar on a terminal's standard error; yields the function that `prove` calls with each case."""
     columns = (TextColumn("proving"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
+    # Jupyter sets FORCE_COLOR, which is no terminal for a bar.
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=cases)
 

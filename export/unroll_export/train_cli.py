@@ -1,6 +1,7 @@
 """The command `unroll-train`: trains a recurrent classifier into a run folder, and draws reports of runs."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -258,7 +259,7 @@ def _describe(figures: dict[str, float]) -> str:
 @contextmanager
 def _progress(epochs: int) -> Iterator[Callable[[dict[str, float]], None]]:
     """Shows the epochs on standard error: a bar on a terminal, else a line for every tenth epoch."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     if not console.is_terminal:
         yield (
             lambda figures: (

@@ -23,7 +23,7 @@ def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_exports_and_proves_again(run_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "models" / "made-up"
-    done = run("unroll-export", run_path, "--out", out)
+    done = run("unroll-export", run_path, "--out", out, env={"FORCE_COLOR": "1"})  # as Jupyter sets it
     assert done.stderr == ""
     first, *table = done.stdout.splitlines()
     assert first == f"{out / '1'}: written, with proof"
