@@ -130,7 +130,7 @@ async def large_message(place: Place) -> grpc.aio.AioRpcError:
 async def late(place: Place) -> grpc.aio.AioRpcError:
     async with channel_to(place.shared.address) as channel:
         request = wire.classify_request([np.zeros((60000, 12), np.float32)] * 5)
-        return await error_of(wire.stub_of(channel).Classify(request, timeout=0.05))
+        return await error_of(wire.stub_of(channel).Classify(request, timeout=0.005))
 
 
 async def no_method(place: Place) -> grpc.aio.AioRpcError:

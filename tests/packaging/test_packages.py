@@ -229,7 +229,8 @@ def test_the_client_is_small_and_needs_no_extra(
         "unroll_client.cli.parquet": "pyarrow",
     }
     assert client_environment.import_failures("unroll_proto") == {
-        f"unroll_proto.sequences.{name}": "pyarrow" for name in ("arrow", "cells", "tables")
+        f"unroll_proto.sequences.{name}": "pyarrow"
+        for name in ("arrow", "cells", "columns", "sequence_rows", "tables", "timestep_rows")
     }
     unroll = client_environment.bin / "unroll"
     assert "classify" in output_of(unroll, "--help")
