@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.daemons import free_port
 from support.pages import PAGES, ROOT, Block, logical_lines
 from support.processes import BIN, PATIENCE, TRAINING_BIN, AnnouncedProcess, ServerProcess, WebProcess, made_by_make
-from support.redis_topologies import free_port
 
 from unroll_proto.sequences import Sequence, write_sequences
 
