@@ -191,7 +191,7 @@ class Lanes:
         count = self.count
         x = self._input[: steps * count].reshape(steps, count, -1)
         states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
-        (only, *_) = self._jobs
+        only = self._jobs[0]
         if only and self._jobs.count(only) == count > 1:
             rows = self._table[_ROW, :count] + np.arange(steps)[:, np.newaxis]
             only.values.take(rows, axis=0, out=x, mode="clip")
