@@ -11,7 +11,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NamedTuple
@@ -21,13 +20,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from unroll_bench.contest import machine, network
-from unroll_bench.contest.contestants import FEATURES, MODEL
+from unroll_bench.contest.contestants import MODEL
 from unroll_bench.contest.network import TOLERANCE, WrongAnswerError
+from unroll_bench.offline.drawn import sequences
 from unroll_proto import cli
-from unroll_proto.sequences import Sequence, write_sequences
+from unroll_proto.sequences import write_sequences
 
-SHORTEST, LONGEST = 7, 29
-"""Steps of the sequences of JapaneseVowels."""
 BUNDLE, SERVER, LOOP = "--bundle", "--server", "DataLoader"
 RATE_BAR = 70_800
 """Sequences per second without a server: three times the 23,600 of the path with a server when the bar was set."""
@@ -51,13 +49,6 @@ class Run(NamedTuple):
     """Seconds of CPU, of a server too."""
     memory: float
     """Largest resident size of the process, in MB."""
-
-
-def sequences(count: int) -> Iterator[Sequence]:
-    """Draws sequences of 7 to 29 steps, as long as those of JapaneseVowels."""
-    rng = np.random.default_rng(0)
-    for index, steps in enumerate(rng.integers(SHORTEST, LONGEST + 1, count).tolist()):
-        yield Sequence(str(index), rng.standard_normal((steps, FEATURES), dtype=np.float32))
 
 
 def run(words: list[str | Path], rows: int) -> Run:

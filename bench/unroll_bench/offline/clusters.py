@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from unroll_bench.contest import network
 from unroll_bench.contest.contestants import MODEL
 from unroll_bench.contest.network import WrongAnswerError
-from unroll_bench.offline.__main__ import sequences
+from unroll_bench.offline.drawn import sequences
 from unroll_proto import cli
 from unroll_proto.sequences import write_sequences
 
