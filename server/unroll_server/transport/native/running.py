@@ -19,13 +19,14 @@ class Run:
         loop: The event loop.
     """
 
-    __slots__ = ("_context", "_coroutine", "_loop", "_task")
+    __slots__ = ("_begun", "_context", "_coroutine", "_loop", "_task")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
         self._coroutine = coroutine
         self._loop = loop
         self._context = copy_context()
         self._task: asyncio.Task[None] | None = None
+        self._begun = False
 
     def start(self) -> None:
         """Runs the coroutine until it waits or ends."""
@@ -35,7 +36,8 @@ class Run:
         """Cancels the coroutine, which has not ended."""
         if self._task:
             self._task.cancel()
-        else:
+        # A task that has not begun ends without a word to the coroutine.
+        if not self._begun:
             self._step(self._coroutine.throw, asyncio.CancelledError())
 
     def _step(self, step: Callable[[Any], Any], value: Any) -> None:
@@ -49,20 +51,20 @@ class Run:
         if isinstance(awaited, JobEnd):
             awaited.resume = self.start
         else:
-            self._task = self._loop.create_task(_rest(self._coroutine, awaited), context=self._context)
+            self._task = self._loop.create_task(self._rest(awaited), context=self._context)
 
-
-@types.coroutine
-def _rest(coroutine: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
-    """Runs the rest of a coroutine, which waits for a future, or for the next turn of the loop if it is None."""
-    while True:
-        step: Callable[[Any], Any] = coroutine.send
-        value = None
-        try:
-            yield awaited
-        except BaseException as error:
-            step, value = coroutine.throw, error
-        try:
-            awaited = step(value)
-        except StopIteration:
-            return
+    @types.coroutine
+    def _rest(self, awaited: Any) -> Generator[Any, Any, None]:
+        """Runs the rest of the coroutine, which waits for a future, or for the next turn of the loop if it is None."""
+        self._begun = True
+        while True:
+            step: Callable[[Any], Any] = self._coroutine.send
+            value = None
+            try:
+                yield awaited
+            except BaseException as error:
+                step, value = self._coroutine.throw, error
+            try:
+                awaited = step(value)
+            except StopIteration:
+                return

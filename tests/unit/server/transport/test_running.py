@@ -125,6 +125,31 @@ async def test_cancelling_ends_the_coroutine_where_it_waits(in_task: bool) -> No
     await asyncio.gather(*other_tasks(), return_exceptions=True)
 
 
+async def test_cancelling_before_the_task_begins_ends_the_coroutine_where_it_waits() -> None:
+    loop, seen = asyncio.get_running_loop(), []
+
+    async def call() -> None:
+        try:
+            await caller.in_task()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            await loop.create_future()
+        finally:
+            seen.append("ended")
+
+    run = Run(call(), loop)
+
+    def start_and_cancel() -> None:
+        run.start()
+        run.cancel()
+        assert seen == ["cancelled"]
+        run.cancel()
+
+    await outside_of_tasks(start_and_cancel)
+    assert seen == ["cancelled", "ended"]
+    await asyncio.gather(*other_tasks(), return_exceptions=True)
+
+
 async def test_an_error_is_reported_and_leaves_the_engine_alone() -> None:
     loop, reported = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
