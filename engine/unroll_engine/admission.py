@@ -33,6 +33,10 @@ UNKNOWN_RETRY = 1.0
 """Seconds after which to retry while no rate is known."""
 RETRY = (0.02, 30.0)
 """Least and most seconds after which to retry."""
+AHEAD = 0.01
+"""Seconds of work that keep the engine busy until it gets more."""
+FULL_TICKS = 4
+"""Full ticks of work that do so at the least."""
 MEAN_WEIGHT = 0.02
 """Weight of a single job in the mean timesteps of one."""
 
@@ -56,6 +60,15 @@ class Admissible(Protocol):
     def interactive(self) -> bool:
         """True if the job goes before bulk jobs."""
         ...
+
+
+class Expected(Protocol):
+    """The attributes of a bulk job that is not made yet; admission sets `due` and the likely `steps`."""
+
+    deadline: float
+    bytes: int
+    due: int
+    steps: int
 
 
 class Refusal(NamedTuple):
@@ -88,8 +101,8 @@ class AdmissionController:
         clock: Returns the time in seconds; deadlines are on this clock.
 
     Attributes:
-        steps: Timesteps queued.
-        bytes: Bytes queued.
+        steps: Timesteps queued, or reserved.
+        bytes: Bytes queued, or reserved.
         clock: As given.
         overloaded_until: Time on the clock, `OVERLOADED` seconds after the last refusal.
     """
@@ -105,6 +118,8 @@ class AdmissionController:
     ) -> None:
         self.steps = 0
         self.bytes = 0
+        self._reserved = 0
+        self._ample = FULL_TICKS * full_tick
         self._max_steps = max_steps
         self._max_bytes = max_bytes
         self._quota_of = quota_of
@@ -138,11 +153,9 @@ class AdmissionController:
         if self._quota_of:
             self._check_quota(job.owner, steps, now)
             self._queued[job.owner] += steps
-        self.steps += steps
-        self.bytes += size
         self._mean[job.interactive] += MEAN_WEIGHT * (steps - self._mean[job.interactive])
-        job.due = _FIRST if job.interactive else int(min(job.deadline, now + IMPLICIT_DEADLINE) / GRAIN)
-        self._due[job.due] += steps
+        job.due = _FIRST if job.interactive else _grain(job.deadline, now)
+        self._count(job.due, steps, size)
         self._gauges[0], self._gauges[1] = self.steps, self.bytes
 
     def release(self, job: Admissible) -> None:
@@ -152,15 +165,41 @@ class AdmissionController:
             self._queued[job.owner] -= steps
             if not self._queued[job.owner]:
                 del self._queued[job.owner]
-        self.steps -= steps
-        self.bytes -= job.bytes
-        left = self._due[job.due] - steps
-        if left:
-            self._due[job.due] = left
-        else:
-            del self._due[job.due]
-        self._rate.end(steps if job.over and not job.cancelled else 0, self.steps, self.clock())
+        self._count(job.due, -steps, -job.bytes)
         self._gauges[0], self._gauges[1] = self.steps, self.bytes
+        self._rate.end(steps if job.over and not job.cancelled else 0, self.steps, self.clock())
+
+    def reserve(self, job: Expected, now: float) -> None:
+        """Accounts for a job that is to be made when the engine has room for it, until `cancel`."""
+        job.due = _grain(job.deadline, now)
+        job.steps = steps = self.likely_steps
+        self._reserved += steps
+        self._count(job.due, steps, job.bytes)
+
+    def cancel(self, job: Expected) -> None:
+        """Removes a job from the account that is made now, or never."""
+        self._reserved -= job.steps
+        self._count(job.due, -job.steps, -job.bytes)
+
+    @property
+    def likely_steps(self) -> int:
+        """Timesteps that a bulk job is likely to have."""
+        return int(self._mean[False]) + 1
+
+    @property
+    def room(self) -> float:
+        """Timesteps until the engine has enough work without what is reserved; infinite while its rate is not known."""
+        rate = self.rate
+        return math.inf if rate is None else max(self._ample, AHEAD * rate) - (self.steps - self._reserved)
+
+    def _count(self, due: int, steps: int, size: int) -> None:
+        self.steps += steps
+        self.bytes += size
+        left = self._due[due] + steps
+        if left:
+            self._due[due] = left
+        else:
+            del self._due[due]
 
     def check_unread(self, owner: str, remaining: float | None, interactive: bool) -> None:
         """Refuses a call whose message is not read yet, if its jobs are sure to be refused.
@@ -261,3 +300,7 @@ class AdmissionController:
         seconds = UNKNOWN_RETRY if rate is None else self.steps / 2 / rate
         # To one digit, so that refusals are equal for a while: they are serialized once, and compress to a few bytes.
         return float(f"{min(max(seconds, RETRY[0]), RETRY[1]):.0e}")
+
+
+def _grain(deadline: float, now: float) -> int:
+    return int(min(deadline, now + IMPLICIT_DEADLINE) / GRAIN)

@@ -87,7 +87,7 @@ class ModelQueue:
         """Reports that the first sequences of a job leave the queue."""
         if job.interactive:
             self.last_interactive = now
-        job.waited = max(now - job.arrived, 0.0)
+        job.waited += max(now - job.arrived, 0.0)
         self.metrics.waited(job.waited, job.trace)
         if job.trace is not None:
             self.traced = True

@@ -33,13 +33,13 @@ class _Job:
         deadline: In seconds of time.monotonic: a job still queued then is dropped; infinite for none.
         owner: Identity of the caller, whose quota it counts for.
         trace: The trace of its call; None if the call is not traced.
+        waited: Seconds that its call waited before there was a job; from its first tick on, to that tick.
         interactive: True if the caller waits for each step. Such jobs go before bulk and report every tick.
         cancelled: Set by the driver if the caller left; the rest of the work is dropped.
         over: Set by the driver when the job is answered or has failed.
         taken: Sequences that have left the queue.
         arrived: In seconds of time.monotonic, when it was queued; 0 before.
         due: The deadline in the units of admission.py, which keeps it here.
-        waited: Seconds from its arrival to its first tick.
         bytes: Size of values and initial state.
         size: Number of sequences.
         steps: Timesteps of all sequences.
@@ -54,12 +54,12 @@ class _Job:
     deadline: float = math.inf
     owner: str = ""
     trace: Trace | None = None
+    waited: float = 0.0
     cancelled: bool = field(default=False, init=False)
     over: bool = field(default=False, init=False)
     taken: int = field(default=0, init=False)
     arrived: float = field(default=0.0, init=False)
     due: int = field(default=0, init=False)
-    waited: float = field(default=0.0, init=False)
     bytes: int = field(init=False)
     size: int = field(init=False)
     steps: int = field(init=False)

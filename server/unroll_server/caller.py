@@ -19,6 +19,7 @@ class Call:
         sent_bytes: Their size, uncompressed.
         steps: Timesteps given to the engine.
         trace: The trace of the call; None if it is not traced.
+        waited: Seconds that it waited for the engine before its handler began.
     """
 
     # Defaults are on the class, so that making an object for each call runs no Python.
@@ -31,6 +32,7 @@ class Call:
     sent_bytes: int = 0
     steps: int = 0
     trace: Trace | None = None
+    waited: float = 0.0
 
 
 current: ContextVar[Call] = ContextVar("call", default=Call())  # noqa: B039 (nobody reads the one outside of all calls)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unroll_bench.load import frames
-from unroll_bench.load.frames import frame_start
+from unroll_bench.load.frames import Headers, frame_start
 
 if TYPE_CHECKING:
     from unroll_bench.load.h2 import Connection
@@ -20,18 +20,17 @@ class Request:
     """A unary call, ready to be sent any number of times: only the stream's number is filled in.
 
     Args:
-        block: The header block (`frames.request_block`).
+        headers: The headers (`frames.request_headers`).
         message: The serialized message.
     """
 
-    __slots__ = ("block", "framed", "head", "middle", "size")
+    __slots__ = ("data", "framed", "headers", "size")
 
-    def __init__(self, block: bytes, message: bytes) -> None:
-        self.block = block
+    def __init__(self, headers: Headers, message: bytes) -> None:
+        self.headers = headers
         self.framed = framed(message)
         self.size = len(self.framed)
-        self.head = frame_start(len(block), frames.HEADERS, frames.END_HEADERS)
-        self.middle = block + frame_start(self.size, frames.DATA, frames.END_STREAM)
+        self.data = frame_start(self.size, frames.DATA, frames.END_STREAM)
 
 
 class Stream:

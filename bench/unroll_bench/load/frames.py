@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote
 
-from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
+from hpack import Decoder, Encoder, HPACKError
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 CANCEL = 8
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
 
 # Length (its high byte, its low two), type, flags, stream.
 FRAME_HEADER: Final = struct.Struct(">BHBBL")
 # Prefix of each gRPC message: 1 if compressed, length.
 PREFIX: Final = struct.Struct(">BL")
 SETTING: Final = struct.Struct(">HL")
+Headers = tuple[tuple[str, str], ...]
+"""Names (lower case) and values."""
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DEFAULT_WINDOW: Final = 65_535
 DEFAULT_FRAME_SIZE: Final = 16_384
@@ -63,6 +65,8 @@ _ERROR_NAMES: Final = (
 OK: Final = sys.intern("OK")
 _LONGEST_MESSAGE: Final = 200
 _CACHED_BLOCKS: Final = 4096
+_TABLE: Final = 4096  # bytes of the table that a connection begins with
+_INDEXED: Final = 0x80  # in the only byte of a header that is in the table: the first 126 of its entries are
 
 
 class ProtocolError(Exception):
@@ -96,9 +100,13 @@ def error_name(code: int) -> str:
     return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"error {code}"
 
 
-def request_block(path: str, authority: str, scheme: str, metadata: Iterable[tuple[str, str]]) -> bytes:
-    """Returns the header block of a gRPC request. It adds nothing to the peer's table, so it can be reused."""
-    headers = [
+def request_headers(path: str, authority: str, scheme: str, metadata: Iterable[tuple[str, str]]) -> Headers:
+    """Returns the headers of a gRPC request.
+
+    Raises:
+        ValueError: they do not fit into one frame.
+    """
+    headers = (
         (":method", "POST"),
         (":scheme", scheme),
         (":path", path),
@@ -107,11 +115,38 @@ def request_block(path: str, authority: str, scheme: str, metadata: Iterable[tup
         ("content-type", "application/grpc"),
         ("user-agent", "unroll-load"),
         *metadata,
-    ]
-    block = Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in headers])
-    if len(block) > DEFAULT_FRAME_SIZE:
-        raise ValueError(f"metadata: {len(block)} bytes of headers, {DEFAULT_FRAME_SIZE} at most")
-    return block
+    )
+    size = len(Encoder().encode(headers))
+    if size > DEFAULT_FRAME_SIZE:
+        raise ValueError(f"metadata: {size} bytes of headers, {DEFAULT_FRAME_SIZE} at most")
+    return headers
+
+
+class SentBlocks:
+    """Makes a connection's header blocks. From the second on, equal headers are a few indexes, as gRPC's clients do."""
+
+    def __init__(self) -> None:
+        # Blocks that mean the same as long as nothing is added to the peer's table.
+        self._known: dict[Headers, bytes] = {}
+        self._encoder = Encoder()
+
+    def block(self, headers: Headers) -> bytes:
+        """Returns the block to send next for these headers."""
+        try:
+            return self._known[headers]
+        except KeyError:
+            pass
+        block = self._encoder.encode(headers)
+        if all(byte & _INDEXED for byte in block):
+            self._known[headers] = block
+        else:
+            self._known.clear()
+        return block
+
+    def resize(self, size: int) -> None:
+        """Keeps to the size of the peer's table, in bytes."""
+        self._encoder.header_table_size = min(size, _TABLE)
+        self._known.clear()
 
 
 class Blocks:

@@ -13,7 +13,7 @@ from time import perf_counter
 
 from unroll_bench.load import frames
 from unroll_bench.load.calls import Request, Stream
-from unroll_bench.load.frames import OK, frame, frame_start
+from unroll_bench.load.frames import END_HEADERS, HEADERS, OK, Headers, frame, frame_start
 from unroll_bench.load.receiving import Receiver
 
 # Bytes after which data is written at once, so that a server works on the first calls while the next are made.
@@ -46,7 +46,8 @@ class Connection(Receiver):
         self._out_size = 0
         self._marked: list[Stream] = []
         self._blocked: dict[int, Stream] = {}
-        self._waiting: deque[tuple[Stream, Request | bytes]] = deque()
+        self._waiting: deque[tuple[Stream, Request | Headers]] = deque()
+        self._sent_blocks = frames.SentBlocks()
         self._flushing = False  # or about to
         # Limits of the peer.
         self._window = frames.DEFAULT_WINDOW
@@ -65,24 +66,32 @@ class Connection(Receiver):
             self._window -= size
             stream.closing = True
             tag = number.to_bytes(4, "big")
-            self._out += (request.head, tag, request.middle, tag, request.framed)
+            block = self._sent_blocks.block(request.headers)
+            self._out += (
+                frame_start(len(block), HEADERS, END_HEADERS),
+                tag,
+                block,
+                request.data,
+                tag,
+                request.framed,
+            )
             self._out_size += size
             if self._out_size >= _WRITE_AT:
                 self.flush()
             elif not self._flushing:
                 self._flush_soon()
         else:
-            self._out.append(frame(frames.HEADERS, frames.END_HEADERS, number, request.block))
+            self._open(number, request.headers)
             stream.send(request.framed)
             stream.half_close()
 
-    def open(self, stream: Stream, block: bytes) -> None:
+    def open(self, stream: Stream, headers: Headers) -> None:
         """Starts a call that streams both ways; it waits while the peer allows no more streams."""
         if len(self._streams) >= self._max_streams:
             stream.connection = self  # so that messages sent meanwhile wait, too
-            self._waiting.append((stream, block))
+            self._waiting.append((stream, headers))
             return
-        self._out.append(frame(frames.HEADERS, frames.END_HEADERS, self._begin(stream), block))
+        self._open(self._begin(stream), headers)
         if stream.outbox:
             self._marked.append(stream)
         self._flush_soon()
@@ -149,7 +158,9 @@ class Connection(Receiver):
 
     def _settings(self, payload: bytes) -> None:
         for name, value in frames.SETTING.iter_unpack(payload[: len(payload) // 6 * 6]):
-            if name == frames.MAX_CONCURRENT_STREAMS:
+            if name == frames.HEADER_TABLE_SIZE:
+                self._sent_blocks.resize(value)
+            elif name == frames.MAX_CONCURRENT_STREAMS:
                 self._max_streams = value
             elif name == frames.INITIAL_WINDOW_SIZE:
                 for stream in self._streams.values():
@@ -199,6 +210,9 @@ class Connection(Receiver):
         self._out.append(frame(frames.WINDOW_UPDATE, 0, number, size.to_bytes(4, "big")))
 
     # Starting and ending calls.
+
+    def _open(self, number: int, headers: Headers) -> None:
+        self._out.append(frame(HEADERS, END_HEADERS, number, self._sent_blocks.block(headers)))
 
     def _begin(self, stream: Stream) -> int:
         number = self._next

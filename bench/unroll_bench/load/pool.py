@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from unroll_bench.load.connecting import connect
-from unroll_bench.load.frames import request_block
+from unroll_bench.load.frames import Headers, request_headers
 from unroll_bench.load.h2 import Connection
 from unroll_bench.load.result import Tally
 
@@ -30,13 +30,13 @@ class Peer:
     metadata: tuple[tuple[str, str], ...] = ()
     timeout: float | None = None
 
-    def block(self, path: str, *, deadline: bool = True) -> bytes:
-        """Returns the header block of a call of `path`."""
+    def headers(self, path: str, *, deadline: bool = True) -> Headers:
+        """Returns the headers of a call of `path`."""
         authority = "localhost" if self.address.startswith("unix:") else self.address
         metadata = list(self.metadata)
         if deadline and self.timeout is not None:
             metadata.append(("grpc-timeout", _timeout(self.timeout)))
-        return request_block(path, authority, "https" if self.tls else "http", metadata)
+        return request_headers(path, authority, "https" if self.tls else "http", metadata)
 
 
 def _timeout(seconds: float) -> str:

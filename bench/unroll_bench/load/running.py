@@ -66,9 +66,9 @@ class _Run:
         if connections < 1 or seconds <= 0:
             raise ValueError("connections, seconds: more than 0 expected")
         peer = address if isinstance(address, Peer) else Peer(address)
-        blocks = {path: peer.block(path) for path in {call.path for call in calls}}
+        headers = {path: peer.headers(path) for path in {call.path for call in calls}}
         self.calls = calls
-        self.requests = [Request(blocks[call.path], call.message) for call in calls]
+        self.requests = [Request(headers[call.path], call.message) for call in calls]
         self.tally = tally or Tally()
         self.pool = Pool(peer, connections, self.tally, self.resume)
         self.over = False

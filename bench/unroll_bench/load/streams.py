@@ -299,9 +299,9 @@ async def stream_loop(
     try:
         with quiet():
             await pool.open()
-            block = peer.block(PATH, deadline=False)
+            headers = peer.headers(PATH, deadline=False)
             for index, carrier in enumerate(run.carriers):
-                pool.lines[index % connections].open(carrier, block)
+                pool.lines[index % connections].open(carrier, headers)
                 for sequence in carrier.sequences:
                     request = pb.UnrollRequest(key=sequence.key, open=opening)
                     carrier.send(framed(request.SerializeToString()))

@@ -106,7 +106,9 @@ def new_batch(
     """Makes a job of the current call; see jobs.BatchJob."""
     call = caller.current.get()
     call.steps += len(values)
-    return BatchJob(model, values, offsets, initial_state, keeps_states, deadline, call.identity, call.trace)
+    return BatchJob(
+        model, values, offsets, initial_state, keeps_states, deadline, call.identity, call.trace, call.waited
+    )
 
 
 def check_finite(values: Float32Array, offsets: NDArray[np.int64], field: str) -> None:

@@ -30,9 +30,9 @@ def with_status(method: Method, observer: MethodObserver) -> Behavior:
     behavior, counts, reports_calls = method.behavior, observer.counts, observer.reports_calls
 
     async def run(request: Any, context: CallContext) -> Any:
-        begin = time.perf_counter()
         counts.started()
         call = caller.current.get()
+        begin = time.perf_counter() - call.waited
         report = observer.open(call, context) if reports_calls else None
         if call.request_id:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))

@@ -129,7 +129,14 @@ class Registry(grpc.GenericRpcHandler):
                 traceparent = value
         return self.begin(handler_call_details.method, request_id, traceparent)
 
-    def begin(self, path: str, request_id: str | bytes, traceparent: str | None = None, admitted: bool = False) -> Any:
+    def begin(
+        self,
+        path: str,
+        request_id: str | bytes,
+        traceparent: str | None = None,
+        admitted: bool = False,
+        waited: float = 0.0,
+    ) -> Any:
         """Begins a call, in a context of its own, and returns its handler; None if there is no such method.
 
         Args:
@@ -137,8 +144,11 @@ class Registry(grpc.GenericRpcHandler):
             request_id: Request id of the caller; empty if it gave none.
             traceparent: Trace context of the caller; None if it gave none.
             admitted: True to skip the guard, for a call that began before the server drained.
+            waited: Seconds for which the transport let it wait.
         """
         call = caller.Call()
+        if waited:
+            call.waited = waited
         caller.current.set(call)
         if request_id:
             call.request_id = checked_request_id(request_id)

@@ -7,14 +7,14 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from hpack import Encoder, NeverIndexedHeaderTuple
+from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unroll_bench.load import frames
 from unroll_bench.load.calls import Request, Stream, framed
 from unroll_bench.load.connecting import connect, split_address
-from unroll_bench.load.frames import frame, request_block
+from unroll_bench.load.frames import Headers, frame, request_headers
 from unroll_bench.load.h2 import Connection
 
 PATH = "/test.Echo/"
@@ -66,15 +66,15 @@ async def address() -> AsyncIterator[str]:
     await server.stop(None)
 
 
-def block(method: str, *metadata: tuple[str, str]) -> bytes:
-    return request_block(PATH + method, "test", "http", metadata)
+def asked(method: str, *metadata: tuple[str, str]) -> Headers:
+    return request_headers(PATH + method, "test", "http", metadata)
 
 
 async def call(
     connection: Connection, method: str, message: bytes, *metadata: tuple[str, str]
 ) -> tuple[str, list[bytes]]:
     stream = Caught()
-    connection.call(stream, Request(block(method, *metadata), message))
+    connection.call(stream, Request(asked(method, *metadata), message))
     return await stream.done, stream.messages
 
 
@@ -106,7 +106,7 @@ async def test_status_and_message(address: str) -> None:
 async def test_stream_both_ways(address: str) -> None:
     connection = await connect(address, lambda line: None)
     stream = Caught()
-    connection.open(stream, block("All"))
+    connection.open(stream, asked("All"))
     sent = [bytes([index]) * (index * 97) for index in range(256)] + [MEGABYTE]
     for message in sent:
         stream.send(framed(message))
@@ -119,7 +119,7 @@ async def test_stream_both_ways(address: str) -> None:
 async def test_close_ends_calls(address: str) -> None:
     connection = await connect(address, lambda line: None)
     stream = Caught()
-    connection.open(stream, block("All"))
+    connection.open(stream, asked("All"))
     await connection.close()
     assert (await stream.done).startswith("CANCELLED")
     assert not connection.usable
@@ -217,7 +217,7 @@ class Peer:
 
 def start(peer: Peer, message: bytes = b"m") -> Caught:
     stream = Caught()
-    peer.connection.call(stream, Request(block("Echo"), message))
+    peer.connection.call(stream, Request(asked("Echo"), message))
     return stream
 
 
@@ -246,7 +246,7 @@ async def test_waiting_stream_keeps_what_was_sent() -> None:
     async with Peer(frames.SETTING.pack(frames.MAX_CONCURRENT_STREAMS, 1)) as peer:
         first = start(peer)
         second = Caught()
-        peer.connection.open(second, block("All"))
+        peer.connection.open(second, asked("All"))
         second.send(framed(b"early"))
         await peer.next(frames.HEADERS)
         await peer.next(frames.DATA)
@@ -341,7 +341,7 @@ async def test_early_status_resets_the_call() -> None:
     """A call that the server has answered early is still half-closed."""
     async with Peer() as peer:
         stream = Caught()
-        peer.connection.open(stream, block("All"))
+        peer.connection.open(stream, asked("All"))
         await peer.next(frames.HEADERS)
         peer.answer(1, b"a")
         assert await stream.done == "OK"
@@ -392,7 +392,7 @@ def test_any_cut_gives_the_same(
         connection = Connection(lambda line: None)
         connection.connection_made(Wire())
         stream = Caught()
-        connection.open(stream, block("All"))
+        connection.open(stream, asked("All"))
         at = turn = 0
         while at < len(sent):
             read = sent[at : at + reads[turn % len(reads)]]
@@ -404,3 +404,19 @@ def test_any_cut_gives_the_same(
         assert stream.done.result() == "OK"
 
     asyncio.run(run())
+
+
+@given(st.data())
+def test_header_blocks_mean_their_headers_and_repeated_ones_are_indexes(data: st.DataObject) -> None:
+    blocks, decoder = frames.SentBlocks(), Decoder()
+    known = [asked(method, ("token", token)) for method in ("Echo", "All") for token in ("a", "b" * 40)]
+    room = 4096
+    for headers in data.draw(st.lists(st.sampled_from(known), max_size=12)):
+        if data.draw(st.integers(0, 5)) == 0:
+            room = data.draw(st.sampled_from((0, 60, 300, 4096, 65536)))
+            blocks.resize(room)
+        for _ in range(3):
+            block = blocks.block(headers)
+            assert [(str(name), str(value)) for name, value in decoder.decode(block)] == [*headers]
+        if room >= 4096:
+            assert len(block) == len(headers)

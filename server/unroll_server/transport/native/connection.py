@@ -67,6 +67,7 @@ class Connection(Session, asyncio.Protocol):
         """See asyncio.Protocol."""
         if self.receive(data, time.monotonic()):
             self._refused(self)
+            self.flush()
         self._changed()
 
     def eof_received(self) -> bool:

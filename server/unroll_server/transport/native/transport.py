@@ -5,6 +5,7 @@ import math
 import random
 import time
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,6 +16,7 @@ from unroll_server.middleware.access_log import REQUEST_ID
 from unroll_server.telemetry.tracing import TRACEPARENT
 from unroll_server.transport.limits import HANDSHAKE, METADATA, SHORTEST_PINGS
 from unroll_server.transport.native import _http2
+from unroll_server.transport.native.backlog import Backlog
 from unroll_server.transport.native.connection import Connection
 from unroll_server.transport.native.context import Context
 from unroll_server.transport.native.listening import Listener, listening
@@ -85,6 +87,7 @@ class NativeTransport:
         self._ticking: asyncio.TimerHandle | None = None
         self._draining_since = math.inf
         self._refusals: UnreadRefusals | None = None
+        self._backlog: Backlog | None = None
         # Numbers of the methods whose calls the sessions refuse.
         self._checked: set[int] = set()
         # Numbers of the methods that give the engine work, whose calls need no task; their answers since the last turn.
@@ -110,6 +113,8 @@ class NativeTransport:
         if guard := self._registry.guard:
             self._refusals = UnreadRefusals(self._server, guard.admission, refusable)
             self._checked = {number for number, _ in refusable}
+            bulk = {number: method.counts for number, method in refusable if not method.interactive}
+            self._backlog = Backlog(guard.admission, bulk, self._begin)
         sockets, address = self._resources.enter_context(listening(self._address, self._share_port))
         self._listeners = [Listener(each, self._accept, self._certificates) for each in sockets]
         self._tick()
@@ -148,10 +153,14 @@ class NativeTransport:
         server = self._server
         answers, self._answers = self._answers, []
         server.respond(answers)
-        server.expire(time.monotonic())
+        now = time.monotonic()
+        server.expire(now)
+        if (backlog := self._backlog) is not None:
+            backlog.begin(now)
         for kind, call, message in server.take_events():
             if kind == _http2.REQUEST:
-                self._begin(call, message)
+                if backlog is None or not backlog.add(call, message, now):
+                    self._begin(call, message)
             elif kind == _http2.OPENED:
                 self._begin(call, None)
             elif (context := getattr(call, "context", None)) is not None:
@@ -168,7 +177,7 @@ class NativeTransport:
             self._idle.set_result(None)
 
     @staticmethod
-    def _continue(kind: int, context: Context) -> None:
+    def _continue(kind: int, context: Any) -> None:
         if kind == _http2.ABORTED:
             context.abandon()
         elif kind == _http2.READABLE:
@@ -178,26 +187,26 @@ class NativeTransport:
         else:
             context.close()
 
-    def _begin(self, call: _http2.Call, message: bytes | None) -> None:
+    def _begin(self, call: _http2.Call, message: bytes | None, waited: float = 0.0) -> None:
         if call.finished:
             # The caller has left before a context was made.
             return
         context = call.context = Context(call, call.session, self._schedule)
-        run = self._run(call, context, message)
+        run = self._run(call, context, message, waited)
         if call.method in self._hot:
             context.task = Run(run, self._loop)
             context.task.start()
         else:
             context.task = self._loop.create_task(run)
 
-    async def _run(self, call: _http2.Call, context: Context, message: bytes | None) -> None:
+    async def _run(self, call: _http2.Call, context: Context, message: bytes | None, waited: float) -> None:
         in_flight = self._registry.in_flight
         in_flight.add(context)
         # The guard is for calls that the sessions have not checked, and for those that began after the drain.
         is_checked = call.method in self._checked or self._draining_since < math.inf
         admitted = is_checked and call.began < self._draining_since
         request_id, traceparent = call.value(REQUEST_ID) or "", call.value(TRACEPARENT)
-        handler = self._registry.begin(call.path, request_id, traceparent, admitted)
+        handler = self._registry.begin(call.path, request_id, traceparent, admitted, waited)
         try:
             if handler is None:
                 context.finish(_UNIMPLEMENTED, "Method not found!")

@@ -30,17 +30,19 @@ void add_wire(const Metadata& metadata, Metadata& wire) {
     for (const auto& [name, value] : metadata) wire.emplace_back(name, is_binary(name) ? base64_encoded(value) : value);
 }
 
-// Returns headers that are views of metadata on the wire.
 void add_views(const Metadata& wire, std::vector<nghttp2_nv>& headers) {
     for (const auto& [name, value] : wire) headers.push_back(header(name, value));
 }
 
-std::vector<nghttp2_nv> response_headers() {
-    return {literal(":status", "200"), literal("content-type", "application/grpc"),
-            literal("grpc-accept-encoding", accepted_encodings)};
-}
-
 }  // namespace
+
+std::vector<nghttp2_nv> response_headers(const Metadata& wire) {
+    std::vector<nghttp2_nv> headers{literal(":status", "200"), literal("content-type", "application/grpc"),
+                                    literal("grpc-accept-encoding", accepted_encodings)};
+    headers.reserve(headers.size() + wire.size());
+    add_views(wire, headers);
+    return headers;
+}
 
 Metadata wire_of(const Status& status) {
     Metadata wire{{"grpc-status", std::to_string(status.code)}};
@@ -132,9 +134,7 @@ void Call::reject(const char* http_status) {
 void Call::refuse(const Refusal& refusal) {
     finished_ = responded_ = true;
     status_.code = refusal.code;
-    auto headers = response_headers();
-    add_views(refusal.wire, headers);
-    nghttp2_submit_response(session_->http2_, id_, headers.data(), headers.size(), nullptr);
+    nghttp2_submit_response(session_->http2_, id_, refusal.headers.data(), refusal.headers.size(), nullptr);
     session_->refused();
 }
 
@@ -158,8 +158,7 @@ void Call::open_response(bool ends, const Status* status) {
     responded_ = true;
     Metadata wire = ends ? wire_of(*status) : Metadata();
     add_wire(initial_, wire);
-    auto headers = response_headers();
-    add_views(wire, headers);
+    const auto headers = response_headers(wire);
     nghttp2_data_provider body{};
     body.source.ptr = this;
     body.read_callback = read;

@@ -109,10 +109,7 @@ struct Callbacks {
 
     static int close(nghttp2_session*, int32_t id, uint32_t, void* data) {
         return guarded([&] {
-            auto found = of(data).calls_.find(id);
-            if (found == of(data).calls_.end()) return 0;
-            of(data).close(*found->second);
-            of(data).calls_.erase(found);
+            if (Call* call = of(data).call_of(id)) of(data).close(*call);
             return 0;
         });
     }

@@ -36,7 +36,8 @@ void Server::emit(Kind kind, Call& call, std::string message) {
 void Server::refuse(size_t work, const Status& status, Refusal refusal) {
     refusal.code = status.code;
     refusal.wire = wire_of(status);
-    refusals_.at(work) = std::move(refusal);
+    Refusal& kept = refusals_.at(work) = std::move(refusal);
+    kept.headers = response_headers(kept.wire);
     // Calls that were just handed over are not part of the known work.
     taken_[work] = expected_[work] + ready_[work] + handed_[work];
 }

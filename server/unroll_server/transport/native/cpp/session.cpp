@@ -74,8 +74,7 @@ bool Session::over() const {
 }
 
 void Session::lost() {
-    for (auto& [id, call] : calls_) close(*call);
-    calls_.clear();
+    while (first_) close(*first_);
     nghttp2_session_del(std::exchange(http2_, nullptr));
 }
 
@@ -147,7 +146,7 @@ void Session::widen(const Call& call) {
 // Calls that were accepted before the client knew of narrow windows have lost theirs.
 void Session::widen_accepted() {
     if (!narrow_) return;
-    for (const auto& [id, call] : calls_)
+    for (const Call* call = first_; call; call = call->next_)
         if (!call->finished_ && !call->half_closed_) widen(*call);
 }
 
@@ -173,7 +172,11 @@ void Session::sent() {
 void Session::begin(int32_t id) {
     auto call = std::make_shared<Call>(this, id);
     nghttp2_session_set_stream_user_data(http2_, id, call.get());
-    calls_.emplace(id, std::move(call));
+    open_++;
+    call->next_ = first_;
+    if (first_) first_->previous_ = call.get();
+    first_ = call.get();
+    first_->self_ = std::move(call);
 }
 
 int Session::add_header(Call& call, std::string_view name, std::string_view value) {
@@ -286,6 +289,10 @@ void Session::close(Call& call) {
     call.count();
     call.out_.clear();
     call.session_ = nullptr;
+    open_--;
+    if (call.next_) call.next_->previous_ = call.previous_;
+    (call.previous_ ? call.previous_->next_ : first_) = call.next_;
+    call.self_.reset();
 }
 
 }  // namespace unroll

@@ -84,6 +84,10 @@ class Call : public std::enable_shared_from_this<Call> {
 
     Session* session_;  // null once the stream is closed
     int32_t id_;
+    // Until then it owns itself, and is in the session's list of open calls.
+    std::shared_ptr<Call> self_;
+    Call* previous_ = nullptr;
+    Call* next_ = nullptr;
     MessageReader inbox_;
     size_t unconsumed_ = 0;  // bytes of the stream's window used by messages that were not received yet
     size_t counted_ = 0;     // its part of Server::unfinished_
@@ -145,7 +149,8 @@ struct Refusal {
     double call = 0;    // work of an accepted call
     std::vector<std::pair<double, double>> due;  // ascending deadlines, and the work due by each
     int code = ok;      // status of the answer
-    Metadata wire{};    // headers of the answer
+    Metadata wire{};    // headers of the answer beside those of every call
+    std::vector<nghttp2_nv> headers{};  // all of them; views of `wire`
 };
 
 class Server {
@@ -197,6 +202,8 @@ class Server {
 
 // Returns a status as trailers on the wire.
 Metadata wire_of(const Status& status);
+// Returns the headers of an answer: those of every call, then views of metadata on the wire.
+std::vector<nghttp2_nv> response_headers(const Metadata& wire);
 // Returns the state of a connection in nghttp2, with the session's functions as callbacks.
 nghttp2_session* new_http2(Session& session);
 
@@ -218,7 +225,7 @@ class Session {
     void lost();
     // True if the connection should be closed once the output is sent.
     bool over() const;
-    size_t calls() const { return calls_.size(); }
+    size_t calls() const { return open_; }
 
    private:
     friend class Server;
@@ -226,6 +233,7 @@ class Session {
     friend struct Callbacks;
 
     Call* call_of(int32_t id) const {
+        if (first_ && first_->id_ == id) return first_;
         return static_cast<Call*>(nghttp2_session_get_stream_user_data(http2_, id));
     }
     void begin(int32_t id);
@@ -251,7 +259,8 @@ class Session {
 
     std::shared_ptr<Server> server_;
     nghttp2_session* http2_ = nullptr;
-    std::unordered_map<int32_t, std::shared_ptr<Call>> calls_;
+    Call* first_ = nullptr;  // the newest of the open calls
+    size_t open_ = 0;
     std::string plain_;  // the answer to a client that does not speak HTTP/2
     double now_;
     double born_;

@@ -1,0 +1,113 @@
+"""Calls that wait for a busy engine as bytes: once begun, each would be some thirty objects and its arrays."""
+
+import heapq
+from collections.abc import Callable, Mapping
+from itertools import count
+
+from unroll_engine.admission import AdmissionController
+from unroll_engine.scheduler import IMPLICIT_DEADLINE
+from unroll_server.telemetry.metrics import CallMetrics
+from unroll_server.transport.native._http2 import Call
+
+MOST_GONE = 64
+"""Calls that have left and may still be in the heap, beyond half of it."""
+
+
+class WaitingCall:
+    """A call that has arrived and waits for the engine. It stands in the place of the call's context.
+
+    Attributes:
+        call: The call; None once it has begun or left.
+        message: Its message.
+        since: Time on the clock of admission at which it began to wait.
+        deadline: Its deadline.
+        bytes: Size of its message.
+        due: See admission.Expected; as `steps`.
+    """
+
+    __slots__ = ("_backlog", "bytes", "call", "deadline", "due", "message", "since", "steps")
+    due: int
+    steps: int
+
+    def __init__(self, backlog: "Backlog", call: Call, message: bytes, since: float) -> None:
+        self._backlog = backlog
+        self.call: Call | None = call
+        self.message = message
+        self.since = since
+        self.deadline = min(call.deadline, since + IMPLICIT_DEADLINE)
+        self.bytes = len(message)
+
+    def abandon(self) -> None:
+        """Gives up the call, which has ended: its caller has left, or its deadline has passed."""
+        self._backlog.remove(self)
+
+
+class Backlog:
+    """Calls that wait while the engine has enough work, by deadline. Admission counts what they are likely to queue.
+
+    Args:
+        admission: Says when the engine has enough work.
+        counts: Metrics of the methods that give the engine bulk work, by number. Calls of others never wait.
+        begin: Begins a call: called with it, its message, and the seconds for which it has waited.
+    """
+
+    def __init__(
+        self,
+        admission: AdmissionController,
+        counts: Mapping[int, CallMetrics],
+        begin: Callable[[Call, bytes, float], None],
+    ) -> None:
+        self._admission = admission
+        self._counts = counts
+        self._begin = begin
+        self._heap: list[tuple[float, int, WaitingCall]] = []
+        self._numbers = count()
+        # Timesteps until the engine has enough work.
+        self._room = 0.0
+        self._gone = 0
+
+    def add(self, call: Call, message: bytes, now: float) -> bool:
+        """Lets a call wait; returns False if it should begin at once."""
+        if self._room > 0:
+            self._room -= self._admission.likely_steps
+            return False
+        if call.method not in self._counts:
+            return False
+        waiting = call.context = WaitingCall(self, call, message, now)
+        self._admission.reserve(waiting, now)
+        heapq.heappush(self._heap, (waiting.deadline, next(self._numbers), waiting))
+        return True
+
+    def begin(self, now: float) -> None:
+        """Begins calls until the engine has enough work; called once a turn of the event loop, before `add`."""
+        room = self._admission.room
+        while self._heap and room > 0:
+            waiting = heapq.heappop(self._heap)[2]
+            if (call := waiting.call) is None:
+                self._gone -= 1
+            elif call.finished:
+                # It is about to be abandoned.
+                self._end(waiting, call)
+            else:
+                waiting.call = None
+                room -= waiting.steps
+                self._admission.cancel(waiting)
+                self._begin(call, waiting.message, now - waiting.since)
+        self._room = room
+
+    def remove(self, waiting: WaitingCall) -> None:
+        """Removes a call that has ended, if it still waits."""
+        if (call := waiting.call) is None:
+            return
+        self._end(waiting, call)
+        self._gone += 1
+        if self._gone > MOST_GONE + len(self._heap) // 2:
+            self._heap = [entry for entry in self._heap if entry[2].call is not None]
+            heapq.heapify(self._heap)
+            self._gone = 0
+
+    def _end(self, waiting: WaitingCall, call: Call) -> None:
+        waiting.call = call.context = None
+        waiting.message = b""
+        self._admission.cancel(waiting)
+        self._counts[call.method].refused(call.code, 1)
