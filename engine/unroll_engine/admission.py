@@ -118,7 +118,6 @@ class AdmissionController:
     ) -> None:
         self.steps = 0
         self.bytes = 0
-        self._reserved = 0
         self._ample = FULL_TICKS * full_tick
         self._max_steps = max_steps
         self._max_bytes = max_bytes
@@ -172,13 +171,11 @@ class AdmissionController:
     def reserve(self, job: Expected, now: float) -> None:
         """Accounts for a job that is to be made when the engine has room for it, until `cancel`."""
         job.due = _grain(job.deadline, now)
-        job.steps = steps = self.likely_steps
-        self._reserved += steps
-        self._count(job.due, steps, job.bytes)
+        job.steps = self.likely_steps
+        self._count(job.due, job.steps, job.bytes)
 
     def cancel(self, job: Expected) -> None:
         """Removes a job from the account that is made now, or never."""
-        self._reserved -= job.steps
         self._count(job.due, -job.steps, -job.bytes)
 
     @property
@@ -187,10 +184,10 @@ class AdmissionController:
         return int(self._mean[False]) + 1
 
     @property
-    def room(self) -> float:
-        """Timesteps until the engine has enough work without what is reserved; infinite while its rate is not known."""
+    def ahead(self) -> float:
+        """Timesteps that keep the engine busy until it gets more; infinite while its rate is not known."""
         rate = self.rate
-        return math.inf if rate is None else max(self._ample, AHEAD * rate) - (self.steps - self._reserved)
+        return math.inf if rate is None else max(self._ample, AHEAD * rate)
 
     def _count(self, due: int, steps: int, size: int) -> None:
         self.steps += steps

@@ -13,6 +13,11 @@ MOST_GONE = 64
 """Calls that have left and may still be in the heap, beyond half of it."""
 
 
+SEQUENCE = b"sequence_id"
+"""Name of a parameter of the Open Inference Protocol. A call whose message has it may be a step of a sequence, which
+goes before bulk work and so never waits."""
+
+
 class WaitingCall:
     """A call that has arrived and waits for the engine. It stands in the place of the call's context.
 
@@ -43,12 +48,14 @@ class WaitingCall:
 
 
 class Backlog:
-    """Calls that wait while the engine has enough work, by deadline. Admission counts what they are likely to queue.
+    """Calls that wait while others like them keep the engine busy, by deadline. Admission counts them as queued.
+
+    Work of other kinds, such as that of streams, does not let them wait: the engine's own queue shares it out.
 
     Args:
-        admission: Says when the engine has enough work.
+        admission: Says how much work keeps the engine busy.
         counts: Metrics of the methods that give the engine bulk work, by number. Calls of others never wait.
-        begin: Begins a call: called with it, its message, and the seconds for which it has waited.
+        begin: Begins a call: called with it, its message, and the seconds for which it has waited. `ended` follows.
     """
 
     def __init__(
@@ -62,26 +69,32 @@ class Backlog:
         self._begin = begin
         self._heap: list[tuple[float, int, WaitingCall]] = []
         self._numbers = count()
-        # Timesteps until the engine has enough work.
-        self._room = 0.0
+        # Calls that are begun and not ended, and as many as keep the engine busy.
+        self._begun = 0
+        self._most = 0.0
         self._gone = 0
 
     def add(self, call: Call, message: bytes, now: float) -> bool:
-        """Lets a call wait; returns False if it should begin at once."""
-        if self._room > 0:
-            self._room -= self._admission.likely_steps
-            return False
+        """Takes over a call that has arrived, which begins at once or waits; returns False if it never waits."""
         if call.method not in self._counts:
             return False
-        waiting = call.context = WaitingCall(self, call, message, now)
-        self._admission.reserve(waiting, now)
-        heapq.heappush(self._heap, (waiting.deadline, next(self._numbers), waiting))
+        if call.finished:
+            self._counts[call.method].refused(call.code, 1)
+        elif self._begun < self._most:
+            self._begun += 1
+            self._begin(call, message, 0.0)
+        elif SEQUENCE in message:
+            return False
+        else:
+            waiting = call.context = WaitingCall(self, call, message, now)
+            self._admission.reserve(waiting, now)
+            heapq.heappush(self._heap, (waiting.deadline, next(self._numbers), waiting))
         return True
 
     def begin(self, now: float) -> None:
         """Begins calls until the engine has enough work; called once a turn of the event loop, before `add`."""
-        room = self._admission.room
-        while self._heap and room > 0:
+        self._most = self._admission.ahead / self._admission.likely_steps
+        while self._heap and self._begun < self._most:
             waiting = heapq.heappop(self._heap)[2]
             if (call := waiting.call) is None:
                 self._gone -= 1
@@ -90,10 +103,13 @@ class Backlog:
                 self._end(waiting, call)
             else:
                 waiting.call = None
-                room -= waiting.steps
                 self._admission.cancel(waiting)
+                self._begun += 1
                 self._begin(call, waiting.message, now - waiting.since)
-        self._room = room
+
+    def ended(self) -> None:
+        """Records that a call which this object has begun is over."""
+        self._begun -= 1
 
     def remove(self, waiting: WaitingCall) -> None:
         """Removes a call that has ended, if it still waits."""

@@ -187,7 +187,8 @@ class NativeTransport:
         else:
             context.close()
 
-    def _begin(self, call: _http2.Call, message: bytes | None, waited: float = 0.0) -> None:
+    def _begin(self, call: _http2.Call, message: bytes | None, waited: float | None = None) -> None:
+        """Begins a call; `waited` is for those that the backlog begins: the seconds for which they waited there."""
         if call.finished:
             # The caller has left before a context was made.
             return
@@ -199,14 +200,14 @@ class NativeTransport:
         else:
             context.task = self._loop.create_task(run)
 
-    async def _run(self, call: _http2.Call, context: Context, message: bytes | None, waited: float) -> None:
+    async def _run(self, call: _http2.Call, context: Context, message: bytes | None, waited: float | None) -> None:
         in_flight = self._registry.in_flight
         in_flight.add(context)
         # The guard is for calls that the sessions have not checked, and for those that began after the drain.
         is_checked = call.method in self._checked or self._draining_since < math.inf
         admitted = is_checked and call.began < self._draining_since
         request_id, traceparent = call.value(REQUEST_ID) or "", call.value(TRACEPARENT)
-        handler = self._registry.begin(call.path, request_id, traceparent, admitted, waited)
+        handler = self._registry.begin(call.path, request_id, traceparent, admitted, waited or 0.0)
         try:
             if handler is None:
                 context.finish(_UNIMPLEMENTED, "Method not found!")
@@ -231,6 +232,8 @@ class NativeTransport:
             context.finish(_UNKNOWN)
             raise
         finally:
+            if waited is not None and self._backlog:
+                self._backlog.ended()
             context.task = None
             in_flight.discard(context)
             if not call.reports_end:

@@ -40,15 +40,23 @@ class Place:
             self.peer.now = work_off(self.admission, 5)
         self.counts = Counts()
         self.begun: list[tuple[bytes, float]] = []
+        self.running: list[_http2.Call] = []
         bulk: Any = {self.peer.methods[WORK]: self.counts}
         self.backlog = Backlog(self.admission, bulk, self.begin)
         self.stream = -1
 
     def begin(self, call: _http2.Call, message: bytes, waited: float = 0.0) -> None:
-        """Answers a call at once."""
+        """Begins a call, which ends with `answer`."""
         self.begun.append((message, waited))
+        self.running.append(call)
         call.context = None
-        call.finish(0, "", ())
+
+    def answer(self) -> None:
+        """Answers the calls that have begun."""
+        for call in self.running:
+            call.finish(0, "", ())
+            self.backlog.ended()
+        self.running.clear()
 
     def call(self, body: bytes, timeout: tuple[str, str] = LATER, path: str = WORK) -> int:
         self.stream += 2
@@ -68,90 +76,106 @@ class Place:
             elif kind == _http2.ABORTED and (context := getattr(call, "context", None)) is not None:
                 context.abandon()
 
-    def keep_busy(self) -> list[Asked]:
-        """Queues a second of work."""
-        jobs = [Asked(PIECE) for _ in range(int(RATE / PIECE))]
-        for job in jobs:
-            self.admission.at(self.peer.now).admit(job)
-        return jobs
-
-    def finish(self, jobs: list[Asked]) -> None:
-        """Computes queued work."""
-        while jobs:
-            self.admission.ends(jobs.pop(), self.peer.now, computed=True)
+    def fill(self) -> int:
+        """Makes calls until the engine is busy, and returns their number."""
+        while len(self.begun) == len(self.running) and self.admission.steps == 0:
+            self.call(b"fills")
+            self.turn()
+        # The last one waits.
+        self.peer.send(frame(RST_STREAM, 0, self.stream, CANCEL))
+        self.turn()
+        self.counts.ended.clear()
+        return len(self.begun)
 
 
 def test_calls_wait_while_the_engine_has_enough_work_and_begin_by_deadline() -> None:
     place = Place()
-    busy = place.keep_busy()
+    busy = place.fill()
+    # 10 ms of work, in jobs of the usual size.
+    assert busy == pytest.approx(RATE / 100 / PIECE, abs=1)
     for body, timeout in ((b"last", "9S"), (b"first", "3S"), (b"second", "6S")):
         place.call(body, ("grpc-timeout", timeout))
     place.turn()
-    assert place.begun == []
-    assert place.admission.steps > len(busy) * PIECE  # they count as queued
-    place.finish(busy)
+    assert len(place.begun) == busy
+    assert place.admission.steps == pytest.approx(3 * PIECE, abs=3)  # they count as queued
+    place.answer()
     place.turn(0.25)
-    assert place.begun == [(b"first", 0.25), (b"second", 0.25), (b"last", 0.25)]
+    assert place.begun[busy:] == [(b"first", 0.25), (b"second", 0.25), (b"last", 0.25)]
     assert (place.admission.steps, place.admission.bytes) == (0, 0)
 
 
-def test_no_more_begin_than_keep_the_engine_busy() -> None:
+def test_as_many_begin_as_end() -> None:
     place = Place()
-    busy = place.keep_busy()
-    for index in range(100):
+    busy = place.fill()
+    for index in range(50):
         place.call(bytes([index]))
         place.turn()
-    place.finish(busy)
-    place.turn()
-    begun = len(place.begun)
-    assert 0 < begun < 50
-    # The jobs of this test's calls are over at once, so each turn begins as many.
-    place.turn()
-    assert len(place.begun) == 2 * begun
+    for turns in (1, 2, 3):
+        place.answer()
+        place.turn()
+        assert len(place.begun) == busy + turns * busy
 
 
-@pytest.mark.parametrize(("known", "path"), [(False, WORK), (True, UNARY)])
-def test_calls_do_not_wait_for_an_engine_of_unknown_rate_or_for_none(known: bool, path: str) -> None:
-    place = Place(known=known)
-    place.keep_busy()
-    place.call(b"now", path=path)
+def test_work_of_other_kinds_lets_no_call_wait() -> None:
+    place = Place()
+    place.admission.at(place.peer.now).admit(Asked(int(RATE)))
+    place.call(b"now")
     place.turn()
     assert place.begun == [(b"now", 0.0)]
 
 
+@pytest.mark.parametrize(("body", "path"), [(b"other", UNARY), (b"parameters: sequence_id", WORK)])
+def test_calls_that_give_no_bulk_work_never_wait(body: bytes, path: str) -> None:
+    place = Place()
+    busy = place.fill()
+    place.call(body, path=path)
+    place.turn()
+    assert place.begun[busy:] == [(body, 0.0)]
+
+
+def test_no_call_waits_while_the_rate_is_not_known() -> None:
+    place = Place(known=False)
+    for index in range(90):
+        place.call(bytes([index]))
+    place.turn()
+    assert len(place.begun) == 90
+
+
 def test_a_waiting_call_that_ends_is_counted_with_its_status_and_never_begins() -> None:
     place = Place()
-    busy = place.keep_busy()
+    busy = place.fill()
     place.call(b"late", ("grpc-timeout", "1S"))
+    late = place.stream
     left = place.call(b"left")
     place.call(b"stays")
     place.turn()
     place.peer.send(frame(RST_STREAM, 0, left, CANCEL))
-    place.finish(busy)
+    place.answer()
     place.turn(2.0)
+    place.turn()
     assert place.counts.ended == {CANCELLED: 1, DEADLINE_EXCEEDED: 1}
-    assert [body for body, _ in place.begun] == [b"stays"]
-    assert place.peer.answer(1).status == (str(DEADLINE_EXCEEDED), "Deadline Exceeded")
+    assert [body for body, _ in place.begun[busy:]] == [b"stays"]
+    assert place.peer.answer(late).status == (str(DEADLINE_EXCEEDED), "Deadline Exceeded")
     assert (place.admission.steps, place.admission.bytes) == (0, 0)
 
 
-@given(st.lists(st.sampled_from(["call", "call", "leave", "turn", "idle"]), max_size=90), st.randoms())
+@given(st.lists(st.sampled_from(["call", "call", "call", "leave", "answer"]), max_size=90), st.randoms())
 def test_each_call_begins_once_or_ends_once(actions: list[str], random: Any) -> None:
     place = Place()
-    busy = place.keep_busy()
     streams: list[int] = []
     for action in actions:
         if action == "call":
             streams.append(place.call(bytes([len(streams)]), ("grpc-timeout", f"{random.randint(1, 60)}S")))
         elif action == "leave" and streams:
-            # Perhaps one that has begun, and so is answered.
+            # Perhaps one that has begun.
             place.peer.send(frame(RST_STREAM, 0, random.choice(streams), CANCEL))
-        elif action == "idle":
-            place.finish(busy)
-        place.turn(random.choice((0.0, 0.5)))
-    place.finish(busy)
-    for _ in streams:
+        elif action == "answer":
+            place.answer()
+        if random.random() < 0.7:
+            place.turn(random.choice((0.0, 0.5)))
+    for _ in range(len(streams) + 1):
         place.turn()
+        place.answer()
     bodies = [body for body, _ in place.begun]
     assert len(bodies) == len(set(bodies))
     assert len(bodies) + sum(place.counts.ended.values()) == len(streams)
