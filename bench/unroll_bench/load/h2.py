@@ -13,7 +13,7 @@ from time import perf_counter
 
 from unroll_bench.load import frames
 from unroll_bench.load.calls import Request, Stream
-from unroll_bench.load.frames import END_HEADERS, HEADERS, OK, Headers, frame, frame_start
+from unroll_bench.load.frames import OK, Headers, frame, frame_start
 from unroll_bench.load.receiving import Receiver
 
 # Bytes after which data is written at once, so that a server works on the first calls while the next are made.
@@ -68,7 +68,7 @@ class Connection(Receiver):
             tag = number.to_bytes(4, "big")
             block = self._sent_blocks.block(request.headers)
             self._out += (
-                frame_start(len(block), HEADERS, END_HEADERS),
+                frame_start(len(block), frames.HEADERS, frames.END_HEADERS),
                 tag,
                 block,
                 request.data,
@@ -212,7 +212,7 @@ class Connection(Receiver):
     # Starting and ending calls.
 
     def _open(self, number: int, headers: Headers) -> None:
-        self._out.append(frame(HEADERS, END_HEADERS, number, self._sent_blocks.block(headers)))
+        self._out.append(frame(frames.HEADERS, frames.END_HEADERS, number, self._sent_blocks.block(headers)))
 
     def _begin(self, stream: Stream) -> int:
         number = self._next
