@@ -48,18 +48,19 @@ from unroll_server.telemetry.metrics import Metrics
 from unroll_server.telemetry.tracing import Tracer
 from unroll_server.transport import Transport, native
 from unroll_server.transport.choice import make_transport
-from unroll_server.transport.registry import Guard, Registry
+from unroll_server.transport.registry import Guard, Registry, Work
 
 _log = logging.getLogger(__name__)
 
 SERVICE = unroll_pb2.DESCRIPTOR.services_by_name["UnrollService"].full_name
 SERVICES = (SERVICE, inference.SERVICE)
 WORKING = {
-    f"/{SERVICE}/Classify": False,
-    f"/{SERVICE}/Advance": True,
-    "/inference.GRPCInferenceService/ModelInfer": False,
+    f"/{SERVICE}/Classify": Work(interactive=False),
+    f"/{SERVICE}/Advance": Work(interactive=True),
+    # With this parameter, a call may be a step of a sequence.
+    f"/{inference.SERVICE}/ModelInfer": Work(interactive=False, step_mark=b"sequence_id"),
 }
-"""Unary methods that give the engine work; True if, by the path alone, it goes before bulk work."""
+"""Unary methods that give the engine work."""
 PROBES = {
     f"/{health.SERVICE}/Check",
     *(f"/{inference.SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady")),

@@ -25,17 +25,29 @@ REASON = "MALFORMED_MESSAGE"
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
+class Work(NamedTuple):
+    """The work that a unary method gives the engine.
+
+    Attributes:
+        interactive: True if it goes before bulk work.
+        step_mark: Bytes in the message of each call that may go before bulk work all the same; empty if none does.
+    """
+
+    interactive: bool
+    step_mark: bytes = b""
+
+
 class Guard(NamedTuple):
     """Refuses calls before their message is read, while the server is overloaded or drains.
 
     Attributes:
         admission: Refuses calls of an overloaded server.
-        working: Paths of the unary methods that give the engine work, with True if it is interactive.
+        working: The unary methods that give the engine work, by path.
         probes: Paths of the unary methods that a draining server still answers.
     """
 
     admission: AdmissionController
-    working: Mapping[str, bool]
+    working: Mapping[str, Work]
     probes: Container[str]
 
 
@@ -45,16 +57,21 @@ class ComposedMethod(NamedTuple):
     Attributes:
         reading: Handler of a message that the transport has read; a grpc.RpcMethodHandler.
         guarded: Handler that reads the message only if the guard admits the call; None for unguarded methods.
-        interactive: True if the method's work goes before bulk work; None if it gives the engine none.
+        work: The work that it gives the engine; None if it gives none.
         counts: The method's metrics.
         is_plain: True if no middleware sees a call and none is reported, so that a transport may refuse it itself.
     """
 
     reading: Any
     guarded: Any
-    interactive: bool | None
+    work: Work | None
     counts: CallMetrics
     is_plain: bool
+
+    @property
+    def interactive(self) -> bool:
+        """True if it gives the engine work that goes before bulk work."""
+        return self.work is not None and self.work.interactive
 
     @property
     def streams(self) -> bool:
@@ -160,7 +177,7 @@ class Registry(grpc.GenericRpcHandler):
             return None
         if (guard := self.guard) and found.guarded and not admitted:
             admission = guard.admission
-            is_work = found.interactive is not None
+            is_work = found.work is not None
             if self._draining or (is_work and admission.clock() < admission.overloaded_until):
                 return found.guarded
         return found.reading
@@ -175,7 +192,7 @@ class Registry(grpc.GenericRpcHandler):
         observer = self._observer.method(path, method.request_streaming, method.response_streaming)
         # Without these functions, messages are bytes.
         parse, serialize = handler.request_deserializer or bytes, handler.response_serializer or bytes
-        working = {} if self.guard is None else self.guard.working
+        work = self.guard.working.get(path) if self.guard else None
         guarded: Any = None
         if method.response_streaming:
             make = grpc.unary_stream_rpc_method_handler
@@ -194,10 +211,10 @@ class Registry(grpc.GenericRpcHandler):
             reading = grpc.unary_unary_rpc_method_handler(wrapped)
             if self.guard and path not in self.guard.probes:
                 # A method with many requests, so that the handler decides whether to read one.
-                unread = self._guarded(plain, self.guard, working.get(path, False))
+                unread = self._guarded(plain, self.guard, work is not None and work.interactive)
                 wrapped, _ = self._wrap(method._replace(behavior=unread), observer)
                 guarded = grpc.stream_unary_rpc_method_handler(wrapped)
-        return ComposedMethod(reading, guarded, working.get(path), observer.counts, is_plain)
+        return ComposedMethod(reading, guarded, work, observer.counts, is_plain)
 
     def _wrap(self, method: Method, observer: MethodObserver) -> tuple[Behavior, bool]:
         """Returns a method's behavior inside all its middleware, and `ComposedMethod.is_plain`."""

@@ -6,16 +6,11 @@ from itertools import count
 
 from unroll_engine.admission import AdmissionController
 from unroll_engine.scheduler import IMPLICIT_DEADLINE
-from unroll_server.telemetry.metrics import CallMetrics
 from unroll_server.transport.native._http2 import Call
+from unroll_server.transport.registry import ComposedMethod
 
 MOST_GONE = 64
 """Calls that have left and may still be in the heap, beyond half of it."""
-
-
-SEQUENCE = b"sequence_id"
-"""Name of a parameter of the Open Inference Protocol. A call whose message has it may be a step of a sequence, which
-goes before bulk work and so never waits."""
 
 
 class WaitingCall:
@@ -54,18 +49,19 @@ class Backlog:
 
     Args:
         admission: Says how much work keeps the engine busy.
-        counts: Metrics of the methods that give the engine bulk work, by number. Calls of others never wait.
+        methods: The methods that give the engine bulk work, by number. Calls of others never wait.
         begin: Begins a call: called with it, its message, and the seconds for which it has waited. `ended` follows.
     """
 
     def __init__(
         self,
         admission: AdmissionController,
-        counts: Mapping[int, CallMetrics],
+        methods: Mapping[int, ComposedMethod],
         begin: Callable[[Call, bytes, float], None],
     ) -> None:
         self._admission = admission
-        self._counts = counts
+        self._counts = {number: method.counts for number, method in methods.items()}
+        self._step_marks = {number: method.work.step_mark for number, method in methods.items() if method.work}
         self._begin = begin
         self._heap: list[tuple[float, int, WaitingCall]] = []
         self._numbers = count()
@@ -83,7 +79,7 @@ class Backlog:
         elif self._begun < self._most:
             self._begun += 1
             self._begin(call, message, 0.0)
-        elif SEQUENCE in message:
+        elif (mark := self._step_marks[call.method]) and mark in message:
             return False
         else:
             waiting = call.context = WaitingCall(self, call, message, now)

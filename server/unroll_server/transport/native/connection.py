@@ -17,11 +17,12 @@ HTTP2 = "h2"
 _NAMES = ("DNS", "URI", "email", "IP Address")
 
 
-class Connection(Session, asyncio.Protocol):
+class Connection(Session, asyncio.BufferedProtocol):
     """A connection.
 
     Args:
         server: Server of its calls.
+        buffer: What it reads into. All connections of an event loop share it: each processes at once what it read.
         age: Seconds after which it refuses new calls; 0 for no limit.
         changed: Called when there may be events or data to send.
         refused: Called after a read with calls that an overloaded server refused unread.
@@ -30,30 +31,33 @@ class Connection(Session, asyncio.Protocol):
     Attributes:
         peer: The other side's address, as gRPC writes it.
         auth: Properties of the caller's certificate, as grpcio names them; empty without one.
+        rests: True between `rest` and `wake`.
     """
 
     def __init__(
         self,
         server: Server,
+        buffer: memoryview,
         age: float,
         changed: Callable[[], None],
         refused: Callable[["Connection"], None],
         left: Callable[["Connection"], None],
     ) -> None:
         super().__init__(server, time.monotonic(), age)
+        self._buffer = buffer
         self._changed = changed
         self._refused = refused
         self._left = left
         self._transport: asyncio.Transport | None = None
         # Nothing is written while the caller does not read, and nothing is read then or during a rest.
         self._is_paused = False
-        self._rests = False
+        self.rests = False
         self._closed: asyncio.Future[None] | None = None
         self.peer = ""
         self.auth: Mapping[str, Sequence[bytes]] = {}
 
     def connection_made(self, transport: Any) -> None:
-        """See asyncio.Protocol."""
+        """See asyncio.BufferedProtocol."""
         self._transport = transport
         self.peer = _peer(transport)
         secured = transport.get_extra_info("ssl_object")
@@ -63,25 +67,29 @@ class Connection(Session, asyncio.Protocol):
             self.auth = _properties(secured)
         self._changed()
 
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        if self.receive(data, time.monotonic()):
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See asyncio.BufferedProtocol."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio.BufferedProtocol."""
+        if self.receive(self._buffer[:nbytes], time.monotonic()):
             self._refused(self)
             self.flush()
         self._changed()
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol."""
+        """See asyncio.BufferedProtocol."""
         return False
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol. A caller that does not read is not read from either."""
+        """See asyncio.BufferedProtocol. A caller that does not read is not read from either."""
         self._is_paused = True
         if self._transport:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
+        """See asyncio.BufferedProtocol."""
         self._is_paused = False
         self._read_again()
         if self._transport and not self._transport.is_closing():
@@ -89,7 +97,7 @@ class Connection(Session, asyncio.Protocol):
             self._changed()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See asyncio.Protocol."""
+        """See asyncio.BufferedProtocol."""
         self._transport = None
         self.lost()
         if self._closed:
@@ -108,14 +116,15 @@ class Connection(Session, asyncio.Protocol):
             transport.close()
 
     def rest(self) -> None:
-        """Stops reading until `wake`."""
+        """Stops reading until `wake`; what is to be sent waits, too."""
         if self._transport and not self._transport.is_closing():
-            self._rests = True
+            self.rests = True
             self._transport.pause_reading()
 
     def wake(self) -> None:
         """Ends a rest."""
-        self._rests = False
+        self.rests = False
+        self.flush()
         self._read_again()
 
     @property
@@ -128,7 +137,7 @@ class Connection(Session, asyncio.Protocol):
         return self._closed
 
     def _read_again(self) -> None:
-        if self._transport and not self._transport.is_closing() and not (self._is_paused or self._rests):
+        if self._transport and not self._transport.is_closing() and not (self._is_paused or self.rests):
             self._transport.resume_reading()
 
     def abort(self) -> None:

@@ -13,7 +13,7 @@ from unroll_server.transport.registry import ComposedMethod
 INTERVAL = 0.002
 """Least seconds between two publications."""
 REST = 0.05
-"""Most seconds for which an overloaded server does not read from a connection with refused calls."""
+"""Most seconds for which an overloaded server leaves a connection with refused calls alone."""
 REST_SHARE = 1 / 8
 """Their share of the time that the queue takes, so that it never runs empty meanwhile."""
 _CODE: int = STATUS[OverloadedError].value[0]
@@ -41,7 +41,7 @@ class UnreadRefusals:
 
     @property
     def rest(self) -> float:
-        """Seconds for which to leave a connection with refused calls unread; 0 if the queue is short."""
+        """Seconds for which to leave a connection with refused calls alone; 0 if the queue is short."""
         rate = self._admission.rate
         return min(REST, REST_SHARE * self._admission.steps / rate) if rate else 0.0
 
@@ -58,7 +58,7 @@ class UnreadRefusals:
         self._next, self._is_idle = now + INTERVAL, not busy
         for number, method in self._methods:
             if count := self._server.take_refused(number):
-                self._admission.record_refused(self._reasons[bool(method.interactive)], count)
+                self._admission.record_refused(self._reasons[method.interactive], count)
                 method.counts.refused(_CODE, count)
         for interactive in (False, True):
             refusal = self._admission.refusal(interactive)

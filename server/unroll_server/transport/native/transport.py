@@ -27,6 +27,8 @@ from unroll_server.transport.tls import Certificates
 
 UNFINISHED = 512 * 2**20
 """Most bytes of incomplete requests, over all connections; further calls are refused."""
+READ = 256 * 1024
+"""Most bytes taken from a socket at once."""
 TICK = 0.25
 """Seconds between checks of the age and the silence of connections."""
 JITTER = 0.1
@@ -78,6 +80,7 @@ class NativeTransport:
             patience=HANDSHAKE,
             shortest_pings=SHORTEST_PINGS,
         )
+        self._buffer = memoryview(bytearray(READ))
         self._connections: set[Connection] = set()
         self._resting: list[Connection] = []
         self._resources = ExitStack()
@@ -104,16 +107,16 @@ class NativeTransport:
         """
         refusable = []
         for path, method in self._registry.methods.items():
-            work = -1 if method.interactive is None or not method.is_plain else int(method.interactive)
-            number = self._server.add_method(path, method.streams, work)
-            if method.interactive is not None:
+            work = method.work if method.is_plain else None
+            number = self._server.add_method(path, method.streams, -1 if work is None else int(work.interactive))
+            if method.work is not None:
                 self._hot.add(number)
-            if work >= 0:
+            if work is not None:
                 refusable.append((number, method))
         if guard := self._registry.guard:
             self._refusals = UnreadRefusals(self._server, guard.admission, refusable)
             self._checked = {number for number, _ in refusable}
-            bulk = {number: method.counts for number, method in refusable if not method.interactive}
+            bulk = {number: method for number, method in refusable if not method.interactive}
             self._backlog = Backlog(guard.admission, bulk, self._begin)
         sockets, address = self._resources.enter_context(listening(self._address, self._share_port))
         self._listeners = [Listener(each, self._accept, self._certificates) for each in sockets]
@@ -125,13 +128,16 @@ class NativeTransport:
         if len(self._connections) >= self._limits.most:
             return None
         age = self._limits.age * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
-        connection = Connection(self._server, age, self._schedule, self._rest, self._connections.discard)
+        connection = Connection(self._server, self._buffer, age, self._schedule, self._rest, self._connections.discard)
         self._connections.add(connection)
         return connection
 
     def _rest(self, connection: Connection) -> None:
-        """Stops reading from a connection with refused calls for a moment: many calls in one read cost much less."""
-        if self._refusals and (seconds := self._refusals.rest):
+        """Leaves a connection with refused calls alone for a moment: many calls in one read or write cost much less.
+
+        One with a stream is served at once.
+        """
+        if self._refusals and not connection.streams and (seconds := self._refusals.rest):
             connection.rest()
             if not self._resting:
                 self._loop.call_later(seconds, self._wake)
@@ -168,7 +174,8 @@ class NativeTransport:
         if self._refusals:
             self._refusals.update()
         for connection in server.take_dirty():
-            connection.flush()
+            if not connection.rests:
+                connection.flush()
         if server.has_events:
             self._schedule()
         if self._timer is None or server.next_deadline < self._timer.when():

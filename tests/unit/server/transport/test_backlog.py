@@ -14,6 +14,7 @@ from support.raw_http2 import RST_STREAM, frame
 
 from unroll_server.transport.native import _http2
 from unroll_server.transport.native.backlog import Backlog
+from unroll_server.transport.registry import ComposedMethod, Work
 
 CANCELLED, DEADLINE_EXCEEDED = 1, 4
 CANCEL = (8).to_bytes(4, "big")
@@ -41,8 +42,9 @@ class Place:
         self.counts = Counts()
         self.begun: list[tuple[bytes, float]] = []
         self.running: list[_http2.Call] = []
-        bulk: Any = {self.peer.methods[WORK]: self.counts}
-        self.backlog = Backlog(self.admission, bulk, self.begin)
+        counts: Any = self.counts
+        bulk = ComposedMethod(None, None, Work(interactive=False, step_mark=b"step"), counts, is_plain=True)
+        self.backlog = Backlog(self.admission, {self.peer.methods[WORK]: bulk}, self.begin)
         self.stream = -1
 
     def begin(self, call: _http2.Call, message: bytes, waited: float = 0.0) -> None:
@@ -124,7 +126,7 @@ def test_work_of_other_kinds_lets_no_call_wait() -> None:
     assert place.begun == [(b"now", 0.0)]
 
 
-@pytest.mark.parametrize(("body", "path"), [(b"other", UNARY), (b"parameters: sequence_id", WORK)])
+@pytest.mark.parametrize(("body", "path"), [(b"other", UNARY), (b"parameters: step", WORK)])
 def test_calls_that_give_no_bulk_work_never_wait(body: bytes, path: str) -> None:
     place = Place()
     busy = place.fill()

@@ -264,6 +264,21 @@ def test_a_caller_that_leaves_aborts_its_call() -> None:
     assert peer.session.calls == 0
 
 
+def test_open_calls_of_methods_that_stream_are_counted() -> None:
+    peer = Peer()
+    peer.call(1, b"")
+    peer.open(3, STREAM)
+    peer.open(5, STREAM)
+    assert (peer.session.calls, peer.session.streams) == (3, 2)
+    peer.send(cancellation(3))
+    assert (peer.session.calls, peer.session.streams) == (2, 1)
+    (stream,) = (call for _, call, _ in peer.events() if call.path == STREAM and not call.finished)
+    stream.finish(0, "", ())
+    peer.answer(5)
+    peer.send(cancellation(1))
+    assert (peer.session.calls, peer.session.streams) == (0, 0)
+
+
 def test_a_connection_that_is_lost_aborts_its_calls() -> None:
     peer = Peer()
     peer.call(1, b"")

@@ -12,6 +12,7 @@ namespace {
 constexpr char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 constexpr size_t prefix = 5;         // bytes before a message: its compressed flag and its size
 constexpr size_t compact = 1 << 16;  // consumed bytes above which the rest is moved to the front
+constexpr size_t reserved = 256 << 10;  // bytes that are reserved for a message of which few have come
 
 constexpr std::array<int8_t, 256> make_base64_values() {
     std::array<int8_t, 256> values{};
@@ -148,6 +149,13 @@ bool is_grpc(std::string_view content_type) {
     if (content_type.substr(0, expected.size()) != expected) return false;
     content_type.remove_prefix(expected.size());
     return content_type.empty() || content_type[0] == '+' || content_type[0] == ';';
+}
+
+void MessageReader::append(const uint8_t* data, size_t size) {
+    buffer_.append(reinterpret_cast<const char*>(data), size);
+    // At once for the whole message, unless that is far more than what has come.
+    if (this->size() >= prefix && this->size() < prefix + length())
+        buffer_.reserve(begin_ + std::min(prefix + length(), reserved + 2 * this->size()));
 }
 
 size_t MessageReader::length() const {

@@ -55,7 +55,7 @@ class MessageReader {
    public:
     enum class Result { incomplete, message, failed };
 
-    void append(const uint8_t* data, size_t size) { buffer_.append(reinterpret_cast<const char*>(data), size); }
+    void append(const uint8_t* data, size_t size);
 
     // Returns the next message, decompressed. `limit` is the most bytes of a message, compressed or not.
     Result next(Encoding encoding, size_t limit, std::string& message, Status& problem);

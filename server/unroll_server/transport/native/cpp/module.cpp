@@ -60,6 +60,23 @@ nb::list references(const std::vector<Session*>& sessions) {
     return found;
 }
 
+// The bytes of an object with the buffer protocol.
+class View {
+   public:
+    explicit View(const nb::object& object) {
+        if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_SIMPLE)) throw nb::python_error();
+    }
+    ~View() { PyBuffer_Release(&buffer_); }
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
+
+    const uint8_t* begin() const { return static_cast<const uint8_t*>(buffer_.buf); }
+    size_t size() const { return static_cast<size_t>(buffer_.len); }
+
+   private:
+    Py_buffer buffer_;
+};
+
 std::shared_ptr<Server> make_server(size_t message_bytes, size_t metadata_bytes, size_t unfinished_bytes,
                                     uint32_t calls, double keepalive, double patience, double shortest_pings) {
     return std::make_shared<Server>(
@@ -78,7 +95,7 @@ NB_MODULE(_http2, module) {
     module.attr("NGHTTP2") = nghttp2_version(0)->version_str;
 
     nb::class_<Call>(module, "Call", nb::dynamic_attr())
-        .def_ro("path", &Call::path)
+        .def_prop_ro("path", &Call::path)
         .def_ro("method", &Call::method)
         .def_ro("began", &Call::began)
         .def_ro("deadline", &Call::deadline)
@@ -133,12 +150,14 @@ NB_MODULE(_http2, module) {
         .def(nb::init<std::shared_ptr<Server>, double, double>(), nb::arg("server"), nb::arg("now"),
              nb::arg("age") = 0.0)
         .def("receive",
-             [](Session& session, const nb::bytes& data, double now) {
-                 return session.receive(reinterpret_cast<const uint8_t*>(data.c_str()), data.size(), now);
+             [](Session& session, const nb::object& data, double now) {
+                 const View view(data);
+                 return session.receive(view.begin(), view.size(), now);
              })
         .def("output", [](Session& session, size_t most) { return as_bytes(session.output(most)); })
         .def("drain", &Session::drain)
         .def("lost", &Session::lost)
         .def_prop_ro("over", &Session::over)
-        .def_prop_ro("calls", &Session::calls);
+        .def_prop_ro("calls", &Session::calls)
+        .def_prop_ro("streams", &Session::streams);
 }

@@ -10,6 +10,16 @@ int Server::add_method(const std::string& path, bool streams, int work) {
     return paths_[path] = static_cast<int>(methods_.size()) - 1;
 }
 
+void Server::find_method(Call& call, std::string_view path) {
+    const auto found = paths_.find(path);
+    if (found == paths_.end()) {
+        call.unknown_path_ = path;
+    } else {
+        call.path_ = &found->first;
+        call.method = found->second;
+    }
+}
+
 std::vector<Session*> Server::take_dirty() {
     for (Session* session : dirty_) session->dirty_ = false;
     return std::exchange(dirty_, {});

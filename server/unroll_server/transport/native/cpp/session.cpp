@@ -186,7 +186,7 @@ int Session::add_header(Call& call, std::string_view name, std::string_view valu
     if (call.header_bytes_ > tolerated * limit) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
     if (call.header_bytes_ > limit) return 0;
     if (name == ":path") {
-        call.path = value;
+        server_->find_method(call, value);
     } else if (name == ":method") {
         call.is_post_ = value == "POST";
     } else if (name == "content-type") {
@@ -219,8 +219,6 @@ void Session::end_headers(Call& call) {
     if (!call.is_post_) return call.reject("405");
     if (!call.is_grpc_) return call.reject("415");
     if (const Status problem = problem_of(call); problem.code != ok) return call.fail(problem);
-    const auto found = server_->paths_.find(call.path);
-    if (found != server_->paths_.end()) call.method = found->second;
     if (const Refusal* refusal = server_->refusal_of(call, now_)) {
         server_->methods_[static_cast<size_t>(call.method)].refused++;
         return call.refuse(*refusal);
@@ -229,6 +227,7 @@ void Session::end_headers(Call& call) {
     if (call.deadline != never) server_->deadlines_.emplace(call.deadline, &call);
     call.unary_ = call.method != no_method && !server_->methods_[static_cast<size_t>(call.method)].streams;
     if (call.unary_) return;
+    streams_++;
     call.announced_ = true;
     server_->emit(Kind::opened, call);
 }
@@ -290,6 +289,7 @@ void Session::close(Call& call) {
     call.out_.clear();
     call.session_ = nullptr;
     open_--;
+    if (call.announced_ && !call.unary_) streams_--;
     if (call.next_) call.next_->previous_ = call.previous_;
     (call.previous_ ? call.previous_->next_ : first_) = call.next_;
     call.self_.reset();

@@ -9,10 +9,10 @@
 #include <array>
 #include <limits>
 #include <list>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
-#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -59,7 +59,8 @@ class Call : public std::enable_shared_from_this<Call> {
     int code() const { return status_.code; }
     Session* session() const { return session_; }
 
-    std::string path;
+    const std::string& path() const { return path_ ? *path_ : unknown_path_; }
+
     int method = no_method;
     Metadata metadata;
     double began = 0;  // time at which its headers were complete
@@ -83,6 +84,8 @@ class Call : public std::enable_shared_from_this<Call> {
     void count();
 
     Session* session_;  // null once the stream is closed
+    const std::string* path_ = nullptr;  // the server's; null if it has no such method
+    std::string unknown_path_;
     int32_t id_;
     // Until then it owns itself, and is in the session's list of open calls.
     std::shared_ptr<Call> self_;
@@ -183,11 +186,13 @@ class Server {
     friend class Call;
 
     void emit(Kind kind, Call& call, std::string message = {});
+    // Sets the path of a call and the number of its method.
+    void find_method(Call& call, std::string_view path);
     const Refusal* refusal_of(Call& call, double now);
     // Records that a call's message is complete, or will never be.
     void unexpect(Call& call, bool ready);
 
-    std::unordered_map<std::string, int> paths_;
+    std::map<std::string, int, std::less<>> paths_;
     std::vector<Method> methods_;
     std::array<Refusal, kinds_of_work> refusals_;
     // Numbers of calls by kind of work: accepted since the refusal was set, or not handed over by then; with an
@@ -226,6 +231,8 @@ class Session {
     // True if the connection should be closed once the output is sent.
     bool over() const;
     size_t calls() const { return open_; }
+    // Number of open calls of methods that stream.
+    size_t streams() const { return streams_; }
 
    private:
     friend class Server;
@@ -261,6 +268,7 @@ class Session {
     nghttp2_session* http2_ = nullptr;
     Call* first_ = nullptr;  // the newest of the open calls
     size_t open_ = 0;
+    size_t streams_ = 0;
     std::string plain_;  // the answer to a client that does not speak HTTP/2
     double now_;
     double born_;
