@@ -5,7 +5,7 @@ the result of a tick.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,22 +69,24 @@ class Lanes:
     def join(self, slices: Sequence[Slice[Job]]) -> None:
         """Puts sequences into free lanes."""
         count = sum(number for _, _, number in slices)
-        columns = [self._holes.pop() for _ in range(min(count, len(self._holes)))]
-        columns += range(len(self._jobs), len(self._jobs) + count - len(columns))
-        self._jobs += [None] * (columns[-1] + 1 - len(self._jobs))
+        holes = self._holes[-count:]
+        del self._holes[-count:]
+        end = len(self._jobs) + count - len(holes)
+        columns = [*holes, *range(len(self._jobs), end)]
+        self._jobs += [None] * (end - len(self._jobs))
         self.count += count
         chosen = np.array(columns)
         begun: list[int] = []
         begun_with: list[State] = []
         begin = 0
         for job, first, number in slices:
-            own = columns[begin : begin + number]
+            own = chosen[begin : begin + number]
             begin += number
             offsets = job.offsets[first : first + number + 1]
-            self._table[_INDEX, own] = range(first, first + number)
+            self._table[_INDEX, own] = np.arange(first, first + number)
             self._table[_LEFT, own] = offsets[1:] - offsets[:-1]
             self._table[_ROW, own] = offsets[:-1]
-            for column in own:
+            for column in columns[begin - number : begin]:
                 self._jobs[column] = job
             if isinstance(job, BatchJob) and first == 0:
                 job.make_results()
@@ -95,7 +97,7 @@ class Lanes:
                 self._table[_EXACT, own] = 1
                 self._exact += number
             if job.initial_state:
-                begun += own
+                begun += columns[begin - number : begin]
                 begun_with.append(tuple(array[:, first : first + number] for array in job.initial_state))
         if len(begun) < count:
             for array, initial in zip(self._state, self._initial, strict=True):
@@ -246,11 +248,7 @@ class Lanes:
     def _end(self, ended: NDArray[np.int64], last: NDArray[np.int64], result: TickResult[Values], emit: Emit) -> None:
         """Passes the last steps of ended lanes, at rows `last` of the result, to their jobs, and frees the lanes."""
         columns = ended.tolist()
-        groups: dict[Job, list[int]] = {}
-        for place, column in enumerate(columns):
-            job = self._jobs[column]
-            assert job is not None
-            groups.setdefault(job, []).append(place)
+        groups = self._grouped(columns)
         kept: State | None = None
         if any(job.keeps_states for job in groups):
             if self.model.states_are_state:
@@ -280,10 +278,25 @@ class Lanes:
             emit((batch, batch))
         self._free(columns)
 
+    def _grouped(self, columns: Sequence[int]) -> Mapping[Job, Sequence[int] | NDArray[np.int64]]:
+        """Returns the jobs of columns, each with the places of its own among them."""
+        jobs = [self._jobs[column] for column in columns]
+        groups: dict[Job, list[int]] = {}
+        if jobs[0] and jobs.count(jobs[0]) == len(jobs):
+            return {jobs[0]: np.arange(len(jobs))}
+        for place, job in enumerate(jobs):
+            assert job is not None
+            groups.setdefault(job, []).append(place)
+        return groups
+
     def _free(self, columns: list[int]) -> None:
-        for column in columns:
-            self._jobs[column] = None
-        self._holes += columns
+        if len(columns) == self.count:
+            self._jobs.clear()
+            self._holes.clear()
+        else:
+            for column in columns:
+                self._jobs[column] = None
+            self._holes += columns
         self.count -= len(columns)
         if self.interactive or self._exact:
             special = self._table[_INTERACTIVE:, columns]
