@@ -73,8 +73,10 @@ def network(name: str, hidden: int, layers: int) -> "RecurrentClassifier[Any]":
 def runtimes(device: str) -> "tuple[dict[str, Callable[[bytes], Runtime]], str]":
     """Returns the runtimes to try by file of the bundle, and the reason for one that is left out."""
     from unroll_engine.runtimes.torchscript import TorchScriptRuntime
+    from unroll_engine.runtimes.torchscript_cuda import TorchScriptCudaRuntime
 
-    found: dict[str, Callable[[bytes], Runtime]] = {"model.ts": lambda content: TorchScriptRuntime(content, device)}
+    on_device: Callable[[bytes], Runtime] = TorchScriptRuntime if device == "cpu" else TorchScriptCudaRuntime
+    found = {"model.ts": on_device}
     for module in ("onnx", "onnxruntime"):
         if _is_missing(module):
             return found, f"onnxruntime's provider is left out: {module} is not installed"

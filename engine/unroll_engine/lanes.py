@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from unroll_engine.jobs import BatchJob, ChunkJob, Emit, Job, Progress, StepsJob, complete
 from unroll_engine.models.loader import Model
 from unroll_engine.models.spec import Float32Array, State
-from unroll_engine.runtimes.base import TickResult, Values, on_host
+from unroll_engine.runtimes.base import TickResult, Values
+from unroll_engine.runtimes.lane_arrays import lane_state
 from unroll_engine.scheduler import Slice, TickCost, tick_steps
 
 _FEW_LANES_STEPS = 128
@@ -49,9 +50,8 @@ class Lanes:
         rows = max_steps * capacity
         if model.runtime.device != "cpu":
             rows = max(rows, min(self._most_steps * capacity, _DEVICE_INPUT // model.spec.input_size))
-        self._input = np.zeros((rows, model.spec.input_size), np.float32)
         self._initial = model.spec.initial_state(1)
-        self._state = tuple(np.zeros((each.shape[0], capacity, each.shape[2]), each.dtype) for each in self._initial)
+        self._state = lane_state(model.runtime, self._initial, capacity, rows, model.spec.input_size)
         self._table = np.zeros((5, capacity), np.int64)
         self._jobs: list[Job | None] = []  # by column; None for a lane that left
         self._holes: list[int] = []
@@ -100,11 +100,9 @@ class Lanes:
                 begun += columns[begin - number : begin]
                 begun_with.append(tuple(array[:, first : first + number] for array in job.initial_state))
         if len(begun) < count:
-            for array, initial in zip(self._state, self._initial, strict=True):
-                array[:, chosen] = initial
+            self._state.put(chosen if holes else slice(end - count, end), None)
         if begun:
-            for array, *given in zip(self._state, *begun_with, strict=True):
-                array[:, begun] = np.concatenate(given, axis=1)
+            self._state.put(begun, tuple(np.concatenate(given, axis=1) for given in zip(*begun_with, strict=True)))
 
     def drop_cancelled(self) -> None:
         """Frees the lanes of cancelled jobs."""
@@ -124,7 +122,7 @@ class Lanes:
         self._settle()
         # Few lanes may run more timesteps than all, in no more time.
         return tick_steps(
-            self._max_steps if self.interactive else min(self._most_steps, len(self._input) // self.count),
+            self._max_steps if self.interactive else min(self._most_steps, len(self._state.inputs) // self.count),
             cost,
             self._table[_LEFT, : self.count],
             interactive=self._shortest(_INTERACTIVE) if self.interactive else None,
@@ -138,11 +136,11 @@ class Lanes:
         Returns:
             Computed timesteps that belonged to sequences, and the seconds of the model's run.
         """
-        x, state = self._gather(steps)
+        x = self._gather(steps)
         begin = time.perf_counter()
-        result = self.model.runtime.run(x, state)
+        result = self._state.run(x)
         if self.interactive:  # most values are read, lane by lane
-            result = on_host(result)
+            result = TickResult(np.asarray(result.logits), np.asarray(result.states), result.final_state)
         seconds = time.perf_counter() - begin
         return self._scatter(steps, result, emit), seconds
 
@@ -182,28 +180,26 @@ class Lanes:
         if holes:
             self._table[:, holes] = self._table[:, movers]
             self._table[_INTERACTIVE:, movers] = 0
-            for array in self._state:
-                array[:, holes] = array[:, movers]
+            self._state.move(movers, holes)
 
-    def _gather(self, steps: int) -> tuple[Float32Array, State]:
-        """Returns the input of a tick, [steps, lanes, features], and the states of the lanes; only after `_settle`.
+    def _gather(self, steps: int) -> Float32Array:
+        """Returns the input of a tick, [steps, lanes, features]; only after `_settle`.
 
         Past a lane's end the input holds any values: by causality, no reported result depends on them.
         """
         count = self.count
-        x = self._input[: steps * count].reshape(steps, count, -1)
-        states = tuple(np.ascontiguousarray(array[:, :count]) for array in self._state)
+        x = self._state.inputs[: steps * count].reshape(steps, count, -1)
         only = self._jobs[0]
         if only and self._jobs.count(only) == count > 1:
             rows = self._table[_ROW, :count] + np.arange(steps)[:, np.newaxis]
             only.values.take(rows, axis=0, out=x, mode="clip")
-            return x, states
+            return x
         rows, left = self._table[_ROW, :count].tolist(), self._table[_LEFT, :count].tolist()
         for column, (job, row, most) in enumerate(zip(self._jobs, rows, left, strict=True)):
             assert job is not None
             number = min(steps, most)
             x[:number, column] = job.values[row : row + number]
-        return x, states
+        return x
 
     def _scatter(self, steps: int, result: TickResult[Values], emit: Emit) -> int:
         """Reports the result of a tick, advances every lane, and frees those at their end.
@@ -219,8 +215,7 @@ class Lanes:
         self._table[_ROW, :count] += steps
         ended = np.flatnonzero(left <= 0)
         if len(ended) < count or self._exact:
-            for array, final in zip(self._state, result.final_state, strict=True):
-                array[:, :count] = final
+            self._state.keep(result.final_state)
         if not len(ended):
             return count * steps
         over = left[ended]
@@ -251,11 +246,9 @@ class Lanes:
         groups = self._grouped(columns)
         kept: State | None = None
         if any(job.keeps_states for job in groups):
-            if self.model.states_are_state:
-                kept = (result.states[last, ended][np.newaxis],)
-            else:
-                # The tick ended with every lane whose state is wanted; those of other lanes are not read.
-                kept = tuple(array[:, ended] for array in self._state)
+            # The tick ended with every lane whose state is wanted; those of other lanes are not read.
+            is_state = self.model.states_are_state
+            kept = (result.states[last, ended][np.newaxis],) if is_state else self._state.take(ended)
         logits = result.logits[last, ended]
         indices = self._table[_INDEX, ended]
         answered: list[BatchJob] = []

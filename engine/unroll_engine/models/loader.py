@@ -209,13 +209,14 @@ def _check_results(runtime: Runtime, bundle: VerifiedBundle) -> None:
 def _torchscript(device: str) -> Callable[[bytes, ModelSpec], Runtime]:
     try:
         from unroll_engine.runtimes.torchscript import TorchScriptRuntime, check_archive
+        from unroll_engine.runtimes.torchscript_cuda import TorchScriptCudaRuntime
     except ModuleNotFoundError:
         problem = "runtime torchscript: torch is missing; install unroll-engine[torchscript]"
         raise RuntimeUnavailableError(problem) from None
 
     def made(content: bytes, spec: ModelSpec) -> Runtime:
         check_archive(content, spec)
-        return TorchScriptRuntime(content, device)
+        return (TorchScriptRuntime if device == "cpu" else TorchScriptCudaRuntime)(content)
 
     return made
 

@@ -1,6 +1,7 @@
 """The contract between the engine and a runtime."""
 
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,5 +63,56 @@ class Runtime(Protocol):
         Args:
             x: [steps, lanes, input_size], C-contiguous, raw features.
             state: [num_layers, lanes, hidden_size] each.
+        """
+        ...
+
+
+LaneIndex: TypeAlias = slice | Sequence[int] | NDArray[np.int64]
+"""Numbers of lanes."""
+
+
+class LaneState(Protocol):
+    """The states of lanes between ticks, kept where a runtime computes."""
+
+    inputs: Float32Array
+    """Memory for the input of a tick, float32 [rows, input_size]."""
+
+    def put(self, lanes: LaneIndex, state: State | None) -> None:
+        """Sets the states of lanes, [rows, lanes, size] each; None for the state before the first step."""
+        ...
+
+    def move(self, lanes: LaneIndex, to: LaneIndex) -> None:
+        """Copies the states of lanes to other lanes."""
+        ...
+
+    def take(self, lanes: LaneIndex) -> State:
+        """Returns copies of the states of lanes, [rows, lanes, size] each."""
+        ...
+
+    def run(self, x: Float32Array) -> TickResult[Values]:
+        """Computes timesteps of the first lanes; their states stay as they are until `keep`.
+
+        Args:
+            x: A view of `inputs`, [steps, lanes, input_size].
+        """
+        ...
+
+    def keep(self, final_state: tuple[Values, ...]) -> None:
+        """Replaces the states of the lanes of the last run by those after it, as in its result."""
+        ...
+
+
+@runtime_checkable
+class DeviceRuntime(Runtime, Protocol):
+    """A runtime that keeps the states of lanes in the memory of its device."""
+
+    def lane_state(self, initial: State, lanes: int, rows: int, input_size: int) -> LaneState:
+        """Makes the memory for lanes.
+
+        Args:
+            initial: The state of one lane before its first step, [rows, 1, size] each.
+            lanes: Number of lanes.
+            rows: Rows of `LaneState.inputs`.
+            input_size: Width of those.
         """
         ...

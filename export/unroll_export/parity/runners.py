@@ -38,7 +38,7 @@ def _scan(content: bytes) -> Runtime:
 
 RUNTIMES: Mapping[Kind, Mapping[str, Callable[[bytes], Runtime]]] = {
     pb.ARTIFACT_KIND_ONNX_RNN: {"onnx": _operator, "scan": _scan, "kernel": KernelRuntime},
-    pb.ARTIFACT_KIND_TORCHSCRIPT: {"torchscript": lambda content: TorchScriptRuntime(content, "cpu")},
+    pb.ARTIFACT_KIND_TORCHSCRIPT: {"torchscript": TorchScriptRuntime},
 }
 """Runtimes that serve each model artifact on the CPU, by their name in the proof."""
 

@@ -1,41 +1,56 @@
-"""The TorchScript runtime: reused buffers do not affect results."""
+"""The TorchScript runtimes: reused buffers do not affect results."""
 
 import numpy as np
 import pytest
 import torch
 from support.eager import TOLERANCE
-from support.models import random_network
+from support.models import random_classifier
 
-from unroll_engine.runtimes.base import on_host
-from unroll_engine.runtimes.torchscript import TorchScriptRuntime, tanh_is_exact
+from unroll_engine.errors import RuntimeUnavailableError
+from unroll_engine.runtimes.base import Runtime, on_host
+from unroll_engine.runtimes.cudnn import tanh_is_exact
+from unroll_engine.runtimes.torchscript import TorchScriptRuntime
+from unroll_engine.runtimes.torchscript_cuda import TorchScriptCudaRuntime
 from unroll_export.graphs.torchscript import build_torchscript
+from unroll_export.model import Cell
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [(5, 3), (1, 1), (7, 9), (5, 3), (2, 4)]
 """Steps and lanes of consecutive runs, growing and shrinking."""
 
 
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_results_stay_as_they_are_when_the_next_run_overwrites_the_buffers(device: str) -> None:
+def test_results_stay_as_they_are_when_later_runs_reuse_the_memory(device: str, cell: Cell) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    network = random_network(layers=2)
-    runtime = TorchScriptRuntime(build_torchscript(network), device)
+    network = random_classifier(cell, layers=2)
+    runtime: Runtime = (TorchScriptRuntime if device == "cpu" else TorchScriptCudaRuntime)(build_torchscript(network))
     rng = np.random.default_rng(0)
     runs = []
     for steps, lanes in SHAPES:
         x = rng.standard_normal((steps, lanes, 3), np.float32)
-        state = rng.uniform(-1, 1, (2, lanes, 8)).astype(np.float32)
+        state = [rng.uniform(-1, 1, (2, lanes, 8)).astype(np.float32) for _ in range(1 + (cell == "lstm"))]
         # The arrays of a request are read-only.
-        x.flags.writeable = state.flags.writeable = False
-        runs.append((x, state, on_host(runtime.run(x, (state,)))))
-    for x, state, result in runs:
+        for array in (x, *state):
+            array.flags.writeable = False
+        runs.append((x, state, runtime.run(x, tuple(state))))
+    for x, state, values in runs:
+        result = on_host(values)
+        given = [torch.tensor(array) for array in state]
         with torch.inference_mode():
             batch_major = torch.tensor(x.transpose(1, 0, 2))
-            logits, states, final = network.unroll(batch_major, torch.tensor(state))
+            logits, states, final = network.unroll(batch_major, given[0] if len(given) == 1 else tuple(given))
         assert np.abs(result.logits - logits.numpy().transpose(1, 0, 2)).max() <= TOLERANCE
         assert np.abs(result.states - states.numpy().transpose(1, 0, 2)).max() <= TOLERANCE
-        assert np.abs(result.final_state[0] - final.numpy()).max() <= TOLERANCE
+        for got, expected in zip(result.final_state, final if len(given) > 1 else [final], strict=True):
+            assert np.abs(got - expected.numpy()).max() <= TOLERANCE
+
+
+def test_a_machine_without_a_card_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeUnavailableError, match="torch finds no CUDA device"):
+        TorchScriptCudaRuntime(b"")
 
 
 @pytest.mark.parametrize("gates", [1, 3, 4])
