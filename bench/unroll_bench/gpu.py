@@ -1,8 +1,8 @@
 """Correctness and speed of every cell on a CUDA card: the proof's bound, the bits, and the rate against eager cuDNN.
 
-`python -m unroll_bench.gpu` (`make gpu`) needs torch with CUDA, numpy and protobuf, no network, and a few minutes. If
-onnx and onnxruntime-gpu are installed, the CUDA provider is tried too. Without a card it reports that and ends.
-`--device cpu` does the same on the CPU.
+`python -m unroll_bench.gpu` (`make gpu`) needs torch with CUDA, numpy, protobuf, googleapis-common-protos, no network,
+and a few minutes. If onnx and onnxruntime-gpu are installed, the CUDA provider is tried too. Without a card or a
+package it reports that and ends. `--device cpu` does the same on the CPU.
 """
 
 import argparse
@@ -24,6 +24,13 @@ NETWORKS: "Mapping[str, tuple[Cell, Nonlinearity]]" = {
     "lstm": ("lstm", "tanh"),
     "gru": ("gru", "tanh"),
 }
+PACKAGES = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "protobuf": "google.protobuf",
+    "googleapis-common-protos": "google.rpc",
+}
+"""Packages that it needs, and a module of each."""
 FEATURES, CLASSES, STEPS = 12, 9, 64
 HIDDEN, LANES = (128, 512, 1024), (64, 1024)
 BAR = 0.9
@@ -46,9 +53,9 @@ def _is_missing(module: str) -> bool:
 
 def reason_to_skip(device: str) -> str:
     """Returns the reason why nothing can be tried here; empty if it can."""
-    for module in ("torch", "numpy", "google.protobuf"):
+    for package, module in PACKAGES.items():
         if _is_missing(module):
-            return f"{module} is not installed"
+            return f"{package} is not installed"
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

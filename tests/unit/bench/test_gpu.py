@@ -1,5 +1,7 @@
 """`make gpu` on a machine without a card: it skips with the reason, or runs on the CPU on request."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -15,12 +17,14 @@ def test_without_a_card_it_says_so_and_ends_well(
     assert capsys.readouterr().out == f"gpu: skipped: torch {torch.__version__} finds no CUDA device\n"
 
 
-def test_without_torch_it_says_so_and_ends_well(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("package", gpu.PACKAGES)
+def test_without_a_package_it_says_so_and_ends_well(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("unroll_bench.gpu.find_spec", lambda name: None)
+    missing = gpu.PACKAGES[package]
+    monkeypatch.setattr("unroll_bench.gpu.find_spec", lambda name: None if name == missing else find_spec(name))
     assert gpu.main([]) == 0
-    assert capsys.readouterr().out == "gpu: skipped: torch is not installed\n"
+    assert capsys.readouterr().out == f"gpu: skipped: {package} is not installed\n"
 
 
 def test_all_of_it_runs_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
