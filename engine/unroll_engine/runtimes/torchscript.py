@@ -5,6 +5,7 @@ Deprecated upstream since torch 2.11. TorchScript can run code, so it is loaded 
 
 import io
 import math
+import threading
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -71,8 +72,8 @@ class TorchScriptRuntime:
         return TickResult(*steps, tuple([each.numpy() for each in final]))
 
 
-class HostBuffers:
-    """Host memory for the inputs of a network, reused by all runs, which grows to the largest.
+class HostBuffers(threading.local):
+    """Host memory for the inputs of a network, reused by all runs of a thread, which grows to the largest.
 
     Args:
         pinned: True to lock its pages, so that a device copies from it directly.

@@ -1,5 +1,7 @@
 """The TorchScript runtimes: reused buffers do not affect results."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,20 @@ def test_results_stay_as_they_are_when_later_runs_reuse_the_memory(device: str, 
         assert np.abs(result.states - states.numpy().transpose(1, 0, 2)).max() <= TOLERANCE
         for got, expected in zip(result.final_state, final if len(given) > 1 else [final], strict=True):
             assert np.abs(got - expected.numpy()).max() <= TOLERANCE
+
+
+def test_threads_share_no_memory() -> None:
+    runtime = TorchScriptRuntime(build_torchscript(random_classifier("gru", layers=2)))
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((64, 64, 3), np.float32) for _ in range(8)]
+    state = (np.zeros((2, 64, 8), np.float32),)
+    expected = [runtime.run(x, state).states.copy() for x in inputs]
+
+    def differs(index: int) -> int:
+        return sum(not np.array_equal(runtime.run(inputs[index], state).states, expected[index]) for _ in range(50))
+
+    with ThreadPoolExecutor(len(inputs)) as threads:
+        assert sum(threads.map(differs, range(len(inputs)))) == 0
 
 
 def test_a_machine_without_a_card_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
