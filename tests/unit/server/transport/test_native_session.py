@@ -473,11 +473,10 @@ def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     peer.call(11, b"", WORK, far)
     assert peer.answer(11).status == (RESOURCE_EXHAUSTED, "the queue is full")
     assert len(peer.requests()) == 4
-    # Those were just passed on, and are not in the queue yet.
+    # Those are in the queue by now.
     strained()
     peer.call(13, b"", WORK, far)
-    assert peer.answer(13).status == (RESOURCE_EXHAUSTED, "the queue is full")
-    assert not peer.requests()
+    assert len(peer.requests()) == 1
     strained()
     peer.open(15, WORK, far)
     peer.open(17, WORK, far)
@@ -494,7 +493,7 @@ def test_a_strained_server_refuses_work_before_it_is_read() -> None:
     peer.server.refuse(0, 1002.0, 0.0, 0.0, [], 8, "the queue is full", ())
     peer.call(25, b"", WORK)
     assert peer.answer(25).status == (RESOURCE_EXHAUSTED, "the queue is full")
-    assert [peer.server.take_refused(peer.methods[path]) for path in (WORK, WORK, UNARY)] == [5, 0, 0]
+    assert [peer.server.take_refused(peer.methods[path]) for path in (WORK, WORK, UNARY)] == [4, 0, 0]
 
 
 def initial_windows(peer: Peer) -> list[int]:

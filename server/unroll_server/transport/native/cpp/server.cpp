@@ -48,8 +48,7 @@ void Server::refuse(size_t work, const Status& status, Refusal refusal) {
     refusal.wire = wire_of(status);
     Refusal& kept = refusals_.at(work) = std::move(refusal);
     kept.headers = response_headers(kept.wire);
-    // Calls that were just handed over are not part of the known work.
-    taken_[work] = expected_[work] + ready_[work] + handed_[work];
+    taken_[work] = expected_[work] + ready_[work];
 }
 
 const Refusal* Server::refusal_of(Call& call, double now) {

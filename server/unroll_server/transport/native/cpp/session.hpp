@@ -167,7 +167,7 @@ class Server {
     uint64_t take_refused(int method) { return std::exchange(methods_.at(static_cast<size_t>(method)).refused, 0); }
 
     std::vector<Event> take_events() {
-        handed_ = std::exchange(ready_, {});
+        ready_ = {};
         return std::exchange(events_, {});
     }
     bool has_events() const { return !events_.empty(); }
@@ -196,8 +196,8 @@ class Server {
     std::vector<Method> methods_;
     std::array<Refusal, kinds_of_work> refusals_;
     // Numbers of calls by kind of work: accepted since the refusal was set, or not handed over by then; with an
-    // incomplete message; ready to be handed over; handed over with the last events.
-    std::array<double, kinds_of_work> taken_{}, expected_{}, ready_{}, handed_{};
+    // incomplete message; ready to be handed over. The refusal's work has those that were handed over.
+    std::array<double, kinds_of_work> taken_{}, expected_{}, ready_{};
     std::vector<Event> events_;
     std::set<std::pair<double, Call*>> deadlines_;
     std::unordered_set<Session*> sessions_;
