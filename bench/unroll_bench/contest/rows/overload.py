@@ -2,7 +2,6 @@
 
 from functools import partial
 from itertools import count
-from operator import itemgetter
 from typing import NamedTuple
 
 from unroll_bench.contest.asking import Contestant
@@ -72,19 +71,20 @@ async def measure(session: Session, outcome: Outcome) -> None:
         )
         gone = [name for name, rounds in measured.items() if None in rounds]
         outcome.notes += [f"{name}{suffix}: the server is gone" for name in gone]
-        results = {name: [each for each in rounds if each] for name, rounds in measured.items()}
+        finished = {name: [each for each in rounds if each] for name, rounds in measured.items()}
+        results = {name: rounds for name, rounds in finished.items() if rounds}
         if NATIVE in gone:
             outcome.problem = f"{NATIVE}{suffix}: the server is gone"
             return
         good = {name: [_good(each, session.seconds) for each in rounds] for name, rounds in measured.items()}
-        for name, rounds in filter(itemgetter(1), results.items()):
+        for name, rounds in results.items():
             left_out = sum(result.errors.pop("left out", 0) for result in rounds)
             offered = TIMES * peak - left_out / len(rounds) / (WARM_UP + session.seconds)
             outcome.notes.append(
                 f"{name}{suffix}: offered {offered:,.0f} requests/s, as many as the generator can make"
             )
         outcome.figures.append(Figure(NATIVE, f"requests/s, peak{suffix}", [peak]))
-        for name, rounds in filter(itemgetter(1), results.items()):
+        for name, rounds in results.items():
             outcome.figures.append(Figure(name, f"requests/s in time at {TIMES} x peak{suffix}", good[name]))
             _explain(outcome, f"{name}{suffix}", rounds)
         if kind.bar is None:

@@ -49,7 +49,7 @@ class Connection(Session, asyncio.BufferedProtocol):
         self._refused = refused
         self._left = left
         self._transport: asyncio.Transport | None = None
-        # Nothing is written while the caller does not read, and nothing is read then or during a rest.
+        # Nothing is written or read while the caller does not read, and nothing is read during a rest.
         self._is_paused = False
         self.rests = False
         self._closed: asyncio.Future[None] | None = None
